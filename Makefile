@@ -1,0 +1,37 @@
+# Two commands do all the set-up: make train, make test. Each one makes .venv first when it must.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+READY := .venv/.ready
+
+.PHONY: train test check format bench clean
+
+train: $(READY)
+	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.bench
+	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+.venv/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[dev,bench]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist outputs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,29 @@
+"""burgersgd: gradient descent on the local entropy of the loss, the viscous Burgers flow of its gradient.
+
+>>> import burgersgd
+>>> config = burgersgd.TrainConfig(trainer=burgersgd.TrainerConfig(budget=40))
+>>> result = burgersgd.train(config, record=False, progress=False)
+>>> result.evaluations
+40
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from burgersgd import config
+from burgersgd.config import ConfigError, TrainConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from burgersgd.run import Result, train, train_fleet
+
+__version__ = "0.1.0"
+__all__ = ["ConfigError", "Result", "TrainConfig", "TrainerConfig", "config", "train", "train_fleet"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Result", "train", "train_fleet"):  # torch takes a second to import: only when it is needed
+        from burgersgd import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")

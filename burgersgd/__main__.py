@@ -1,0 +1,6 @@
+"""python -m burgersgd."""
+
+from burgersgd.cli import run
+
+if __name__ == "__main__":
+    run()

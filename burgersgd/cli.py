@@ -1,0 +1,270 @@
+"""The command line: argparse for the first word, Hydra behind `train`. Read this first.
+
+`burgersgd train [flags] [key=value ...]` composes conf/ with the overrides, checks everything (every job of a grid) and
+prepares data and model before Hydra runs the job, so that a mistake is one line on the terminal, exit code 2, and
+nothing on the disk.
+
+Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run diverged; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from burgersgd import __version__
+
+if TYPE_CHECKING:
+    from burgersgd.config import TrainConfig
+    from burgersgd.run import Result
+
+EPILOG = """\
+examples:
+  burgersgd train                                      the paper's optimizer on scikit-learn's digits
+  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
+  burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 seed=range(3)
+  burgersgd train --help                               all groups and keys
+  tensorboard --logdir outputs                         look at the curves
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        return _complete(arguments)
+    parser = argparse.ArgumentParser(
+        prog="burgersgd",
+        description="Train neural networks by gradient descent on the local entropy of the loss.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="train: train a network")
+    command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
+    return COMMANDS[command](arguments[1:])
+
+
+def _train(arguments: list[str]) -> int:
+    from burgersgd import config as schema
+
+    arguments = [_yaml_infinity(a) for a in arguments]
+    schema.register_schemas()
+    job = _Job()
+    if not _only_informs(arguments):
+        try:
+            jobs = compose_jobs(arguments)
+            with _interruptible() as interrupted:
+                job.prepare(jobs)
+        except schema.ConfigError as error:
+            return _fail(error)
+        except ValueError as error:  # DataError: one line that says what to do
+            return _fail(error)
+        if interrupted:
+            return 130
+    with _interruptible() as interrupted:
+        _run_hydra(arguments, job)
+    return 130 if interrupted else job.exit_code
+
+
+class _Job:
+    """What Hydra calls for every job; it never raises and never exits, but remembers how the jobs ended."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self.results: list[Result] = []
+        self.n_jobs = 0
+
+    def prepare(self, configs: Sequence[TrainConfig]) -> None:
+        """Check data, model and budget of every job before the first one starts; raises ValueError."""
+        from burgersgd.run import check_output, prepare
+
+        self.n_jobs = len(configs)
+        for config in configs:
+            check_output(config)
+            prepare([config])
+
+    def __call__(self, cfg: Any) -> float:
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from burgersgd.recording.progress import summary
+        from burgersgd.run import train
+
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            config = OmegaConf.to_object(cfg)
+            result = train(config, overrides=overrides)  # pyright: ignore[reportArgumentType]
+        except ValueError as error:
+            _fail(error)
+            self.failures.append(str(error))
+            return float("inf")
+        self.results.append(result)
+        print(summary(**_summary_fields(result)), flush=True)
+        return result.objective
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the whole command."""
+        if self.failures:
+            return 1 if self.n_jobs > 1 else 2
+        return 3 if self.n_jobs == 1 and any(r.state == "diverged" for r in self.results) else 0
+
+
+def _summary_fields(result: Result) -> dict[str, Any]:
+    config, diverged = result.config, result.state == "diverged"
+    regression = config.loss.name == "squared_error" and config.dataset.name == "teacher_student"
+    return {
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, seed {config.seed}",
+        "data": config.dataset.name,
+        "model": config.model.name,
+        "parameters": result.n_parameters,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "folder": result.folder,
+        "train_loss": None if diverged else result.metrics["train_loss"][-1],
+        "validation_error": None if diverged else result.validation_error,
+        "test_error": None if diverged else result.test_error,
+        "test_loss": None if diverged else result.test_loss,
+        "best_test_error": None if regression else result.best_test_error,
+        "best_at": result.best_at,
+        "diverged_at": result.evaluations if diverged else None,
+        "last_finite_loss": result.last_loss if diverged else None,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ composing and Hydra
+
+
+def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
+    """Return the checked configuration of every job that the arguments ask for (one, or a grid with --multirun).
+
+    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from burgersgd.config import CONF_DIR, ConfigError
+
+    flags = _hydra_flags(arguments)
+    words = [w for w in flags.overrides if not w.lstrip("+~").startswith("hydra/")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(overrides=words)
+        grid = [words]
+        if flags.multirun:
+            grid = [list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+        elif any(o.is_sweep_override() for o in overrides):
+            raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+        jobs = []
+        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+            for job in grid:
+                node = compose("train", overrides=job)
+                jobs.append(OmegaConf.to_object(node))
+        return jobs
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf complains about, in one line."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text, reason = str(error), str(cause).splitlines()[0]
+    options = re.search(r"Could not find '([^/']+)/([^']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
+    if options:
+        group, choice, names = options.groups()
+        return f"{group}={choice}: must be one of {', '.join(names.split())}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return f"{unknown.group(1)}: no such key (burgersgd train --help lists them)"
+    wrong = re.search(r"Error merging override (\S.*)", text)
+    if wrong:
+        kind = re.search(r"could not be converted to (\w+)", reason)
+        return f"{wrong.group(1)}: " + (f"must be of type {kind.group(1).lower()}" if kind else reason)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+
+
+def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser().parse_args(list(arguments))
+
+
+def _only_informs(arguments: Sequence[str]) -> bool:
+    """Whether Hydra is to print something (--help, --cfg, --info ...) instead of running."""
+    flags = _hydra_flags(arguments)
+    return bool(flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
+
+
+def _yaml_infinity(argument: str) -> str:
+    """Accept YAML's .inf where Hydra's grammar wants inf."""
+    return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)
+
+
+def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float]) -> None:
+    import hydra
+
+    from burgersgd.config import CONF_DIR
+
+    def train(cfg: Any) -> float:
+        return task(cfg)
+
+    saved = sys.argv
+    sys.argv = ["burgersgd", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(train)()
+    finally:
+        sys.argv = saved
+
+
+def _complete(arguments: Sequence[str]) -> int:
+    """Shell completion: of the commands here, of groups and keys by Hydra."""
+    line = os.environ.get("COMP_LINE", "").split(" ")
+    if line[1:2] == ["train"] and len(line) > 2:
+        del line[1]
+        os.environ["COMP_LINE"] = " ".join(line)
+    elif any("query" in a for a in arguments):
+        print(" ".join(c for c in COMMANDS if c.startswith(line[-1])))
+        return 0
+    from burgersgd.config import register_schemas
+
+    register_schemas()
+    _run_hydra(arguments, lambda cfg: 0.0)
+    return 0
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[str]]:
+    """Turn Ctrl-C into an entry of the list that is yielded."""
+    interrupted: list[str] = []
+    try:
+        yield interrupted
+    except KeyboardInterrupt:
+        interrupted.append("interrupted")
+        print("burgersgd: interrupted", file=sys.stderr)
+
+
+def _fail(error: Exception) -> int:
+    print(f"burgersgd: error: {error}", file=sys.stderr)
+    return 2
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train}
+"""First word of the command line -> what handles the rest."""
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The user's own data: numpy arrays, handed over in Python or in an .npz file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets
+from burgersgd.datasets.prepare import Options, Raw, prepare
+
+KEYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
+
+
+def from_arrays(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    x_val: ArrayLike | None = None,
+    y_val: ArrayLike | None = None,
+    x_test: ArrayLike | None = None,
+    y_test: ArrayLike | None = None,
+    name: str = "arrays",
+    **options: Any,
+) -> Dataset:
+    """Return a data set of inputs x ``[n]``, ``[n, features]``, ``[n, h, w]`` or ``[n, channels, h, w]`` and targets y.
+
+    Integer y ``[n]`` are the classes 0..k-1, real y ``[n]`` or ``[n, outputs]`` are regression targets. Validation and
+    test parts not given are taken from x, y. `options` are those of `Options` (label_noise, train_size, ...).
+    Raises DataError for data or options that cannot be used.
+
+    >>> data = from_arrays([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1], validation_fraction=0.25, test_fraction=0.25)
+    >>> data.task, data.n_outputs, data.n_train
+    ('classification', 2, 2)
+    """
+    given = {"x": x, "y": y, "x_val": x_val, "y_val": y_val, "x_test": x_test, "y_test": y_test}
+    arrays = {key: _array(key, value) for key, value in given.items() if value is not None}
+    return prepare(name, _raw(arrays), Options(**options))
+
+
+def npz(config: Any) -> Raw:
+    """Return the arrays x, y (or x_train, y_train) [, x_val, y_val] [, x_test, y_test] of the file config.path."""
+    try:
+        return _raw(_read(Path(config.path).expanduser()))
+    except DataError as error:
+        raise DataError(f"dataset.path={config.path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, ndarray]:
+    """Return those arrays of an .npz file that have one of our names."""
+    if not path.is_file():
+        raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
+    arrays = {}
+    reading = "the list of its arrays"
+    try:
+        # np.load leaves a file that it opened itself open when it turns out to be damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            for reading in [key for key in KEYS if key in archive.files]:
+                arrays[reading] = archive[reading]
+    except Exception as error:  # a damaged file makes zipfile and numpy raise almost anything
+        raise DataError(
+            f"{reading} cannot be read ({_one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
+        ) from error
+    return arrays
+
+
+def _array(key: str, value: ArrayLike) -> ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{key} is not an array ({_one_line(error)})") from error
+
+
+def _raw(arrays: dict[str, ndarray]) -> Raw:
+    """Return the data in arrays, named as in KEYS; raises DataError that names the array at fault."""
+    training = ("x", "y") if {"x", "y"} & arrays.keys() else ("x_train", "y_train")
+    if training == ("x", "y") and {"x_train", "y_train"} & arrays.keys():
+        raise DataError("x, y and x_train, y_train mean the same; keep one pair")
+    pairs = [training, *(pair for pair in (("x_val", "y_val"), ("x_test", "y_test")) if set(pair) & arrays.keys())]
+    for key in (key for pair in pairs for key in pair):
+        if key not in arrays:
+            found = ", ".join(arrays) or "none of ours"
+            raise DataError(f"key {key} is missing; there is {found}; needed are x, y (or x_train, y_train)")
+    parts = {key_x: _part(arrays, key_x, key_y) for key_x, key_y in pairs}
+    for key_x, key_y in pairs[1:]:
+        for key, own, of_training in zip((key_x, key_y), parts[key_x], parts[training[0]], strict=True):
+            if own.shape[1:] != of_training.shape[1:] or own.dtype != of_training.dtype:
+                raise DataError(f"{key} does not match {training[key is key_y]}: {_kind(own)} and {_kind(of_training)}")
+    train, validation, test = parts[training[0]], parts.get("x_val"), parts.get("x_test")
+    if train.targets.is_floating_point():
+        return Raw("regression", train.targets.shape[1], train, validation, test)
+    labels = torch.cat([part.targets for part in parts.values()])
+    return Raw("classification", _number_of_classes(training[1], labels), train, validation, test)
+
+
+def _part(arrays: dict[str, ndarray], key_x: str, key_y: str) -> Part:
+    """Return inputs and targets of one part, checked by themselves."""
+    inputs, targets = _inputs(key_x, arrays[key_x]), _targets(key_y, arrays[key_y])
+    if len(inputs) != len(targets):
+        raise DataError(f"{key_x} has {len(inputs)} rows, {key_y} has {len(targets)}; they must have the same number")
+    return Part(inputs, targets)
+
+
+def _inputs(key: str, x: ndarray) -> Float32[Tensor, "n *input_shape"]:
+    if x.dtype.kind not in "fiub":
+        raise DataError(f"{key} is of type {x.dtype}; must be real numbers")
+    if not 1 <= x.ndim <= 4 or x.size == 0:
+        raise DataError(
+            f"{key} has shape {x.shape}; must be [n, features], [n, h, w] or [n, channels, h, w], not empty"
+        )
+    inputs = _floats(key, x)
+    if x.ndim == 1:
+        return inputs[:, None]  # one feature
+    return inputs[:, None] if x.ndim == 3 else inputs  # one channel
+
+
+def _targets(key: str, y: ndarray) -> Targets:
+    if y.dtype.kind not in "fiub":
+        raise DataError(f"{key} is of type {y.dtype}; must be integers (classes) or real numbers (regression)")
+    regression = y.dtype.kind == "f"
+    if not 1 <= y.ndim <= 1 + regression or y.size == 0:
+        wanted = "[n] or [n, outputs]" if regression else "[n] (class numbers; real numbers make it a regression)"
+        raise DataError(f"{key} has shape {y.shape}; must be {wanted}, not empty")
+    if regression:
+        return _floats(key, y).reshape(len(y), -1)
+    if y.min() < 0:
+        raise DataError(f"{key} has the label {y.min()}; labels must be 0..k-1")
+    return torch.from_numpy(y.astype(np.int64))
+
+
+def _floats(key: str, x: ndarray) -> Float32[Tensor, "n *shape"]:
+    """Return a float32 copy of x; raises DataError when one of its numbers is not finite."""
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        raise DataError(f"{key} has {bad} values that are not finite in float32; remove or replace them")
+    return values
+
+
+def _number_of_classes(key: str, labels: Tensor) -> int:
+    """Return k of the labels 0..k-1 of all parts together; raises DataError when one of them never occurs."""
+    present = labels.unique()
+    classes = len(present)
+    if classes < 2 or int(present[-1]) != classes - 1:
+        raise DataError(
+            f"{key} has {classes} different labels from {int(present[0])} to {int(present[-1])}; "
+            "labels must be 0..k-1 with k at least 2; numpy.unique(y, return_inverse=True)[1] renumbers them"
+        )
+    return classes
+
+
+def _kind(x: Tensor) -> str:
+    kind = "real" if x.is_floating_point() else "integer"
+    return f"{kind} [{', '.join(['n', *map(str, x.shape[1:])])}]"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,83 @@
+"""Which training examples each run sees at each gradient evaluation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from burgersgd.streams import Purpose, integers, permutation
+
+
+class Batches:
+    """The order in which R runs see the training examples: device-resident, reproducible from (seed, epoch) alone.
+
+    Without replacement every epoch is a fresh permutation of the n examples, its last batch short or dropped; a batch
+    of all n examples keeps their order. With replacement each batch is batch_size independent draws.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seeds: Int64[Tensor, " runs"],
+        with_replacement: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n."""
+        if not 1 <= batch_size <= n:
+            raise ValueError(
+                f"trainer.batch_size={batch_size}: must be between 1 and {n}, the number of training examples"
+            )
+        self.n = n
+        self.batch_size = batch_size
+        self.seeds = seeds
+        self.with_replacement = with_replacement
+        whole = drop_last and not with_replacement
+        self.evaluations_per_epoch = n // batch_size if whole else -(-n // batch_size)
+        """Gradient evaluations that make an epoch."""
+        self._last_size = batch_size if whole or with_replacement else n - (self.evaluations_per_epoch - 1) * batch_size
+        self._epoch = -1
+        self._table = torch.empty(0, len(seeds), batch_size, dtype=torch.int64, device=seeds.device)
+
+    def size(self, step: int) -> int:
+        """Return the number of examples in the batch of gradient evaluation step = 0, 1, 2, ..."""
+        last = step % self.evaluations_per_epoch == self.evaluations_per_epoch - 1
+        return self._last_size if last else self.batch_size
+
+    def indices(self, first: int, count: int) -> Int64[Tensor, "steps runs batch_size"]:
+        """Return the examples of evaluations first ... first + count - 1, not to be written to.
+
+        Only the first size(step) entries of a batch count: a short one is filled up by repeating its beginning.
+        """
+        if self.with_replacement:
+            drawn = integers(self.seeds, Purpose.BATCHES, first, count, self.batch_size)  # uniform in [0, 2^32)
+            return (drawn * self.n) >> 32
+        pieces = []
+        while count > 0:
+            epoch, position = divmod(first, self.evaluations_per_epoch)
+            piece = self._epoch_table(epoch)[position : position + count]
+            pieces.append(piece)
+            first, count = first + len(piece), count - len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _epoch_table(self, epoch: int) -> Int64[Tensor, "evaluations runs batch_size"]:
+        """Return all batches of an epoch; the latest epoch asked for is kept."""
+        if self.batch_size == self.n:
+            return torch.arange(self.n, device=self.seeds.device).expand(1, len(self.seeds), self.n)
+        if epoch != self._epoch:
+            order = permutation(self.seeds, epoch, self.n)
+            self._table = _cut(order, self.evaluations_per_epoch, self.batch_size)
+            self._epoch = epoch
+        return self._table
+
+
+def _cut(order: Int64[Tensor, "runs n"], evaluations: int, batch_size: int) -> Int64[Tensor, "evaluations runs batch"]:
+    """Return order cut into batches, the last one filled up from its own beginning."""
+    runs, n = order.shape
+    missing = evaluations * batch_size - n
+    if missing > 0:
+        last = order[:, (evaluations - 1) * batch_size :]
+        filling = last.repeat(1, -(-missing // last.shape[1]))[:, :missing]
+        order = torch.cat([order, filling], dim=1)
+    return order[:, : evaluations * batch_size].reshape(runs, evaluations, batch_size).transpose(0, 1).contiguous()

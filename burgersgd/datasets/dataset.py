@@ -1,0 +1,66 @@
+"""What a data set is once it is ready for training: three parts of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Task = Literal["classification", "regression"]
+Targets = Int64[Tensor, " n"] | Float[Tensor, "n outputs"]
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one line that says what to do about it."""
+
+
+class Part(NamedTuple):
+    """Examples: inputs ``[n, *input_shape]``, targets class numbers ``[n]`` or real outputs ``[n, outputs]``."""
+
+    inputs: Float[Tensor, "n *input_shape"]
+    targets: Targets
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, split and scaled. Nothing in train or validation was computed with the help of test."""
+
+    name: str
+    task: Task
+    train: Part
+    validation: Part
+    test: Part
+    n_outputs: int
+    """Number of classes, or of regression outputs."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @property
+    def n_train(self) -> int:
+        """Number of training examples."""
+        return self.train.n
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
+        """Return the data set on a device, its real numbers as dtype (class numbers stay int64)."""
+        return replace(
+            self,
+            train=_part_to(self.train, device, dtype),
+            validation=_part_to(self.validation, device, dtype),
+            test=_part_to(self.test, device, dtype),
+        )
+
+
+def _part_to(part: Part, device: torch.device | str, dtype: torch.dtype) -> Part:
+    target_dtype = dtype if part.targets.is_floating_point() else part.targets.dtype
+    return Part(part.inputs.to(device, dtype), part.targets.to(device, target_dtype))

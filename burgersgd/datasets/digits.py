@@ -1,0 +1,44 @@
+"""The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn (from UCI, optical recognition of digits).
+
+The file is read without importing scikit-learn, which takes longer than the rest of the start-up together.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from burgersgd.datasets.dataset import DataError, Part
+from burgersgd.datasets.prepare import Raw
+
+SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the unpacked file
+
+
+def digits_file() -> Path:
+    """Return where scikit-learn keeps the digits; raises DataError when it is not installed."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("dataset=digits: the data comes with scikit-learn; run: pip install scikit-learn")
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+
+
+def load_digits(config: Any = None) -> Raw:
+    """Return the digits, ``[1797, 1, 8, 8]`` in [0, 1]; raises DataError when the file is missing or corrupt."""
+    path = digits_file()
+    repair = "run: pip install --force-reinstall scikit-learn"
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"dataset=digits: {path} cannot be read ({error}); {repair}") from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise DataError(f"dataset=digits: {path} is corrupt (its checksum is wrong); {repair}")
+    rows = np.fromstring(content.decode().strip().replace("\n", ","), dtype=np.float32, sep=",").reshape(-1, 65)
+    inputs = torch.from_numpy(rows[:, :64].reshape(-1, 1, 8, 8) / 16)
+    return Raw("classification", 10, Part(inputs, torch.from_numpy(rows[:, 64].astype(np.int64))))

@@ -1,0 +1,159 @@
+"""From raw arrays to a Dataset: split, subsample, noise on the labels, scale. The same for every source.
+
+Everything drawn here depends on `dataset.seed` alone, each choice on a stream of its own, and every smaller choice is
+contained in the larger one, so that a study of one option does not change another:
+
+- the test part depends on test_fraction only, the validation part on these two fractions only;
+- train_size=100 keeps the first 100 of the examples that train_size=200 keeps;
+- label_noise=0.1 changes a subset of the labels that 0.2 changes, and changes them to the same classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Task
+
+SPLIT, LABELS, POINTS, TEACHER, NOISE = range(5)  # what random numbers are for
+
+
+def generator(seed: int, purpose: int) -> np.random.Generator:
+    """Return numpy's PCG64 for one purpose of one dataset.seed."""
+    return np.random.default_rng([seed, purpose])
+
+
+class Raw(NamedTuple):
+    """Data as its source has it; parts that are None are to be taken from train. Inputs may be uint8 images."""
+
+    task: Task
+    n_outputs: int
+    train: Part
+    validation: Part | None = None
+    test: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options common to all data sets.
+
+    label_noise: exactly round(label_noise * n) of the n training labels become another class, drawn uniformly.
+    train_size: training examples kept (None: all).
+    seed: fixes the split and all of the above.
+    validation_fraction, test_fraction: of the examples that validation (and test, where the source has no test part of
+        its own) are taken from.
+    standardize: shift and scale inputs to mean 0 and variance 1 over the training part (those kept): images by channel,
+        vectors by feature; what does not vary is only shifted. Targets are left alone.
+    """
+
+    label_noise: float = 0.0
+    train_size: int | None = None
+    seed: int = 0
+    validation_fraction: float = 0.2
+    test_fraction: float = 0.2
+    standardize: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise DataError for a value out of range."""
+        if not 0 <= self.label_noise < 1:
+            raise DataError(f"dataset.label_noise={self.label_noise}: must be in [0, 1)")
+        for key in ("validation_fraction", "test_fraction"):
+            if not 0 < getattr(self, key) < 1:
+                raise DataError(f"dataset.{key}={getattr(self, key)}: must be between 0 and 1, both excluded")
+        if self.seed < 0:
+            raise DataError(f"dataset.seed={self.seed}: must be at least 0")
+
+    @classmethod
+    def of(cls, config: Any) -> Options:
+        """Return the common options among the attributes of config; those it does not have keep their defaults."""
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(config, field.name)]
+        return cls(**{name: getattr(config, name) for name in names})
+
+
+def prepare(name: str, raw: Raw, options: Options) -> Dataset:
+    """Return the data set called name made of raw; raises DataError when an option does not fit the data."""
+    train, validation, test = _split(raw, options)
+    kept = _check_train_size(options, train.n)
+    if options.label_noise > 0:
+        if raw.task == "regression" or raw.n_outputs < 2:
+            raise DataError(f"dataset.label_noise={options.label_noise}: must be 0, there are no classes to exchange")
+        train = train._replace(targets=_with_noise(train.targets, kept, raw.n_outputs, options))
+    train = _take(train, torch.arange(kept))
+    train, validation, test = _to_float(train), _to_float(validation), _to_float(test)
+    if options.standardize:
+        mean, std = _mean_and_std(train.inputs)
+        train, validation, test = (
+            part._replace(inputs=torch.sub(part.inputs, mean).div_(std)) for part in (train, validation, test)
+        )
+    return Dataset(name, raw.task, train, validation, test, raw.n_outputs)
+
+
+def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
+    """Return train, validation and test, the missing ones taken from a shuffled train; the rest stays shuffled."""
+    n = raw.train.n
+    order = torch.from_numpy(generator(options.seed, SPLIT).permutation(n))
+    n_test = 0 if raw.test is not None else _share(n, "test_fraction", options)
+    n_validation = 0 if raw.validation is not None else _share(n, "validation_fraction", options)
+    if n_test + n_validation >= n:
+        raise DataError(
+            f"dataset.validation_fraction={options.validation_fraction} leaves no training examples: "
+            f"of {n}, {n_validation} are for validation and {n_test} for the test"
+        )
+    test = raw.test if raw.test is not None else _take(raw.train, order[:n_test])
+    rest = order[n_test:]
+    validation = raw.validation if raw.validation is not None else _take(raw.train, rest[:n_validation])
+    return _take(raw.train, rest[n_validation:]), validation, test
+
+
+def _share(n: int, key: str, options: Options) -> int:
+    fraction = getattr(options, key)
+    size = round(fraction * n)
+    if size < 1:
+        raise DataError(f"dataset.{key}={fraction}: not a single one of {n} examples; must be at least {1 / n:.2g}")
+    return size
+
+
+def _check_train_size(options: Options, available: int) -> int:
+    if options.train_size is None:
+        return available
+    if not 1 <= options.train_size <= available:
+        raise DataError(
+            f"dataset.train_size={options.train_size}: must be between 1 and {available}, "
+            "what validation and test leave for training"
+        )
+    return options.train_size
+
+
+def _with_noise(targets: Int64[Tensor, " n"], kept: int, classes: int, options: Options) -> Int64[Tensor, " n"]:
+    """Return targets with exactly round(label_noise * kept) of the first kept ones changed to another class."""
+    rng = generator(options.seed, LABELS)
+    rank = rng.random(len(targets))
+    shift = torch.from_numpy(rng.integers(1, classes, len(targets)))
+    changed = torch.from_numpy(np.argsort(rank[:kept])[: round(options.label_noise * kept)])
+    noisy = targets.clone()
+    noisy[changed] = (targets[changed] + shift[changed]) % classes
+    return noisy
+
+
+def _take(part: Part, index: Int64[Tensor, " m"]) -> Part:
+    return Part(part.inputs[index], part.targets[index])
+
+
+def _to_float(part: Part) -> Part:
+    """Return the part with uint8 pixels as float32 in [0, 1]."""
+    if part.inputs.dtype == torch.uint8:
+        return part._replace(inputs=part.inputs.float().div_(255))
+    return part
+
+
+def _mean_and_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per channel (4 dimensions or more) or feature, in a shape that broadcasts."""
+    over = [0, *range(2, inputs.dim())] if inputs.dim() >= 4 else [0]
+    std, mean = torch.std_mean(inputs.double(), dim=over, correction=0, keepdim=True)
+    constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # not == 0: the mean of equal numbers is rounded
+    return mean.float(), torch.where(constant, 1.0, std).float()

@@ -1,0 +1,128 @@
+"""Data made by procedure, the same for the same dataset.seed: MNIST-1D, two spirals, a teacher network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from numpy import ndarray
+from numpy.lib.stride_tricks import sliding_window_view
+
+from burgersgd.datasets.dataset import Part
+from burgersgd.datasets.prepare import NOISE, POINTS, TEACHER, Raw, generator
+
+DIGIT_CURVES = (
+    (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
+    (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),
+    (5, 6, 6.5, 6.5, 6, 5.25, 4.75, 4, 3.5, 3.5, 4, 5),
+    (5, 6, 6.5, 6.5, 6, 5, 5, 6, 6.5, 6.5, 6, 5),
+    (5, 4.4, 3.8, 3.2, 2.6, 2.6, 5, 5, 5, 5, 5, 5),
+    (5, 3, 3, 3, 3, 5, 6, 6.5, 6.5, 6, 4.5, 5),
+    (5, 4, 3.5, 3.25, 3, 3, 3, 3, 3.25, 3.5, 4, 5),
+    (5, 7, 7, 6.6, 6.2, 5.8, 5.4, 5, 4.6, 4.2, 5, 5),
+    (5, 4, 3.5, 3.5, 4, 5, 5, 4, 3.5, 3.5, 4, 5),
+    (5, 4, 3.5, 3.5, 4, 5, 5, 5, 5, 4.7, 4.3, 5),
+)
+"""MNIST-1D: the pen's path for each of the ten digits."""
+CURVE_POINTS, MIN_PADDING, MAX_PADDING = 12, 36, 60
+CANVAS = CURVE_POINTS + MAX_PADDING
+MAX_TRANSLATION, SCALE, SHEAR = 48, 0.4, 0.75
+CORRELATED_NOISE, CORRELATION_LENGTH, WHITE_NOISE = 0.25, 2.0, 0.02
+LENGTH = 40
+
+PROBE_SIZE = 10_000  # inputs by which the teacher's outputs are scaled
+
+
+def mnist1d(config: Any) -> Raw:
+    """Return MNIST-1D ``[n_samples, 40]``, ten classes of equal size (Greydanus & Kobak, Scaling down deep learning).
+
+    A digit is a curve of 12 points, lengthened by 36 to 60 zeros, stretched to 72 points, scaled by 1 +- 0.2, moved on
+    by up to 47 points, with correlated noise where there is no curve, white noise and a random slope everywhere, and
+    read off at 40 points. Procedure and constants are theirs, the random numbers are not: this is not their file.
+    """
+    n = config.n_samples
+    rng = generator(config.seed, POINTS)
+    labels = np.arange(n) % 10
+
+    padding = rng.integers(MIN_PADDING, MAX_PADDING + 1, (n, 1))
+    place = np.linspace(0, 1, CANVAS) * (CURVE_POINTS + padding - 1)  # of a canvas point on the padded curve
+    left = np.minimum(np.floor(place).astype(int), CURVE_POINTS)  # all beyond the curve is zero
+    padded = np.pad(_normalised_curves(), ((0, 0), (0, 2)))[labels[:, None], [[*range(CURVE_POINTS + 2)]]]
+    here, there = np.take_along_axis(padded, left, 1), np.take_along_axis(padded, left + 1, 1)
+    signal = here + (place - np.floor(place)) * (there - here)
+
+    signal *= 1 + SCALE * (rng.random((n, 1)) - 0.5)
+    shifted = (np.arange(CANVAS) - rng.integers(0, MAX_TRANSLATION, (n, 1))) % CANVAS
+    signal, place = np.take_along_axis(signal, shifted, 1), np.take_along_axis(place, shifted, 1)
+
+    correlated = gaussian_smooth(CORRELATED_NOISE * rng.standard_normal((n, CANVAS)), CORRELATION_LENGTH)
+    signal = np.where(place < CURVE_POINTS, signal, correlated)
+    signal += WHITE_NOISE * rng.standard_normal((n, CANVAS))
+    signal -= SHEAR * (rng.random((n, 1)) - 0.5) * np.linspace(-0.5, 0.5, CANVAS)
+
+    place = np.linspace(0, CANVAS - 1, LENGTH)
+    left = np.minimum(place.astype(int), CANVAS - 2)
+    signal = signal[:, left] + (place - left) * (signal[:, left + 1] - signal[:, left])
+    return _classification(signal, labels, 10)
+
+
+def _normalised_curves() -> Float64[ndarray, "digits points"]:
+    """Return the curves with variance 1 / 36, starting and ending at 0."""
+    curves = np.array(DIGIT_CURVES)
+    return (curves - curves[:, :1]) / curves.std(1, keepdims=True) / 6
+
+
+def gaussian_smooth(x: Float64[ndarray, "n length"], sigma: float) -> Float64[ndarray, "n length"]:
+    """Return rows convolved with a Gaussian cut off at 4 sigma, mirrored at the ends, as scipy.ndimage has it."""
+    radius = round(4 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    mirrored = np.pad(x, ((0, 0), (radius, radius)), mode="symmetric")
+    return sliding_window_view(mirrored, 2 * radius + 1, axis=1) @ (kernel / kernel.sum())
+
+
+def two_spirals(config: Any) -> Raw:
+    """Return points ``[n_samples, 2]`` on two interleaved spirals (turns rounds, radius 1) plus noise."""
+    n = config.n_samples
+    labels = np.arange(n) % 2
+    radius = np.sqrt(generator(config.seed, POINTS).random(n))  # equally dense along the curve
+    angle = 2 * np.pi * config.turns * radius + np.pi * labels
+    points = radius * np.stack([np.cos(angle), np.sin(angle)])
+    noise = generator(config.seed, NOISE).standard_normal((n, 2))
+    return _classification(points.T + config.noise * noise, labels, 2)
+
+
+def teacher_student(config: Any) -> Raw:
+    """Return normal inputs ``[n_samples, input_dim]`` and what a random tanh network says of them, plus noise.
+
+    The teacher has teacher_depth hidden layers of teacher_width units, weights N(0, 1 / fan-in), biases N(0, 1); its
+    outputs have mean 0 and variance 1 over the inputs, to which noise of standard deviation `noise` is added.
+    """
+    rng = generator(config.seed, TEACHER)
+    widths = [config.input_dim, *[config.teacher_width] * config.teacher_depth, config.outputs]
+    layers = [
+        (rng.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in), rng.standard_normal(fan_out))
+        for fan_in, fan_out in pairwise(widths)
+    ]
+
+    def teacher(x: ndarray) -> ndarray:
+        for weight, bias in layers[:-1]:
+            x = np.tanh(x @ weight + bias)
+        return x @ layers[-1][0]
+
+    # Its scale is the teacher's own, measured apart, so that it depends on no example and on no n_samples.
+    probe = teacher(rng.standard_normal((PROBE_SIZE, config.input_dim)))
+    inputs = generator(config.seed, POINTS).standard_normal((config.n_samples, config.input_dim))
+    outputs = (teacher(inputs) - probe.mean(0)) / probe.std(0)
+    outputs += config.noise * generator(config.seed, NOISE).standard_normal(outputs.shape)
+    return Raw("regression", config.outputs, Part(_float_tensor(inputs), _float_tensor(outputs)))
+
+
+def _classification(inputs: Float64[ndarray, "n features"], labels: Int64[ndarray, " n"], classes: int) -> Raw:
+    return Raw("classification", classes, Part(_float_tensor(inputs), torch.from_numpy(labels)))
+
+
+def _float_tensor(x: ndarray) -> torch.Tensor:
+    return torch.from_numpy(x.astype(np.float32))

@@ -1,0 +1,100 @@
+"""Losses of a mini-batch (2.5)-(2.8): what is minimised, and the error that is reported beside it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """A loss knows what outputs it needs, how to encode the targets, and the mean over a batch."""
+
+    name: str
+
+    def n_outputs(self, n_outputs: int) -> int:
+        """Return the model outputs needed for a data set of n_outputs classes or regression targets."""
+        ...
+
+    def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
+        """Return the targets ``[n, ...]`` in the form that mean expects."""
+        ...
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch, outputs ``[batch, outputs]`` (2.6), (2.11)."""
+        ...
+
+    def classify(self, outputs: Tensor) -> Tensor:
+        """Return the predicted classes ``[batch]``."""
+        ...
+
+
+class CrossEntropy:
+    """-log softmax(outputs)[class]."""
+
+    name = "cross_entropy"
+
+    def n_outputs(self, n_outputs: int) -> int:
+        """One output per class."""
+        return n_outputs
+
+    def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
+        """Class numbers as they are."""
+        return targets
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy."""
+        return F.cross_entropy(outputs, targets)
+
+    def classify(self, outputs: Tensor) -> Tensor:
+        """The class with the largest output."""
+        return outputs.argmax(-1)
+
+
+class SquaredError:
+    """|outputs - target|^2 summed over the outputs; classes become one-hot vectors."""
+
+    name = "squared_error"
+
+    def n_outputs(self, n_outputs: int) -> int:
+        """One output per class or regression target."""
+        return n_outputs
+
+    def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
+        """One-hot vectors for classes, regression targets as they are."""
+        return targets if targets.is_floating_point() else F.one_hot(targets, n_outputs).to(dtype)
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch of the squared distance."""
+        return (outputs - targets).square().sum(-1).mean()
+
+    def classify(self, outputs: Tensor) -> Tensor:
+        """The class with the largest output."""
+        return outputs.argmax(-1)
+
+
+class Logistic:
+    """log(1 + exp(-t output)) with t = +-1, for two classes and one output."""
+
+    name = "logistic"
+
+    def n_outputs(self, n_outputs: int) -> int:
+        """One output whatever the data."""
+        return 1
+
+    def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
+        """Classes 0, 1 become -1, +1."""
+        return (2 * targets - 1).to(dtype)
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean logistic loss."""
+        return F.softplus(-targets * outputs.squeeze(-1)).mean()
+
+    def classify(self, outputs: Tensor) -> Tensor:
+        """Class 1 where the output is positive."""
+        return (outputs.squeeze(-1) > 0).long()
+
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (CrossEntropy(), SquaredError(), Logistic())}

@@ -1,0 +1,30 @@
+"""Models: functions of a list of parameter tensors, written for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Model(Protocol):
+    """What the trainer needs of a model; parameters are given as views of one vector x in R^d."""
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameter tensors, in the order of the vector."""
+        ...
+
+    @property
+    def n_uniform(self) -> int:
+        """Uniform random numbers needed per training example (dropout), 0 for none."""
+        ...
+
+    def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
+        """Return the outputs ``[batch, outputs]``; uniform ``[batch, n_uniform]`` in training with dropout, else None."""
+        ...
+
+    def module(self) -> nn.Module:
+        """Return an ordinary nn.Module of the same shape, parameters in the same order."""
+        ...

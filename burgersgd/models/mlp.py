@@ -1,0 +1,108 @@
+"""Fully connected networks (2.2)-(2.4): z_l = sigma(W_l z_{l-1} + b_l), the last layer affine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]]] = {
+    "relu": (F.relu, nn.ReLU),
+    "tanh": (torch.tanh, nn.Tanh),
+    "sigmoid": (torch.sigmoid, nn.Sigmoid),
+    "gelu": (F.gelu, nn.GELU),
+    "silu": (F.silu, nn.SiLU),
+    "elu": (F.elu, nn.ELU),
+    "softplus": (F.softplus, nn.Softplus),
+    "identity": (lambda z: z, nn.Identity),
+}
+
+
+def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
+    """Return the standard deviation of a weight: He et al. 2015, Glorot & Bengio 2010, LeCun et al. 1998, torch's default.
+
+    Raises ValueError for an unknown name.
+    """
+    variance = {
+        "he": 2 / fan_in,
+        "glorot": 2 / (fan_in + fan_out),
+        "lecun": 1 / fan_in,
+        "pytorch": 1 / (3 * fan_in),
+    }
+    if initialization not in variance:
+        raise ValueError(f"initialization={initialization}: one of {', '.join(variance)}")
+    return math.sqrt(variance[initialization])
+
+
+def initial_std(shapes: Sequence[tuple[int, ...]], initialization: str, init_scale: float) -> Tensor:
+    """Return the standard deviation of every initial parameter, ``[d]``: weights as named, biases 0 (pytorch: 1/sqrt(3 fan_in)).
+
+    shapes alternates weight ``[out, in, ...]`` and bias ``[out]``.
+    """
+    parts = []
+    fan_in = 1
+    for shape in shapes:
+        if len(shape) > 1:
+            receptive = math.prod(shape[2:])
+            fan_in = shape[1] * receptive
+            std = init_scale * weight_std(initialization, fan_in, shape[0] * receptive)
+        else:
+            std = init_scale * weight_std("pytorch", fan_in, 1) if initialization == "pytorch" else 0.0
+        parts.append(torch.full((math.prod(shape),), std))
+    return torch.cat(parts)
+
+
+def dropout(z: Tensor, uniform: Tensor, p: float) -> Tensor:
+    """Zero the units whose uniform number is below p and scale the rest (inverted dropout, Srivastava et al. 2014)."""
+    return torch.where(uniform < p, 0.0, z / (1 - p))
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """widths = (inputs, hidden ..., outputs); the parameters of one run are W_1, b_1, W_2, ... in one vector."""
+
+    widths: tuple[int, ...]
+    activation: str = "relu"
+    dropout: float = 0.0
+    initialization: str = "he"
+    init_scale: float = 1.0
+    init_distribution: str = "normal"
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of W_1, b_1, W_2, b_2, ..."""
+        return [s for n_in, n_out in zip(self.widths, self.widths[1:], strict=False) for s in ((n_out, n_in), (n_out,))]
+
+    @property
+    def n_uniform(self) -> int:
+        """Uniform numbers that dropout needs per example."""
+        return sum(self.widths[1:-1]) if self.dropout > 0 else 0
+
+    def init_std(self) -> Tensor:
+        """Standard deviation of every initial parameter, ``[d]``."""
+        return initial_std(self.shapes, self.initialization, self.init_scale)
+
+    def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
+        """Return the outputs ``[batch, outputs]`` of inputs ``[batch, ...]``; uniform ``[batch, n_uniform]`` in training."""
+        sigma = ACTIVATIONS[self.activation][0]
+        z = inputs.flatten(1)
+        start = 0
+        for i in range(0, len(params) - 2, 2):
+            z = sigma(F.linear(z, params[i], params[i + 1]))  # (2.2)
+            if uniform is not None:
+                z = dropout(z, uniform[:, start : start + z.shape[-1]], self.dropout)
+                start += z.shape[-1]
+        return F.linear(z, params[-2], params[-1])  # (2.4)
+
+    def module(self) -> nn.Module:
+        """Return the same network as an ordinary nn.Module, parameters in the same order."""
+        layers: list[nn.Module] = [nn.Flatten()]
+        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
+            layers += [nn.Linear(n_in, n_out), ACTIVATIONS[self.activation][1]()]
+            if self.dropout > 0:
+                layers.append(nn.Dropout(self.dropout))
+        return nn.Sequential(*layers[: -1 - (self.dropout > 0)])

@@ -1,0 +1,507 @@
+/* Mini-batch loss and gradient of a small fully connected network, for R independent runs one after the other.
+ *
+ * The network is (2.2)-(2.4): z_l = sigma(W_l z_{l-1} + b_l), the last layer affine. One run's parameters are one
+ * vector W_1 (row-major [out, in]), b_1, W_2, b_2, ...; its gradient has the same layout.
+ *
+ * Eager PyTorch spends most of such a step on dispatch. Here a run is: gather the rows of the batch, three kinds of
+ * matrix product per layer (Z = A W^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
+ * - Every product has the form C[i, :] = c0 + sum_k A(i, k) B[k, :]: broadcast one number of A, multiply it with a few
+ *   vectors of B, keep a tile of C in registers. Activations and their gradients are batch-major with rows padded to whole
+ *   vectors; W is copied (transposed for the forward product) one panel of columns at a time, which stays in cache.
+ * - An element of C is always summed over k = 0, 1, 2, ...: the result does not depend on the tile it fell into, nor on
+ *   the number of runs or threads (threads share out whole runs).
+ * - No -ffast-math: NaN and infinity travel to the loss and the norm, on which divergence detection relies.
+ * Padding lanes hold numbers nobody reads (they may become NaN); partial stores keep them out of the gradient.
+ *
+ * This file includes itself twice, for float and for double. Vectors are GCC vector extensions of the machine's width. */
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum { MAX_LAYERS = 16 };
+enum activation { IDENTITY, RELU, TANH };
+enum loss { CROSS_ENTROPY, SQUARED_ERROR, LOGISTIC };
+enum status { OK, INDEX_OUT_OF_RANGE, BATCH_OUT_OF_RANGE };
+
+typedef struct { /* mirrored by native_gradient._Plan */
+    int64_t layers, widths[MAX_LAYERS + 1];
+    int64_t activation, loss;
+    int64_t examples, runs, max_batch, threads;
+    const void *inputs, *targets;
+    void *workspace;              /* threads * workspace_size bytes, aligned to 64 */
+    int64_t workspace_size;       /* bytes for one thread, from mlp_gradient_workspace_* */
+} Plan;
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define PANEL 4 /* vectors in a panel of columns */
+#define TILE_ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 3 ? 8 : 12) /* at most 24 of the 32 registers add up */
+#else
+#ifdef __AVX2__
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define PANEL 2
+#define TILE_ROWS(vectors) ((vectors) == 2 ? 6 : 12) /* 12 of the 16 registers */
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define CONCAT(a, b) a##b
+#define WITH_SUFFIX(name, suffix) CONCAT(name, suffix)
+#define F(name) WITH_SUFFIX(name, SUFFIX)
+
+#define REAL float
+#define INTEGER int32_t
+#define SUFFIX _f32
+#include "mlp_gradient.c"
+#undef REAL
+#undef INTEGER
+#undef SUFFIX
+#define REAL double
+#define INTEGER int64_t
+#define SUFFIX _f64
+#include "mlp_gradient.c"
+
+#else /* the template, once per REAL */
+
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+typedef REAL F(Vector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef REAL F(Unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER F(Mask) __attribute__((vector_size(VECTOR_BYTES)));
+#define Vector F(Vector)
+#define Mask F(Mask)
+#define LOAD(p) ((Vector)*(const F(Unaligned) *)(p))
+#define STORE(p, v) (*(F(Unaligned) *)(p) = (F(Unaligned))(v))
+#define SELECT(mask, yes, no) F(select)(mask, yes, no)
+
+INLINE Vector F(select)(Mask mask, Vector yes, Vector no) { return (Vector)((mask & (Mask)yes) | (~mask & (Mask)no)); }
+
+INLINE int64_t F(vectors)(int64_t n) { return (n + LANES - 1) / LANES; }
+
+/* Row stride of a [batch, n] array: whole vectors, and no multiple of 1 KiB, whose rows would share cache sets. */
+INLINE int64_t F(stride)(int64_t n) {
+    int64_t stride = F(vectors)(n) * LANES;
+    return stride * sizeof(REAL) % 1024 ? stride : stride + LANES;
+}
+
+INLINE Mask F(lane_numbers)(void) {
+    Mask lane;
+    UNROLL for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane;
+}
+
+INLINE Vector F(load_some)(const REAL *p, int64_t n) {
+    if (n >= LANES) return LOAD(p);
+    Vector v = {0};
+    if (n > 0) memcpy(&v, p, n * sizeof(REAL));
+    return v;
+}
+
+static __attribute__((noinline)) void F(store_some)(REAL *p, Vector v, int64_t n) { memcpy(p, &v, n * sizeof(REAL)); }
+
+INLINE void F(copy_row)(REAL *restrict to, const REAL *restrict from, int64_t n) {
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) STORE(to + j, LOAD(from + j));
+    if (j < n) STORE(to + j, F(load_some)(from + j, n - j));
+}
+
+/* ---------------------------------------------------------------------------------------------- elementary functions */
+
+INLINE Vector F(vector_exp)(Vector x) {
+    Vector y;
+    if (sizeof(REAL) == 8) {
+        UNROLL for (int i = 0; i < LANES; i++) y[i] = exp(x[i]);
+        return y;
+    }
+    /* exp(x) = 2^n exp(r), |r| <= log(2) / 2; Cephes' polynomial. Saturates instead of leaving the range of normal
+     * numbers: the arguments here are <= 0 (softmax), or at most 2 * 9.02 (tanh). A NaN passes every comparison. */
+    x = SELECT(x < (REAL)-87.3f, (REAL)-87.3f - (Vector){0}, x);
+    const REAL rounding = (REAL)12582912.f; /* 1.5 * 2^23: adding it rounds to an integer */
+    Vector shifted = x * (REAL)1.44269504088896341f + rounding;
+    Vector n = shifted - rounding;
+    Vector r = x - n * (REAL)0.693359375f;
+    r = r - n * (REAL)-2.12194440e-4f;
+    y = r * (REAL)1.9875691500e-4f + (REAL)1.3981999507e-3f;
+    y = y * r + (REAL)8.3334519073e-3f;
+    y = y * r + (REAL)4.1665795894e-2f;
+    y = y * r + (REAL)1.6666665459e-1f;
+    y = y * r + (REAL)5.0000001201e-1f;
+    y = y * (r * r) + r + (REAL)1;
+    Mask power = (((Mask)shifted - (INTEGER)0x4B400000) + 127) << 23;
+    return y * (Vector)power;
+}
+
+INLINE Vector F(vector_tanh)(Vector x) {
+    Vector y;
+    if (sizeof(REAL) == 8) {
+        UNROLL for (int i = 0; i < LANES; i++) y[i] = tanh(x[i]);
+        return y;
+    }
+    Vector size = SELECT(x < 0, -x, x);
+    size = SELECT(size > (REAL)9.02f, (REAL)9.02f - (Vector){0}, size); /* tanh(9.02) rounds to 1 */
+    Vector far = (REAL)1 - (REAL)2 / (F(vector_exp)(size + size) + (REAL)1);
+    far = SELECT(x < 0, -far, far);
+    Vector s = x * x;                                                   /* near 0: Cephes' odd polynomial */
+    Vector near = s * (REAL)-5.70498872745e-3f + (REAL)2.06390887954e-2f;
+    near = near * s + (REAL)-5.37397155531e-2f;
+    near = near * s + (REAL)1.33314422036e-1f;
+    near = near * s + (REAL)-3.33332819422e-1f;
+    near = near * s * x + x;
+    return SELECT(size < (REAL)0.625f, near, far);
+}
+
+/* Sum or maximum over the lanes, in every lane. */
+#define ACROSS_LANES(v, combine)                                                        \
+    UNROLL for (int step = 1; step < LANES; step *= 2) {                                \
+        Vector other = __builtin_shuffle(v, F(lane_numbers)() ^ (INTEGER)step);         \
+        v = combine;                                                                    \
+    }
+
+/* ---------------------------------------------------------------------------------------------------- matrix products */
+
+/* C[i, :] = bias + sum_k A(i, k) B[k, :] for `rows` rows and `vectors` vectors of columns (both constants after
+ * inlining); A(i, k) = a[i * a_row + k * a_k]. Of the last vector only `last` lanes are stored. */
+INLINE void F(tile)(const int rows, const int vectors, int64_t depth, const REAL *restrict a, int64_t a_row, int64_t a_k,
+                    const REAL *restrict b, int64_t b_k, const REAL *restrict bias, REAL *restrict c, int64_t c_row,
+                    int64_t last) {
+    Vector sum[12][PANEL];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = bias ? LOAD(bias + j * LANES) : (Vector){0};
+    for (int64_t k = 0; k < depth; k++, a += a_k, b += b_k) {
+        Vector row[PANEL];
+        UNROLL for (int j = 0; j < vectors; j++) row[j] = LOAD(b + j * LANES);
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_row] * row[j];
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) {
+            Vector v = sum[i][j];
+            if (j < vectors - 1 || last == LANES) STORE(c + i * c_row + j * LANES, v);
+            else F(store_some)(c + i * c_row + j * LANES, v, last);
+        }
+}
+
+/* All rows of one panel of columns. */
+#define ROWS_OF_PANEL(vectors)                                                                                        \
+    static __attribute__((noinline)) void F(CONCAT(panel_, vectors))(                                                 \
+        int64_t rows, int64_t depth, const REAL *a, int64_t a_row, int64_t a_k, const REAL *b, int64_t b_k,           \
+        const REAL *bias, REAL *c, int64_t c_row, int64_t last) {                                                     \
+        int64_t i = 0;                                                                                                \
+        for (; i + TILE_ROWS(vectors) <= rows; i += TILE_ROWS(vectors))                                               \
+            F(tile)(TILE_ROWS(vectors), vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row,\
+                    last);                                                                                            \
+        for (; i + 4 <= rows; i += 4)                                                                                 \
+            F(tile)(4, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
+        for (; i + 2 <= rows; i += 2)                                                                                 \
+            F(tile)(2, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
+        if (i < rows)                                                                                                 \
+            F(tile)(1, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
+    }
+ROWS_OF_PANEL(1)
+ROWS_OF_PANEL(2)
+#if PANEL == 4
+ROWS_OF_PANEL(3)
+ROWS_OF_PANEL(4)
+#endif
+
+INLINE void F(panel)(int64_t columns, int whole, int64_t rows, int64_t depth, const REAL *a, int64_t a_row, int64_t a_k,
+                     const REAL *b, int64_t b_k, const REAL *bias, REAL *c, int64_t c_row) {
+    int64_t vectors = F(vectors)(columns);
+    int64_t last = whole ? LANES : columns - (vectors - 1) * LANES;
+    switch (vectors) {
+    case 1: F(panel_1)(rows, depth, a, a_row, a_k, b, b_k, bias, c, c_row, last); break;
+    case 2: F(panel_2)(rows, depth, a, a_row, a_k, b, b_k, bias, c, c_row, last); break;
+#if PANEL == 4
+    case 3: F(panel_3)(rows, depth, a, a_row, a_k, b, b_k, bias, c, c_row, last); break;
+    case 4: F(panel_4)(rows, depth, a, a_row, a_k, b, b_k, bias, c, c_row, last); break;
+#endif
+    }
+}
+
+INLINE int64_t F(panel_columns)(int64_t first, int64_t n) {
+    return n - first < PANEL * LANES ? n - first : PANEL * LANES;
+}
+
+/* to[k, :] = rows first .. first + count - 1 of w [out, in] at column k: a panel of W^T, zeros in the padding. */
+static void F(transpose_panel)(const REAL *w, int64_t in, int64_t first, int64_t count, REAL *to) {
+    int64_t vectors = F(vectors)(count), width = vectors * LANES;
+    Mask lane = F(lane_numbers)();
+    for (int64_t k = 0; k < in; k += LANES)
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t rows = count - v * LANES;
+            const REAL *from = w + (first + v * LANES) * in + k;
+            Vector block[LANES];
+            if (rows >= LANES && k + LANES <= in) {
+                UNROLL for (int i = 0; i < LANES; i++) block[i] = LOAD(from + i * in);
+            } else {
+                UNROLL for (int i = 0; i < LANES; i++)
+                    block[i] = i < rows ? F(load_some)(from + i * in, in - k) : (Vector){0};
+            }
+            /* Swap the off-diagonal quarters of ever larger blocks: after the step s, bit s of row and lane are swapped. */
+            UNROLL for (int s = 1; s < LANES; s *= 2) {
+                Mask odd = (lane & (INTEGER)s) != 0, low = lane + (odd & (INTEGER)(LANES - s));
+                Mask high = low + (INTEGER)s;
+                UNROLL for (int i = 0; i < LANES; i++)
+                    if (!(i & s)) {
+                        Vector upper = block[i], lower = block[i + s];
+                        block[i] = __builtin_shuffle(upper, lower, low);
+                        block[i + s] = __builtin_shuffle(upper, lower, high);
+                    }
+            }
+            REAL *target = to + k * width + v * LANES;
+            if (k + LANES <= in) {
+                UNROLL for (int i = 0; i < LANES; i++) STORE(target + i * width, block[i]);
+            } else {
+                UNROLL for (int i = 0; i < LANES; i++)
+                    if (k + i < in) STORE(target + i * width, block[i]);
+            }
+        }
+}
+
+/* ------------------------------------------------------------------------------------------------------------- passes */
+
+static void F(activate)(enum activation activation, int64_t batch, int64_t stride, REAL *z) {
+    int64_t n = batch * stride;
+    if (activation == RELU)
+        for (int64_t j = 0; j < n; j += LANES) {
+            Vector v = LOAD(z + j);
+            STORE(z + j, SELECT(v < 0, (Vector){0}, v)); /* keeps NaN */
+        }
+    if (activation == TANH)
+        for (int64_t j = 0; j < n; j += LANES) STORE(z + j, F(vector_tanh)(LOAD(z + j)));
+}
+
+/* dz = dz * sigma'(z), told from sigma(z). */
+static void F(activate_backward)(enum activation activation, int64_t batch, int64_t stride, const REAL *z, REAL *dz) {
+    int64_t n = batch * stride;
+    if (activation == RELU)
+        for (int64_t j = 0; j < n; j += LANES)
+            STORE(dz + j, SELECT(LOAD(z + j) <= 0, (Vector){0}, LOAD(dz + j)));
+    if (activation == TANH)
+        for (int64_t j = 0; j < n; j += LANES) {
+            Vector v = LOAD(z + j);
+            STORE(dz + j, LOAD(dz + j) * ((REAL)1 - v * v));
+        }
+}
+
+/* Mean loss of the batch; outputs z [batch, stride] become their gradient. */
+static double F(cross_entropy)(int64_t batch, int64_t n, int64_t stride, const int64_t *targets, const int64_t *indices,
+                               REAL *outputs) {
+    const Vector lowest = -(REAL)INFINITY - (Vector){0};
+    const Mask lane = F(lane_numbers)();
+    int64_t vectors = F(vectors)(n);
+    const Mask in_last = lane < (INTEGER)(n - (vectors - 1) * LANES);
+    REAL scale = (REAL)1 / (REAL)batch;
+    double total = 0;
+    for (int64_t i = 0; i < batch; i++) {
+        REAL *z = outputs + i * stride;
+        int64_t target = targets[indices[i]];
+        double target_output = z[target];
+        Vector largest = lowest, sum = {0};
+        for (int64_t j = 0; j < vectors; j++) {
+            Vector v = LOAD(z + j * LANES);
+            if (j == vectors - 1) v = SELECT(in_last, v, lowest);
+            largest = SELECT(v > largest, v, largest); /* overlooks NaN: it comes back in the sum */
+        }
+        ACROSS_LANES(largest, SELECT(largest > other, largest, other))
+        for (int64_t j = 0; j < vectors; j++) {
+            Vector v = F(vector_exp)(LOAD(z + j * LANES) - largest);
+            if (j == vectors - 1) v = SELECT(in_last, v, (Vector){0});
+            sum += v;
+            STORE(z + j * LANES, v);
+        }
+        ACROSS_LANES(sum, sum + other)
+        Vector factor = scale / sum;
+        for (int64_t j = 0; j < vectors; j++) STORE(z + j * LANES, LOAD(z + j * LANES) * factor);
+        z[target] -= scale;
+        total += (sizeof(REAL) == 4 ? (double)logf(sum[0]) : log(sum[0])) + ((double)largest[0] - target_output);
+    }
+    return total / (double)batch;
+}
+
+static double F(squared_error)(int64_t batch, int64_t n, int64_t stride, const REAL *targets, const int64_t *indices,
+                               REAL *outputs) {
+    REAL scale = (REAL)2 / (REAL)batch;
+    double total = 0;
+    for (int64_t i = 0; i < batch; i++) {
+        REAL *z = outputs + i * stride;
+        const REAL *target = targets + indices[i] * n;
+        for (int64_t j = 0; j < n; j++) {
+            REAL error = z[j] - target[j];
+            total += (double)error * (double)error;
+            z[j] = scale * error;
+        }
+    }
+    return total / (double)batch;
+}
+
+static double F(logistic)(int64_t batch, int64_t stride, const REAL *targets, const int64_t *indices, REAL *outputs) {
+    double total = 0;
+    for (int64_t i = 0; i < batch; i++) {
+        double target = targets[indices[i]];
+        double u = -target * (double)outputs[i * stride];
+        double e = exp(-fabs(u)); /* NaN if u is */
+        total += (u > 0 ? u : 0) + log1p(e);
+        outputs[i * stride] = (REAL)(-target * (u > 0 ? 1 : e) / (1 + e) / (double)batch);
+    }
+    return total / (double)batch;
+}
+
+static void F(sum_rows)(int64_t batch, int64_t n, int64_t stride, const REAL *dz, REAL *grad) {
+    for (int64_t j = 0; j < n; j += LANES) {
+        Vector even = {0}, odd = {0};
+        int64_t i = 0;
+        for (; i + 2 <= batch; i += 2) {
+            even += LOAD(dz + i * stride + j);
+            odd += LOAD(dz + (i + 1) * stride + j);
+        }
+        if (i < batch) even += LOAD(dz + i * stride + j);
+        even += odd;
+        memcpy(grad + j, &even, (n - j < LANES ? n - j : LANES) * sizeof(REAL));
+    }
+}
+
+/* |v|^2: four vectors of partial sums over blocks of 4096 numbers, the blocks added in double. */
+static double F(squared_norm)(int64_t n, const REAL *v) {
+    double total = 0;
+    for (int64_t block = 0; block < n; block += 4096) {
+        int64_t end = n < block + 4096 ? n : block + 4096, j = block;
+        Vector sum[4] = {{0}};
+        for (; j + 4 * LANES <= end; j += 4 * LANES)
+            UNROLL for (int k = 0; k < 4; k++) {
+                Vector x = LOAD(v + j + k * LANES);
+                sum[k] += x * x;
+            }
+        for (; j < end; j += LANES) {
+            Vector x = F(load_some)(v + j, end - j);
+            sum[0] += x * x;
+        }
+        Vector all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        ACROSS_LANES(all, all + other)
+        total += (double)all[0];
+    }
+    return total;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ one run */
+
+/* Places in a thread's workspace, in numbers: activations of every layer, two gradients, a panel of weights, a bias. */
+typedef struct {
+    int64_t activation[MAX_LAYERS + 1], gradient[2], panel, bias, size;
+} F(Places);
+
+static F(Places) F(places)(const Plan *plan) {
+    F(Places) places;
+    int64_t next = 0, widest = 0;
+    for (int64_t l = 0; l <= plan->layers; l++) {
+        places.activation[l] = next;
+        next += plan->max_batch * F(stride)(plan->widths[l]);
+        if (plan->widths[l] > widest) widest = plan->widths[l];
+    }
+    for (int i = 0; i < 2; i++) {
+        places.gradient[i] = next;
+        next += plan->max_batch * F(stride)(widest);
+    }
+    places.panel = next;
+    next += F(stride)(widest) * PANEL * LANES;
+    places.bias = next;
+    next += F(stride)(widest);
+    places.size = (next + 64) / 64 * 64;
+    return places;
+}
+
+int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).size * (int64_t)sizeof(REAL); }
+
+static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch, REAL *grad,
+                   REAL *loss, REAL *squared_norm) {
+    const int64_t *widths = plan->widths, layers = plan->layers;
+    const F(Places) places = F(places)(plan);
+    REAL *panel = workspace + places.panel, *bias = workspace + places.bias;
+    int64_t first[MAX_LAYERS + 1]; /* number of W_l's first parameter */
+    first[0] = 0;
+    for (int64_t l = 0; l < layers; l++) first[l + 1] = first[l] + (widths[l] + 1) * widths[l + 1];
+
+    REAL *inputs = workspace + places.activation[0];
+    for (int64_t i = 0; i < batch; i++)
+        F(copy_row)(inputs + i * F(stride)(widths[0]), (const REAL *)plan->inputs + indices[i] * widths[0], widths[0]);
+
+    for (int64_t l = 0; l < layers; l++) { /* Z = A W^T + b */
+        int64_t in = widths[l], out = widths[l + 1], stride = F(stride)(out);
+        const REAL *w = params + first[l];
+        REAL *z = workspace + places.activation[l + 1];
+        F(copy_row)(bias, w + in * out, out);
+        for (int64_t o = 0; o < out; o += PANEL * LANES) {
+            int64_t columns = F(panel_columns)(o, out);
+            F(transpose_panel)(w, in, o, columns, panel);
+            F(panel)(columns, 1, batch, in, workspace + places.activation[l], F(stride)(in), 1, panel,
+                     F(vectors)(columns) * LANES, bias + o, z + o, stride);
+        }
+        if (l < layers - 1) F(activate)(plan->activation, batch, stride, z);
+    }
+
+    REAL *dz = workspace + places.activation[layers]; /* the outputs become their gradient */
+    int64_t out = widths[layers], stride = F(stride)(out);
+    double mean = plan->loss == CROSS_ENTROPY   ? F(cross_entropy)(batch, out, stride, plan->targets, indices, dz)
+                  : plan->loss == SQUARED_ERROR ? F(squared_error)(batch, out, stride, plan->targets, indices, dz)
+                                                : F(logistic)(batch, stride, plan->targets, indices, dz);
+
+    for (int64_t l = layers - 1; l >= 0; l--) {
+        int64_t in = widths[l], in_stride = F(stride)(in);
+        out = widths[l + 1], stride = F(stride)(out);
+        const REAL *w = params + first[l], *a = workspace + places.activation[l];
+        REAL *dw = grad + first[l];
+        for (int64_t k = 0; k < in; k += PANEL * LANES) /* dW = dZ^T A */
+            F(panel)(F(panel_columns)(k, in), 0, out, batch, dz, 1, stride, a + k, in_stride, NULL, dw + k, in);
+        F(sum_rows)(batch, out, stride, dz, dw + in * out);
+        if (l == 0) break;
+        REAL *da = workspace + places.gradient[l % 2]; /* dA = dZ W */
+        for (int64_t k = 0; k < in; k += PANEL * LANES) {
+            int64_t columns = F(panel_columns)(k, in), width = F(vectors)(columns) * LANES;
+            for (int64_t o = 0; o < out; o++) F(copy_row)(panel + o * width, w + o * in + k, columns);
+            F(panel)(columns, 1, batch, out, dz, stride, 1, panel, width, NULL, da + k, in_stride);
+        }
+        F(activate_backward)(plan->activation, batch, in_stride, a, da);
+        dz = da;
+    }
+    *loss = (REAL)mean;
+    *squared_norm = (REAL)F(squared_norm)(first[layers], grad);
+}
+
+int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row, const int64_t *indices,
+                        int64_t indices_row, int64_t batch, REAL *grad, int64_t grad_row, REAL *loss,
+                        REAL *squared_norm) {
+    if (batch < 1 || batch > plan->max_batch) return BATCH_OUT_OF_RANGE;
+    for (int64_t r = 0; r < plan->runs; r++)
+        for (int64_t i = 0; i < batch; i++)
+            if ((uint64_t)indices[r * indices_row + i] >= (uint64_t)plan->examples) return INDEX_OUT_OF_RANGE;
+    char *workspace = plan->workspace;
+#ifdef _OPENMP
+    if (plan->threads > 1 && plan->runs > 1) {
+#pragma omp parallel for num_threads(plan->threads) schedule(dynamic)
+        for (int64_t r = 0; r < plan->runs; r++)
+            F(run)(plan, (REAL *)(workspace + omp_get_thread_num() * plan->workspace_size), params + r * params_row,
+                   indices + r * indices_row, batch, grad + r * grad_row, loss + r, squared_norm + r);
+        return OK;
+    }
+#endif
+    for (int64_t r = 0; r < plan->runs; r++)
+        F(run)(plan, (REAL *)workspace, params + r * params_row, indices + r * indices_row, batch, grad + r * grad_row,
+               loss + r, squared_norm + r);
+    return OK;
+}
+
+#undef LANES
+#undef Vector
+#undef Mask
+#undef LOAD
+#undef STORE
+#undef SELECT
+#undef ROWS_OF_PANEL
+#undef ACROSS_LANES
+#endif

@@ -1,0 +1,66 @@
+"""AdamW (Loshchilov & Hutter 2019), as in torch.optim.AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+
+Runs = Float[Tensor, "runs d"]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of one gradient evaluation, each ``[runs, 1]``."""
+
+    lr: Tensor
+    beta1: Tensor
+    beta2: Tensor
+    eps: Tensor
+    weight_decay: Tensor
+    correction1: Tensor  # 1 - beta1^t
+    correction2: Tensor  # sqrt(1 - beta2^t)
+
+
+class State(NamedTuple):
+    """Parameters, first and second moment of the gradient."""
+
+    x: Runs
+    mean: Runs
+    square: Runs
+
+
+@dataclass(frozen=True)
+class AdamW(EveryGradientMovesX):
+    """Float hyperparameters: lr, beta1, beta2, eps, weight_decay (decoupled)."""
+
+    noisy = False
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
+        """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
+        lr = hyper["lr"] * factor
+        t = clock.step + 1
+        return Coefficients(
+            lr=lr,
+            beta1=hyper["beta1"].expand_as(lr),
+            beta2=hyper["beta2"].expand_as(lr),
+            eps=hyper["eps"].expand_as(lr),
+            weight_decay=hyper["weight_decay"].expand_as(lr),
+            correction1=1 - hyper["beta1"] ** t,
+            correction2=torch.sqrt(1 - hyper["beta2"] ** t),
+        )
+
+    def init(self, x: Runs, xi: Runs | None) -> State:
+        """Return the state at x with zero moments."""
+        return State(x, torch.zeros_like(x), torch.zeros_like(x))
+
+    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+        """One step with bias-corrected moments and decoupled weight decay."""
+        x = state.x * (1 - c.lr * c.weight_decay)
+        mean = torch.lerp(grad, state.mean, c.beta1)
+        square = torch.lerp(grad * grad, state.square, c.beta2)
+        return State(x - c.lr / c.correction1 * mean / (square.sqrt() / c.correction2 + c.eps), mean, square)

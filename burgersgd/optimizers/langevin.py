@@ -1,0 +1,53 @@
+"""Stochastic gradient Langevin dynamics (2.15) with an explicit temperature (Welling & Teh 2011)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+
+Runs = Float[Tensor, "runs d"]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of one gradient evaluation, each ``[runs, 1]``."""
+
+    lr: Tensor
+    noise_scale: Tensor  # sqrt(2 T lr)
+    weight_decay: Tensor
+
+
+class State(NamedTuple):
+    """The parameters."""
+
+    x: Runs
+
+
+@dataclass(frozen=True)
+class Langevin(EveryGradientMovesX):
+    """Float hyperparameters: lr, temperature, weight_decay. Invariant law exp(-F / T) as lr -> 0 (2.16 has T = 2 nu)."""
+
+    has_weight_decay: bool = False
+    noisy: bool = True
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
+        """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
+        lr = hyper["lr"] * factor
+        return Coefficients(lr, torch.sqrt(2 * hyper["temperature"] * lr), hyper["weight_decay"].expand_as(lr))
+
+    def init(self, x: Runs, xi: Runs | None) -> State:
+        """Return the state at x."""
+        return State(x)
+
+    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+        """x - lr * grad + sqrt(2 T lr) xi."""
+        x = state.x
+        if self.has_weight_decay:
+            grad = grad + c.weight_decay * x
+        x = x - c.lr * grad
+        return State(x if xi is None else torch.addcmul(x, xi, c.noise_scale))

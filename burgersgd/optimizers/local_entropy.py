@@ -1,0 +1,155 @@
+"""Two-time-scale gradient descent on the local entropy of the loss: (5.18)-(5.19) with the consistent noise.
+
+The fast point y samples exp(-G(y; x) / (2 nu)) with G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) by stochastic gradient
+Langevin dynamics, one gradient per step; after burn_in + inner_steps of them the slow point x moves towards the mean of y,
+a step along -grad F_gamma(x) = -(x - E[y]) / gamma (4.20), where F_gamma is the local entropy, that is the solution of
+the viscous Hamilton-Jacobi equation (4.4) at time gamma.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.protocol import Clock, Hyper
+
+Runs = Float[Tensor, "runs d"]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of one gradient evaluation, each ``[runs, 1]``."""
+
+    lr: Tensor  # eta
+    pull: Tensor  # 1 / gamma
+    noise_scale: Tensor  # sqrt(2 T eta), T = 2 nu
+    mean_weight: Tensor  # weight of the new y in the running mean
+    outer_step: Tensor  # h / gamma
+    momentum: Tensor
+    outer_momentum: Tensor
+    weight_decay: Tensor
+
+
+class State(NamedTuple):
+    """x and y are both here: no hidden mode decides what the parameters mean."""
+
+    x: Runs  # slow point: what is evaluated
+    y: Runs  # fast point: where gradients are taken
+    mean: Runs | None  # running mean of y over the cycle
+    xi: Runs | None  # last normal numbers (leimkuhler_matthews)
+    velocity: Runs | None  # of y
+    outer_velocity: Runs | None  # of x
+
+
+@dataclass(frozen=True)
+class LocalEntropy:
+    """The consistent rule, MATH 3A.
+
+    Float hyperparameters: lr, nu, gamma, outer_step, ema_weight, gamma_scoping, gamma_min, momentum, outer_momentum,
+    weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps = 1,
+    gamma = inf, nu = 0, outer_step = 1 is SGD.
+    """
+
+    inner_steps: int = 20
+    burn_in: int = 0
+    inner_start: Literal["warm", "reset"] = "warm"
+    averaging: Literal["uniform", "ema", "last"] = "uniform"
+    integrator: Literal["em", "leimkuhler_matthews"] = "em"
+    nu_annealing: Literal["constant", "linear", "cosine"] = "constant"
+    noisy: bool = True  # False only where nu = 0 in every run
+    has_momentum: bool = False
+    has_outer_momentum: bool = False
+    has_weight_decay: bool = False
+    nesterov: bool = False
+
+    @property
+    def gradients_per_cycle(self) -> int:
+        """burn_in + inner_steps gradient evaluations for one move of x."""
+        return self.burn_in + self.inner_steps
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
+        """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
+        lr = hyper["lr"] * factor
+        anneal = {
+            "constant": torch.ones_like(clock.fraction),
+            "linear": 1 - clock.fraction,
+            "cosine": (1 + torch.cos(math.pi * clock.fraction)) / 2,
+        }[self.nu_annealing]
+        nu = hyper["nu"] * anneal
+        gamma = torch.maximum(hyper["gamma"] / (1 + hyper["gamma_scoping"]) ** clock.cycle, hyper["gamma_min"])
+        averaged = clock.position - self.burn_in + 1  # 1, 2, ... once burn-in is over
+        new = torch.ones_like(lr) if self.averaging == "last" else 1 / averaged.clamp(min=1).expand_as(lr).to(lr)
+        weight = hyper["ema_weight"].expand_as(lr) if self.averaging == "ema" else new
+        mean_weight = torch.where(averaged >= 1, weight, torch.zeros_like(weight))
+        return Coefficients(
+            lr=lr,
+            pull=(1 / gamma).expand_as(lr),
+            noise_scale=torch.sqrt(2 * (2 * nu) * lr),  # sqrt(2 T eta) with T = 2 nu
+            mean_weight=mean_weight,
+            outer_step=hyper["outer_step"].expand_as(lr),
+            momentum=hyper["momentum"].expand_as(lr),
+            outer_momentum=hyper["outer_momentum"].expand_as(lr),
+            weight_decay=hyper["weight_decay"].expand_as(lr),
+        )
+
+    def init(self, x: Runs, xi: Runs | None) -> State:
+        """Return the state with y = x; xi is the predecessor of the first noise (leimkuhler_matthews)."""
+        return State(
+            x=x,
+            y=x.clone(),
+            mean=None if self.averaging == "last" else x.clone(),
+            xi=xi if self.noisy and self.integrator == "leimkuhler_matthews" else None,
+            velocity=torch.zeros_like(x) if self.has_momentum else None,
+            outer_velocity=torch.zeros_like(x) if self.has_outer_momentum else None,
+        )
+
+    def gradient_at(self, c: Coefficients, state: State) -> Runs:
+        """Return y: gradients are taken at the fast point."""
+        return state.y
+
+    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+        """Move y by one stochastic gradient Langevin step on G (5.18) and update its running mean."""
+        x, y, velocity = state.x, state.y, state.velocity
+        if self.has_weight_decay:
+            grad = grad + c.weight_decay * y  # part of F, so that the theory holds
+        drift = torch.addcmul(grad, y - x, c.pull)  # grad_y G(x, y; gamma) = grad F(y) + (y - x) / gamma
+        if velocity is not None:
+            velocity = c.momentum * velocity + drift
+            drift = drift + c.momentum * velocity if self.nesterov else velocity
+        y = y - c.lr * drift
+        if xi is not None:
+            z = xi if state.xi is None else (xi + state.xi) / 2
+            y = torch.addcmul(y, z, c.noise_scale)  # (5.18)
+        mean = None if state.mean is None else torch.lerp(state.mean, y, c.mean_weight)
+        return state._replace(y=y, mean=mean, velocity=velocity, xi=None if state.xi is None else xi)
+
+    def end_cycle(self, c: Coefficients, state: State) -> State:
+        """Move x towards the mean of y: x - (h / gamma) (x - mean) (5.19)."""
+        x, y, velocity, outer_velocity = state.x, state.y, state.velocity, state.outer_velocity
+        mean = y if state.mean is None else state.mean
+        if outer_velocity is None:
+            x = torch.lerp(x, mean, c.outer_step)  # exact for outer_step = 1
+        else:
+            outer_velocity = c.outer_momentum * outer_velocity + (x - mean)
+            direction = (x - mean) + c.outer_momentum * outer_velocity if self.nesterov else outer_velocity
+            x = x - c.outer_step * direction
+        if self.inner_start == "reset":
+            y = x.clone()
+            velocity = None if velocity is None else torch.zeros_like(velocity)
+        if self.averaging == "ema":
+            mean = x.clone()  # the exponential mean starts every cycle at x
+        return state._replace(
+            x=x,
+            y=y,
+            mean=None if state.mean is None else mean,
+            velocity=velocity,
+            outer_velocity=outer_velocity,
+        )
+
+    def evaluate_at(self, state: State) -> Runs:
+        """Return x."""
+        return state.x

@@ -1,0 +1,110 @@
+"""The paper's optimizer as printed, for comparison: the SDE (5.14) at finite epsilon and (5.18)-(5.19) to the letter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.protocol import Clock, Hyper
+
+Runs = Float[Tensor, "runs d"]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of one gradient evaluation, each ``[runs, 1]``."""
+
+    lr: Tensor  # eta (paper_literal: delta^t)
+    pull: Tensor  # 1 / gamma
+    noise_scale: Tensor
+    slow_rate: Tensor  # x moves by slow_rate * (y - x)
+
+
+class State(NamedTuple):
+    """Slow point x, fast point y."""
+
+    x: Runs
+    y: Runs
+
+
+class _Simultaneous:
+    """x and y stepped together from the same (x_k, y_k): all that the two rules share."""
+
+    gradients_per_cycle = 1
+
+    def init(self, x: Runs, xi: Runs | None) -> State:
+        """Return the state with y0 = x0 (the paper is silent)."""
+        return State(x=x, y=x.clone())
+
+    def gradient_at(self, c: Coefficients, state: State) -> Runs:
+        """Return y."""
+        return state.y
+
+    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+        """Euler-Maruyama step of y and of x."""
+        x, y = state
+        ahead = y - x
+        y = y - c.lr * torch.addcmul(grad, ahead, c.pull)
+        if xi is not None:
+            y = torch.addcmul(y, xi, c.noise_scale)
+        return State(x=torch.addcmul(x, ahead, c.slow_rate), y=y)
+
+    def end_cycle(self, c: Coefficients, state: State) -> State:
+        """Nothing to do: x moves in step."""
+        return state
+
+    def evaluate_at(self, state: State) -> Runs:
+        """Return x."""
+        return state.x
+
+
+@dataclass(frozen=True)
+class PaperSDE(_Simultaneous):
+    """Euler-Maruyama of (5.14) with explicit epsilon, MATH 3B; dt = epsilon * lr.
+
+    Float hyperparameters: lr, nu, gamma, epsilon. temperature: T = nu ("printed") or the consistent 2 nu ("consistent").
+    """
+
+    temperature: Literal["printed", "consistent"] = "printed"
+    noisy: bool = True
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
+        """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
+        lr = hyper["lr"] * factor
+        temperature = hyper["nu"] * (1 if self.temperature == "printed" else 2)
+        return Coefficients(
+            lr=lr,
+            pull=(1 / hyper["gamma"]).expand_as(lr),
+            noise_scale=torch.sqrt(2 * temperature * lr),
+            slow_rate=hyper["epsilon"] * lr / hyper["gamma"],
+        )
+
+
+@dataclass(frozen=True)
+class PaperLiteral(_Simultaneous):
+    """(5.18)-(5.19) verbatim, MATH 3C: x moves at the steps k with k mod period = 0 only.
+
+    Float hyperparameters: lr (delta^t), nu, gamma. period None is the paper's N, the number of the last step: x_1 ... x_N
+    all equal x_0, and only the very last step moves x. noise "double" multiplies sqrt(2 dt nu) by an increment of scale
+    sqrt(dt), as printed (T = nu dt); "std" by a standard normal (T = nu).
+    """
+
+    period: int | None = None
+    noise: Literal["double", "std"] = "double"
+    noisy: bool = True
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
+        """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
+        lr = hyper["lr"] * factor
+        increment = torch.sqrt(lr) if self.noise == "double" else torch.ones_like(lr)
+        period = self.period if self.period is not None else max(clock.budget - 1, 1)
+        moves = (clock.step % period == 0).to(lr)
+        return Coefficients(
+            lr=lr,
+            pull=(1 / hyper["gamma"]).expand_as(lr),
+            noise_scale=torch.sqrt(2 * lr * hyper["nu"]) * increment,
+            slow_rate=moves * lr / hyper["gamma"],
+        )

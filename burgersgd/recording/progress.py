@@ -1,0 +1,197 @@
+"""What a run shows while it works and when it is done, in plain text."""
+
+import shlex
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+REDRAW_SECONDS = 0.1
+LINES = 20  # of a whole run, where there is no terminal
+WIDTH = 80
+LABEL_WIDTH = 22
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"
+
+
+class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (generic in the stubs only)
+    monitor_interval = 0  # tqdm's watching thread is of no use here: update() redraws by the clock
+
+
+class Progress:
+    """Shows how far a run (or a fleet, by its aggregate numbers) is: a bar on a terminal, else about 20 lines.
+
+    Progress is counted in gradient evaluations, `total` of them in all, `initial` of them done before (a resumed run).
+    `enabled` None decides by `stream` (default stderr), True always draws the bar, False shows nothing.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        description: str,
+        stream: TextIO | None = None,
+        enabled: bool | None = None,
+        initial: int = 0,
+    ) -> None:
+        self._total = total
+        self._description = description
+        self._stream = sys.stderr if stream is None else stream
+        self._initial = initial
+        self._evaluations = initial
+        self._train_loss: float | None = None
+        self._validation_error: float | None = None
+        self._started = time.monotonic()
+        self._redraw_at = self._started
+        self._shown: int | None = None
+        self._bar: _Bar | None = None
+        self._silent = enabled is False
+        if enabled or (enabled is None and self._stream.isatty()):
+            self._bar = _Bar(
+                total=total,
+                initial=initial,
+                desc=description,
+                file=self._stream,
+                unit=" grad",
+                unit_scale=True,
+                mininterval=0.0,  # update() has decided that it is time
+                miniters=0,
+                dynamic_ncols=True,
+                bar_format=BAR_FORMAT,
+            )
+
+    def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
+        """Tell how many gradient evaluations are done in all and, if they are known anew, loss and error (a fraction).
+
+        Cheap enough to call at any time: it shows something only when that is due.
+        """
+        self._evaluations = evaluations
+        if train_loss is not None:
+            self._train_loss = train_loss
+        if validation_error is not None:
+            self._validation_error = validation_error
+        if self._bar is not None:
+            if time.monotonic() >= self._redraw_at:
+                self._redraw_at = time.monotonic() + REDRAW_SECONDS
+                self._draw(self._bar)
+        elif self._shown is None or (evaluations - self._shown) * LINES >= self._total:
+            self._print()
+
+    def close(self) -> None:
+        """Show the last state and release the terminal's line; may be called twice."""
+        if self._bar is not None:
+            self._draw(self._bar)
+            self._bar.close()
+        elif self._shown != self._evaluations:
+            self._print()
+
+    def _draw(self, bar: _Bar) -> None:
+        bar.set_postfix_str(", ".join(self._numbers()), refresh=False)
+        bar.update(self._evaluations - bar.n)
+
+    def _print(self) -> None:
+        self._shown = self._evaluations
+        if self._silent:
+            return
+        elapsed = time.monotonic() - self._started
+        done = f"{self._evaluations / self._total:4.0%}  {self._evaluations:,}/{self._total:,}"
+        new = self._evaluations - self._initial
+        rate = [_rate(new / elapsed)] if new > 0 and elapsed > 0 else []
+        print(", ".join([f"{self._description} {done}", *rate, *self._numbers()]), file=self._stream, flush=True)
+
+    def _numbers(self) -> list[str]:
+        numbers = []
+        if self._train_loss is not None:
+            numbers.append(f"loss {self._train_loss:.4g}")
+        if self._validation_error is not None:
+            numbers.append(f"val. error {_percent(self._validation_error)}")
+        return numbers
+
+
+def summary(
+    *,
+    optimizer: str,
+    data: str,
+    model: str,
+    parameters: int,
+    evaluations: int,
+    seconds: float,
+    folder: Path | None = None,
+    train_loss: float | None = None,
+    validation_error: float | None = None,
+    test_error: float | None = None,
+    test_loss: float | None = None,
+    best_test_error: float | None = None,
+    best_at: int | None = None,
+    diverged_at: int | None = None,
+    last_finite_loss: float | None = None,
+) -> str:
+    """Return one screen of text about a finished run; errors are fractions and shown in per cent, None is left out.
+
+    `best_test_error` is the test error of the parameters with the lowest validation error, found after `best_at`
+    gradient evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite.
+    """
+    best = None if best_test_error is None else _percent(best_test_error)
+    if best is not None and best_at is not None:
+        best += f" at {best_at:,} gradient evaluations"
+    diverged = None if diverged_at is None else f"at gradient evaluation {diverged_at:,}"
+    if diverged is not None and last_finite_loss is not None:
+        diverged += f", last finite loss {last_finite_loss:.4g}"
+    where = None if folder is None else _shown_path(folder)
+    setting: dict[str, str | None] = {
+        "optimizer": optimizer,
+        "data": data,
+        "model": f"{model}, {parameters:,} parameters",
+        "gradient evaluations": f"{evaluations:,} in {_duration(seconds)}"
+        + (f" ({_rate(evaluations / seconds)})" if seconds > 0 else ""),
+    }
+    outcome = {
+        "DIVERGED": diverged,
+        "final train loss": None if train_loss is None else f"{train_loss:.4g}",
+        "validation error": None if validation_error is None else _percent(validation_error),
+        "test error": None if test_error is None else _percent(test_error),
+        "test loss": None if test_loss is None else f"{test_loss:.4g}",
+        "best by validation": None if best is None else f"test error {best}",
+    }
+    files = {
+        "folder": where,
+        "look at it with": None if where is None else f"tensorboard --logdir {shlex.quote(where)}",
+    }
+    rule = "-" * WIDTH
+    blocks = [block for block in map(_block, (setting, outcome, files)) if block]
+    return "\n".join([rule, "\n\n".join(blocks), rule])
+
+
+def _block(entries: dict[str, str | None]) -> str:
+    return "\n".join(_entry(label, text) for label, text in entries.items() if text is not None)
+
+
+def _entry(label: str, text: str) -> str:
+    """Return label and text, wrapped below itself; a word that is too long (a path, to be copied) stays whole."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"  {label:<{LABEL_WIDTH}}",
+        subsequent_indent=" " * (LABEL_WIDTH + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _shown_path(folder: Path) -> str:
+    """Return the path from here where the folder lies below, else the whole path."""
+    whole = Path(folder).absolute()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def _rate(per_second: float) -> str:
+    return f"{tqdm.format_sizeof(per_second)} grad/s"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else tqdm.format_interval(seconds)

@@ -1,0 +1,372 @@
+"""The folder of one run: the only place that writes below outputs/, and the functions that read such a folder.
+
+No file stays open between calls, so that hundreds of runs can be written by one process. metrics.csv is the truth and
+the TensorBoard events a view of it. Every failure to write is a RunFolderError of one line and leaves the files that
+were there before readable.
+"""
+
+import contextlib
+import csv
+import errno
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import yaml
+
+from burgersgd.recording.environment import environment_snapshot
+from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
+
+COLUMNS = (
+    "evaluations",
+    "epoch",
+    "seconds",
+    "train_loss",
+    "learning_rate",
+    "gradient_norm",
+    "x_y_distance",
+    "temperature",
+    "validation_loss",
+    "validation_error",
+)
+STATES = ("running", "completed", "diverged", "failed", "interrupted")
+FINAL_STATES = STATES[1:]
+
+CONFIG = Path(".hydra", "config.yaml")
+OVERRIDES = Path(".hydra", "overrides.yaml")
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.csv"
+STATUS = "status.json"
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.txt"
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be created, written or read: one line naming the path and the reason."""
+
+
+class RunFolder:
+    """Writes everything that one run leaves behind.
+
+    As a context manager it records how the run ended: an exception as failed, a KeyboardInterrupt as interrupted, and
+    leaving without a final status as failed too, because such a run has no result. A final status written before
+    stays.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write to the existing folder `path`; new runs come from `create`."""
+        self.path = path.absolute()
+        self.state = "running"
+        self.log = logging.Logger("burgersgd.run", logging.INFO)  # not in logging's registry: one per folder
+        self.log.addHandler(_AppendingHandler(self.path / LOG))
+        events = self.path / f"events.out.tfevents.{int(time.time()):010d}.burgersgd"
+        self._events = TensorBoardEvents(functools.partial(_append, events), flat_hparams(config))
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], overrides: Sequence[str] = (), device: str = "cpu") -> Self:
+        """Return the new run folder `path`, holding the configuration and the environment, with status running.
+
+        `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded.
+        Raises RunFolderError if the folder is in use or cannot be made; then nothing is left behind.
+        """
+        path = Path(path).absolute()
+        files = {
+            CONFIG: _yaml(dict(config), path),
+            OVERRIDES: _yaml(list(overrides), path),
+            ENVIRONMENT: _json(environment_snapshot(device)),
+            METRICS: ",".join(COLUMNS) + "\n",
+        }
+        with _claimed(path):
+            for name, text in files.items():
+                (path / name).write_text(text, encoding="utf-8")
+            folder = cls(path, config)
+            folder.status("running")
+        return folder
+
+    def metrics(self, row: Mapping[str, float | None]) -> None:
+        """Append one row to metrics.csv and to TensorBoard; `row` is keyed by COLUMNS, missing entries stay empty.
+
+        Floats are written so that they read back exactly. The line is on the way to the disk when this returns.
+        """
+        unknown = row.keys() - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join(COLUMNS)}")
+        if row.get("evaluations") is None:
+            raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
+        line = ",".join(_csv_number(row.get(column)) for column in COLUMNS) + "\n"
+        _append(self.path / METRICS, line.encode())
+        self._events.metrics(int(row["evaluations"] or 0), row)
+
+    def status(self, state: str, **fields: Any) -> None:
+        """Replace status.json by `state` and `fields` (numbers, text, lists, dicts; non-finite floats are kept).
+
+        A final state also ends the run's TensorBoard session with those of the final metrics that `fields` holds
+        (test_error, test_loss, validation_error, validation_loss); an interrupted one is left open to go on.
+        """
+        if state not in STATES:
+            raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        text = _json({"state": state, "updated": now, **fields})
+        with _replacing(self.path / STATUS) as stream:
+            stream.write(text.encode())
+        self.state = state
+        if state in ("completed", "diverged", "failed"):
+            self._events.finish(state == "completed", fields)
+
+    def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace checkpoint.pt by `state`: tensors, numbers, text and None in lists and dicts, nothing else.
+
+        Loading it can therefore run no code. Tensors are saved without the rest of a storage they are a view of, and
+        no two of them share memory when read back.
+        """
+        import torch
+
+        path = self.path / CHECKPOINT
+        plain = _plain_state(state, "checkpoint")
+        with _replacing(path) as stream:
+            try:
+                torch.save(plain, stream)
+            except RuntimeError as error:  # how torch's archive writer reports a full disk
+                raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        """Write out what TensorBoard has pending; may be called twice."""
+        self._events.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if exception is None:
+            if self.state not in FINAL_STATES:
+                self.status("failed", reason="the run ended without a result")
+            self.close()
+            return
+        try:
+            if self.state not in FINAL_STATES:
+                self.log.error("the run ended by an exception", exc_info=exception)
+                interrupted = isinstance(exception, KeyboardInterrupt)
+                self.status("interrupted" if interrupted else "failed", reason=_one_line(exception))
+            self.close()
+        except RunFolderError as error:  # the disk may be what failed in the first place: keep the first cause
+            exception.add_note(f"and its end could not be recorded: {error}")
+
+
+def read_metrics(path: Path) -> dict[str, list[float]]:
+    """Return the columns of metrics.csv in the run folder `path`; empty entries are nan.
+
+    A last line without its end (the writer was killed, or is writing) is left out.
+    """
+    text = _read(Path(path) / METRICS)
+    rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+    header = next(rows, [])
+    columns: dict[str, list[float]] = {name: [] for name in header}
+    try:
+        for row in rows:
+            for name, entry in zip(header, row, strict=True):
+                columns[name].append(float(entry) if entry else math.nan)
+    except ValueError as error:
+        raise RunFolderError(f"cannot read {Path(path) / METRICS}: {_one_line(error)}") from error
+    return columns
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return status.json of the run folder `path`, with "inf", "-inf" and "nan" turned back into floats."""
+    file = Path(path) / STATUS
+    try:
+        return _restored(json.loads(_read(file)))
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the resolved configuration of the run folder `path`."""
+    file = Path(path) / CONFIG
+    try:
+        return yaml.safe_load(_read(file))
+    except yaml.YAMLError as error:
+        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+
+
+def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Return checkpoint.pt of the run folder `path`; a file that holds more than data is refused, never executed."""
+    import torch
+
+    file = Path(path) / CHECKPOINT
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises OSError, RuntimeError, EOFError, UnpicklingError ... for a broken file
+        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+
+
+class _AppendingHandler(logging.Handler):
+    """Appends each record to a file that is open only meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _append(self._path, (self.format(record) + "\n").encode(errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Make `path` a folder that no other process can claim; on any failure inside, undo all of it."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    claimed = False
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
+        path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
+        claimed = True
+        yield
+    except BaseException as error:
+        for child in path.iterdir() if claimed else ():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        for folder in missing:
+            with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
+                folder.rmdir()
+        if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
+            raise RunFolderError(f"cannot create run folder {path}: {_one_line(error)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a stream whose content becomes the file `path` in one step at the end, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append `data`, in one write where the system takes it at once, so that a reader sees whole lines, or nothing."""
+    try:
+        with open(path, "ab", buffering=0) as stream:
+            before = stream.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[stream.write(data) :]
+            except OSError:  # the disk is full: leave no part of a line
+                stream.truncate(before)
+                raise
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"cannot read {path}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    """Return what went wrong in one line: the system's words for its own errors, else the type and the message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _yaml(value: Any, path: Path) -> str:
+    try:
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:  # the value holds more than numbers, text, lists and dicts
+        raise RunFolderError(f"cannot create run folder {path}: {_one_line(error)}") from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _csv_number(value: float | None) -> str:
+    """Return the shortest text that reads back as the same number."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else repr(float(value))
+
+
+def _plain_json(value: Any) -> Any:
+    """Return `value` as JSON can hold it: non-finite floats as "inf", "-inf", "nan"; array scalars as numbers."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else str(float(value))
+        case Mapping():
+            return {str(key): _plain_json(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain_json(entry) for entry in value]
+        case _ if getattr(value, "ndim", None) == 0:
+            return _plain_json(value.item())
+        case _:
+            raise TypeError(f"a run folder holds numbers, text, lists and dicts, not {type(value).__name__}")
+
+
+def _restored(value: Any) -> Any:
+    match value:
+        case "inf" | "-inf" | "nan":
+            return float(value)
+        case dict():
+            return {key: _restored(entry) for key, entry in value.items()}
+        case list():
+            return [_restored(entry) for entry in value]
+        case _:
+            return value
+
+
+def _plain_state(value: Any, where: str, storages: set[int] | None = None) -> Any:
+    """Return `value` with tensors that own their memory; raise TypeError naming `where` for anything but data."""
+    import torch
+
+    storages = set() if storages is None else storages
+    kind = type(value)  # exactly: a subclass would be pickled by reference to its code
+    if kind is dict:
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(f"{where} has a key of type {type(key).__name__}; allowed are str and int")
+        return {key: _plain_state(entry, f"{where}[{key!r}]", storages) for key, entry in value.items()}
+    if kind is list:
+        return [_plain_state(entry, f"{where}[{index}]", storages) for index, entry in enumerate(value)]
+    if kind is torch.Tensor:
+        storage = value.untyped_storage()
+        whole = storage.nbytes() == value.numel() * value.element_size()
+        own = whole and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        return value.detach() if own else value.detach().clone()
+    if value is None or kind in (bool, int, float, str):
+        return value
+    raise TypeError(
+        f"{where} is a {kind.__name__}; a checkpoint holds tensors, numbers, text and None in lists and dicts"
+    )

@@ -1,0 +1,147 @@
+# pyright: reportAttributeAccessIssue=false
+# (the protocol buffers' classes are made when they are imported; no type checker sees them)
+"""TensorBoard events of one run, written without TensorFlow, without threads and without keeping a file open.
+
+`torch.utils.tensorboard.SummaryWriter` starts a thread per run, and its `add_hparams` makes a second run in a
+subfolder. Here events wait in a list, tensorboard is imported when the first of them go to disk, and whoever owns the
+file appends the bytes.
+
+There is deliberately no summary that declares the whole experiment: TensorBoard would take the columns of its
+hyperparameter table from the first run it meets, and a sweep over optimizers would lose the columns of the others.
+Without one it collects them from all runs.
+"""
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+FLUSH_SECONDS = 5.0  # how far the file may lag behind; TensorBoard looks again as often
+
+TAGS = {
+    "train_loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "validation_error": "error/validation",
+    "learning_rate": "optimizer/learning_rate",
+    "x_y_distance": "optimizer/x_y_distance",
+    "gradient_norm": "optimizer/gradient_norm",
+    "temperature": "optimizer/temperature",
+}
+FINAL_METRICS = ("test_error", "test_loss", "validation_error", "validation_loss")
+
+
+class SessionStart(NamedTuple):
+    wall_time: float
+    hparams: Mapping[str, float | str | bool]
+
+
+class Scalars(NamedTuple):
+    wall_time: float
+    evaluations: int
+    values: Mapping[str, float]  # by tag
+
+
+class SessionEnd(NamedTuple):
+    wall_time: float
+    succeeded: bool
+
+
+class TensorBoardEvents:
+    """The events of one run, handed as bytes to `append`, which adds them to the run's event file.
+
+    Steps are gradient evaluations; `hparams` are the run's hyperparameters, flat.
+    """
+
+    def __init__(self, append: Callable[[bytes], None], hparams: Mapping[str, float | str | bool]) -> None:
+        self._append = append
+        self._pending: list[SessionStart | Scalars | SessionEnd] = [SessionStart(time.time(), hparams)]
+        self._begun = False
+        self._flushed_at = time.monotonic()
+        self._evaluations = 0
+
+    def metrics(self, evaluations: int, row: Mapping[str, float | None]) -> None:
+        """Record those entries of `row` that have a tag and a value."""
+        self._evaluations = evaluations
+        self._record({tag: row.get(name) for name, tag in TAGS.items()})
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
+        """Record the final metrics among `final` at the last step and the end of the session, and write it all."""
+        self._record({f"final/{name}": final.get(name) for name in FINAL_METRICS})
+        self._pending.append(SessionEnd(time.time(), succeeded))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self._pending:
+            self._append(_encode(self._pending, first=not self._begun))
+            self._begun = True
+            self._pending.clear()
+        self._flushed_at = time.monotonic()
+
+    def _record(self, values: Mapping[str, float | None]) -> None:
+        present = {tag: float(value) for tag, value in values.items() if value is not None}
+        if present:
+            self._pending.append(Scalars(time.time(), self._evaluations, present))
+
+
+def flat_hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
+    """Return the leaves of a nested configuration under dotted names, as values that TensorBoard's table can hold.
+
+    Lists, None and non-finite numbers become text: TensorBoard sends hyperparameters as JSON and fails on infinity.
+    """
+    flat: dict[str, float | str | bool] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flat_hparams(value, f"{prefix}{name}.")
+        elif isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
+            flat[f"{prefix}{name}"] = value
+        else:
+            flat[f"{prefix}{name}"] = "null" if value is None else str(value)
+    return flat
+
+
+def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> bytes:
+    """Return `items` as records of an event file, after the record that opens such a file if they are the `first`."""
+    # Imported here because it takes 40 ms, which nobody should wait for before training starts.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def hparams_value(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary.Value:
+        return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
+
+    def values(item: SessionStart | Scalars | SessionEnd) -> Iterator[Summary.Value]:
+        match item:
+            case Scalars():
+                for tag, value in item.values.items():
+                    yield Summary.Value(tag=tag, simple_value=value)
+            case SessionStart():
+                start = plugin_data_pb2.SessionStartInfo(start_time_secs=item.wall_time)
+                for name, value in item.hparams.items():
+                    if isinstance(value, str):
+                        start.hparams[name].string_value = value
+                    elif isinstance(value, bool):
+                        start.hparams[name].bool_value = value
+                    else:
+                        start.hparams[name].number_value = value
+                data = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+                yield hparams_value(metadata.SESSION_START_INFO_TAG, data)
+            case SessionEnd():
+                status = api_pb2.STATUS_SUCCESS if item.succeeded else api_pb2.STATUS_FAILURE
+                end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=item.wall_time)
+                data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+                yield hparams_value(metadata.SESSION_END_INFO_TAG, data)
+
+    buffer = io.BytesIO()
+    records = RecordWriter(buffer)
+    if first:
+        records.write(Event(wall_time=items[0].wall_time, file_version="brain.Event:2").SerializeToString())
+    for item in items:
+        step = item.evaluations if isinstance(item, Scalars) else 0
+        event = Event(wall_time=item.wall_time, step=step, summary=Summary(value=values(item)))
+        records.write(event.SerializeToString())
+    return buffer.getvalue()

@@ -1,0 +1,517 @@
+"""From a configuration to results: data, model, optimizer, training loop and run folder, for one run or a fleet of runs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burgersgd import streams
+from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.datasets import Batches, Dataset, Part, from_arrays, load
+from burgersgd.losses import LOSSES, Loss
+from burgersgd.models import Model
+from burgersgd.models.conv import LeNet
+from burgersgd.models.mlp import Mlp
+from burgersgd.models.wrapped import Wrapped
+from burgersgd.recording.progress import Progress
+from burgersgd.recording.run_folder import RunFolder
+from burgersgd.streams import Purpose
+from burgersgd.training.evaluation import Evaluator
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.gradients import Problem
+from burgersgd.training.loop import Point, fit
+from burgersgd.training.native_gradient import NativeGradient
+
+UserModel = nn.Module | Callable[[], nn.Module]
+UserData = Dataset | tuple[Any, Any]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+
+COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
+"""compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind. Errors are shares of wrong classes (regression: root mean squared errors), at x."""
+
+    config: TrainConfig
+    state: Literal["completed", "diverged"]
+    evaluations: int
+    """Gradient evaluations spent; of a diverged run, the one in which it became non-finite."""
+    seconds: float
+    metrics: dict[str, list[float | None]]
+    """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
+    model: nn.Module
+    """An ordinary module at the last x, on the CPU, in evaluation mode."""
+    n_parameters: int
+    test_error: float
+    test_loss: float
+    validation_error: float
+    validation_loss: float
+    best_validation_error: float
+    best_test_error: float
+    """At the x of lowest validation error, found after best_at gradient evaluations."""
+    best_at: int
+    last_loss: float
+    """Mini-batch loss of the last finite gradient evaluation."""
+    folder: Path | None
+    engine: str
+    """What computed the gradients: native, eager or compiled."""
+
+    @property
+    def objective(self) -> float:
+        """The number to minimise in a search: the validation error, +inf for a diverged run."""
+        return self.validation_error if self.state == "completed" else math.inf
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    overrides: Sequence[str] = (),
+    record: bool = True,
+    progress: bool | None = None,
+) -> Result:
+    """Train one network and return the result; the same as `burgersgd train`.
+
+    model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed set
+    to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder below
+    config.output_root. progress: None shows a bar on a terminal and lines elsewhere.
+
+    Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written.
+    """
+    config = TrainConfig() if config is None else config
+    return train_fleet(
+        [config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress
+    )[0]
+
+
+def train_fleet(
+    configs: Sequence[TrainConfig],
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    overrides: Sequence[Sequence[str]] | None = None,
+    record: bool = True,
+    progress: bool | None = None,
+) -> list[Result]:
+    """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
+
+    Arguments and errors as in train. Raises ConfigError naming the first key that differs and must not.
+    """
+    prepared = prepare(configs, model=model, dataset=dataset)
+    return prepared.run(overrides or [()] * len(configs), record=record, progress=progress)
+
+
+def fleet_key(config: TrainConfig) -> dict[str, Any]:
+    """Return everything that runs of one fleet must have in common, by dotted key."""
+    free = {"seed", "run_name"}
+    for part in ("optimizer", "schedule"):
+        free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
+    flat = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {k: v for k, v in flat.items() if k not in free} | {"update rule": config.optimizer.rule()}
+
+
+def prepare(
+    configs: Sequence[TrainConfig], *, model: UserModel | None = None, dataset: UserData | None = None
+) -> Prepared:
+    """Load the data, build the model and check that everything fits together. Writes nothing. Raises as train does."""
+    if not configs:
+        raise ConfigError("configs: must hold at least one run")
+    config = configs[0]
+    key = fleet_key(config)
+    for other in configs[1:]:
+        theirs = fleet_key(other)
+        for name in key | theirs:
+            if key.get(name) != theirs.get(name):
+                raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
+    device = _device(config)
+    dtype = DTYPES[config.trainer.precision]
+    data = _dataset(config, dataset)
+    loss = _loss(config, data)
+    network = _model(config, data, loss, model)
+    batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
+    if batch_size > data.n_train:
+        raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
+    on_device = data.to(device, dtype)
+    train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
+    problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
+    _probe(problem)
+    return Prepared(
+        configs=list(configs),
+        data=on_device,
+        problem=problem,
+        batch_size=batch_size,
+        budget=_budget(config, data.n_train, batch_size),
+        engine=_engine(config, problem, device, len(configs), batch_size),
+        user_model=model,
+    )
+
+
+def check_output(config: TrainConfig) -> None:
+    """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
+    path = Path(config.output_root).absolute()
+    if config.run_name is not None and (path / config.run_name).exists():
+        raise config.error("run_name", f"the folder {path / config.run_name} exists already")
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
+
+
+@dataclass
+class Prepared:
+    """Runs that are checked and ready to start."""
+
+    configs: list[TrainConfig]
+    data: Dataset
+    problem: Problem
+    batch_size: int
+    budget: int
+    engine: str
+    user_model: UserModel | None
+
+    def run(self, overrides: Sequence[Sequence[str]], *, record: bool, progress: bool | None) -> list[Result]:
+        """Train, record and return the results, as train_fleet does."""
+        config = self.configs[0]
+        torch.use_deterministic_algorithms(config.trainer.deterministic)
+        if config.device.threads is not None:
+            torch.set_num_threads(config.device.threads)
+        fleet = self._fleet()
+        evaluators = {part: self._evaluator(getattr(self.data, part)) for part in ("validation", "test")}
+        n = len(self.configs)
+        with ExitStack() as stack:
+            folders: list[RunFolder | None] = [None] * n
+            if record:
+                for i, run_config in enumerate(self.configs):
+                    folders[i] = stack.enter_context(self._folder(run_config, overrides[i]))
+            title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
+            bar = Progress(self.budget, title, enabled=progress)
+            stack.callback(bar.close)
+            points: list[Point] = []
+            best = _Best(fleet)
+            log_every = config.trainer.log_every or -(-self.budget // 200)
+            eval_every = config.trainer.eval_every or -(-self.budget // 50)
+            for point in fit(fleet, evaluators["validation"], log_every, eval_every):
+                points.append(point)
+                best.update(point, fleet)
+                for i, folder in enumerate(folders):
+                    if folder is not None and _recorded(point, fleet, i):
+                        folder.metrics(point.row(i))
+                bar.update(point.evaluations, *_shown(point))
+            return self._results(fleet, evaluators, points, best, folders)
+
+    def _fleet(self) -> Fleet:
+        config, device = self.configs[0], self.problem.inputs.device
+        seeds = torch.tensor([c.seed for c in self.configs], dtype=torch.int64, device=device)
+        return Fleet(
+            problem=self.problem,
+            rule=config.optimizer.rule(),
+            hyper=_columns([c.optimizer.hyper() for c in self.configs]),
+            schedule=config.schedule.name,
+            schedule_hyper=_columns([c.schedule.hyper() for c in self.configs]),
+            batches=Batches(
+                self.data.n_train,
+                self.batch_size,
+                seeds,
+                with_replacement=config.trainer.with_replacement and not config.optimizer.full_batch,
+                drop_last=config.trainer.drop_last,
+            ),
+            seeds=seeds,
+            x0=self._initial(seeds),
+            budget=self.budget,
+            engine=self.engine,
+            clip_norm=config.trainer.clip_norm,
+        )
+
+    def _initial(self, seeds: Tensor) -> Tensor:
+        """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
+        model, inputs = self.problem.model, self.problem.inputs
+        if isinstance(model, Wrapped):
+            return torch.stack([_own_start(self.user_model, c.seed) for c in self.configs]).to(inputs)
+        assert isinstance(model, Mlp | LeNet)
+        z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
+        if model.init_distribution == "normal":
+            streams.normal_(z, seeds, Purpose.INIT, 0)
+        else:  # uniform with variance 1
+            z = (2 * streams.uniform_(z, seeds, Purpose.INIT, 0) - 1) * math.sqrt(3)
+        return (z[0] * model.init_std().to(z)).to(inputs.dtype)
+
+    def _evaluator(self, part: Part) -> Evaluator:
+        problem = self.problem
+        targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
+        classification = self.data.task == "classification"
+        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets)
+
+    def _folder(self, config: TrainConfig, overrides: Sequence[str]) -> RunFolder:
+        root, plain = Path(config.output_root), dataclasses.asdict(config)
+        device = str(self.problem.inputs.device)
+        if config.run_name is not None:
+            return RunFolder.create(root / config.run_name, plain, overrides, device)
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        name = f"{stamp}_{config.optimizer.name}_{self.data.name}"
+        suffixes = ("", *(f"_{k}" for k in range(2, 10_000)))
+        path = next(root / (name + suffix) for suffix in suffixes if not (root / (name + suffix)).exists())
+        return RunFolder.create(path, plain, overrides, device)
+
+    def _results(
+        self,
+        fleet: Fleet,
+        evaluators: dict[str, Evaluator],
+        points: list[Point],
+        best: _Best,
+        folders: Sequence[RunFolder | None],
+    ) -> list[Result]:
+        x = fleet.x
+        (validation_loss, validation_error), (test_loss, test_error) = (
+            [values.tolist() for values in evaluators[part](x)] for part in ("validation", "test")
+        )
+        best_test_error = evaluators["test"](best.x)[1].tolist()
+        alive, diverged_at, last_loss = fleet.alive.tolist(), fleet.diverged_at.tolist(), fleet.last_loss.tolist()
+        results = []
+        for i, (config, folder) in enumerate(zip(self.configs, folders, strict=True)):
+            rows = [point.row(i) for point in points if _recorded(point, fleet, i)]
+            result = Result(
+                config=config,
+                state="completed" if alive[i] else "diverged",
+                evaluations=fleet.evaluations if alive[i] else diverged_at[i] + 1,
+                seconds=points[-1].seconds,
+                metrics={name: [row[name] for row in rows] for name in rows[0]},
+                model=_module(self.problem.model, x[i]),
+                n_parameters=self.problem.d,
+                test_error=test_error[i],
+                test_loss=test_loss[i],
+                validation_error=validation_error[i],
+                validation_loss=validation_loss[i],
+                best_validation_error=best.error.tolist()[i],
+                best_test_error=best_test_error[i],
+                best_at=best.at.tolist()[i],
+                last_loss=last_loss[i],
+                folder=None if folder is None else folder.path,
+                engine=self.engine,
+            )
+            if folder is not None:
+                _record_end(folder, fleet, i, result, self.budget)
+            results.append(result)
+        return results
+
+
+def _record_end(folder: RunFolder, fleet: Fleet, i: int, result: Result, budget: int) -> None:
+    state = {name: None if t is None else t[i] for name, t in fleet.state._asdict().items()}
+    folder.checkpoint({"evaluations": result.evaluations, "x": fleet.x[i], "state": state})
+    numbers = (
+        "evaluations seconds test_error test_loss validation_error validation_loss "
+        "best_validation_error best_test_error best_at last_loss engine n_parameters"
+    ).split()
+    fields = {name: getattr(result, name) for name in numbers} | {"budget": budget, "fleet_size": fleet.n_runs}
+    if result.state == "diverged":
+        fields["reason"] = f"non-finite at gradient evaluation {result.evaluations}, last finite loss {result.last_loss:g}"
+        folder.log.error("%s", fields["reason"])
+    folder.status(result.state, **fields)
+    folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
+
+
+class _Best:
+    """The x of lowest validation error of every run so far."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.x = fleet.x.clone()
+        self.error = torch.full((fleet.n_runs,), math.inf, dtype=torch.float64)
+        self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
+
+    def update(self, point: Point, fleet: Fleet) -> None:
+        """Look at a point that was validated."""
+        if point.validation_error is None:
+            return
+        better = (point.validation_error < self.error) & point.alive
+        self.error = torch.where(better, point.validation_error.double(), self.error)
+        self.at = torch.where(better, point.evaluations, self.at)
+        self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
+
+
+def _recorded(point: Point, fleet: Fleet, i: int) -> bool:
+    """Whether a point belongs to run i: a diverged run has none after the first at which the host learned of it."""
+    at = int(fleet.diverged_at[i])
+    return at < 0 or bool(point.alive[i]) or point.evaluations <= at
+
+
+def _shown(point: Point) -> tuple[float | None, float | None]:
+    """Return what the progress bar shows: mean loss, and lowest validation error of the living runs."""
+    alive = point.alive
+    loss = None if point.train_loss is None or not alive.any() else float(point.train_loss[alive].mean())
+    error = point.validation_error
+    return loss, None if error is None or not alive.any() else float(error[alive].min())
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
+    """Return the float hyperparameters of all runs, float64 ``[runs, 1]`` each."""
+    return {name: torch.tensor([[row[name]] for row in rows], dtype=torch.float64) for name in rows[0]}
+
+
+# ------------------------------------------------------------------------------------------------------ the parts
+
+
+def _device(config: TrainConfig) -> torch.device:
+    name, index = config.device.name, config.device.index
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found == 0:
+            raise config.device.error("name", "no CUDA GPU was found; device=cpu or device=auto works everywhere")
+        if index >= found:
+            raise config.device.error("index", f"must be < {found}, the number of GPUs")
+        return torch.device("cuda", index)
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise config.device.error("name", "no Apple GPU was found; device=cpu or device=auto works everywhere")
+        if config.trainer.precision == "float64":
+            raise config.trainer.error("precision", "Apple GPUs have no float64")
+    return torch.device(name)
+
+
+class _ByRepr:
+    """A configuration as an argument of a cached function: equal if it reads the same."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __hash__(self) -> int:
+        return hash(repr(self.config))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByRepr) and repr(self.config) == repr(other.config)
+
+
+def _dataset(config: TrainConfig, own: UserData | None) -> Dataset:
+    if own is None:
+        return _load(_ByRepr(config.dataset))
+    if isinstance(own, Dataset):
+        return own
+    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
+    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
+
+
+@functools.lru_cache(maxsize=2)
+def _load(config: _ByRepr) -> Dataset:
+    return load(config.config)
+
+
+def _loss(config: TrainConfig, data: Dataset) -> Loss:
+    name = config.loss.name
+    if data.task == "regression" and name != "squared_error":
+        raise config.loss.error("name", f"dataset={data.name} is regression, must be squared_error")
+    if name == "logistic" and data.n_outputs != 2:
+        raise config.loss.error("name", f"needs two classes, dataset={data.name} has {data.n_outputs}")
+    return LOSSES[name]
+
+
+def _model(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
+    if own is not None:
+        try:
+            return Wrapped(own if isinstance(own, nn.Module) else own())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    n_outputs = loss.n_outputs(data.n_outputs)
+    settings = config.model
+    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
+    if isinstance(settings, LeNetConfig):
+        try:
+            return LeNet(data.input_shape, n_outputs, *common)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    assert isinstance(settings, MlpConfig)
+    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
+    return Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+
+
+def _own_start(own: UserModel | None, seed: int) -> Tensor:
+    if isinstance(own, nn.Module):
+        return Wrapped(own).start()
+    assert own is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Wrapped(own()).start()
+
+
+def _probe(problem: Problem) -> None:
+    """Ask the model for one output. Raises ConfigError where shapes do not fit (the user's own module)."""
+    if not isinstance(problem.model, Wrapped):
+        return
+    example = problem.inputs[:2]
+    try:
+        outputs = problem.model.module().to(example.device, example.dtype)(example)
+    except RuntimeError as error:
+        raise ConfigError(f"model: cannot take inputs {list(example.shape)}: {str(error).splitlines()[0]}") from error
+    try:
+        problem.loss.mean(outputs, problem.targets[:2])
+    except (RuntimeError, IndexError) as error:
+        raise ConfigError(f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}") from error
+
+
+def _module(model: Model, x: Tensor) -> nn.Module:
+    module = copy.deepcopy(model.module()).to("cpu", x.dtype)
+    nn.utils.vector_to_parameters(x.detach().cpu(), module.parameters())
+    return module.eval()
+
+
+def _budget(config: TrainConfig, n_train: int, batch_size: int) -> int:
+    """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
+    trainer = config.trainer
+    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
+    key = "epochs" if trainer.budget is None else "budget"
+    asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
+    cycle = config.optimizer.rule().gradients_per_cycle
+    budget = asked // cycle * cycle
+    if budget == 0:
+        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"
+        raise trainer.error(key, allowed)
+    return budget
+
+
+def _engine(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
+    """Return what computes the gradients. The choice depends on the configuration alone, never on a clock."""
+    asked = config.trainer.compile
+    model, dtype = problem.model, problem.inputs.dtype
+    native = (
+        asked in ("auto", "native")
+        and device.type == "cpu"
+        and isinstance(model, Mlp)
+        and model.n_uniform == 0
+        and not problem.bfloat16
+        and NativeGradient.supports(model.widths, model.activation, problem.loss.name, dtype)
+    )
+    if asked == "native" and not native:
+        raise config.trainer.error(
+            "compile", "needs device=cpu, a C compiler, model=mlp with relu, tanh or identity, no dropout, no bfloat16"
+        )
+    if asked == "native":
+        return "native"
+    if native and isinstance(model, Mlp) and NativeGradient.worthwhile(model.widths, batch_size):
+        return "native"
+    if asked == "auto":
+        budget = _budget(config, len(problem.targets), batch_size)
+        enough = COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
+        ready = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
+        asked = "on" if budget >= enough and ready else "off"
+    return "compiled" if asked == "on" else "eager"

@@ -1,0 +1,54 @@
+"""Loss and error of R runs on a part of the data, always at x."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vmap
+
+from burgersgd.losses import Loss
+from burgersgd.models import Model
+from burgersgd.training.gradients import split
+
+CHUNK = 4096
+"""Examples evaluated at once."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """One part of a data set, ready to be evaluated; labels are the targets before Loss.encode."""
+
+    model: Model
+    loss: Loss
+    classification: bool
+    inputs: Float[Tensor, "n *shape"]
+    labels: Tensor
+    targets: Tensor
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
+        """Return mean loss and error of every run: share of wrong classes, or root mean squared error in regression."""
+        if x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
+            results = [self._sums(run) for run in x]
+            loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
+        else:
+            loss, error = vmap(self._sums)(x)
+        n = len(self.labels)
+        return loss / n, error / n if self.classification else torch.sqrt(error / n)
+
+    def _sums(self, x: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
+        views = split(x, self.model.shapes)
+        loss, error = x.new_zeros(()), x.new_zeros(())
+        for start in range(0, len(self.labels), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            outputs = self.model.apply(views, self.inputs[chunk], False, None)
+            targets, labels = self.targets[chunk], self.labels[chunk]
+            loss = loss + self.loss.mean(outputs, targets) * len(labels)
+            if self.classification:
+                error = error + (self.loss.classify(outputs) != labels).sum()
+            else:
+                error = error + (outputs - labels).square().sum(-1).sum()
+        return loss, error

@@ -1,0 +1,341 @@
+"""The state of R runs and the step that advances them together, one gradient evaluation of every run at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from burgersgd import schedules, streams
+from burgersgd.datasets.batches import Batches
+from burgersgd.optimizers.protocol import Clock, Hyper, Rule
+from burgersgd.streams import Purpose
+from burgersgd.training.gradients import Problem, eager_gradient, functional_gradient
+
+BLOCK_BYTES = 1 << 20
+"""Normal numbers are drawn for as many steps at once as fit the second-level cache."""
+PIECE = 1 << 16
+"""Large states are updated in pieces of this many columns, which stay in the second-level cache from line to line."""
+
+
+class Block(NamedTuple):
+    """The inputs of consecutive steps, aligned to multiples of the block length, so that any restart sees the same."""
+
+    first: int
+    coefficients: Tensor  # [steps, fields, runs, 1]
+    xi: Tensor | None  # [steps, runs, d]
+    indices: Tensor | None  # [steps, runs, batch]; None is the full batch
+    uniform: Tensor | None  # [steps, runs, batch, n_uniform]
+
+
+@dataclass
+class Fleet:
+    """R runs of one rule on one problem, which differ in their seeds and float hyperparameters.
+
+    x is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
+    randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any company.
+    engine is "eager", "native" or "compiled"; clip_norm the longest gradient, None for no clipping.
+    """
+
+    problem: Problem
+    rule: Rule
+    hyper: Hyper
+    schedule: str
+    schedule_hyper: Hyper
+    batches: Batches
+    seeds: Int[Tensor, " runs"]
+    x0: Float[Tensor, "runs d"]
+    budget: int
+    engine: str = "eager"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Set up the state of all runs at x0."""
+        self.n_runs, self.d = self.x0.shape
+        self.device, self.dtype = self.x0.device, self.x0.dtype
+        self.block_length = max(1, min(64, BLOCK_BYTES // (4 * self.x0.numel())))
+        self.evaluations = 0
+        xi = self._normal(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
+        self.state = self.rule.init(self.x0.clone(), None if xi is None else xi[0].clone())
+        self.alive: Bool[Tensor, " runs"] = torch.ones(self.n_runs, dtype=torch.bool, device=self.device)
+        self.all_alive = True
+        self.diverged_at: Int[Tensor, " runs"] = torch.full((self.n_runs,), -1, device=self.device)
+        self.last_loss: Float[Tensor, " runs"] = torch.full_like(self.x0[:, 0], math.nan)
+        self.loss_sum: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
+        self.grad_norm: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
+        self._block: Block | None = None
+        self._rows: list[Any] = []
+        self._gradient = self._native_gradient() if self.engine == "native" else self._autograd_gradient
+        self._compiled = CompiledStep(self) if self.engine == "compiled" else None
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    @property
+    def x(self) -> Float[Tensor, "runs d"]:
+        """The slow points: what is evaluated and saved."""
+        return self.rule.evaluate_at(self.state)
+
+    def coefficients_at(self, step: int) -> dict[str, Tensor]:
+        """Return the coefficients of one evaluation by name, each float64 ``[runs]`` on the CPU."""
+        c = self._coefficients(step, 1)
+        return {name: field[0, :, 0] for name, field in zip(c._fields, c, strict=True)}
+
+    def distance(self) -> Float[Tensor, " runs"] | None:
+        """Return |x - y| of every run, None for rules without a fast point."""
+        y = getattr(self.state, "y", None)
+        return None if y is None else torch.linalg.vector_norm(self.x - y, dim=1)
+
+    def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
+        """Return the mean mini-batch loss of the last n evaluations and start counting anew."""
+        mean = self.loss_sum / n
+        self.loss_sum.zero_()
+        return mean
+
+    # ---------------------------------------------------------------------------------------------- advancing
+
+    def advance(self, n: int) -> None:
+        """Spend n gradient evaluations on every run. Raises ValueError beyond the budget."""
+        if self.evaluations + n > self.budget:
+            raise ValueError(f"n={n}: only {self.budget - self.evaluations} gradient evaluations of the budget are left")
+        end = self.evaluations + n
+        while self.evaluations < end:
+            first = self.evaluations // self.block_length * self.block_length
+            if self._block is None or self._block.first != first:
+                self._block = self._fill(first)
+            stop = min(end, first + self.block_length)
+            for step in range(self.evaluations, stop):
+                ends = (step + 1) % self.rule.gradients_per_cycle == 0
+                if self._compiled is not None:
+                    self._compiled.run(step, ends)
+                else:
+                    self._eager_step(step, ends)
+            self.evaluations = stop
+
+    def _eager_step(self, step: int, ends_cycle: bool) -> None:
+        block, rule, state = self._block, self.rule, self.state
+        assert block is not None
+        j = step - block.first
+        c = self._rows[j]
+        size = self.batches.size(step)
+        indices = None if block.indices is None else block.indices[j, :, :size]
+        uniform = None if block.uniform is None else block.uniform[j, :, :size]
+        xi = None if block.xi is None else block.xi[j]
+        grad, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
+        # On the CPU reading a number costs nothing; elsewhere it would wait for the device at every step.
+        healthy = self.all_alive and self.device.type == "cpu" and math.isfinite(float((loss + norm).sum()))
+        if self.clip_norm is not None:
+            grad = clipped(grad, norm, self.clip_norm)
+        if healthy and grad.numel() > 2 * PIECE:
+            self._step_in_pieces(c, state, grad, xi)
+            if ends_cycle:
+                self.state = rule.end_cycle(c, state)
+        else:
+            new = rule.step(c, state, grad, xi)
+            if ends_cycle:
+                new = rule.end_cycle(c, new)
+            if not healthy:
+                alive = self.alive & torch.isfinite(loss) & torch.isfinite(norm)
+                new = frozen(alive, state, new)
+                self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
+                self.alive = alive
+                loss, norm = torch.where(alive, loss, self.last_loss), torch.where(alive, norm, self.grad_norm)
+                if self.device.type == "cpu":
+                    self.all_alive = bool(alive.all())
+            self.state = new
+        self.last_loss, self.grad_norm = loss, norm
+        self.loss_sum += loss
+
+    def _step_in_pieces(self, c: Any, state: Any, grad: Tensor, xi: Tensor | None) -> None:
+        """rule.step in place, column by column: rules are element by element, so the numbers are the same."""
+        for start in range(0, self.d, PIECE):
+            cut = slice(start, start + PIECE)
+            old = type(state)(*(None if f is None else f[:, cut] for f in state))
+            new = self.rule.step(c, old, grad[:, cut], None if xi is None else xi[:, cut])
+            for before, after in zip(old, new, strict=True):
+                if after is not before:
+                    before.copy_(after)
+
+    # ----------------------------------------------------------------------------------- gradients of the engines
+
+    def _autograd_gradient(
+        self, at: Tensor, indices: Tensor | None, uniform: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad, loss = eager_gradient(self.problem, at, indices, uniform)
+        return grad, loss, torch.linalg.vector_norm(grad, dim=1)
+
+    def _native_gradient(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        from burgersgd.training.native_gradient import NativeGradient
+
+        problem = self.problem
+        kernel = NativeGradient(
+            problem.model.widths,  # pyright: ignore[reportAttributeAccessIssue]
+            problem.model.activation,  # pyright: ignore[reportAttributeAccessIssue]
+            problem.loss.name,
+            problem.inputs.flatten(1),
+            problem.targets,
+            self.n_runs,
+            self.batches.batch_size,
+        )
+        everything = torch.arange(problem.inputs.shape[0]).expand(self.n_runs, -1).contiguous()
+        grad = torch.empty_like(self.x0)
+
+        def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            numbers = torch.empty(2, self.n_runs, dtype=self.dtype)
+            loss, squared_norm = numbers.unbind(0)
+            kernel(at, everything if indices is None else indices.contiguous(), grad, loss, squared_norm)
+            return grad, loss, squared_norm.sqrt()
+
+        return gradient
+
+    # ------------------------------------------------------------------------------------------ inputs of a block
+
+    def _clock(self, first: int, n_steps: int) -> Clock:
+        step = torch.arange(first, first + n_steps).view(-1, 1, 1)
+        cycle = self.rule.gradients_per_cycle
+        return Clock(step, step.double() / self.budget, step // cycle, step % cycle, self.budget)
+
+    def _coefficients(self, first: int, n_steps: int) -> Any:
+        clock = self._clock(first, n_steps)
+        factor = schedules.factor(self.schedule, self.schedule_hyper, clock)
+        return self.rule.coefficients(self.hyper, factor.expand(n_steps, self.n_runs, 1), clock)
+
+    def _normal(self, first: int, n_steps: int, out: Tensor | None = None) -> Tensor | None:
+        if not self.rule.noisy:
+            return None
+        if out is None:
+            out = torch.empty(n_steps, self.n_runs, self.d, dtype=self.dtype, device=self.device)
+        return streams.normal_(out, self.seeds, Purpose.NOISE, first)
+
+    def _fill(self, first: int) -> Block:
+        """Compute the inputs of the steps first ... first + block_length - 1; in place where the compiled step reads them."""
+        n = self.block_length
+        c = self._coefficients(first, n)
+        stacked = torch.stack([field.expand(n, self.n_runs, 1) for field in c], dim=1).to(self.device, self.dtype)
+        full_batch = self.batches.batch_size == self.problem.inputs.shape[0] and not self.batches.with_replacement
+        uniform = None
+        if self.problem.model.n_uniform:
+            shape = (self.batches.batch_size, self.problem.model.n_uniform)
+            uniform = torch.empty(n, self.n_runs, math.prod(shape), dtype=torch.float32, device=self.device)
+            streams.uniform_(uniform, self.seeds, Purpose.DROPOUT, first)
+            uniform = uniform.view(n, self.n_runs, *shape)
+        old = self._block
+        in_place = self._compiled is not None and old is not None
+        block = Block(
+            first=first,
+            coefficients=stacked,
+            xi=self._normal(first + 1, n, out=old.xi if in_place and old is not None else None),
+            indices=None if full_batch else self.batches.indices(first, n),
+            uniform=uniform,
+        )
+        self._rows = [type(c)(*row.unbind(0)) for row in stacked.unbind(0)]
+        if in_place and old is not None:
+            for kept, filled in zip(old[1:], block[1:], strict=True):
+                if kept is not None and kept is not filled:
+                    kept.copy_(filled)
+            return old._replace(first=first)
+        return block
+
+
+def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:
+    """Return the gradients scaled down to the given norm where they are longer (Pascanu et al. 2013)."""
+    return grad * (longest / norm).clamp(max=1)[:, None]
+
+
+def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
+    """Return the new state of living runs and the old one of diverged ones."""
+    kept = [b if a is b or a is None else torch.where(alive[:, None], b, a) for a, b in zip(old, new, strict=True)]
+    return type(new)(*kept)
+
+
+class CompiledStep:
+    """The whole gradient step under torch.compile: forward, backward, update, written back in place.
+
+    Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the device. On
+    CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short last batch).
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.position = torch.zeros(1, dtype=torch.int64, device=fleet.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=fleet.device)
+        self.programs: dict[int, Callable[[], None]] = {}
+
+    def run(self, step: int, ends_cycle: bool) -> None:
+        """Advance the fleet by one gradient evaluation."""
+        fleet = self.fleet
+        block = fleet._block
+        assert block is not None
+        if step == block.first or not self.programs:
+            self.position.fill_(step - block.first)
+            self.step.fill_(step)
+        size = fleet.batches.size(step)
+        if size not in self.programs:
+            self.programs[size] = self._program(block, size)
+        self.programs[size]()
+        if ends_cycle:
+            new = fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state)
+            for old, after in zip(fleet.state, frozen(fleet.alive, fleet.state, new), strict=True):
+                if after is not old:
+                    old.copy_(after)
+
+    def _program(self, block: Block, size: int) -> Callable[[], None]:
+        fleet = self.fleet
+        rule, problem, clip_norm = fleet.rule, fleet.problem, fleet.clip_norm
+        row_type, state_type = type(fleet._rows[0]), type(fleet.state)
+
+        def one_step(
+            state: tuple[Tensor | None, ...],
+            counters: tuple[Tensor, Tensor],
+            records: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+            inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        ) -> None:
+            position, step = counters
+            alive, diverged_at, last_loss, loss_sum, grad_norm = records
+            row, xi, indices, uniform = (None if t is None else t.index_select(0, position)[0] for t in inputs)
+            assert row is not None
+            c = row_type(*row.unbind(0))
+            before = state_type(*state)
+            indices = None if indices is None else indices[:, :size]
+            uniform = None if uniform is None else uniform[:, :size]
+            grad, loss = functional_gradient(problem, rule.gradient_at(c, before), indices, uniform)
+            norm = torch.sqrt((grad * grad).sum(dim=1))
+            if clip_norm is not None:
+                grad = clipped(grad, norm, clip_norm)
+            now = alive & torch.isfinite(loss) & torch.isfinite(norm)
+            after = frozen(now, before, rule.step(c, before, grad, xi))
+            for old, new in zip(state, after, strict=True):
+                if old is not None and new is not old:
+                    old.copy_(new)
+            diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
+            last_loss.copy_(torch.where(now, loss, last_loss))
+            grad_norm.copy_(torch.where(now, norm, grad_norm))
+            loss_sum.add_(last_loss)
+            alive.copy_(now)
+            position.add_(1)
+            step.add_(1)
+
+        records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
+        counters = (self.position, self.step)
+        arguments = (tuple(fleet.state), counters, records, tuple(block[1:]))
+        compiled = torch.compile(one_step, fullgraph=True, dynamic=False)
+        if fleet.device.type != "cuda":
+            return lambda: compiled(*arguments)
+        changed = [t for t in (*fleet.state, *counters, *records) if t is not None]
+        saved = [t.clone() for t in changed]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                compiled(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            compiled(*arguments)
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
+        return graph.replay

@@ -1,0 +1,88 @@
+"""Losses and gradients of R runs at once: one run is written down, torch.func.vmap adds the others.
+
+Three ways to the same numbers: plain autograd on leaf views of the flat vector (fastest eager form of a single run),
+torch.func under vmap (fleets, and whatever torch.compile is to fuse), and the C kernel of native_gradient.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from burgersgd.losses import Loss
+from burgersgd.models import Model
+
+
+def split(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return views of the vector x ``[d]`` with the given shapes (torch.split: slices cost more to differentiate)."""
+    parts = torch.split(x, [math.prod(s) for s in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is minimised: a model, a loss and the training part on the device, floats in the run's precision."""
+
+    model: Model
+    loss: Loss
+    inputs: Float[Tensor, "n *shape"]
+    targets: Tensor
+    bfloat16: bool = False
+
+    @property
+    def d(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.model.shapes)
+
+    def batch_loss(self, views: Sequence[Tensor], inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> Tensor:
+        """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for."""
+        if self.bfloat16:
+            views = [view.bfloat16() for view in views]
+            inputs = inputs.bfloat16()
+        outputs = self.model.apply(views, inputs, True, uniform)
+        return self.loss.mean(outputs.to(self.inputs.dtype), targets)
+
+    def gather(self, indices: Int[Tensor, "runs batch"] | None, n_runs: int) -> tuple[Tensor, Tensor]:
+        """Return the examples of each run's batch, ``[runs, batch, ...]``; None is the full batch."""
+        if indices is None:
+            return self.inputs.expand(n_runs, *self.inputs.shape), self.targets.expand(n_runs, *self.targets.shape)
+        return self.inputs[indices], self.targets[indices]
+
+
+def functional_gradient(
+    problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
+) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
+    """Return gradients and losses by torch.func; with one run, without vmap. This is what torch.compile sees."""
+    inputs, targets = problem.gather(indices, at.shape[0])
+
+    def one_run(x: Tensor, inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+        views = split(x, problem.model.shapes)
+        grads, loss = grad_and_value(problem.batch_loss)(views, inputs, targets, uniform)
+        return torch.cat([g.reshape(-1) for g in grads]), loss
+
+    if at.shape[0] == 1:
+        grad, loss = one_run(at[0], inputs[0], targets[0], None if uniform is None else uniform[0])
+        return grad[None], loss[None]
+    in_dims = (0, 0, 0, None if uniform is None else 0)
+    return vmap(one_run, in_dims=in_dims, randomness="different")(at, inputs, targets, uniform)
+
+
+def eager_gradient(
+    problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
+) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
+    """Return gradients and losses in eager mode: a single run by plain autograd, less than half the cost of torch.func."""
+    if at.shape[0] > 1:
+        return functional_gradient(problem, at, indices, uniform)
+    inputs, targets = problem.gather(None if indices is None else indices[0], 1)
+    if indices is None:
+        inputs, targets = inputs[0], targets[0]
+    leaves = [view.requires_grad_() for view in split(at[0].detach(), problem.model.shapes)]
+    loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
+    grads = torch.autograd.grad(loss, leaves)
+    return torch.cat([g.reshape(-1) for g in grads])[None], loss.detach()[None]

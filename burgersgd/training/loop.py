@@ -1,0 +1,97 @@
+"""The training loop: spends the budget of a fleet and yields what there is to record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from burgersgd.training.evaluation import Evaluator
+from burgersgd.training.fleet import Fleet
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of metrics of every run; tensors are ``[runs]`` on the CPU, None where nothing was measured."""
+
+    evaluations: int
+    epoch: float
+    seconds: float
+    alive: Tensor
+    train_loss: Tensor | None = None
+    learning_rate: Tensor | None = None
+    gradient_norm: Tensor | None = None
+    x_y_distance: Tensor | None = None
+    temperature: Tensor | None = None
+    validation_loss: Tensor | None = None
+    validation_error: Tensor | None = None
+
+    def row(self, run: int) -> dict[str, float | int | None]:
+        """Return the metrics of one run by name."""
+        values: dict[str, float | int | None] = {
+            "evaluations": self.evaluations,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+        }
+        for name, value in vars(self).items():
+            if name not in values and name != "alive":
+                values[name] = None if value is None else float(value[run])
+        return values
+
+
+def fit(fleet: Fleet, validation: Evaluator, log_every: int, eval_every: int) -> Iterator[Point]:
+    """Spend the rest of the budget and yield a Point every log_every and eval_every gradient evaluations.
+
+    Validation happens at the start, at the first cycle end at or after each multiple of eval_every, and at the end.
+    Stops early when no run is left alive.
+    """
+    started = time.perf_counter()
+    cycle = fleet.rule.gradients_per_cycle
+
+    def due(multiple: int, after: int) -> int:
+        return (after // multiple + 1) * multiple
+
+    def next_validation(after: int) -> int:
+        return min(-(-due(eval_every, after) // cycle) * cycle, fleet.budget)
+
+    if fleet.evaluations == 0:
+        yield _point(fleet, started, validation, since=0)
+    logged = fleet.evaluations
+    validated = next_validation(fleet.evaluations)
+    while fleet.evaluations < fleet.budget:
+        stop = min(due(log_every, fleet.evaluations), validated)
+        fleet.advance(stop - fleet.evaluations)
+        point = _point(fleet, started, validation if stop == validated else None, since=stop - logged)
+        yield point
+        logged = stop
+        if stop == validated:
+            validated = next_validation(stop)
+        if not bool(point.alive.any()):
+            return
+
+
+def _point(fleet: Fleet, started: float, validation: Evaluator | None, since: int) -> Point:
+    optional: dict[str, Tensor | None] = {}
+    if since:
+        c = fleet.coefficients_at(fleet.evaluations - 1)
+        distance = fleet.distance()
+        optional = {
+            "train_loss": fleet.take_mean_loss(since).cpu(),
+            "learning_rate": c["lr"],
+            "gradient_norm": fleet.grad_norm.cpu(),
+            "x_y_distance": None if distance is None else distance.cpu(),
+            "temperature": c["noise_scale"] ** 2 / (2 * c["lr"]) if "noise_scale" in c else torch.zeros_like(c["lr"]),
+        }
+    if validation is not None:
+        loss, error = validation(fleet.x)
+        optional |= {"validation_loss": loss.cpu(), "validation_error": error.cpu()}
+    return Point(
+        evaluations=fleet.evaluations,
+        epoch=fleet.evaluations / fleet.batches.evaluations_per_epoch,
+        seconds=time.perf_counter() - started,
+        alive=fleet.alive.cpu(),
+        **optional,
+    )

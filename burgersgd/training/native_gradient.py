@@ -1,0 +1,199 @@
+"""Loss and gradient of a small fully connected network without PyTorch's dispatch: burgersgd/native/mlp_gradient.c."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from burgersgd.native import library
+
+_MAX_LAYERS = 16  # MAX_LAYERS in mlp_gradient.c
+_ACTIVATIONS = {"identity": 0, "relu": 1, "tanh": 2}  # enum activation
+_LOSSES = {"cross_entropy": 0, "squared_error": 1, "logistic": 2}  # enum loss
+_SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.c_int64),
+        ("widths", ctypes.c_int64 * (_MAX_LAYERS + 1)),
+        ("activation", ctypes.c_int64),
+        ("loss", ctypes.c_int64),
+        ("examples", ctypes.c_int64),
+        ("runs", ctypes.c_int64),
+        ("max_batch", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("inputs", ctypes.c_void_p),
+        ("targets", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_int64),
+    ]
+
+
+class NativeGradient:
+    """The mini-batch loss, its gradient and the gradient's squared norm, of several runs one after the other.
+
+    A run's numbers are the same bits alone, beside others, and with any number of threads. The parameters of a run are
+    one vector W_1 (row-major [out, in], as in nn.Linear), b_1, W_2, b_2, ..., of the network (2.2)-(2.4); the loss is the
+    mean over the batch. Built once for a data set that stays in memory; the training rows are not copied.
+
+    Targets: `cross_entropy` int64 classes [n]; `squared_error` [n, n_out], summed over the outputs; `logistic` +-1 [n]
+    and one output.
+    """
+
+    @staticmethod
+    def supports(widths: Sequence[int], activation: str, loss: str, dtype: torch.dtype) -> bool:
+        """Whether this network and loss can be computed here (False where the C code could not be compiled)."""
+        return (
+            2 <= len(widths) <= _MAX_LAYERS + 1
+            and min(widths) >= 1
+            and activation in _ACTIVATIONS
+            and loss in _LOSSES
+            and (loss != "logistic" or widths[-1] == 1)
+            and dtype in _SUFFIXES
+            and library("mlp_gradient") is not None
+        )
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: str,
+        loss: str,
+        inputs: Float[Tensor, "n n_in"],
+        targets: Shaped[Tensor, "n *outputs"],
+        n_runs: int,
+        max_batch: int,
+        threads: int | None = None,
+    ) -> None:
+        """`threads`: at most so many work on different runs; torch.get_num_threads() if None.
+
+        Raises:
+            ValueError: an unsupported combination, or data of the wrong shape, type, place or range.
+        """
+        dtype = inputs.dtype
+        if not self.supports(widths, activation, loss, dtype):
+            raise ValueError(
+                f"widths={list(widths)}, activation={activation}, loss={loss}, dtype={dtype} is not supported here: "
+                f"allowed are {', '.join(_ACTIVATIONS)}; {', '.join(_LOSSES)}; {', '.join(map(str, _SUFFIXES))}"
+            )
+        n, n_out = len(inputs), widths[-1]
+        target_type = torch.int64 if loss == "cross_entropy" else dtype
+        target_shape = (n, n_out) if loss == "squared_error" else (n,)
+        for name, data, data_type, shape in (
+            ("inputs", inputs, dtype, (n, widths[0])),
+            ("targets", targets, target_type, target_shape),
+        ):
+            if data.shape != shape or data.dtype != data_type or data.device.type != "cpu" or not data.is_contiguous():
+                raise ValueError(
+                    f"{name} is {data.dtype} {list(data.shape)} on {data.device}: "
+                    f"must be contiguous {data_type} {list(shape)} on the CPU"
+                )
+        if loss == "cross_entropy" and n and not 0 <= int(targets.min()) <= int(targets.max()) < n_out:
+            raise ValueError(f"targets in [{targets.min()}, {targets.max()}]: must be classes 0 to {n_out - 1}")
+        if n_runs < 1 or max_batch < 1:
+            raise ValueError(f"n_runs={n_runs}, max_batch={max_batch}: must be at least 1")
+        threads = torch.get_num_threads() if threads is None else threads
+        if threads < 1:
+            raise ValueError(f"threads={threads}: must be at least 1")
+
+        self.dtype = dtype
+        self.n_runs = n_runs
+        self.max_batch = max_batch
+        self.n_params = sum((n_in + 1) * n_out for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+        code = library("mlp_gradient")
+        assert code is not None
+        self._kernel = code[f"mlp_gradient_{_SUFFIXES[dtype]}"]
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        self._kernel.argtypes = [
+            *(pointer, pointer, integer, pointer, integer),
+            *(integer, pointer, integer, pointer, pointer),
+        ]
+        self._kernel.restype = integer
+
+        self._plan = _Plan(
+            layers=len(widths) - 1,
+            activation=_ACTIVATIONS[activation],
+            loss=_LOSSES[loss],
+            examples=n,
+            runs=n_runs,
+            max_batch=max_batch,
+            threads=min(threads, n_runs),
+            inputs=inputs.data_ptr(),
+            targets=targets.data_ptr(),
+        )
+        self._plan.widths[: len(widths)] = list(widths)
+        size = code[f"mlp_gradient_workspace_{_SUFFIXES[dtype]}"]
+        size.argtypes, size.restype = [pointer], integer
+        self._plan.workspace_size = size(ctypes.addressof(self._plan))
+        workspace = torch.zeros(self._plan.threads * self._plan.workspace_size, dtype=torch.uint8)
+        self._plan.workspace = workspace.data_ptr()
+        self._plan_address = ctypes.addressof(self._plan)
+        self._kept_alive = (inputs, targets, workspace)
+        self._checked: tuple[Tensor | None, ...] = (None, None, None, None)
+        self._rows = (0, 0)
+
+    def __call__(
+        self,
+        params: Float[Tensor, "runs d"],
+        indices: Int64[Tensor, "runs batch"],
+        grad: Float[Tensor, "runs d"],
+        loss: Float[Tensor, " runs"],
+        squared_norm: Float[Tensor, " runs"],
+    ) -> None:
+        """Write `grad`, `loss` and `squared_norm` of the batches of training rows `indices`, all in params' dtype.
+
+        Raises:
+            ValueError: a tensor of the wrong shape, type or layout, or more than max_batch indices per run.
+            IndexError: an index outside the training set; nothing has been written then.
+        """
+        checked = self._checked
+        if (
+            params is not checked[0]
+            or grad is not checked[1]
+            or loss is not checked[2]
+            or squared_norm is not checked[3]
+        ):
+            self._check(params, grad, loss, squared_norm)
+        n_runs, batch = indices.shape
+        row, step = indices.stride()
+        if n_runs != self.n_runs or indices.dtype is not torch.int64 or (step != 1 and batch != 1):
+            raise ValueError(
+                f"indices is {indices.dtype} {list(indices.shape)}: must be torch.int64 [{self.n_runs}, batch], "
+                "each row contiguous"
+            )
+        params_row, grad_row = self._rows
+        status = self._kernel(
+            self._plan_address,
+            params.data_ptr(),
+            params_row,
+            indices.data_ptr(),
+            row,
+            batch,
+            grad.data_ptr(),
+            grad_row,
+            loss.data_ptr(),
+            squared_norm.data_ptr(),
+        )
+        if status == 1:  # enum status
+            raise IndexError(f"indices outside the training set of {self._plan.examples} examples")
+        if status == 2:
+            raise ValueError(f"batch={batch}: must be 1 to {self.max_batch}")
+
+    def _check(self, params: Tensor, grad: Tensor, loss: Tensor, squared_norm: Tensor) -> None:
+        """Check the layout of the tensors once: a loop passes the same ones in every step."""
+        for name, tensor, shape in (
+            ("params", params, (self.n_runs, self.n_params)),
+            ("grad", grad, (self.n_runs, self.n_params)),
+            ("loss", loss, (self.n_runs,)),
+            ("squared_norm", squared_norm, (self.n_runs,)),
+        ):
+            contiguous = tensor[0].is_contiguous() if tensor.ndim == 2 else tensor.is_contiguous()
+            if tensor.shape != shape or tensor.dtype != self.dtype or tensor.device.type != "cpu" or not contiguous:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}: "
+                    f"must be {self.dtype} {list(shape)} on the CPU, each row contiguous"
+                )
+        self._rows = (params.stride(0), grad.stride(0))
+        self._checked = (params, grad, loss, squared_norm)

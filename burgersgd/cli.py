@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -93,15 +94,20 @@ class _Job:
 
     def __call__(self, cfg: Any) -> float:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
         from omegaconf import OmegaConf
 
         from burgersgd.recording.progress import summary
         from burgersgd.run import train
 
-        overrides = list(HydraConfig.get().overrides.task)
+        hydra = HydraConfig.get()
+        overrides = list(hydra.overrides.task)
         try:
-            config = OmegaConf.to_object(cfg)
-            result = train(config, overrides=overrides)  # pyright: ignore[reportArgumentType]
+            config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
+            if hydra.mode == RunMode.MULTIRUN:
+                name = f"{hydra.job.num:03d}_" + ",".join(map(_short, overrides))
+                config = dataclasses.replace(config, output_root=hydra.sweep.dir, run_name=name[:100])
+            result = train(config, overrides=overrides)
         except ValueError as error:
             _fail(error)
             self.failures.append(str(error))
@@ -116,6 +122,12 @@ class _Job:
         if self.failures:
             return 1 if self.n_jobs > 1 else 2
         return 3 if self.n_jobs == 1 and any(r.state == "diverged" for r in self.results) else 0
+
+
+def _short(override: str) -> str:
+    """Return an override without the group of its key: part of the name of a job's folder."""
+    key, _, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}={value}".replace("/", "_")
 
 
 def _summary_fields(result: Result) -> dict[str, Any]:
@@ -163,7 +175,9 @@ def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
         overrides = OverridesParser.create().parse_overrides(overrides=words)
         grid = [words]
         if flags.multirun:
-            grid = [list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch]
+            grid = [
+                list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch
+            ]
         elif any(o.is_sweep_override() for o in overrides):
             raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
         jobs = []

@@ -218,9 +218,7 @@ class MlpConfig(ModelConfig):
     depth: int = opt(2, at_least=0)
     width: int = opt(64, at_least=1)
     widths: list[int] | None = opt(None, at_least=1)
-    activation: str = opt(
-        "relu", choices=("relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity")
-    )
+    activation: str = opt("relu", choices=("relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"))
 
 
 @dataclass

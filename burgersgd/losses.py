@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@runtime_checkable
 class Loss(Protocol):
     """A loss knows what outputs it needs, how to encode the targets, and the mean over a batch."""
 

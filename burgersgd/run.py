@@ -97,9 +97,9 @@ def train(
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written.
     """
     config = TrainConfig() if config is None else config
-    return train_fleet(
-        [config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress
-    )[0]
+    return train_fleet([config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress)[
+        0
+    ]
 
 
 def train_fleet(
@@ -143,6 +143,8 @@ def prepare(
         for name in key | theirs:
             if key.get(name) != theirs.get(name):
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
+    if config.device.threads is not None:
+        torch.set_num_threads(config.device.threads)
     device = _device(config)
     dtype = DTYPES[config.trainer.precision]
     data = _dataset(config, dataset)
@@ -195,8 +197,6 @@ class Prepared:
         """Train, record and return the results, as train_fleet does."""
         config = self.configs[0]
         torch.use_deterministic_algorithms(config.trainer.deterministic)
-        if config.device.threads is not None:
-            torch.set_num_threads(config.device.threads)
         fleet = self._fleet()
         evaluators = {part: self._evaluator(getattr(self.data, part)) for part in ("validation", "test")}
         n = len(self.configs)
@@ -325,7 +325,9 @@ def _record_end(folder: RunFolder, fleet: Fleet, i: int, result: Result, budget:
     ).split()
     fields = {name: getattr(result, name) for name in numbers} | {"budget": budget, "fleet_size": fleet.n_runs}
     if result.state == "diverged":
-        fields["reason"] = f"non-finite at gradient evaluation {result.evaluations}, last finite loss {result.last_loss:g}"
+        fields["reason"] = (
+            f"non-finite at gradient evaluation {result.evaluations}, last finite loss {result.last_loss:g}"
+        )
         folder.log.error("%s", fields["reason"])
     folder.status(result.state, **fields)
     folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
@@ -466,7 +468,9 @@ def _probe(problem: Problem) -> None:
     try:
         problem.loss.mean(outputs, problem.targets[:2])
     except (RuntimeError, IndexError) as error:
-        raise ConfigError(f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}") from error
+        raise ConfigError(
+            f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}"
+        ) from error
 
 
 def _module(model: Model, x: Tensor) -> nn.Module:
@@ -507,7 +511,7 @@ def _engine(config: TrainConfig, problem: Problem, device: torch.device, n_runs:
         )
     if asked == "native":
         return "native"
-    if native and isinstance(model, Mlp) and NativeGradient.worthwhile(model.widths, batch_size):
+    if native and isinstance(model, Mlp) and NativeGradient.worthwhile(model.widths, batch_size, n_runs):
         return "native"
     if asked == "auto":
         budget = _budget(config, len(problem.targets), batch_size)

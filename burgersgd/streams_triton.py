@@ -1,9 +1,13 @@
 """The CUDA backend of burgersgd.streams: the same integers, the same pairs, one kernel."""
 
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+# (the language of Triton kernels looks like Python, but its types are its own)
+
 from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -49,6 +53,7 @@ def fill(out: Tensor, kind: int, seeds: Tensor, purpose: int, first_step: int, f
     """Fill out [steps, runs, n] as burgersgd.streams says; the arguments have been checked there."""
     steps, runs, n = out.shape
     programs = math.ceil(n / 32) * 8 // _BLOCKS + 1
-    _fill[(steps * runs * programs,)](
-        out, seeds, purpose, first_step, first_block, runs, n, programs, int(kind), _BLOCKS
-    )
+    with torch.cuda.device_of(out):  # kernels start on the current device
+        _fill[(steps * runs * programs,)](
+            out, seeds, purpose, first_step, first_block, runs, n, programs, int(kind), _BLOCKS, enable_fp_fusion=True
+        )

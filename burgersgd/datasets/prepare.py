@@ -154,6 +154,11 @@ def _to_float(part: Part) -> Part:
 def _mean_and_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation per channel (4 dimensions or more) or feature, in a shape that broadcasts."""
     over = [0, *range(2, inputs.dim())] if inputs.dim() >= 4 else [0]
-    std, mean = torch.std_mean(inputs.double(), dim=over, correction=0, keepdim=True)
+    chunks = inputs.split(256)  # float64 copies of all images would be the largest thing in memory
+    total = torch.stack([chunk.double().sum(over, keepdim=True) for chunk in chunks]).sum(0)
+    n = inputs.numel() / total.numel()
+    mean = total / n
+    variance = torch.stack([(chunk - mean).square().sum(over, keepdim=True) for chunk in chunks]).sum(0) / n
+    std = variance.sqrt()
     constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # not == 0: the mean of equal numbers is rounded
     return mean.float(), torch.where(constant, 1.0, std).float()

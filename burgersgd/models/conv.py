@@ -29,7 +29,9 @@ class LeNet:
         """Check the input shape."""
         if len(self.input_shape) != 3 or min(self.input_shape[1:]) < 12:
             shape = "x".join(map(str, self.input_shape))
-            raise ValueError(f"model=lenet: inputs are {shape}, must be images of at least 12x12 pixels (try model=mlp)")
+            raise ValueError(
+                f"model=lenet: inputs are {shape}, must be images of at least 12x12 pixels (try model=mlp)"
+            )
 
     @property
     def padding(self) -> int:

@@ -25,7 +25,9 @@ class Wrapped:
             raise ValueError("model: the module has no parameters")
         changing = [type(m).__name__ for m in module.modules() if getattr(m, "track_running_stats", False)]
         if changing:
-            raise ValueError(f"model: {changing[0]} keeps running statistics; use track_running_stats=False or GroupNorm")
+            raise ValueError(
+                f"model: {changing[0]} keeps running statistics; use track_running_stats=False or GroupNorm"
+            )
         self._module = module
 
     def start(self) -> Tensor:

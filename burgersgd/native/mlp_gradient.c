@@ -96,6 +96,17 @@ INLINE Mask F(lane_numbers)(void) {
     return lane;
 }
 
+/* Lane i is lane which[i] of a followed by b. */
+INLINE Vector F(shuffle)(Vector a, Vector b, Mask which) {
+#ifdef __clang__
+    Vector v;
+    UNROLL for (int i = 0; i < LANES; i++) v[i] = which[i] < LANES ? a[which[i] % LANES] : b[which[i] % LANES];
+    return v;
+#else
+    return __builtin_shuffle(a, b, which);
+#endif
+}
+
 INLINE Vector F(load_some)(const REAL *p, int64_t n) {
     if (n >= LANES) return LOAD(p);
     Vector v = {0};
@@ -113,53 +124,55 @@ INLINE void F(copy_row)(REAL *restrict to, const REAL *restrict from, int64_t n)
 
 /* ---------------------------------------------------------------------------------------------- elementary functions */
 
+/* ((c[0] x + c[1]) x + c[2]) x + ... */
+#define POLYNOMIAL(x, ...) F(polynomial)(x, (const REAL[]){__VA_ARGS__}, sizeof((const REAL[]){__VA_ARGS__}) / sizeof(REAL))
+INLINE Vector F(polynomial)(Vector x, const REAL *c, const int terms) {
+    Vector y = c[0] - (Vector){0};
+    UNROLL for (int i = 1; i < terms; i++) y = y * x + c[i];
+    return y;
+}
+
+/* exp(x) = 2^n exp(r), |r| <= log(2) / 2, to about an ulp. Saturates where exp(x) would stop being a normal number:
+ * the arguments here are <= 0 (softmax) or small (tanh). A NaN passes every comparison. */
 INLINE Vector F(vector_exp)(Vector x) {
-    Vector y;
-    if (sizeof(REAL) == 8) {
-        UNROLL for (int i = 0; i < LANES; i++) y[i] = exp(x[i]);
-        return y;
-    }
-    /* exp(x) = 2^n exp(r), |r| <= log(2) / 2; Cephes' polynomial. Saturates instead of leaving the range of normal
-     * numbers: the arguments here are <= 0 (softmax), or at most 2 * 9.02 (tanh). A NaN passes every comparison. */
-    x = SELECT(x < (REAL)-87.3f, (REAL)-87.3f - (Vector){0}, x);
-    const REAL rounding = (REAL)12582912.f; /* 1.5 * 2^23: adding it rounds to an integer */
-    Vector shifted = x * (REAL)1.44269504088896341f + rounding;
-    Vector n = shifted - rounding;
-    Vector r = x - n * (REAL)0.693359375f;
-    r = r - n * (REAL)-2.12194440e-4f;
-    y = r * (REAL)1.9875691500e-4f + (REAL)1.3981999507e-3f;
-    y = y * r + (REAL)8.3334519073e-3f;
-    y = y * r + (REAL)4.1665795894e-2f;
-    y = y * r + (REAL)1.6666665459e-1f;
-    y = y * r + (REAL)5.0000001201e-1f;
+    const int is_float = sizeof(REAL) == 4, fraction_bits = is_float ? 23 : 52, exponent_bias = is_float ? 127 : 1023;
+    const REAL lowest = is_float ? (REAL)-87.3 : (REAL)-708.3;
+    const REAL rounding = is_float ? (REAL)0x1.8p23 : (REAL)0x1.8p52; /* adding it rounds to an integer */
+    x = SELECT(x < lowest, lowest - (Vector){0}, x);
+    Vector shifted = x * (REAL)1.44269504088896340736 + rounding, n = shifted - rounding, y;
+    Vector r = x - n * (REAL)0.693145751953125; /* log(2) in two parts; n times the first is exact */
+    r = r - n * (REAL)1.42860682030941723212e-6;
+    if (is_float) /* Cephes' expf */
+        y = POLYNOMIAL(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                       5.0000001201e-1f);
+    else /* Taylor: the next term is below 1e-17 */
+        y = POLYNOMIAL(r, 1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+                       1. / 720, 1. / 120, 1. / 24, 1. / 6, 1. / 2);
     y = y * (r * r) + r + (REAL)1;
-    Mask power = (((Mask)shifted - (INTEGER)0x4B400000) + 127) << 23;
+    Mask power = ((Mask)shifted - (Mask)(rounding - (Vector){0}) + exponent_bias) << fraction_bits;
     return y * (Vector)power;
 }
 
 INLINE Vector F(vector_tanh)(Vector x) {
-    Vector y;
-    if (sizeof(REAL) == 8) {
-        UNROLL for (int i = 0; i < LANES; i++) y[i] = tanh(x[i]);
-        return y;
-    }
-    Vector size = SELECT(x < 0, -x, x);
-    size = SELECT(size > (REAL)9.02f, (REAL)9.02f - (Vector){0}, size); /* tanh(9.02) rounds to 1 */
+    const REAL one_from = sizeof(REAL) == 4 ? (REAL)9.02 : (REAL)19.07; /* tanh rounds to 1 there */
+    Vector size = SELECT(x < 0, -x, x), s = x * x, near;
+    size = SELECT(size > one_from, one_from - (Vector){0}, size);
     Vector far = (REAL)1 - (REAL)2 / (F(vector_exp)(size + size) + (REAL)1);
     far = SELECT(x < 0, -far, far);
-    Vector s = x * x;                                                   /* near 0: Cephes' odd polynomial */
-    Vector near = s * (REAL)-5.70498872745e-3f + (REAL)2.06390887954e-2f;
-    near = near * s + (REAL)-5.37397155531e-2f;
-    near = near * s + (REAL)1.33314422036e-1f;
-    near = near * s + (REAL)-3.33332819422e-1f;
+    if (sizeof(REAL) == 4) /* Cephes' tanhf and tanh near 0 */
+        near = POLYNOMIAL(s, -5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                          -3.33332819422e-1f);
+    else
+        near = POLYNOMIAL(s, -9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3) /
+               POLYNOMIAL(s, 1, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3);
     near = near * s * x + x;
-    return SELECT(size < (REAL)0.625f, near, far);
+    return SELECT(size < (REAL)0.625, near, far);
 }
 
 /* Sum or maximum over the lanes, in every lane. */
 #define ACROSS_LANES(v, combine)                                                        \
     UNROLL for (int step = 1; step < LANES; step *= 2) {                                \
-        Vector other = __builtin_shuffle(v, F(lane_numbers)() ^ (INTEGER)step);         \
+        Vector other = F(shuffle)(v, v, F(lane_numbers)() ^ (INTEGER)step);         \
         v = combine;                                                                    \
     }
 
@@ -250,8 +263,8 @@ static void F(transpose_panel)(const REAL *w, int64_t in, int64_t first, int64_t
                 UNROLL for (int i = 0; i < LANES; i++)
                     if (!(i & s)) {
                         Vector upper = block[i], lower = block[i + s];
-                        block[i] = __builtin_shuffle(upper, lower, low);
-                        block[i + s] = __builtin_shuffle(upper, lower, high);
+                        block[i] = F(shuffle)(upper, lower, low);
+                        block[i + s] = F(shuffle)(upper, lower, high);
                     }
             }
             REAL *target = to + k * width + v * LANES;
@@ -504,4 +517,5 @@ int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row
 #undef SELECT
 #undef ROWS_OF_PANEL
 #undef ACROSS_LANES
+#undef POLYNOMIAL
 #endif

@@ -154,12 +154,11 @@ def summary(
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
         "best by validation": None if best is None else f"test error {best}",
     }
-    files = {
-        "folder": where,
-        "look at it with": None if where is None else f"tensorboard --logdir {shlex.quote(where)}",
-    }
+    files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * WIDTH
-    blocks = [block for block in map(_block, (setting, outcome, files)) if block]
+    blocks = [block for block in map(_block, (setting, outcome)) if block]
+    if where is not None:  # to be copied: never wrapped
+        blocks.append("\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items()))
     return "\n".join([rule, "\n\n".join(blocks), rule])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ BLOCK_BYTES = 1 << 20
 """Normal numbers are drawn for as many steps at once as fit the second-level cache."""
 PIECE = 1 << 16
 """Large states are updated in pieces of this many columns, which stay in the second-level cache from line to line."""
+_PROGRAM_NUMBERS = itertools.count()
 
 
 class Block(NamedTuple):
@@ -101,7 +104,9 @@ class Fleet:
     def advance(self, n: int) -> None:
         """Spend n gradient evaluations on every run. Raises ValueError beyond the budget."""
         if self.evaluations + n > self.budget:
-            raise ValueError(f"n={n}: only {self.budget - self.evaluations} gradient evaluations of the budget are left")
+            raise ValueError(
+                f"n={n}: only {self.budget - self.evaluations} gradient evaluations of the budget are left"
+            )
         end = self.evaluations + n
         while self.evaluations < end:
             first = self.evaluations // self.block_length * self.block_length
@@ -322,7 +327,12 @@ class CompiledStep:
         records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
         counters = (self.position, self.step)
         arguments = (tuple(fleet.state), counters, records, tuple(block[1:]))
-        compiled = torch.compile(one_step, fullgraph=True, dynamic=False)
+        # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process. With one
+        # program for each, and arguments that never change, there is nothing left to guard.
+        code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
+        own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
+        guards = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
         if fleet.device.type != "cuda":
             return lambda: compiled(*arguments)
         changed = [t for t in (*fleet.state, *counters, *records) if t is not None]

@@ -1,0 +1,33 @@
+"""Shared fixtures: small configurations, and one CPU thread so that tests do not fight for cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from burgersgd.config import LocalEntropyConfig, MlpConfig, TrainConfig, TrainerConfig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def small_config(seed: int = 0, **changes: Any) -> TrainConfig:
+    """Return a run of 40 float64 gradient evaluations on digits, every hyperparameter away from 0 and 1."""
+    settings: dict[str, Any] = {
+        "model": MlpConfig(depth=2, width=12, activation="tanh"),
+        "optimizer": LocalEntropyConfig(
+            lr=0.13, nu=1e-5, gamma=0.7, inner_steps=5, burn_in=3, outer_step=0.8, weight_decay=1e-3
+        ),
+        "trainer": TrainerConfig(budget=40, batch_size=30, precision="float64", compile="off"),
+    }
+    return TrainConfig(**(settings | changes), seed=seed)

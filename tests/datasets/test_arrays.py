@@ -1,0 +1,193 @@
+"""The user's own arrays, from Python and from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from burgersgd.config import NpzConfig
+from burgersgd.datasets import DataError, from_arrays, load
+
+rng = np.random.default_rng(0)
+X = rng.standard_normal((40, 3))
+LABELS = np.arange(40) % 4
+OUTPUTS = rng.standard_normal((40, 2))
+
+
+def write(path: Path, **arrays: Any) -> NpzConfig:
+    np.savez(path, **arrays)
+    return NpzConfig(path=str(path), standardize=False)
+
+
+def test_integers_are_classes_and_real_numbers_regression() -> None:
+    classes, regression = from_arrays(X, LABELS), from_arrays(X, OUTPUTS)
+    assert (classes.task, classes.n_outputs, classes.train.targets.dtype) == ("classification", 4, torch.int64)
+    assert (regression.task, regression.n_outputs, regression.train.targets.dtype) == ("regression", 2, torch.float32)
+    assert from_arrays(X, OUTPUTS[:, 0]).train.targets.shape == (24, 1)
+
+
+def test_a_file_and_its_arrays_are_the_same_data(tmp_path: Path) -> None:
+    from_file = load(write(tmp_path / "data.npz", x=X, y=LABELS, something_else=np.zeros(3)))
+    from_memory = from_arrays(X, LABELS, standardize=False)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(from_file, part).inputs, getattr(from_memory, part).inputs)
+        assert torch.equal(getattr(from_file, part).targets, getattr(from_memory, part).targets)
+    assert from_file.name == "npz"
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x_train", "y_train")])
+def test_parts_of_the_file_are_used(names: tuple[str, str], tmp_path: Path) -> None:
+    given_parts = {names[0]: X, names[1]: LABELS, "x_test": X[:5] + 9, "y_test": LABELS[:5]}
+    data = load(write(tmp_path / "data.npz", **given_parts))
+    torch.testing.assert_close(data.test.inputs, torch.tensor(X[:5] + 9, dtype=torch.float32))
+    assert (data.n_train, data.validation.n) == (32, 8)
+    data = load(write(tmp_path / "data.npz", **given_parts, x_val=X[5:8], y_val=LABELS[5:8]))
+    assert (data.n_train, data.validation.n, data.test.n) == (40, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_shape"),
+    [((40,), (1,)), ((40, 3), (3,)), ((40, 4, 5), (1, 4, 5)), ((40, 3, 4, 5), (3, 4, 5))],
+)
+def test_inputs_are_vectors_or_images_with_channels(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
+    assert from_arrays(rng.standard_normal(shape), LABELS).input_shape == input_shape
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", ">f8"])
+def test_inputs_of_any_real_type_are_taken_as_they_are(dtype: str) -> None:
+    x = (np.arange(40) % 2).astype(dtype)[:, None]
+    data = from_arrays(x, LABELS, standardize=False)
+    assert data.train.inputs.dtype == torch.float32
+    assert data.train.inputs.unique().tolist() == [0, 1]
+
+
+def test_the_arrays_given_are_neither_changed_nor_shared() -> None:
+    x, x_test = X.astype(np.float32), X[:4].astype(np.float32)
+    before = x.copy()
+    data = from_arrays(x, LABELS, x_test=x_test, y_test=LABELS[:4], standardize=False)
+    x_test[:] = 7
+    assert np.array_equal(x, before)
+    assert not (data.test.inputs == 7).any()
+
+
+def test_tensors_and_lists_are_arrays_too() -> None:
+    data = from_arrays(torch.tensor(X), LABELS.tolist(), name="mine", train_size=3, seed=5)
+    assert (data.name, data.n_train) == ("mine", 3)
+
+
+def with_value(array: np.ndarray, value: float) -> np.ndarray:
+    changed = array.copy()
+    changed.flat[3] = value
+    return changed
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no targets": ({"x": X}, "key y is missing; there is x; needed are x, y .*"),
+    "no inputs": ({"y": LABELS}, "key x is missing; .*"),
+    "nothing of ours": ({"inputs": X}, "key x_train is missing; there is none of ours; .*"),
+    "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "key y_test is missing; .*"),
+    "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "key x_val is missing; .*"),
+    "two training parts": ({"x": X, "y": LABELS, "x_train": X}, "x, y and x_train, y_train mean the same; .*"),
+    "rows": ({"x": X, "y": LABELS[:-1]}, "x has 40 rows, y has 39; .*"),
+    "features of test": (
+        {"x": X, "y": LABELS, "x_test": X[:, :2], "y_test": LABELS},
+        r"x_test does not match x: real \[n, 2\] and real \[n, 3\]",
+    ),
+    "task of test": (
+        {"x_train": X, "y_train": LABELS, "x_test": X, "y_test": OUTPUTS},
+        r"y_test does not match y_train: real \[n, 2\] and integer \[n\]",
+    ),
+    "nan": ({"x": with_value(X, np.nan), "y": LABELS}, "x has 1 values that are not finite .*"),
+    "inf": ({"x": X, "y": with_value(OUTPUTS, np.inf)}, "y has 1 values that are not finite .*"),
+    "too large for float32": ({"x": X * 1e300, "y": LABELS}, "x has 120 values that are not finite in float32; .*"),
+    "negative label": ({"x": X, "y": LABELS - 1}, r"y has the label -1; labels must be 0\.\.k-1"),
+    "labels from 1": ({"x": X, "y": LABELS + 1}, "y has 4 different labels from 1 to 4; .*"),
+    "one class": ({"x": X, "y": LABELS * 0}, "y has 1 different labels from 0 to 0; .*"),
+    "one-hot integers": ({"x": X, "y": np.eye(4, dtype=int)[LABELS]}, r"y has shape \(40, 4\); must be \[n\] .*"),
+    "targets in space": ({"x": X, "y": np.zeros((40, 2, 2))}, r"y has shape .*"),
+    "empty": ({"x": X[:0], "y": LABELS[:0]}, r"x has shape \(0, 3\); .*, not empty"),
+    "no features": ({"x": X[:, :0], "y": LABELS}, r"x has shape \(40, 0\); .*"),
+    "a number": ({"x": np.float64(3), "y": LABELS}, r"x has shape \(\); .*"),
+    "five dimensions": ({"x": np.zeros((40, 1, 1, 1, 1)), "y": LABELS}, "x has shape .*"),
+    "text": ({"x": X, "y": LABELS.astype(str)}, "y is of type <U21; must be integers .* or real numbers .*"),
+    "complex": ({"x": X * 1j, "y": LABELS}, "x is of type complex128; must be real numbers"),
+    "objects": ({"x": X, "y": LABELS.astype(object)}, r"y cannot be read \(.*\); write it with numpy.savez, .*"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(case: str, tmp_path: Path) -> None:
+    arrays, message = BAD[case]
+    config = write(tmp_path / "data.npz", **arrays)
+    with pytest.raises(DataError, match=f"^dataset.path={config.path}: {message}$") as error:
+        load(config)
+    assert "\n" not in str(error.value)
+
+
+IN_FILES_ONLY = {"no targets", "no inputs", "nothing of ours", "two training parts", "task of test", "objects"}
+
+
+@pytest.mark.parametrize("case", [case for case in BAD if case not in IN_FILES_ONLY])
+def test_the_same_is_wrong_with_arrays(case: str) -> None:
+    arrays, message = BAD[case]
+    with pytest.raises(DataError, match=f"^{message}$"):
+        from_arrays(**arrays)
+
+
+def test_lists_of_different_lengths_are_no_array() -> None:
+    with pytest.raises(DataError, match=r"^x is not an array \(.*\)$"):
+        from_arrays([[1.0], [1.0, 2.0]], [0, 1])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.npz", tmp_path):
+        with pytest.raises(DataError, match=f"^dataset.path={path}: no such file; .*$"):
+            load(NpzConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"PK\x03\x04 not really", b"\x80\x04K\x01."])
+def test_a_file_that_is_no_npz_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^dataset.path={path}: the list of its arrays cannot be read .*$"):
+        load(NpzConfig(path=str(path)))
+
+
+def test_a_single_saved_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", X)
+    with pytest.raises(DataError, match=r"^dataset.path=.*data.npy: .*$"):
+        load(NpzConfig(path=str(tmp_path / "data.npy")))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_file_is_refused_or_harmless(place: float, bit: int, cut: bool, tmp_path: Path) -> None:
+    config = write(tmp_path / "data.npz", x=X, y=LABELS)
+    intact = load(config)
+    content = bytearray(Path(config.path).read_bytes())
+    at = int(place * len(content))
+    content[at] ^= 1 << bit
+    Path(config.path).write_bytes(content[:at] if cut else content)
+    with contextlib.suppress(DataError):
+        damaged = load(config)
+        assert torch.equal(damaged.train.inputs, intact.train.inputs)
+        assert torch.equal(damaged.train.targets, intact.train.targets)
+
+
+def test_an_array_that_does_not_match_its_checksum_is_named(tmp_path: Path) -> None:
+    config = write(tmp_path / "data.npz", x=X, y=LABELS)
+    with zipfile.ZipFile(config.path) as archive:
+        start = archive.getinfo("y.npy").header_offset
+    content = bytearray(Path(config.path).read_bytes())
+    content[start + 300] ^= 1
+    Path(config.path).write_bytes(content)
+    with pytest.raises(DataError, match=r": y cannot be read \(Bad CRC-32"):
+        load(config)

@@ -1,0 +1,212 @@
+"""Progress: a bar on a terminal, few lines elsewhere, and a summary that fits on one screen."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import termios
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burgersgd.recording import progress
+from burgersgd.recording.progress import Progress, summary
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until a test moves it."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_come_at_every_twentieth_of_the_budget(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(20_000, "local_entropy", stream)
+    for evaluations in range(0, 20_001, 10):
+        clock[0] += 0.001
+        shown.update(evaluations, train_loss=0.5)
+    shown.close()
+    shown.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 21  # 0 %, 5 %, ..., 100 %
+    assert lines[0] == "local_entropy   0%  0/20,000, loss 0.5"
+    assert lines[1] == "local_entropy   5%  1,000/20,000, 9.90k grad/s, loss 0.5"  # 1,000 in 101 updates of 1 ms
+    assert lines[-1].startswith("local_entropy 100%  20,000/20,000")
+
+
+def test_line_shows_the_latest_loss_and_error(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(100, "sgd", stream)
+    shown.update(1, train_loss=1.5, validation_error=0.125)
+    shown.update(2, train_loss=1.25)
+    clock[0] += 2.0
+    shown.close()
+    assert stream.getvalue().splitlines()[-1] == "sgd   2%  2/100, 1.00 grad/s, loss 1.25, val. error 12.50 %"
+
+
+def test_few_large_steps_give_few_lines_and_the_end_is_always_shown(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(7, "sgd", stream)
+    for evaluations in (3, 6):
+        shown.update(evaluations)
+    shown.close()
+    assert [re.findall(r"\d/7", line) for line in stream.getvalue().splitlines()] == [["3/7"], ["6/7"]]
+
+
+def test_resumed_run_counts_its_own_evaluations_for_the_rate(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Progress(2_000, "sgd", stream, initial=1_000)
+    clock[0] += 1.0
+    shown.update(1_500)
+    assert stream.getvalue() == "sgd  75%  1,500/2,000, 500 grad/s\n"
+
+
+def test_bar_shows_rate_loss_and_error_on_a_terminal() -> None:
+    stream = Terminal()
+    shown = Progress(20_000, "local_entropy", stream)
+    time.sleep(0.01)
+    shown.update(10_000, train_loss=0.51234, validation_error=0.0892)
+    shown.update(20_000, train_loss=0.25)
+    shown.close()
+    shown.close()
+    text = stream.getvalue()
+    last = text.replace("\n", "").split("\r")[-1]
+    assert last.startswith("local_entropy 100%|")
+    assert re.search(r"[\d.]+[kM]? grad/s, 00:00 left, loss 0.25, val. error 8.92 %\s*$", last)
+    assert text.count("\n") == 1  # one line in all, redrawn
+
+
+def test_bar_redraws_by_the_clock_not_by_the_call(clock: list[float]) -> None:
+    stream = Terminal()
+    shown = Progress(1_000, "sgd", stream)
+    for evaluations in range(1_000):
+        clock[0] += 0.001
+        shown.update(evaluations)
+    redrawn = stream.getvalue().count("\r")
+    shown.close()
+    assert 9 <= redrawn <= 12  # one second at a redraw each 0.1 s, and the empty bar
+
+
+def test_bar_fits_a_real_terminal_of_80_columns_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # it would win over the terminal's own width
+    threads = threading.active_count()
+    leader, follower = pty.openpty()
+    try:
+        with open(follower, "w", encoding="utf-8") as stream:
+            fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            shown = Progress(20_000, "local_entropy", stream)
+            shown.update(9_000, train_loss=0.5123, validation_error=0.0892)
+            assert threading.active_count() == threads
+            shown.close()
+            text = os.read(leader, 65536).decode()
+    finally:
+        os.close(leader)
+    frames = [frame for frame in re.split(r"[\r\n]+", text) if frame.strip()]
+    assert len(frames) >= 2
+    assert max(map(len, frames)) <= 80
+    assert "loss 0.5123, val. error 8.92 %" in frames[-1]
+
+
+def test_enabled_overrides_what_the_stream_is() -> None:
+    silent, forced = Terminal(), io.StringIO()
+    for stream, enabled in ((silent, False), (forced, True)):
+        shown = Progress(10, "sgd", stream, enabled=enabled)
+        shown.update(5)
+        shown.close()
+    assert silent.getvalue() == ""
+    assert "50%|" in forced.getvalue()
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_update_is_cheap_when_nothing_is_due(stream: io.StringIO) -> None:
+    shown = Progress(10**12, "sgd", stream)
+    shown.update(0)
+    started = time.perf_counter()
+    for evaluations in range(10_000):
+        shown.update(evaluations, 0.5, 0.1)
+    seconds = time.perf_counter() - started
+    shown.close()
+    assert seconds / 10_000 < 20e-6  # 0.1 us where nothing else runs
+
+
+COMPLETED: dict[str, Any] = {
+    "optimizer": "local_entropy (lr=0.1, nu=0.001, gamma=0.1, inner_steps=20, burn_in=0, averaging=uniform)",
+    "data": "digits, 1,078 train / 359 validation / 360 test",
+    "model": "mlp 64-64-64-10",
+    "parameters": 8970,
+    "evaluations": 20_000,
+    "seconds": 2.0,
+}
+
+
+def test_summary_of_a_completed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = summary(
+        **COMPLETED,
+        folder=tmp_path / "outputs" / "a b",
+        train_loss=0.0123456,
+        validation_error=8 / 359,
+        test_error=9 / 360,
+        test_loss=0.25,
+        best_test_error=0.0222,
+        best_at=12_000,
+    )
+    rule = "-" * 80
+    assert text.splitlines() == [
+        rule,
+        "  optimizer             local_entropy (lr=0.1, nu=0.001, gamma=0.1,",
+        "                        inner_steps=20, burn_in=0, averaging=uniform)",
+        "  data                  digits, 1,078 train / 359 validation / 360 test",
+        "  model                 mlp 64-64-64-10, 8,970 parameters",
+        "  gradient evaluations  20,000 in 2.0 s (10.0k grad/s)",
+        "",
+        "  final train loss      0.01235",
+        "  validation error      2.23 %",
+        "  test error            2.50 %",
+        "  test loss             0.25",
+        "  best by validation    test error 2.22 % at 12,000 gradient evaluations",
+        "",
+        "  folder                outputs/a b",
+        "  look at it with       tensorboard --logdir 'outputs/a b'",
+        rule,
+    ]
+
+
+def test_summary_of_a_diverged_run_says_where_and_shows_no_errors() -> None:
+    text = summary(**COMPLETED, folder=Path("/elsewhere/run"), diverged_at=1_234, last_finite_loss=1e30)
+    assert "  DIVERGED              at gradient evaluation 1,234, last finite loss 1e+30\n" in text
+    assert "  folder                /elsewhere/run\n" in text
+    assert "error" not in text
+
+
+def test_summary_shows_what_there_is() -> None:
+    nothing: dict[str, Any] = COMPLETED | {"seconds": 0.0, "evaluations": 0}
+    assert "0 in 0.0 s\n\n  test loss             0.5\n---" in summary(**nothing, test_loss=0.5)
+    long: dict[str, Any] = COMPLETED | {"seconds": 200.0}
+    assert "20,000 in 03:20 (100 grad/s)" in summary(**long)
+
+
+def test_summary_never_breaks_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # paths below the working directory are shown relative to it
+    folder = tmp_path / ("long-" * 30) / "run"
+    text = summary(**COMPLETED, folder=folder)
+    assert f"tensorboard --logdir {folder}" in " ".join(text.split())
+    assert str(folder) in text
+
+
+def test_summary_is_plain_ascii() -> None:
+    assert summary(**COMPLETED, diverged_at=1).isascii()
+    assert progress.WIDTH == 80

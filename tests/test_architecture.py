@@ -1,0 +1,52 @@
+"""Imports point one way: cli -> run -> {datasets, models, losses, optimizers, training, recording}."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import burgersgd
+
+PACKAGE = Path(burgersgd.__file__).parent
+ROOM_ALLOWS: dict[str, set[str]] = {
+    "cli": {"config", "run", "recording"},
+    "config": {"optimizers"},
+    "run": {"config", "datasets", "models", "losses", "optimizers", "training", "recording", "streams"},
+    "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
+    "datasets": {"streams"},
+    "models": set(),
+    "losses": set(),
+    "schedules": {"optimizers"},
+    "optimizers": set(),
+    "recording": set(),
+    "streams": {"native", "streams_triton"},
+    "streams_triton": {"streams"},
+    "native": set(),
+    "__main__": {"cli"},
+    "__init__": {"config", "run"},
+}
+ONLY_THESE_KNOW_HYDRA = {"cli", "config"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    offenders = []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] in ("hydra", "omegaconf") and room not in ONLY_THESE_KNOW_HYDRA:
+                offenders.append(f"{path.name} imports {name}")
+            if parts[0] == "burgersgd" and len(parts) > 1 and not parts[1].startswith("__"):
+                if parts[1] != room and parts[1] not in ROOM_ALLOWS[room]:
+                    offenders.append(f"{path.name} imports {name}")
+    assert offenders == []

@@ -1,0 +1,200 @@
+"""The command line as a user meets it: whole commands in this process, their output, exit code and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from burgersgd.cli import compose_jobs, main
+from burgersgd.config import register_schemas
+from burgersgd.recording.run_folder import read_config, read_metrics, read_status
+
+SHORT = ["trainer.budget=40", "model.width=8", "trainer.compile=off"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    return main(["train", *arguments])
+
+
+def only_folder(root: Path) -> Path:
+    (folder,) = (root / "outputs").iterdir()
+    return folder
+
+
+def test_a_run_leaves_a_self_describing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SHORT, "optimizer.nu=1e-5", "seed=3", "trainer.log_every=10", "trainer.eval_every=20"]) == 0
+    folder = only_folder(tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert {".hydra", "metrics.csv", "status.json", "environment.json", "checkpoint.pt", "log.txt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    assert (config["optimizer"]["nu"], config["seed"], config["dataset"]["name"]) == (1e-5, 3, "digits")
+    assert "seed=3" in yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    status = read_status(folder)
+    assert status["state"] == "completed"
+    assert status["evaluations"] == 40
+    assert 0 <= status["test_error"] <= 1
+    assert {"test_loss", "validation_error", "validation_loss", "best_test_error"} <= set(status)
+    metrics = read_metrics(folder)
+    assert metrics["evaluations"] == [0, 10, 20, 30, 40]
+    assert metrics["temperature"][-1] == pytest.approx(2e-5, rel=1e-12)
+    out = capsys.readouterr().out
+    assert f"{100 * status['test_error']:.2f} %" in out
+    assert f"tensorboard --logdir outputs/{folder.name}" in out
+
+
+def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run([*SHORT, f"run_name={name}", "seed=5"]) == 0
+    columns = [read_metrics(tmp_path / "outputs" / name) for name in ("a", "b")]
+    for metrics in columns:
+        metrics.pop("seconds")
+    assert repr(columns[0]) == repr(columns[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer=foo"], "optimizer=foo: must be one of adamw, gd, langevin, local_entropy"),
+        (["optimiser=sgd"], "optimiser: no such key"),
+        (["optimizer.nuu=1"], "optimizer.nuu: no such key"),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: must be of type float"),
+        (["trainer.batch_size=1.5"], "trainer.batch_size=1.5: must be of type int"),
+        (["optimizer.nu=-1"], "optimizer.nu=-1.0: must be >= 0"),
+        (["optimizer.gamma=0"], "optimizer.gamma=0.0: must be > 0"),
+        (["optimizer.lr=0"], "optimizer.lr=0.0: must be > 0"),
+        (["optimizer.inner_steps=0"], "optimizer.inner_steps=0: must be >= 1"),
+        (["trainer.batch_size=5000"], "trainer.batch_size=5000: must be <= 1079"),
+        (["dataset.label_noise=1"], "dataset.label_noise=1.0: must be >= 0 and < 1"),
+        (["dataset.train_size=100000"], "dataset.train_size=100000: must be"),
+        (["model.depth=-1"], "model.depth=-1: must be >= 0"),
+        (["model=lenet"], "model=lenet: inputs are 1x8x8"),
+        (["loss=logistic"], "loss.name=logistic: needs two classes"),
+        (["dataset=teacher_student"], "loss.name=cross_entropy: dataset=teacher_student is regression"),
+        (["optimizer.burn_in=50", "trainer.budget=60"], "or x would never move"),
+        (["trainer.epochs=0.1"], "trainer.epochs=0.1: is 3 gradient evaluations, must be >= 20"),
+        (["dataset=npz"], "dataset.path="),
+        (["dataset=npz", "dataset.path=missing.npz"], "missing.npz"),
+        (["dataset=mnist", "dataset.download=false"], "dataset=mnist"),
+        (["seed=1,2"], "add --multirun"),
+        (["--multirun", "optimizer.nu=1e-5,-1"], "optimizer.nu=-1.0: must be >= 0"),
+        (["output_root=file/below"], "output_root=file/below: cannot write there"),
+        (["=x"], "="),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    assert run(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("burgersgd: error: ")
+    assert "\n" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
+def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["device=cuda"]) == 2
+    assert "no CUDA GPU was found" in capsys.readouterr().err
+
+
+def test_a_corrupt_data_file_is_refused_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+    assert run(["dataset=npz", "dataset.path=broken.npz"]) == 2
+    assert "broken.npz" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_existing_run_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SHORT, "run_name=twice"]) == 0
+    assert run([*SHORT, "run_name=twice"]) == 2
+    assert "run_name=twice" in capsys.readouterr().err
+
+
+def test_a_diverging_run_exits_3_and_says_when(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SHORT, "optimizer=sgd", "optimizer.lr=1e30", "trainer.log_every=1"]) == 3
+    folder = only_folder(tmp_path)
+    status = read_status(folder)
+    assert status["state"] == "diverged"
+    assert 1 <= status["evaluations"] <= 40
+    assert f"gradient evaluation {status['evaluations']}" in status["reason"]
+    metrics = read_metrics(folder)
+    assert metrics["evaluations"][-1] <= status["evaluations"]
+    assert "DIVERGED" in capsys.readouterr().out
+
+
+def test_a_multirun_trains_every_job_and_survives_a_diverging_one(tmp_path: Path) -> None:
+    assert run(["--multirun", *SHORT, "optimizer=sgd", "optimizer.lr=0.1,1e30", "seed=1,2"]) == 0
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [read_status(folder)["state"] for folder in folders] == ["completed", "completed", "diverged", "diverged"]
+    assert "lr=0.1" in folders[0].name
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
+
+
+def test_yaml_infinity_is_understood(tmp_path: Path) -> None:
+    assert run([*SHORT, "optimizer.gamma=.inf"]) == 0
+    assert read_config(only_folder(tmp_path))["optimizer"]["gamma"] == float("inf")
+
+
+def test_a_grid_is_composed_job_by_job() -> None:
+    register_schemas()
+    jobs = compose_jobs(["--multirun", "seed=range(3)", "optimizer=sgd,adamw"])
+    assert [(j.seed, j.optimizer.name) for j in jobs] == [(s, o) for s in range(3) for o in ("sgd", "adamw")]
+
+
+def burgersgd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "burgersgd", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def test_help_lists_commands_groups_and_keys() -> None:
+    first = burgersgd("--help")
+    assert first.returncode == 0
+    assert "burgersgd train" in first.stdout
+    train = burgersgd("train", "--help")
+    assert train.returncode == 0
+    assert "local_entropy" in train.stdout
+    assert "inner_steps" in train.stdout
+    assert burgersgd("fly").returncode == 2
+
+
+def test_cfg_prints_the_composed_configuration() -> None:
+    shown = burgersgd("train", "--cfg", "job", "optimizer=sgd")
+    assert shown.returncode == 0
+    assert yaml.safe_load(shown.stdout)["optimizer"]["name"] == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("burgersgd tr", "train"), ("burgersgd train optimizer=pap", "optimizer=paper_sde"), ("burgersgd train op", "op")],
+)
+def test_shell_completion(line: str, expected: str) -> None:
+    completed = burgersgd("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert expected in completed.stdout
+    assert completed.returncode == 0
+
+
+def test_environment_is_recorded(tmp_path: Path) -> None:
+    assert run(SHORT) == 0
+    environment = json.loads((only_folder(tmp_path) / "environment.json").read_text())
+    assert environment["torch"] == str(torch.__version__)
+    assert environment["threads"] >= 1

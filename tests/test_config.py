@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import yaml
+
+from burgersgd import config as schema
+from burgersgd.config import (
+    CONF_DIR,
+    GROUPS,
+    AdamWConfig,
+    ConfigError,
+    CosineScheduleConfig,
+    DeviceConfig,
+    DigitsConfig,
+    LocalEntropyConfig,
+    LossConfig,
+    MlpConfig,
+    NpzConfig,
+    SgdConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+
+CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_yaml_files_list_exactly_the_keys_and_defaults_of_their_class(group: str, choice: str) -> None:
+    text = yaml.safe_load((CONF_DIR / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    text.pop("defaults")
+    cls = GROUPS[group][choice]
+    if choice == "npz":
+        assert text.pop("path") == "???"
+        written = dataclasses.asdict(NpzConfig(path="x")) | {"path": ""}
+        written.pop("path")
+    else:
+        written = dataclasses.asdict(cls())
+    if group != "trainer":
+        written["name"] = "constant" if choice == "warmup" else choice
+    if choice == "warmup":
+        written["warmup"] = 0.05
+    assert text == written
+
+
+def test_every_file_of_conf_has_a_class() -> None:
+    files = {(path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml")}
+    assert files == set(CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LocalEntropyConfig(nu=-1e-3), "optimizer.nu=-0.001: must be >= 0"),
+        (lambda: LocalEntropyConfig(gamma=0), "optimizer.gamma=0: must be > 0 (inf allowed)"),
+        (lambda: LocalEntropyConfig(lr=0.0), "optimizer.lr=0.0: must be > 0"),
+        (lambda: LocalEntropyConfig(lr=math.nan), "optimizer.lr=nan: must be > 0"),
+        (lambda: LocalEntropyConfig(lr=math.inf), "optimizer.lr=inf: must be > 0"),
+        (lambda: LocalEntropyConfig(inner_steps=0), "optimizer.inner_steps=0: must be >= 1"),
+        (lambda: LocalEntropyConfig(burn_in=-1), "optimizer.burn_in=-1: must be >= 0"),
+        (lambda: LocalEntropyConfig(outer_step=1.5), "optimizer.outer_step=1.5: must be > 0 and <= 1"),
+        (lambda: LocalEntropyConfig(averaging="mode"), "optimizer.averaging=mode: must be one of uniform, ema, last"),
+        (lambda: LocalEntropyConfig(gamma=0.5, gamma_min=0.6), "optimizer.gamma_min=0.6: must be <= optimizer.gamma=0.5"),
+        (lambda: SgdConfig(nesterov=True), "optimizer.nesterov=true: needs optimizer.momentum > 0"),
+        (lambda: AdamWConfig(beta2=1.0), "optimizer.beta2=1.0: must be >= 0 and < 1"),
+        (lambda: DigitsConfig(label_noise=1.0), "dataset.label_noise=1.0: must be >= 0 and < 1"),
+        (lambda: DigitsConfig(validation_fraction=0.7, test_fraction=0.3), "dataset.test_fraction=0.3: must be < 0.3"),
+        (lambda: MlpConfig(depth=-1), "model.depth=-1: must be >= 0"),
+        (lambda: MlpConfig(widths=[8, 0]), "model.widths=[8, 0]: must be >= 1"),
+        (lambda: LossConfig(name="hinge"), "loss.name=hinge: must be one of"),
+        (lambda: CosineScheduleConfig(final=2.0), "schedule.final=2.0: must be >= 0 and <= 1"),
+        (lambda: TrainerConfig(batch_size=0), "trainer.batch_size=0: must be >= 1"),
+        (lambda: TrainerConfig(batch_size="8"), "trainer.batch_size=8: must be of type int"),  # pyright: ignore
+        (lambda: TrainerConfig(batch_size=True), "trainer.batch_size=true: must be of type int"),
+        (lambda: TrainerConfig(batch_size=None), "trainer.batch_size=null: must not be null"),  # pyright: ignore
+        (lambda: TrainerConfig(drop_last=1), "trainer.drop_last=1: must be of type bool"),  # pyright: ignore
+        (lambda: DeviceConfig(name="tpu"), "device.name=tpu: must be one of auto, cpu, cuda, mps"),
+        (lambda: TrainConfig(seed=-1), "seed=-1: must be >= 0"),
+        (
+            lambda: TrainConfig(
+                optimizer=LocalEntropyConfig(inner_steps=8, burn_in=3), trainer=TrainerConfig(budget=10)
+            ),
+            "trainer.budget=10: must be >= optimizer.burn_in + optimizer.inner_steps = 11, or x would never move",
+        ),
+    ],
+)
+def test_out_of_range_settings_are_refused_naming_key_value_and_what_is_allowed(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_are_accepted_for_floats() -> None:
+    assert isinstance(LocalEntropyConfig(gamma=2).gamma, float)
+
+
+def test_gamma_may_be_infinite() -> None:
+    assert LocalEntropyConfig(gamma=math.inf).gamma == math.inf
+
+
+def test_every_float_of_an_optimizer_is_a_hyperparameter() -> None:
+    hyper = LocalEntropyConfig(nu=0.25, gamma=0.5).hyper()
+    assert hyper["nu"] == 0.25
+    assert hyper["gamma"] == 0.5
+    assert set(hyper) == {f.name for f in dataclasses.fields(LocalEntropyConfig) if f.type == "float"}
+    assert "inner_steps" not in hyper
+
+
+def test_all_groups_carry_their_name_in_messages() -> None:
+    for group, choices in schema.GROUPS.items():
+        for cls in choices.values():
+            assert cls.group == group

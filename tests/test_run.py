@@ -1,0 +1,230 @@
+"""The Python API: results, budgets, checks, and the user's own models and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import burgersgd
+from burgersgd.config import (
+    ConfigError,
+    GdConfig,
+    LocalEntropyConfig,
+    MlpConfig,
+    SgdConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
+from burgersgd.run import _engine, prepare, train, train_fleet
+from tests.conftest import small_config
+
+
+def quiet(config: TrainConfig, **arguments: Any) -> burgersgd.Result:
+    return train(config, record=False, progress=False, **arguments)
+
+
+def test_train_learns_digits_with_the_defaults() -> None:
+    result = quiet(TrainConfig(trainer=TrainerConfig(epochs=20)))
+    assert result.state == "completed"
+    assert result.test_error < 0.08  # a linear classifier reaches 4-5 %, chance is 90 %
+    assert result.n_parameters == 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+    assert result.objective == result.validation_error
+
+
+def test_the_model_of_the_result_reproduces_the_reported_errors() -> None:
+    config = small_config()
+    result = quiet(config)
+    data = prepare([config]).data
+    with torch.no_grad():
+        outputs = result.model(data.test.inputs)
+    assert float((outputs.argmax(1) != data.test.targets).double().mean()) == pytest.approx(result.test_error)
+    loss = float(nn.functional.cross_entropy(outputs, data.test.targets))
+    assert loss == pytest.approx(result.test_loss, rel=1e-10)
+
+
+def test_what_is_reported_is_x_and_not_y() -> None:
+    optimizer = LocalEntropyConfig(lr=0.3, nu=1e-3, gamma=0.7, inner_steps=8, outer_step=0.5)
+    prepared = prepare([small_config(optimizer=optimizer)])
+    fleet = prepared._fleet()
+    fleet.advance(40)
+    evaluator = prepared._evaluator(prepared.data.validation)
+    (at_x,), (at_y,) = evaluator(fleet.x)[0], evaluator(fleet.state.y)[0]
+    result = quiet(small_config(optimizer=optimizer))
+    assert result.validation_loss == pytest.approx(float(at_x), rel=1e-12)
+    assert abs(float(at_x) - float(at_y)) > 1e-3
+
+
+def test_best_by_validation_is_the_minimum_of_the_recorded_curve() -> None:
+    config = small_config(optimizer=SgdConfig(lr=0.5))
+    config.trainer.eval_every = 2
+    result = quiet(config)
+    errors = [e for e in result.metrics["validation_error"] if e is not None]
+    assert result.best_validation_error == min(errors)
+    rows = zip(result.metrics["evaluations"], result.metrics["validation_error"], strict=True)
+    assert result.best_at == next(n for n, e in rows if e == min(errors))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "optimizer", "budget"),
+    [
+        (TrainerConfig(budget=47), LocalEntropyConfig(inner_steps=5, burn_in=3), 40),
+        (TrainerConfig(epochs=2), LocalEntropyConfig(inner_steps=5, burn_in=3), 64),  # 2 x 34 evaluations
+        (TrainerConfig(epochs=2), SgdConfig(), 68),
+        (TrainerConfig(epochs=2, drop_last=True), SgdConfig(), 66),
+        (TrainerConfig(epochs=7), GdConfig(), 7),
+    ],
+)
+def test_budgets_round_down_to_whole_cycles(trainer: TrainerConfig, optimizer: Any, budget: int) -> None:
+    assert prepare([small_config(trainer=trainer, optimizer=optimizer)]).budget == budget
+
+
+def test_gradient_evaluations_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    from burgersgd.training import fleet
+
+    calls = []
+    original = fleet.eager_gradient
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(fleet, "eager_gradient", counting)
+    result = quiet(small_config(trainer=TrainerConfig(budget=47, compile="off")))
+    assert len(calls) == result.evaluations == 40
+
+
+def test_evaluations_fall_on_cycle_ends() -> None:
+    config = small_config(trainer=TrainerConfig(budget=48, compile="off", eval_every=10, log_every=7))
+    metrics = quiet(config).metrics
+    rows = list(zip(metrics["evaluations"], metrics["validation_error"], strict=True))
+    assert [n for n, error in rows if error is not None] == [0, 16, 24, 32, 40, 48]
+    assert [n for n, _ in rows] == [0, 7, 14, 16, 21, 24, 28, 32, 35, 40, 42, 48]
+
+
+def test_logging_more_often_changes_no_number() -> None:
+    results = []
+    for log_every, eval_every in ((40, 40), (3, 8)):
+        config = small_config()
+        config.trainer.log_every, config.trainer.eval_every = log_every, eval_every
+        results.append(quiet(config))
+    a, b = (torch.cat([p.flatten() for p in r.model.parameters()]) for r in results)
+    assert torch.equal(a, b)
+
+
+def test_a_fleet_gives_each_run_its_own_result_and_folder(tmp_path: Path) -> None:
+    configs = [small_config(seed=s) for s in (4, 9)]
+    results = train_fleet(configs, progress=False)
+    for config, result in zip(configs, results, strict=True):
+        alone = quiet(config)
+        assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
+        assert result.folder is not None
+        assert read_status(result.folder)["test_error"] == result.test_error
+        assert read_metrics(result.folder)["train_loss"][1:] == result.metrics["train_loss"][1:]
+        checkpoint = read_checkpoint(result.folder)
+        expected = torch.cat([p.detach().flatten() for p in result.model.parameters()])
+        assert torch.equal(checkpoint["x"], expected)
+    assert results[0].folder != results[1].folder
+
+
+def test_a_fleet_refuses_runs_that_cannot_share_it() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.batch_size=31: must be 30 in every run of a fleet"):
+        trainer = dataclasses.replace(small_config().trainer, batch_size=31)
+        train_fleet([small_config(), small_config(trainer=trainer)])
+    with pytest.raises(ConfigError, match="optimizer.inner_steps=6: must be 5"):
+        optimizer = dataclasses.replace(small_config().optimizer, inner_steps=6)
+        train_fleet([small_config(), small_config(optimizer=optimizer)])
+
+
+def test_a_module_of_ones_own_and_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    y = (x[:, 0] + x[:, 1] ** 2 > 0.5).astype(int)
+    config = TrainConfig(optimizer=SgdConfig(lr=0.2), trainer=TrainerConfig(budget=600, batch_size=20))
+    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2))
+    start = [p.detach().clone() for p in net.parameters()]
+    result = quiet(config, model=net, dataset=(x, y))
+    assert result.test_error < 0.25
+    assert all(torch.equal(a, b) for a, b in zip(start, net.parameters(), strict=True))  # the user's module is untouched
+    assert isinstance(result.model, nn.Sequential)
+
+
+def test_a_model_factory_is_seeded_by_the_run() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    configs = [small_config(seed=s, optimizer=SgdConfig()) for s in (1, 2)]
+    fleet = prepare(configs, model=make)._fleet()
+    again = prepare(configs[:1], model=make)._fleet()
+    assert not torch.equal(fleet.x0[0], fleet.x0[1])
+    assert torch.equal(fleet.x0[0], again.x0[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(nn.Linear(63, 10), "cannot take inputs"), (nn.ReLU(), "no parameters"), (nn.BatchNorm2d(1), "running statistics")],
+)
+def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quiet(small_config(), model=model)
+
+
+def test_a_diverged_run_is_a_result() -> None:
+    config = small_config(model=MlpConfig(width=8), optimizer=SgdConfig(lr=1e160))
+    result = quiet(config)
+    assert result.state == "diverged"
+    assert result.objective == math.inf
+    assert math.isfinite(result.last_loss)
+    assert 0 < result.evaluations < 40
+    losses = [loss for loss in result.metrics["train_loss"] if loss is not None]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_an_interrupted_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from burgersgd.training.fleet import Fleet
+
+    def interrupt(self: Fleet, n: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fleet, "advance", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(small_config(), run_name="stopped"), progress=False)
+    assert read_status(tmp_path / "outputs" / "stopped")["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("compile", "budget", "n_runs", "device", "engine"),
+    [
+        ("off", 10**6, 1, "cpu", "eager"),
+        ("on", 100, 1, "cpu", "compiled"),
+        ("native", 100, 1, "cpu", "native"),
+        ("auto", 100, 1, "cpu", "native"),
+        ("auto", 10**6, 64, "cpu", "native"),
+    ],
+)
+def test_the_engine_depends_on_the_configuration_alone(
+    compile: str, budget: int, n_runs: int, device: str, engine: str
+) -> None:
+    config = TrainConfig(trainer=TrainerConfig(budget=budget, compile=compile))
+    problem = prepare([TrainConfig()]).problem
+    assert _engine(config, problem, torch.device(device), n_runs, 32) == engine
+
+
+def test_large_networks_are_compiled_only_when_the_budget_repays_it() -> None:
+    model = MlpConfig(depth=2, width=1200)
+    for budget, engine in ((1000, "eager"), (10**6, "compiled")):
+        config = TrainConfig(model=model, trainer=TrainerConfig(budget=budget, batch_size=128))
+        assert prepare([config]).engine == engine
+
+
+def test_native_where_it_cannot_be_is_refused() -> None:
+    trainer = TrainerConfig(budget=100, compile="native")
+    with pytest.raises(ConfigError, match="trainer.compile=native: needs device=cpu, a C compiler"):
+        prepare([TrainConfig(model=MlpConfig(dropout=0.5), trainer=trainer)])

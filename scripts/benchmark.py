@@ -415,7 +415,7 @@ def print_memory() -> None:
     print("\n### Peak memory of a run, MNIST-shaped network\n")
     print(
         f"MiB; one copy of d is {d / megabytes:.1f} MiB. Expected: data + (state + gradient + noise + one temporary) + "
-        "activations. Peaks are increases of the resident memory of a process that has trained a small network before.\n"
+        "activations. Peaks: increase of the resident memory of a process that has trained a small network before.\n"
     )
     vectors = ["state, copies of d", "noise", "data", "vectors", "activations", "expected"]
     print_table(["rule", *vectors, "peak of the steps", "peak of a whole run", "steps / expected"], rows)

@@ -49,5 +49,5 @@ class Langevin(EveryGradientMovesX):
         x = state.x
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x
-        x = x - c.lr * grad
+        x = torch.addcmul(x, grad, c.lr, value=-1)
         return State(x if xi is None else torch.addcmul(x, xi, c.noise_scale))

@@ -120,10 +120,10 @@ class LocalEntropy:
         if velocity is not None:
             velocity = c.momentum * velocity + drift
             drift = drift + c.momentum * velocity if self.nesterov else velocity
-        y = y - c.lr * drift
+        y = torch.addcmul(y, drift, c.lr, value=-1)
         if xi is not None:
             z = xi if state.xi is None else (xi + state.xi) / 2
-            y = torch.addcmul(y, z, c.noise_scale)  # (5.18)
+            y = torch.addcmul(y, z, c.noise_scale)  # (5.18): y - lr grad_y G + sqrt(2 T lr) z
         mean = None if state.mean is None else torch.lerp(state.mean, y, c.mean_weight)
         return state._replace(y=y, mean=mean, velocity=velocity, xi=None if state.xi is None else xi)
 

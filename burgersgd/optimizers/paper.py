@@ -47,7 +47,7 @@ class _Simultaneous:
         """Euler-Maruyama step of y and of x."""
         x, y = state
         ahead = y - x
-        y = y - c.lr * torch.addcmul(grad, ahead, c.pull)
+        y = torch.addcmul(y, torch.addcmul(grad, ahead, c.pull), c.lr, value=-1)  # (5.18)
         if xi is not None:
             y = torch.addcmul(y, xi, c.noise_scale)
         return State(x=torch.addcmul(x, ahead, c.slow_rate), y=y)

@@ -55,4 +55,4 @@ class Sgd(EveryGradientMovesX):
         if velocity is not None:
             velocity = c.momentum * velocity + grad
             grad = grad + c.momentum * velocity if self.nesterov else velocity
-        return State(x - c.lr * grad, velocity)
+        return State(torch.addcmul(x, grad, c.lr, value=-1), velocity)

@@ -125,11 +125,13 @@ class Fleet:
         block, rule, state = self._block, self.rule, self.state
         assert block is not None
         j = step - block.first
-        c = self._rows[j]
+        c, xi = self._rows[j], None if block.xi is None else block.xi[j]
+        indices, uniform = None if block.indices is None else block.indices[j], None
         size = self.batches.size(step)
-        indices = None if block.indices is None else block.indices[j, :, :size]
-        uniform = None if block.uniform is None else block.uniform[j, :, :size]
-        xi = None if block.xi is None else block.xi[j]
+        if size < self.batches.batch_size and indices is not None:
+            indices = indices[:, :size]
+        if block.uniform is not None:
+            uniform = block.uniform[j, :, :size]
         grad, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
         # On the CPU reading a number costs nothing; elsewhere it would wait for the device at every step.
         healthy = self.all_alive and self.device.type == "cpu" and math.isfinite(float((loss + norm).sum()))
@@ -187,13 +189,11 @@ class Fleet:
             self.batches.batch_size,
         )
         everything = torch.arange(problem.inputs.shape[0]).expand(self.n_runs, -1).contiguous()
-        grad = torch.empty_like(self.x0)
+        grad, loss, squared_norm = torch.empty_like(self.x0), self.last_loss.clone(), self.last_loss.clone()
 
         def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            numbers = torch.empty(2, self.n_runs, dtype=self.dtype)
-            loss, squared_norm = numbers.unbind(0)
-            kernel(at, everything if indices is None else indices.contiguous(), grad, loss, squared_norm)
-            return grad, loss, squared_norm.sqrt()
+            kernel(at, everything if indices is None else indices, grad, loss, squared_norm)
+            return grad, loss.clone(), squared_norm.sqrt()
 
         return gradient
 

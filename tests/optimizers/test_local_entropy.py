@@ -220,11 +220,15 @@ def test_without_viscosity_it_is_the_proximal_point_method() -> None:
     for inner_start in ("warm", "reset"):
         rule = LocalEntropy(inner_steps=1, burn_in=199, inner_start=inner_start, noisy=False)
         x = torch.tensor([[1.2]], dtype=torch.float64)
-        path = trajectory(drive(rule, hyper, x, lambda k, y: torch.from_numpy(reference.ripple_slope(y.numpy())), 600))[0, 199::200, 0, 0]
+        path = trajectory(drive(rule, hyper, x, lambda k, y: torch.from_numpy(reference.ripple_slope(y.numpy())), 600))[
+            0, 199::200, 0, 0
+        ]
         expected = 1.2
         for step in range(3):
             before = expected
-            expected = brentq(lambda y, before=before: reference.ripple_slope(y) + (y - before) / 0.5, -3, 3, xtol=1e-15)
+            expected = brentq(
+                lambda y, before=before: reference.ripple_slope(y) + (y - before) / 0.5, -3, 3, xtol=1e-15
+            )
             assert abs(path[step] - expected) < 1e-12
         assert abs(path[2] - 0.94022472329) < 1e-11  # MATH 3
 

@@ -1,7 +1,7 @@
 """The consistent rule samples what it should: z-scores against exact laws, and mutants that the same sample rejects.
 
-M independent float64 chains fixed beforehand, one look, |z| < 6 (p = 2e-9). The laws are those of the discrete chain, not
-of the SDE it approximates.
+M independent float64 chains fixed beforehand, one look, |z| < 6 (p = 2e-9). The laws are those of the discrete chain,
+not of the SDE it approximates.
 """
 
 from __future__ import annotations
@@ -190,13 +190,13 @@ def test_slow_point_moves_along_the_gradient_of_the_local_entropy() -> None:
     }
     scores = {}
     # Leimkuhler and Matthews' rule is of second order: its bias is below the standard error here
-    for integrator, mean, bias_of_other in (("em", biased, exact), ("leimkuhler_matthews", exact, biased)):
-        rule = LocalEntropy(inner_steps=L, burn_in=b, integrator=integrator)
+    em, lm = (LocalEntropy(inner_steps=L, burn_in=b, integrator=name) for name in ("em", "leimkuhler_matthews"))
+    for rule, mean, bias_of_other in ((em, biased, exact), (lm, exact, biased)):
         begin = torch.full((1, chains), x, dtype=torch.float64)
         state = last(drive(rule, same, begin, lambda k, y: well_slope(y), b + L, normals(4, 1, chains)))
         moved = (state.x[0].numpy() - x) / r  # = mean of y - x = -gamma grad F_gamma(x)
         error = moved.std(ddof=1) / math.sqrt(chains)
         assert abs(moved.mean() - (mean - x)) < 6 * error
         for name, wrong in (other_means | {"bias of the other": bias_of_other}).items():
-            scores[f"{integrator}, {name}"] = (moved.mean() - (wrong - x)) / error
+            scores[f"{rule.integrator}, {name}"] = (moved.mean() - (wrong - x)) / error
     assert_fails(scores)

@@ -1,4 +1,4 @@
-"""The paper's optimizer as printed: (5.14) at finite epsilon and (5.18)-(5.19) to the letter, and what they amount to."""
+"""The paper's optimizer as printed: (5.14) at finite epsilon, (5.18)-(5.19) to the letter, and what they amount to."""
 
 from __future__ import annotations
 
@@ -167,6 +167,6 @@ def test_intended_period_descends_on_the_local_entropy_of_another_viscosity() ->
 
     sample = last(drive(PaperLiteral(period, "double"), hyper, x, gradient, steps, normals(7, 1, M))).x[0].numpy()
     error = sample.std(ddof=1) / math.sqrt(M)
-    assert round(sample.mean(), 4) in (1.0118, 1.0119, 1.0120)
-    print(sample.mean(), error, descent)
+    assert abs(sample.mean() - 1.0119) < 6 * error
+    assert abs(sample.mean() - descent) < 6 * error
     assert_fails({name: (sample.mean() - euler(v)) / error for name, v in {"nu": nu, "nu / 2": nu / 2}.items()})

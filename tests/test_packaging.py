@@ -1,0 +1,62 @@
+"""The wheel works from any directory: configs and C sources are inside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    finished = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=kept | environment,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the bin folder of an environment that has the wheel itself and, read-only, this one's dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    # No download: the build backend is among the development dependencies.
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=False)
+    binaries = environment / ("Scripts" if os.name == "nt" else "bin")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = environment / ("Lib" if os.name == "nt" else f"lib/{version}") / "site-packages"
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=folder)
+    return binaries
+
+
+def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path) -> None:
+    where = run(installed / "python", "-c", "import burgersgd; print(burgersgd.__file__)", cwd=tmp_path).stdout
+    assert Path(where.strip()).is_relative_to(installed.parent)
+    shown = run(installed / "burgersgd", "train", "trainer.budget=40", "optimizer.nu=1e-5", cwd=tmp_path).stdout
+    assert "test error" in shown
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert (folder / "metrics.csv").is_file()
+
+
+def test_the_wheel_compiles_its_own_c_sources(installed: Path, tmp_path: Path) -> None:
+    code = "from burgersgd import native; print(native.library('normals'), native.library('mlp_gradient'))"
+    shown = run(installed / "python", "-c", code, cwd=tmp_path, BURGERSGD_CACHE=str(tmp_path / "cache")).stdout
+    assert shown.count("CDLL") == 2
+    assert len(list((tmp_path / "cache").rglob("*.so"))) == 2

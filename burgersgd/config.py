@@ -1,6 +1,7 @@
 """The schema of conf/: what can be set, of which type, in which range, and what each name stands for.
 
-Every group is a dataclass whose fields carry their range; building one checks it. Hydra composes the YAML files of conf/
+Every group is a dataclass whose fields carry their range; building one checks it. Hydra composes the YAML files of
+conf/
 into these classes, and from Python they are used directly::
 
     TrainConfig(optimizer=LocalEntropyConfig(nu=1e-6), trainer=TrainerConfig(epochs=20), seed=3)
@@ -217,7 +218,7 @@ class MlpConfig(ModelConfig):
 
     depth: int = opt(2, at_least=0)
     width: int = opt(64, at_least=1)
-    widths: list[int] | None = opt(None, at_least=1)
+    widths: list[int] | None = opt(None, at_least=1)  # noqa: RUF009  (opt returns a dataclass field)
     activation: str = opt("relu", choices=("relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"))
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to results: data, model, optimizer, training loop and run folder, for one run or a fleet of runs."""
+"""From a configuration to results: data, model, optimizer, training loop and run folder, for one run or a fleet."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def train(
 ) -> Result:
     """Train one network and return the result; the same as `burgersgd train`.
 
-    model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed set
-    to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder below
-    config.output_root. progress: None shows a bar on a terminal and lines elsewhere.
+    model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed
+    set to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder
+    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written.
     """
@@ -319,10 +319,20 @@ class Prepared:
 def _record_end(folder: RunFolder, fleet: Fleet, i: int, result: Result, budget: int) -> None:
     state = {name: None if t is None else t[i] for name, t in fleet.state._asdict().items()}
     folder.checkpoint({"evaluations": result.evaluations, "x": fleet.x[i], "state": state})
-    numbers = (
-        "evaluations seconds test_error test_loss validation_error validation_loss "
-        "best_validation_error best_test_error best_at last_loss engine n_parameters"
-    ).split()
+    numbers = [
+        "evaluations",
+        "seconds",
+        "test_error",
+        "test_loss",
+        "validation_error",
+        "validation_loss",
+        "best_validation_error",
+        "best_test_error",
+        "best_at",
+        "last_loss",
+        "engine",
+        "n_parameters",
+    ]
     fields = {name: getattr(result, name) for name in numbers} | {"budget": budget, "fleet_size": fleet.n_runs}
     if result.state == "diverged":
         fields["reason"] = (

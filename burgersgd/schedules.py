@@ -13,9 +13,9 @@ from burgersgd.optimizers.protocol import Clock, Hyper
 def factor(name: str, hyper: Hyper, clock: Clock) -> Tensor:
     """Return the factor on lr, float64 ``[steps, runs, 1]``.
 
-    hyper holds the schedule's floats per run ``[runs, 1]``: warmup (all), decay and every (step), final (cosine, linear).
-    Warm-up rises linearly to 1 over the first ``warmup`` of the budget; the rest of the budget is the schedule's own.
-    Raises KeyError for an unknown name.
+    hyper holds the schedule's floats per run ``[runs, 1]``: warmup (all), decay and every (step), final (cosine,
+    linear). Warm-up rises linearly to 1 over the first ``warmup`` of the budget; the rest of the budget is the
+    schedule's own. Raises KeyError for an unknown name.
     """
     warmup = hyper["warmup"]
     elapsed = clock.fraction + 1 / clock.budget  # the end of the evaluation: the first one does not have lr = 0

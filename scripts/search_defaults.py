@@ -1,7 +1,7 @@
-"""The search behind the defaults: grids on digits, judged on the validation part only; prints docs/defaults.md's tables.
+"""The search behind the defaults: grids on digits, judged on the validation part; prints docs/defaults.md's tables.
 
-Every setting is trained with the same seeds and the same number of gradient evaluations; the test part is not looked at.
-Run: python scripts/search_defaults.py [--seeds 10] [--epochs 100]
+Every setting is trained with the same seeds and the same number of gradient evaluations; the test part is not looked
+at. Run: python scripts/search_defaults.py [--seeds 10] [--epochs 100]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GRIDS: list[tuple[OptimizerConfig, dict[str, tuple[Any, ...]]]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=float, default=100.0)
     parser.add_argument("--only", help="name of one optimizer")

@@ -46,7 +46,7 @@ def test_imports_point_one_way() -> None:
             parts = name.split(".")
             if parts[0] in ("hydra", "omegaconf") and room not in ONLY_THESE_KNOW_HYDRA:
                 offenders.append(f"{path.name} imports {name}")
-            if parts[0] == "burgersgd" and len(parts) > 1 and not parts[1].startswith("__"):
-                if parts[1] != room and parts[1] not in ROOM_ALLOWS[room]:
-                    offenders.append(f"{path.name} imports {name}")
+            inside = parts[0] == "burgersgd" and len(parts) > 1 and not parts[1].startswith("__")
+            if inside and parts[1] not in {room, *ROOM_ALLOWS[room]}:
+                offenders.append(f"{path.name} imports {name}")
     assert offenders == []

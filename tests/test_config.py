@@ -63,7 +63,10 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: LocalEntropyConfig(burn_in=-1), "optimizer.burn_in=-1: must be >= 0"),
         (lambda: LocalEntropyConfig(outer_step=1.5), "optimizer.outer_step=1.5: must be > 0 and <= 1"),
         (lambda: LocalEntropyConfig(averaging="mode"), "optimizer.averaging=mode: must be one of uniform, ema, last"),
-        (lambda: LocalEntropyConfig(gamma=0.5, gamma_min=0.6), "optimizer.gamma_min=0.6: must be <= optimizer.gamma=0.5"),
+        (
+            lambda: LocalEntropyConfig(gamma=0.5, gamma_min=0.6),
+            "optimizer.gamma_min=0.6: must be <= optimizer.gamma=0.5",
+        ),
         (lambda: SgdConfig(nesterov=True), "optimizer.nesterov=true: needs optimizer.momentum > 0"),
         (lambda: AdamWConfig(beta2=1.0), "optimizer.beta2=1.0: must be >= 0 and < 1"),
         (lambda: DigitsConfig(label_noise=1.0), "dataset.label_noise=1.0: must be >= 0 and < 1"),

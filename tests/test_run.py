@@ -135,11 +135,11 @@ def test_a_fleet_gives_each_run_its_own_result_and_folder(tmp_path: Path) -> Non
 
 
 def test_a_fleet_refuses_runs_that_cannot_share_it() -> None:
-    with pytest.raises(ConfigError, match=r"trainer.batch_size=31: must be 30 in every run of a fleet"):
-        trainer = dataclasses.replace(small_config().trainer, batch_size=31)
+    trainer = dataclasses.replace(small_config().trainer, batch_size=31)
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size=31: must be 30 in every run of a fleet"):
         train_fleet([small_config(), small_config(trainer=trainer)])
-    with pytest.raises(ConfigError, match="optimizer.inner_steps=6: must be 5"):
-        optimizer = dataclasses.replace(small_config().optimizer, inner_steps=6)
+    optimizer = dataclasses.replace(small_config().optimizer, inner_steps=6)
+    with pytest.raises(ConfigError, match=r"optimizer\.inner_steps=6: must be 5"):
         train_fleet([small_config(), small_config(optimizer=optimizer)])
 
 
@@ -152,7 +152,9 @@ def test_a_module_of_ones_own_and_arrays(tmp_path: Path) -> None:
     start = [p.detach().clone() for p in net.parameters()]
     result = quiet(config, model=net, dataset=(x, y))
     assert result.test_error < 0.25
-    assert all(torch.equal(a, b) for a, b in zip(start, net.parameters(), strict=True))  # the user's module is untouched
+    assert all(
+        torch.equal(a, b) for a, b in zip(start, net.parameters(), strict=True)
+    )  # the user's module is untouched
     assert isinstance(result.model, nn.Sequential)
 
 
@@ -169,7 +171,11 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(nn.Linear(63, 10), "cannot take inputs"), (nn.ReLU(), "no parameters"), (nn.BatchNorm2d(1), "running statistics")],
+    [
+        (nn.Linear(63, 10), "cannot take inputs"),
+        (nn.ReLU(), "no parameters"),
+        (nn.BatchNorm2d(1), "running statistics"),
+    ],
 )
 def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -226,5 +232,5 @@ def test_large_networks_are_compiled_only_when_the_budget_repays_it() -> None:
 
 def test_native_where_it_cannot_be_is_refused() -> None:
     trainer = TrainerConfig(budget=100, compile="native")
-    with pytest.raises(ConfigError, match="trainer.compile=native: needs device=cpu, a C compiler"):
+    with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs device=cpu, a C compiler"):
         prepare([TrainConfig(model=MlpConfig(dropout=0.5), trainer=trainer)])

@@ -23,7 +23,7 @@ class Model(Protocol):
         ...
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
-        """Return the outputs ``[batch, outputs]``; uniform ``[batch, n_uniform]`` in training with dropout, else None."""
+        """Return the outputs ``[batch, outputs]``; uniform ``[batch, n_uniform]`` for dropout, else None."""
         ...
 
     def module(self) -> nn.Module:

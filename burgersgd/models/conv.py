@@ -13,7 +13,7 @@ from burgersgd.models.mlp import dropout, initial_std
 
 @dataclass(frozen=True)
 class LeNet:
-    """conv 6 @ 5x5, pool, conv 16 @ 5x5, pool, 120, 84, outputs; images smaller than 32 pixels are padded as in MNIST's use.
+    """conv 6 @ 5x5, pool, conv 16 @ 5x5, pool, 120, 84, outputs; images below 32 pixels are padded by 2.
 
     Raises ValueError for images that are not ``[channels, height, width]`` with at least 12 x 12 pixels.
     """

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]
 
 
 def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
-    """Return the standard deviation of a weight: He et al. 2015, Glorot & Bengio 2010, LeCun et al. 1998, torch's default.
+    """Return the deviation of a weight: He et al. 2015, Glorot & Bengio 2010, LeCun et al. 1998, torch's default.
 
     Raises ValueError for an unknown name.
     """
@@ -39,9 +39,9 @@ def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
 
 
 def initial_std(shapes: Sequence[tuple[int, ...]], initialization: str, init_scale: float) -> Tensor:
-    """Return the standard deviation of every initial parameter, ``[d]``: weights as named, biases 0 (pytorch: 1/sqrt(3 fan_in)).
+    """Return the standard deviation of every initial parameter, ``[d]``: weights as named, biases 0.
 
-    shapes alternates weight ``[out, in, ...]`` and bias ``[out]``.
+    shapes alternates weight ``[out, in, ...]`` and bias ``[out]``; "pytorch" draws biases too.
     """
     parts = []
     fan_in = 1
@@ -87,7 +87,7 @@ class Mlp:
         return initial_std(self.shapes, self.initialization, self.init_scale)
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
-        """Return the outputs ``[batch, outputs]`` of inputs ``[batch, ...]``; uniform ``[batch, n_uniform]`` in training."""
+        """Return the outputs ``[batch, outputs]`` of inputs ``[batch, ...]``; uniform ``[batch, n_uniform]``."""
         sigma = ACTIVATIONS[self.activation][0]
         z = inputs.flatten(1)
         start = 0

@@ -12,8 +12,8 @@ from torch.func import functional_call
 class Wrapped:
     """An nn.Module with its parameters as one vector, called by torch.func.functional_call.
 
-    Raises ValueError for a module without parameters, or with buffers that training changes (batch normalisation), which
-    are not run state yet.
+    Raises ValueError for a module without parameters, or with buffers that training changes (batch normalisation),
+    which are not run state yet.
     """
 
     n_uniform = 0

@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Langevin(EveryGradientMovesX):
-    """Float hyperparameters: lr, temperature, weight_decay. Invariant law exp(-F / T) as lr -> 0 (2.16 has T = 2 nu)."""
+    """Float hyperparameters: lr, temperature, weight_decay. Invariant law exp(-F / T) as lr -> 0."""
 
     has_weight_decay: bool = False
     noisy: bool = True
@@ -45,7 +45,7 @@ class Langevin(EveryGradientMovesX):
         return State(x)
 
     def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
-        """x - lr * grad + sqrt(2 T lr) xi."""
+        """X - lr * grad + sqrt(2 T lr) xi."""
         x = state.x
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x

@@ -1,9 +1,9 @@
 """Two-time-scale gradient descent on the local entropy of the loss: (5.18)-(5.19) with the consistent noise.
 
-The fast point y samples exp(-G(y; x) / (2 nu)) with G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) by stochastic gradient
-Langevin dynamics, one gradient per step; after burn_in + inner_steps of them the slow point x moves towards the mean of y,
-a step along -grad F_gamma(x) = -(x - E[y]) / gamma (4.20), where F_gamma is the local entropy, that is the solution of
-the viscous Hamilton-Jacobi equation (4.4) at time gamma.
+The fast point y samples exp(-G(y; x) / (2 nu)) with G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) by stochastic
+gradient Langevin dynamics, one gradient per step; after burn_in + inner_steps of them the slow point x moves towards
+the mean of y, a step along -grad F_gamma(x) = -(x - E[y]) / gamma (4.20), where F_gamma is the local entropy, that is
+the solution of the viscous Hamilton-Jacobi equation (4.4) at time gamma.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LocalEntropy:
     """The consistent rule, MATH 3A.
 
     Float hyperparameters: lr, nu, gamma, outer_step, ema_weight, gamma_scoping, gamma_min, momentum, outer_momentum,
-    weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps = 1,
-    gamma = inf, nu = 0, outer_step = 1 is SGD.
+    weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps
+    = 1, gamma = inf, nu = 0, outer_step = 1 is SGD.
     """
 
     inner_steps: int = 20

@@ -1,4 +1,4 @@
-"""The paper's optimizer as printed, for comparison: the SDE (5.14) at finite epsilon and (5.18)-(5.19) to the letter."""
+"""The paper's optimizer as printed: the SDE (5.14) at finite epsilon and (5.18)-(5.19) to the letter."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class _Simultaneous:
 class PaperSDE(_Simultaneous):
     """Euler-Maruyama of (5.14) with explicit epsilon, MATH 3B; dt = epsilon * lr.
 
-    Float hyperparameters: lr, nu, gamma, epsilon. temperature: T = nu ("printed") or the consistent 2 nu ("consistent").
+    Float hyperparameters: lr, nu, gamma, epsilon. temperature: T = nu ("printed") or the consistent 2 nu
+    ("consistent").
     """
 
     temperature: Literal["printed", "consistent"] = "printed"
@@ -87,9 +88,9 @@ class PaperSDE(_Simultaneous):
 class PaperLiteral(_Simultaneous):
     """(5.18)-(5.19) verbatim, MATH 3C: x moves at the steps k with k mod period = 0 only.
 
-    Float hyperparameters: lr (delta^t), nu, gamma. period None is the paper's N, the number of the last step: x_1 ... x_N
-    all equal x_0, and only the very last step moves x. noise "double" multiplies sqrt(2 dt nu) by an increment of scale
-    sqrt(dt), as printed (T = nu dt); "std" by a standard normal (T = nu).
+    Float hyperparameters: lr (delta^t), nu, gamma. period None is the paper's N, the number of the last step: x_1 ...
+    x_N all equal x_0, and only the very last step moves x. noise "double" multiplies sqrt(2 dt nu) by an increment of
+    scale sqrt(dt), as printed (T = nu dt); "std" by a standard normal (T = nu).
     """
 
     period: int | None = None

@@ -2,8 +2,8 @@
 
 A *state* is a NamedTuple of tensors ``[runs, d]`` (or None where a rule keeps no such vector), *coefficients* a
 NamedTuple of tensors ``[runs, 1]``: what the rule's hyperparameters amount to at one gradient evaluation, schedules
-applied. Every rule is written element by element, as the paper writes it for one run; broadcasting over the run axis does
-the rest, so a single run is a fleet with ``runs = 1`` and computes the very same numbers.
+applied. Every rule is written element by element, as the paper writes it for one run; broadcasting over the run axis
+does the rest, so a single run is a fleet with ``runs = 1`` and computes the very same numbers.
 
 One gradient evaluation of the trainer is::
 
@@ -63,7 +63,7 @@ class EveryGradientMovesX:
 
 
 class Rule(Protocol):
-    """An update rule. Instances are frozen dataclasses of the static choices only, so that equal rules share a fleet."""
+    """An update rule. Instances are frozen dataclasses of static choices, so that equal rules share a fleet."""
 
     @property
     def gradients_per_cycle(self) -> int:

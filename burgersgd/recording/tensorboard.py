@@ -32,17 +32,23 @@ FINAL_METRICS = ("test_error", "test_loss", "validation_error", "validation_loss
 
 
 class SessionStart(NamedTuple):
+    """The hyperparameters, once at the beginning."""
+
     wall_time: float
     hparams: Mapping[str, float | str | bool]
 
 
 class Scalars(NamedTuple):
+    """One row of metrics."""
+
     wall_time: float
     evaluations: int
     values: Mapping[str, float]  # by tag
 
 
 class SessionEnd(NamedTuple):
+    """How the run ended."""
+
     wall_time: float
     succeeded: bool
 

@@ -22,7 +22,7 @@ from burgersgd.training.gradients import Problem, eager_gradient, functional_gra
 BLOCK_BYTES = 1 << 20
 """Normal numbers are drawn for as many steps at once as fit the second-level cache."""
 PIECE = 1 << 16
-"""Large states are updated in pieces of this many columns, which stay in the second-level cache from line to line."""
+"""Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
 _PROGRAM_NUMBERS = itertools.count()
 
 
@@ -158,14 +158,18 @@ class Fleet:
         self.loss_sum += loss
 
     def _step_in_pieces(self, c: Any, state: Any, grad: Tensor, xi: Tensor | None) -> None:
-        """rule.step in place, column by column: rules are element by element, so the numbers are the same."""
-        for start in range(0, self.d, PIECE):
-            cut = slice(start, start + PIECE)
-            old = type(state)(*(None if f is None else f[:, cut] for f in state))
-            new = self.rule.step(c, old, grad[:, cut], None if xi is None else xi[:, cut])
-            for before, after in zip(old, new, strict=True):
-                if after is not before:
-                    before.copy_(after)
+        """rule.step in place, piece by piece: rules are element by element, so the numbers are the same."""
+        height = max(1, PIECE // self.d)
+        for top in range(0, self.n_runs, height):
+            runs = slice(top, top + height)
+            row = c if height >= self.n_runs else type(c)(*(field[runs] for field in c))
+            for left in range(0, self.d, PIECE):
+                cut = (runs, slice(left, left + PIECE))
+                old = type(state)(*(None if field is None else field[cut] for field in state))
+                new = self.rule.step(row, old, grad[cut], None if xi is None else xi[cut])
+                for before, after in zip(old, new, strict=True):
+                    if after is not before:
+                        before.copy_(after)
 
     # ----------------------------------------------------------------------------------- gradients of the engines
 
@@ -217,33 +221,39 @@ class Fleet:
         return streams.normal_(out, self.seeds, Purpose.NOISE, first)
 
     def _fill(self, first: int) -> Block:
-        """Compute the inputs of the steps first ... first + block_length - 1; in place where the compiled step reads them."""
-        n = self.block_length
+        """Compute the inputs of the steps first ... first + block_length - 1, in the memory of the block before."""
+        n, old = self.block_length, self._block
         c = self._coefficients(first, n)
-        stacked = torch.stack([field.expand(n, self.n_runs, 1) for field in c], dim=1).to(self.device, self.dtype)
+        coefficients = torch.stack([field.expand(n, self.n_runs, 1) for field in c], dim=1).to(self.device, self.dtype)
+        self._rows = [type(c)(*row.unbind(0)) for row in coefficients.unbind(0)]
         full_batch = self.batches.batch_size == self.problem.inputs.shape[0] and not self.batches.with_replacement
+        indices = None if full_batch else self.batches.indices(first, n)
         uniform = None
         if self.problem.model.n_uniform:
             shape = (self.batches.batch_size, self.problem.model.n_uniform)
             uniform = torch.empty(n, self.n_runs, math.prod(shape), dtype=torch.float32, device=self.device)
             streams.uniform_(uniform, self.seeds, Purpose.DROPOUT, first)
             uniform = uniform.view(n, self.n_runs, *shape)
+        if old is None or old.xi is None:
+            return self._placed(Block(first, coefficients, self._normal(first + 1, n), indices, uniform))
+        kept = [None if f is None else f.clone() if _lies_in(f, old.xi) else f for f in self.state]
+        self.state = type(self.state)(*kept)  # leimkuhler_matthews holds on to the last numbers
+        return self._placed(Block(first, coefficients, self._normal(first + 1, n, out=old.xi), indices, uniform))
+
+    def _placed(self, block: Block) -> Block:
+        """Return the block where the compiled step reads it: always in the same place."""
         old = self._block
-        in_place = self._compiled is not None and old is not None
-        block = Block(
-            first=first,
-            coefficients=stacked,
-            xi=self._normal(first + 1, n, out=old.xi if in_place and old is not None else None),
-            indices=None if full_batch else self.batches.indices(first, n),
-            uniform=uniform,
-        )
-        self._rows = [type(c)(*row.unbind(0)) for row in stacked.unbind(0)]
-        if in_place and old is not None:
-            for kept, filled in zip(old[1:], block[1:], strict=True):
-                if kept is not None and kept is not filled:
-                    kept.copy_(filled)
-            return old._replace(first=first)
-        return block
+        if self._compiled is None or old is None:
+            return block
+        for place, filled in zip(old[1:], block[1:], strict=True):
+            if place is not None and place is not filled:
+                assert filled is not None
+                place.copy_(filled)
+        return old._replace(first=block.first)
+
+
+def _lies_in(view: Tensor, buffer: Tensor) -> bool:
+    return view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
 
 
 def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:
@@ -260,8 +270,9 @@ def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
 class CompiledStep:
     """The whole gradient step under torch.compile: forward, backward, update, written back in place.
 
-    Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the device. On
-    CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short last batch).
+    Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
+    device. On CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short
+    last batch).
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -327,11 +338,11 @@ class CompiledStep:
         records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
         counters = (self.position, self.step)
         arguments = (tuple(fleet.state), counters, records, tuple(block[1:]))
-        # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process. With one
-        # program for each, and arguments that never change, there is nothing left to guard.
+        # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.
+        # With one program for each, and arguments that never change, there is nothing left to guard.
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
-        guards = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
         if fleet.device.type != "cuda":
             return lambda: compiled(*arguments)

@@ -76,7 +76,7 @@ def functional_gradient(
 def eager_gradient(
     problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
 ) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
-    """Return gradients and losses in eager mode: a single run by plain autograd, less than half the cost of torch.func."""
+    """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
     if at.shape[0] > 1:
         return functional_gradient(problem, at, indices, uniform)
     inputs, targets = problem.gather(None if indices is None else indices[0], 1)

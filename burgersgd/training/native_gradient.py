@@ -158,14 +158,19 @@ class NativeGradient:
     ) -> None:
         """Write `grad`, `loss` and `squared_norm` of the batches of training rows `indices`, all in params' dtype.
 
-        The step of a loop: the same outputs in every call are checked only once, new params in a microsecond. Raises ValueError
-        for a tensor of the wrong shape, type or layout and for a batch above max_batch, IndexError for an index outside
-        the training set; nothing has been written then.
+        The step of a loop: the same outputs in every call are checked only once, new params in a microsecond. Raises
+        ValueError for a tensor of the wrong shape, type or layout and for a batch above max_batch, IndexError for an
+        index outside the training set; nothing has been written then.
         """
         checked = self._checked
-        if grad is not checked[0] or loss is not checked[1] or squared_norm is not checked[2]:
-            self._check(params, grad, loss, squared_norm)
-        elif params.shape != grad.shape or params.dtype is not self.dtype or not params.is_contiguous():
+        if (
+            grad is not checked[0]
+            or loss is not checked[1]
+            or squared_norm is not checked[2]
+            or params.shape != grad.shape
+            or params.dtype is not self.dtype
+            or not params.is_contiguous()
+        ):
             self._check(params, grad, loss, squared_norm)
         else:
             self._rows = (self.n_params, self._rows[1])

@@ -35,7 +35,6 @@ from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
 from tests.conftest import small_config
 
-
 RELU = MlpConfig(depth=2, width=12)  # whose outputs overflow where tanh would only saturate
 
 
@@ -186,14 +185,18 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("piece", [160, 2400])  # parts of a run (d = 1066), two runs
 def test_updating_large_states_in_pieces_changes_no_bit(
-    optimizer: OptimizerConfig, monkeypatch: pytest.MonkeyPatch
+    optimizer: OptimizerConfig, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config(optimizer=optimizer)
-    whole = fleet_of([config, dataclasses.replace(config, seed=1)])
+    configs = [
+        small_config(seed=s, optimizer=dataclasses.replace(optimizer, lr=optimizer.lr * (1 + s))) for s in range(5)
+    ]
+    whole = fleet_of(configs)
     whole.advance(24)
-    monkeypatch.setattr("burgersgd.training.fleet.PIECE", 16)
-    pieces = fleet_of([config, dataclasses.replace(config, seed=1)])
+    monkeypatch.setattr("burgersgd.training.fleet.PIECE", piece)
+    pieces = fleet_of(configs)
+    assert 2 * piece < pieces.x0.numel()
     pieces.advance(24)
     assert torch.equal(whole.x, pieces.x)
 
@@ -228,7 +231,9 @@ def image_data(n: int = 60, side: int = 28) -> Dataset:
     return Dataset("images", "classification", part(n), part(12), part(12), n_outputs=3)
 
 
-@pytest.mark.parametrize("model", [LeNetConfig(dropout=0.3), MlpConfig(depth=3, width=9, dropout=0.4, activation="gelu")])
+@pytest.mark.parametrize(
+    "model", [LeNetConfig(dropout=0.3), MlpConfig(depth=3, width=9, dropout=0.4, activation="gelu")]
+)
 def test_fleets_with_dropout_equal_their_runs_alone(model: Any) -> None:
     trainer = TrainerConfig(budget=8, batch_size=20, precision="float64", compile="off")
     configs = [small_config(seed=s, model=model, optimizer=SgdConfig(lr=0.05), trainer=trainer) for s in (1, 2, 3)]

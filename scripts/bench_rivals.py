@@ -35,7 +35,7 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.run import prepare
 from burgersgd.streams import Purpose
-from burgersgd.training.fleet import BLOCK_BYTES, Fleet
+from burgersgd.training.fleet import BLOCK_BYTES, PIECE, Fleet
 
 LR, GAMMA, NU, INNER_STEPS = 0.01, 1.0, 1e-6, 20
 NOISE_SCALE = math.sqrt(4 * NU * LR)
@@ -462,16 +462,17 @@ def profile(work: Workload, compile: str) -> dict[str, Callable[[], Rival]]:
     assert block is not None
     assert block.indices is not None
     c, xi, indices = fleet._rows[0], block.xi[0] if block.xi is not None else None, block.indices[0]
-    grad = torch.randn_like(fleet.x0)
+    grad = fleet._gradient(state.y, indices, None)[0].clone()
+    apart = type(state)(*(None if field is None else field.clone() for field in state))  # is moved for ever, in place
 
     def rule_step() -> None:
-        if grad.numel() > BLOCK_BYTES // 4:
-            fleet._step_in_pieces(c, state, grad, xi)
+        if grad.numel() > 2 * PIECE:
+            fleet._step_in_pieces(c, apart, grad, xi)
         else:
-            rule.step(c, state, grad, xi)
+            rule.step(c, apart, grad, xi)
 
     return {
-        "gradient": lambda: Floor(lambda: fleet._gradient(rule.gradient_at(c, state), indices, None)),
+        "gradient": lambda: Floor(lambda: fleet._gradient(state.y, indices, None)),
         "rule": lambda: Floor(rule_step),
         "inputs of the block": lambda: Floor(lambda: fleet._fill(block.first), fleet.block_length),
     }

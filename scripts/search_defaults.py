@@ -30,7 +30,7 @@ RATES = (0.03, 0.1, 0.3)
 GRIDS: list[tuple[OptimizerConfig, dict[str, tuple[Any, ...]]]] = [
     (
         LocalEntropyConfig(),
-        {"inner_steps": (5, 20), "lr": RATES, "gamma": (0.3, 1.0, 3.0, 10.0), "nu": (0.0, 1e-7, 1e-6, 1e-5)},
+        {"inner_steps": (5, 20), "lr": (0.1, 0.3, 0.6, 1.0), "gamma": (1.0, 3.0, 10.0, 30.0), "nu": (0.0, 1e-7, 1e-6)},
     ),
     (SgdConfig(), {"momentum": (0.0, 0.9), "lr": (0.01, *RATES)}),
     (GdConfig(), {"momentum": (0.0, 0.9), "lr": (0.1, 0.3, 1.0)}),

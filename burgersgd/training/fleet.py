@@ -19,20 +19,28 @@ from burgersgd.optimizers.protocol import Clock, Hyper, Rule
 from burgersgd.streams import Purpose
 from burgersgd.training.gradients import Problem, eager_gradient, functional_gradient
 
-BLOCK_BYTES = 1 << 20
-"""Normal numbers are drawn for as many steps at once as fit the second-level cache."""
+BLOCK = 64
+"""Steps whose coefficients and batch indices are computed at once."""
+DRAW_BYTES = 1 << 19
+"""Random numbers are drawn for as many steps at once as leave room in the second-level cache."""
 PIECE = 1 << 16
 """Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
 _PROGRAM_NUMBERS = itertools.count()
 
 
 class Block(NamedTuple):
-    """The inputs of consecutive steps, aligned to multiples of the block length, so that any restart sees the same."""
+    """Inputs of BLOCK consecutive steps, aligned to multiples of BLOCK, so that any restart sees the same."""
 
     first: int
     coefficients: Tensor  # [steps, fields, runs, 1]
-    xi: Tensor | None  # [steps, runs, d]
     indices: Tensor | None  # [steps, runs, batch]; None is the full batch
+
+
+class Draws(NamedTuple):
+    """Random numbers of consecutive steps, a divisor of BLOCK many, aligned likewise."""
+
+    first: int
+    xi: Tensor | None  # [steps, runs, d], standard normal
     uniform: Tensor | None  # [steps, runs, batch, n_uniform]
 
 
@@ -61,7 +69,10 @@ class Fleet:
         """Set up the state of all runs at x0."""
         self.n_runs, self.d = self.x0.shape
         self.device, self.dtype = self.x0.device, self.x0.dtype
-        self.block_length = max(1, min(64, BLOCK_BYTES // (4 * self.x0.numel())))
+        self.uniform_shape = (self.n_runs, self.batches.batch_size, self.problem.model.n_uniform)
+        drawn = self.x0.numel() * self.rule.noisy + math.prod(self.uniform_shape)
+        at_once = min(BLOCK, max(1, DRAW_BYTES // (4 * max(1, drawn))))
+        self.draw_length = 1 << (at_once.bit_length() - 1)
         self.evaluations = 0
         xi = self._normal(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         self.state = self.rule.init(self.x0.clone(), None if xi is None else xi[0].clone())
@@ -72,6 +83,7 @@ class Fleet:
         self.loss_sum: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self.grad_norm: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self._block: Block | None = None
+        self._draws: Draws | None = None
         self._rows: list[Any] = []
         self._gradient = self._native_gradient() if self.engine == "native" else self._autograd_gradient
         self._compiled = CompiledStep(self) if self.engine == "compiled" else None
@@ -109,10 +121,13 @@ class Fleet:
             )
         end = self.evaluations + n
         while self.evaluations < end:
-            first = self.evaluations // self.block_length * self.block_length
+            first = self.evaluations // BLOCK * BLOCK
             if self._block is None or self._block.first != first:
                 self._block = self._fill(first)
-            stop = min(end, first + self.block_length)
+            first = self.evaluations // self.draw_length * self.draw_length
+            if self._draws is None or self._draws.first != first:
+                self._draws = self._draw(first)
+            stop = min(end, first + self.draw_length)
             for step in range(self.evaluations, stop):
                 ends = (step + 1) % self.rule.gradients_per_cycle == 0
                 if self._compiled is not None:
@@ -122,19 +137,20 @@ class Fleet:
             self.evaluations = stop
 
     def _eager_step(self, step: int, ends_cycle: bool) -> None:
-        block, rule, state = self._block, self.rule, self.state
+        block, draws, rule, state = self._block, self._draws, self.rule, self.state
         assert block is not None
-        j = step - block.first
-        c, xi = self._rows[j], None if block.xi is None else block.xi[j]
+        assert draws is not None
+        j, k = step - block.first, step - draws.first
+        c, xi = self._rows[j], None if draws.xi is None else draws.xi[k]
         indices, uniform = None if block.indices is None else block.indices[j], None
         size = self.batches.size(step)
         if size < self.batches.batch_size and indices is not None:
             indices = indices[:, :size]
-        if block.uniform is not None:
-            uniform = block.uniform[j, :, :size]
+        if draws.uniform is not None:
+            uniform = draws.uniform[k, :, :size]
         grad, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
         # On the CPU reading a number costs nothing; elsewhere it would wait for the device at every step.
-        healthy = self.all_alive and self.device.type == "cpu" and math.isfinite(float((loss + norm).sum()))
+        healthy = self.all_alive and self.device.type == "cpu" and _all_finite(loss, norm)
         if self.clip_norm is not None:
             grad = clipped(grad, norm, self.clip_norm)
         if healthy and grad.numel() > 2 * PIECE:
@@ -221,39 +237,44 @@ class Fleet:
         return streams.normal_(out, self.seeds, Purpose.NOISE, first)
 
     def _fill(self, first: int) -> Block:
-        """Compute the inputs of the steps first ... first + block_length - 1, in the memory of the block before."""
-        n, old = self.block_length, self._block
-        c = self._coefficients(first, n)
-        coefficients = torch.stack([field.expand(n, self.n_runs, 1) for field in c], dim=1).to(self.device, self.dtype)
-        self._rows = [type(c)(*row.unbind(0)) for row in coefficients.unbind(0)]
+        """Compute coefficients and batches of BLOCK steps, always in the same place for the compiled step."""
+        c = self._coefficients(first, BLOCK)
+        coefficients = torch.stack([field.expand(BLOCK, self.n_runs, 1) for field in c], dim=1)
+        coefficients = coefficients.to(self.device, self.dtype)
+        self._rows = list(map(type(c), *(field.unbind(0) for field in coefficients.unbind(1))))
         full_batch = self.batches.batch_size == self.problem.inputs.shape[0] and not self.batches.with_replacement
-        indices = None if full_batch else self.batches.indices(first, n)
-        uniform = None
-        if self.problem.model.n_uniform:
-            shape = (self.batches.batch_size, self.problem.model.n_uniform)
-            uniform = torch.empty(n, self.n_runs, math.prod(shape), dtype=torch.float32, device=self.device)
-            streams.uniform_(uniform, self.seeds, Purpose.DROPOUT, first)
-            uniform = uniform.view(n, self.n_runs, *shape)
-        if old is None or old.xi is None:
-            return self._placed(Block(first, coefficients, self._normal(first + 1, n), indices, uniform))
-        kept = [None if f is None else f.clone() if _lies_in(f, old.xi) else f for f in self.state]
-        self.state = type(self.state)(*kept)  # leimkuhler_matthews holds on to the last numbers
-        return self._placed(Block(first, coefficients, self._normal(first + 1, n, out=old.xi), indices, uniform))
-
-    def _placed(self, block: Block) -> Block:
-        """Return the block where the compiled step reads it: always in the same place."""
+        indices = None if full_batch else self.batches.indices(first, BLOCK)
         old = self._block
         if self._compiled is None or old is None:
-            return block
-        for place, filled in zip(old[1:], block[1:], strict=True):
-            if place is not None and place is not filled:
-                assert filled is not None
-                place.copy_(filled)
-        return old._replace(first=block.first)
+            return Block(first, coefficients, indices)
+        old.coefficients.copy_(coefficients)
+        if old.indices is not None and indices is not None:
+            old.indices.copy_(indices)
+        return old._replace(first=first)
+
+    def _draw(self, first: int) -> Draws:
+        """Draw the random numbers of draw_length steps, in the memory of those before."""
+        n, old = self.draw_length, self._draws
+        if old is not None:  # leimkuhler_matthews holds on to the last normal numbers
+            kept = [f.clone() if f is not None and _lies_in(f, old.xi) else f for f in self.state]
+            self.state = type(self.state)(*kept)
+        xi = self._normal(first + 1, n, out=None if old is None else old.xi)
+        uniform = None if old is None else old.uniform
+        if self.problem.model.n_uniform:
+            if uniform is None:
+                uniform = torch.empty(n, *self.uniform_shape, dtype=torch.float32, device=self.device)
+            streams.uniform_(uniform.view(n, self.n_runs, -1), self.seeds, Purpose.DROPOUT, first)
+        return Draws(first, xi, uniform)
 
 
-def _lies_in(view: Tensor, buffer: Tensor) -> bool:
-    return view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+def _lies_in(view: Tensor, buffer: Tensor | None) -> bool:
+    return buffer is not None and view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+
+
+def _all_finite(loss: Tensor, norm: Tensor) -> bool:
+    if len(loss) == 1:  # the common case at a tenth of the cost
+        return math.isfinite(loss.item()) and math.isfinite(norm.item())
+    return bool(torch.isfinite(loss).all() & torch.isfinite(norm).all())
 
 
 def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:
@@ -284,14 +305,15 @@ class CompiledStep:
     def run(self, step: int, ends_cycle: bool) -> None:
         """Advance the fleet by one gradient evaluation."""
         fleet = self.fleet
-        block = fleet._block
+        block, draws = fleet._block, fleet._draws
         assert block is not None
+        assert draws is not None
         if step == block.first or not self.programs:
             self.position.fill_(step - block.first)
             self.step.fill_(step)
         size = fleet.batches.size(step)
         if size not in self.programs:
-            self.programs[size] = self._program(block, size)
+            self.programs[size] = self._program(block, draws, size)
         self.programs[size]()
         if ends_cycle:
             new = fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state)
@@ -299,9 +321,9 @@ class CompiledStep:
                 if after is not old:
                     old.copy_(after)
 
-    def _program(self, block: Block, size: int) -> Callable[[], None]:
+    def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
         fleet = self.fleet
-        rule, problem, clip_norm = fleet.rule, fleet.problem, fleet.clip_norm
+        rule, problem, clip_norm, draw_length = fleet.rule, fleet.problem, fleet.clip_norm, fleet.draw_length
         row_type, state_type = type(fleet._rows[0]), type(fleet.state)
 
         def one_step(
@@ -312,7 +334,10 @@ class CompiledStep:
         ) -> None:
             position, step = counters
             alive, diverged_at, last_loss, loss_sum, grad_norm = records
-            row, xi, indices, uniform = (None if t is None else t.index_select(0, position)[0] for t in inputs)
+            places = (position, position, position % draw_length, position % draw_length)
+            row, indices, xi, uniform = (
+                None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
+            )
             assert row is not None
             c = row_type(*row.unbind(0))
             before = state_type(*state)
@@ -337,7 +362,7 @@ class CompiledStep:
 
         records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
         counters = (self.position, self.step)
-        arguments = (tuple(fleet.state), counters, records, tuple(block[1:]))
+        arguments = (tuple(fleet.state), counters, records, (*block[1:], *draws[1:]))
         # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.
         # With one program for each, and arguments that never change, there is nothing left to guard.
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")

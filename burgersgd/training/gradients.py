@@ -6,6 +6,7 @@ torch.func under vmap (fleets, and whatever torch.compile is to fuse), and the C
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.func import grad_and_value, vmap
 
 from burgersgd.losses import Loss
@@ -34,6 +36,11 @@ class Problem:
     inputs: Float[Tensor, "n *shape"]
     targets: Tensor
     bfloat16: bool = False
+
+    @functools.cached_property
+    def templates(self) -> list[Tensor]:
+        """Tensors of the parameters' shapes, without memory of their own."""
+        return [self.inputs.new_empty(1).expand(shape) for shape in self.model.shapes]
 
     @property
     def d(self) -> int:
@@ -79,10 +86,13 @@ def eager_gradient(
     """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
     if at.shape[0] > 1:
         return functional_gradient(problem, at, indices, uniform)
-    inputs, targets = problem.gather(None if indices is None else indices[0], 1)
-    if indices is None:
-        inputs, targets = inputs[0], targets[0]
-    leaves = [view.requires_grad_() for view in split(at[0].detach(), problem.model.shapes)]
+    inputs, targets = problem.inputs, problem.targets
+    if indices is not None:
+        rows = indices.view(-1)
+        inputs, targets = inputs.index_select(0, rows), targets.index_select(0, rows)
+    leaves = _unflatten_dense_tensors(at.detach().view(-1), problem.templates)  # views, made in one call
+    for leaf in leaves:
+        leaf.requires_grad_()
     loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
     grads = torch.autograd.grad(loss, leaves)
-    return torch.cat([g.reshape(-1) for g in grads])[None], loss.detach()[None]
+    return _flatten_dense_tensors(grads)[None], loss.detach()[None]

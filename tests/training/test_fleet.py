@@ -248,7 +248,7 @@ def test_fleets_with_dropout_equal_their_runs_alone(model: Any) -> None:
 def test_dropout_masks_come_from_the_runs_own_stream() -> None:
     model = MlpConfig(depth=1, width=50, dropout=0.5)
     fleet = fleet_of([small_config(seed=s, model=model) for s in (1, 2)])
-    block = fleet._fill(0)
+    block = fleet._draw(0)
     assert block.uniform is not None
     keep = (block.uniform >= 0.5).double().mean()
     n = block.uniform.numel()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd import streams
+from burgersgd import native, streams
 from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, TrainConfig
 from burgersgd.datasets import Batches, Dataset, Part, from_arrays, load
 from burgersgd.losses import LOSSES, Loss
@@ -71,7 +71,7 @@ class Result:
     """Mini-batch loss of the last finite gradient evaluation."""
     folder: Path | None
     engine: str
-    """What computed the gradients: native, eager or compiled."""
+    """What computed a step: native, native_update, compiled or eager (docs/architecture.md)."""
 
     @property
     def objective(self) -> float:
@@ -504,28 +504,20 @@ def _budget(config: TrainConfig, n_train: int, batch_size: int) -> int:
 
 
 def _engine(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
-    """Return what computes the gradients. The choice depends on the configuration alone, never on a clock."""
-    asked = config.trainer.compile
-    model, dtype = problem.model, problem.inputs.dtype
-    native = (
-        asked in ("auto", "native")
-        and device.type == "cpu"
-        and isinstance(model, Mlp)
-        and model.n_uniform == 0
-        and not problem.bfloat16
-        and NativeGradient.supports(model.widths, model.activation, problem.loss.name, dtype)
-    )
-    if asked == "native" and not native:
-        raise config.trainer.error(
-            "compile", "needs device=cpu, a C compiler, model=mlp with relu, tanh or identity, no dropout, no bfloat16"
-        )
-    if asked == "native":
-        return "native"
-    if native and isinstance(model, Mlp) and NativeGradient.worthwhile(model.widths, batch_size, n_runs):
-        return "native"
-    if asked == "auto":
-        budget = _budget(config, len(problem.targets), batch_size)
-        enough = COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
-        ready = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
-        asked = "on" if budget >= enough and ready else "off"
-    return "compiled" if asked == "on" else "eager"
+    """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
+    asked, model = config.trainer.compile, problem.model
+    if asked in ("on", "off"):
+        return "compiled" if asked == "on" else "eager"
+    c_works = device.type == "cpu" and native.library("normals") is not None
+    if asked == "native" and not c_works:
+        raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
+    if c_works and isinstance(model, Mlp) and model.n_uniform == 0 and not problem.bfloat16:
+        supported = NativeGradient.supports(model.widths, model.activation, problem.loss.name, problem.inputs.dtype)
+        if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
+            return "native"
+    budget = _budget(config, len(problem.targets), batch_size)
+    can_compile = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
+    repaid = budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
+    if asked == "auto" and can_compile and repaid:
+        return "compiled"
+    return "native_update" if c_works else "eager"

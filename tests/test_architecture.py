@@ -11,7 +11,7 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {"config", "run", "recording"},
     "config": {"optimizers"},
-    "run": {"config", "datasets", "models", "losses", "optimizers", "training", "recording", "streams"},
+    "run": {"config", "datasets", "models", "losses", "optimizers", "training", "recording", "streams", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
     "datasets": {"streams"},
     "models": set(),
@@ -22,6 +22,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
     "native": set(),
+    "theory": {"optimizers", "streams", "config"},
     "__main__": {"cli"},
     "__init__": {"config", "run"},
 }

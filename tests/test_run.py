@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import burgersgd
+from burgersgd import native
 from burgersgd.config import (
     ConfigError,
     GdConfig,
@@ -224,13 +225,20 @@ def test_the_engine_depends_on_the_configuration_alone(
 
 
 def test_large_networks_are_compiled_only_when_the_budget_repays_it() -> None:
-    model = MlpConfig(depth=2, width=1200)
-    for budget, engine in ((1000, "eager"), (10**6, "compiled")):
+    model = MlpConfig(depth=2, width=2000)
+    for budget, engine in ((1000, "native_update"), (10**6, "compiled")):
         config = TrainConfig(model=model, trainer=TrainerConfig(budget=budget, batch_size=128))
         assert prepare([config]).engine == engine
 
 
-def test_native_where_it_cannot_be_is_refused() -> None:
+def test_native_with_a_model_that_has_no_c_gradient_updates_in_c() -> None:
     trainer = TrainerConfig(budget=100, compile="native")
-    with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs device=cpu, a C compiler"):
-        prepare([TrainConfig(model=MlpConfig(dropout=0.5), trainer=trainer)])
+    assert prepare([TrainConfig(model=MlpConfig(dropout=0.5), trainer=trainer)]).engine == "native_update"
+
+
+def test_without_a_c_compiler_everything_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda name: None)
+    assert prepare([TrainConfig()]).engine == "eager"
+    trainer = TrainerConfig(budget=100, compile="native")
+    with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs device=cpu and a C compiler"):
+        prepare([TrainConfig(trainer=trainer)])

@@ -30,18 +30,27 @@ _WISHES = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clan
 _TIMEOUT = 120  # seconds; a compile takes about half a second
 
 
-@functools.cache
 def library(name: str) -> ctypes.CDLL | None:
     """Return ``burgersgd/native/<name>.c`` as a loaded library, or None where it cannot be had (the log says why).
 
     OpenMP, where used, is torch's own pool of threads: torch loads its libgomp before this library asks for one.
     """
+    return compiled(name, source_text(name))
+
+
+def source_text(name: str) -> str:
+    """Return the text of ``burgersgd/native/<name>.c``."""
+    return Path(__file__).with_name(f"{name}.c").read_text(encoding="utf-8")
+
+
+@functools.cache
+def compiled(name: str, source: str) -> ctypes.CDLL | None:
+    """Return C source text as a loaded library, or None where it cannot be had (the log says why)."""
     if os.environ.get("BURGERSGD_NATIVE") == "0":
         return _unavailable("BURGERSGD_NATIVE=0")
     compiler = _compiler()
     if compiler is None:
         return _unavailable("no C compiler found ($CC, cc, gcc, clang)")
-    source = Path(__file__).with_name(f"{name}.c")
     file_name = f"{name}-{_key(source, compiler)}.so"
     reason = ""
     for folder in _folders():  # the second one serves where the first cannot be written to, or not be executed from
@@ -79,10 +88,10 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _key(source: Path, compiler: list[str]) -> str:
+def _key(source: str, compiler: list[str]) -> str:
     """Hash what the binary depends on, without starting the compiler: source, flags, compiler, processor."""
     program = os.stat(compiler[0])
-    parts = [source.read_text(), _REQUIRED, _WISHES, compiler, program.st_size, program.st_mtime_ns, _processor()]
+    parts = [source, _REQUIRED, _WISHES, compiler, program.st_size, program.st_mtime_ns, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -114,15 +123,15 @@ def _private_folder() -> Path:
     return folder
 
 
-def _compile(compiler: list[str], source: Path, path: Path) -> None:
+def _compile(compiler: list[str], source: str, path: Path) -> None:
     """Compile source into path with the first set of flags that works; path appears whole or not at all."""
     handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     os.close(handle)
     try:
         message = ""
         for wishes in _WISHES:
-            command = [*compiler, *_REQUIRED, *wishes, str(source), "-o", unfinished, "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+            command = [*compiler, *_REQUIRED, *wishes, "-x", "c", "-", "-o", unfinished, "-lm"]
+            done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
             if done.returncode == 0:
                 os.replace(unfinished, path)
                 return

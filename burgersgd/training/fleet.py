@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from burgersgd import schedules, streams
 from burgersgd.datasets.batches import Batches
 from burgersgd.optimizers.protocol import Clock, Hyper, Rule
 from burgersgd.streams import Purpose
-from burgersgd.training.gradients import Problem, eager_gradient, functional_gradient
+from burgersgd.training.fused_update import FusedUpdate
+from burgersgd.training.gradients import Problem, eager_gradient, functional_gradient, gradient_in_pieces
 
 BLOCK = 64
 """Steps whose coefficients and batch indices are computed at once."""
@@ -26,6 +27,10 @@ DRAW_BYTES = 1 << 19
 PIECE = 1 << 16
 """Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
 _PROGRAM_NUMBERS = itertools.count()
+
+
+Gradient = tuple[Sequence[Tensor], Tensor, Tensor]
+"""Gradients in one piece ``[runs, d]`` (one run: in one piece per parameter tensor), losses and norms ``[runs]``."""
 
 
 class Block(NamedTuple):
@@ -50,7 +55,8 @@ class Fleet:
 
     x is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
     randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any company.
-    engine is "eager", "native" or "compiled"; clip_norm the longest gradient, None for no clipping.
+    engine is "eager", "compiled", "native" (gradient and update in C) or "native_update" (update in C); clip_norm the
+    longest gradient, None for no clipping.
     """
 
     problem: Problem
@@ -69,10 +75,6 @@ class Fleet:
         """Set up the state of all runs at x0."""
         self.n_runs, self.d = self.x0.shape
         self.device, self.dtype = self.x0.device, self.x0.dtype
-        self.uniform_shape = (self.n_runs, self.batches.batch_size, self.problem.model.n_uniform)
-        drawn = self.x0.numel() * self.rule.noisy + math.prod(self.uniform_shape)
-        at_once = min(BLOCK, max(1, DRAW_BYTES // (4 * max(1, drawn))))
-        self.draw_length = 1 << (at_once.bit_length() - 1)
         self.evaluations = 0
         xi = self._normal(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         self.state = self.rule.init(self.x0.clone(), None if xi is None else xi[0].clone())
@@ -85,8 +87,22 @@ class Fleet:
         self._block: Block | None = None
         self._draws: Draws | None = None
         self._rows: list[Any] = []
-        self._gradient = self._native_gradient() if self.engine == "native" else self._autograd_gradient
         self._compiled = CompiledStep(self) if self.engine == "compiled" else None
+        self._fused, pieces = None, None
+        if self.engine == "native_update" and self.n_runs == 1:
+            pieces = [math.prod(shape) for shape in self.problem.model.shapes]
+        if self.engine in ("native", "native_update"):
+            self._fused = FusedUpdate.make(self.rule, self.state, self._coefficients(0, 1), self.seeds, pieces)
+        if self.engine == "native":
+            self._gradient = self._native_gradient()
+        else:
+            self._gradient = self._gradient_in_pieces if self._fused and pieces else self._autograd_gradient
+        self.uniform_shape = (self.n_runs, self.batches.batch_size, self.problem.model.n_uniform)
+        # The fused update draws its normal numbers itself.
+        self._draws_normals = self.rule.noisy and self._fused is None
+        drawn = self.x0.numel() * self._draws_normals + math.prod(self.uniform_shape)
+        at_once = min(BLOCK, max(1, DRAW_BYTES // (4 * max(1, drawn))))
+        self.draw_length = 1 << (at_once.bit_length() - 1)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -148,30 +164,41 @@ class Fleet:
             indices = indices[:, :size]
         if draws.uniform is not None:
             uniform = draws.uniform[k, :, :size]
-        grad, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
+        grads, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
         # On the CPU reading a number costs nothing; elsewhere it would wait for the device at every step.
         healthy = self.all_alive and self.device.type == "cpu" and _all_finite(loss, norm)
+        if not healthy:
+            alive = self.alive & torch.isfinite(loss) & torch.isfinite(norm)
+            self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
+            self.alive = alive
+            loss, norm = torch.where(alive, loss, self.last_loss), torch.where(alive, norm, self.grad_norm)
+            if self.device.type == "cpu":
+                self.all_alive = bool(alive.all())
         if self.clip_norm is not None:
-            grad = clipped(grad, norm, self.clip_norm)
-        if healthy and grad.numel() > 2 * PIECE:
-            self._step_in_pieces(c, state, grad, xi)
+            grads = [clipped(grad, norm, self.clip_norm) for grad in grads]
+        if self._fused is not None:
+            self._fused(block.coefficients[j], grads, self.alive, step)
             if ends_cycle:
-                self.state = rule.end_cycle(c, state)
+                self._write(rule.end_cycle(c, state))
+        elif healthy and state[0].numel() > 2 * PIECE:
+            self._step_in_pieces(c, state, grads[0], xi)
+            if ends_cycle:
+                self._write(rule.end_cycle(c, state))
         else:
-            new = rule.step(c, state, grad, xi)
+            new = rule.step(c, state, grads[0], xi)
             if ends_cycle:
                 new = rule.end_cycle(c, new)
-            if not healthy:
-                alive = self.alive & torch.isfinite(loss) & torch.isfinite(norm)
-                new = frozen(alive, state, new)
-                self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
-                self.alive = alive
-                loss, norm = torch.where(alive, loss, self.last_loss), torch.where(alive, norm, self.grad_norm)
-                if self.device.type == "cpu":
-                    self.all_alive = bool(alive.all())
-            self.state = new
+            self.state = new if healthy else frozen(self.alive, state, new)
         self.last_loss, self.grad_norm = loss, norm
         self.loss_sum += loss
+
+    def _write(self, new: Any) -> None:
+        """Put a new state where the old one is."""
+        if self._compiled is not None or not self.all_alive:  # a compiled step does not tell the host who is alive
+            new = frozen(self.alive, self.state, new)
+        for old, after in zip(self.state, new, strict=True):
+            if after is not old:
+                old.copy_(after)
 
     def _step_in_pieces(self, c: Any, state: Any, grad: Tensor, xi: Tensor | None) -> None:
         """rule.step in place, piece by piece: rules are element by element, so the numbers are the same."""
@@ -189,13 +216,16 @@ class Fleet:
 
     # ----------------------------------------------------------------------------------- gradients of the engines
 
-    def _autograd_gradient(
-        self, at: Tensor, indices: Tensor | None, uniform: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _autograd_gradient(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
         grad, loss = eager_gradient(self.problem, at, indices, uniform)
-        return grad, loss, torch.linalg.vector_norm(grad, dim=1)
+        return [grad], loss, torch.linalg.vector_norm(grad, dim=1)
 
-    def _native_gradient(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    def _gradient_in_pieces(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
+        grads, loss = gradient_in_pieces(self.problem, at, indices, uniform)
+        pieces = [grad.contiguous().view(1, -1) for grad in grads]
+        return pieces, loss, torch.nn.utils.get_total_norm(pieces)[None]
+
+    def _native_gradient(self) -> Callable[..., Gradient]:
         from burgersgd.training.native_gradient import NativeGradient
 
         problem = self.problem
@@ -211,9 +241,9 @@ class Fleet:
         everything = torch.arange(problem.inputs.shape[0]).expand(self.n_runs, -1).contiguous()
         grad, loss, squared_norm = torch.empty_like(self.x0), self.last_loss.clone(), self.last_loss.clone()
 
-        def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
             kernel(at, everything if indices is None else indices, grad, loss, squared_norm)
-            return grad, loss.clone(), squared_norm.sqrt()
+            return [grad], loss.clone(), squared_norm.sqrt()
 
         return gradient
 
@@ -258,7 +288,7 @@ class Fleet:
         if old is not None:  # leimkuhler_matthews holds on to the last normal numbers
             kept = [f.clone() if f is not None and _lies_in(f, old.xi) else f for f in self.state]
             self.state = type(self.state)(*kept)
-        xi = self._normal(first + 1, n, out=None if old is None else old.xi)
+        xi = self._normal(first + 1, n, out=None if old is None else old.xi) if self._draws_normals else None
         uniform = None if old is None else old.uniform
         if self.problem.model.n_uniform:
             if uniform is None:
@@ -316,10 +346,7 @@ class CompiledStep:
             self.programs[size] = self._program(block, draws, size)
         self.programs[size]()
         if ends_cycle:
-            new = fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state)
-            for old, after in zip(fleet.state, frozen(fleet.alive, fleet.state, new), strict=True):
-                if after is not old:
-                    old.copy_(after)
+            fleet._write(fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state))
 
     def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
         fleet = self.fleet

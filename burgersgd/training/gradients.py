@@ -86,6 +86,14 @@ def eager_gradient(
     """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
     if at.shape[0] > 1:
         return functional_gradient(problem, at, indices, uniform)
+    grads, loss = gradient_in_pieces(problem, at, indices, uniform)
+    return _flatten_dense_tensors(grads)[None], loss
+
+
+def gradient_in_pieces(
+    problem: Problem, at: Float[Tensor, "1 d"], indices: Tensor | None, uniform: Tensor | None
+) -> tuple[tuple[Tensor, ...], Float[Tensor, " 1"]]:
+    """Return the gradients with respect to each parameter tensor, and the loss, of a single run by plain autograd."""
     inputs, targets = problem.inputs, problem.targets
     if indices is not None:
         rows = indices.view(-1)
@@ -94,5 +102,4 @@ def eager_gradient(
     for leaf in leaves:
         leaf.requires_grad_()
     loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
-    grads = torch.autograd.grad(loss, leaves)
-    return _flatten_dense_tensors(grads)[None], loss.detach()[None]
+    return torch.autograd.grad(loss, leaves), loss.detach()[None]

@@ -63,13 +63,13 @@ class NativeGradient:
 
         Measured on Sapphire Rapids (AVX-512, float32, relu). With a thread for every run, eager autograd takes 10 times
         as long for 64-64-64-10 and batch 32, 1.5 times for 784-256-256-10 and 128, 1.1 to 1.3 times for 784-512-512-10
-        (0.67 million weights); at 784-1024-1024-10 (1.9 million) they are level. Fewer runs than threads leave threads
-        idle that MKL would use: with 2 threads a single run breaks even at 25 to 40 million weights times examples; the
-        bound for more than 2 threads is extrapolated.
+        (0.67 million weights) and 1.0 to 1.2 times for 784-1024-1024-10 (1.9 million). Fewer runs than threads leave
+        threads idle that MKL would use: with 2 threads a single run breaks even at 25 to 40 million weights times
+        examples; the bound for more than 2 threads is extrapolated.
         """
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         threads = torch.get_num_threads()
-        return weights <= 1_000_000 and (n_runs >= threads or weights * batch <= max(40_000_000 / threads, 8_000_000))
+        return weights <= 2_000_000 and (n_runs >= threads or weights * batch <= max(40_000_000 / threads, 8_000_000))
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    native.library.cache_clear()
+    native.compiled.cache_clear()
     native._unavailable.cache_clear()
 
 
@@ -60,15 +60,18 @@ def test_the_file_name_depends_on_source_compiler_flags_and_processor(
 ) -> None:
     compiler = native._compiler()
     assert compiler is not None
-    keys = [native._key(sources / "kernel.c", compiler), native._key(sources / "kernel.c", [*compiler, "-O1"])]
+    keys = [
+        native._key((sources / "kernel.c").read_text(), compiler),
+        native._key((sources / "kernel.c").read_text(), [*compiler, "-O1"]),
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(native, "_processor", lambda: "another")
-        keys.append(native._key(sources / "kernel.c", compiler))
+        keys.append(native._key((sources / "kernel.c").read_text(), compiler))
     with monkeypatch.context() as patch:
         patch.setattr(native, "_WISHES", [])
-        keys.append(native._key(sources / "kernel.c", compiler))
+        keys.append(native._key((sources / "kernel.c").read_text(), compiler))
     (sources / "kernel.c").write_text(SOURCE + "int more;\n")
-    keys.append(native._key(sources / "kernel.c", compiler))
+    keys.append(native._key((sources / "kernel.c").read_text(), compiler))
     assert len(set(keys)) == 5
 
 

@@ -1,0 +1,271 @@
+"""The update rule as one pass over memory, its normal numbers drawn on the way: C generated from the rule itself.
+
+There is no second copy of any rule: `rule.step` is called once with symbols instead of tensors, every operation writes a
+line of C, and the compiler makes one loop of them. Where no compiler is found, or a rule uses an operation that is not
+known here, the rule runs in PyTorch as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from burgersgd import native
+from burgersgd.optimizers.protocol import Rule
+from burgersgd.streams import Purpose
+
+PARALLEL = 1 << 16
+"""Numbers per thread below which waking the threads costs more than they save."""
+
+_LOOP = """
+typedef REAL real;
+static inline real lerp(real a, real b, real w) {{ return w < (real)0.5 ? a + w * (b - a) : b - (b - a) * (1 - w); }}
+
+typedef struct {{
+    real *fields[{n_fields}]; /* the state, in place: [runs, d] each */
+    const real **grads;       /* the gradient in pieces, [runs, length of the piece] each */
+    const int64_t *starts;    /* where each piece begins in the vector, then d */
+    const uint64_t *seeds;    /* [runs] */
+    const uint8_t *alive;     /* [runs]: others are left as they are */
+    int64_t pieces, runs, d;
+    int32_t threads;
+}} plan_t;
+
+/* Numbers [from, to) of run r; G[j] is the gradient of number j. */
+static void part(const plan_t *p, const real *coefficients, uint64_t step, int64_t r, int64_t from, int64_t to,
+                 const real *restrict G) {{
+    {pointers}
+    {coefficients}
+    {stream}
+    for (int64_t j = from & ~(int64_t)(GROUP - 1); j < to; j += GROUP) {{
+        {draw}
+        const int low = from > j ? (int)(from - j) : 0, high = to - j < GROUP ? (int)(to - j) : GROUP;
+        if (low == 0 && high == GROUP) {{
+            for (int i = 0; i < GROUP; i++) {{
+                {body}
+            }}
+        }} else {{
+            for (int i = low; i < high; i++) {{
+                {body}
+            }}
+        }}
+    }}
+}}
+
+static void row(const plan_t *p, const real *coefficients, uint64_t step, int64_t r, int64_t from, int64_t to) {{
+    if (!p->alive[r]) return;
+    for (int64_t k = 0; k < p->pieces; k++) {{
+        const int64_t start = p->starts[k], end = p->starts[k + 1];
+        const int64_t low = from > start ? from : start, high = to < end ? to : end;
+        if (low < high) part(p, coefficients, step, r, low, high, p->grads[k] + r * (end - start) - start);
+    }}
+}}
+
+void update(const plan_t *p, const real *coefficients, uint64_t step) {{
+    const int64_t groups = (p->d + GROUP - 1) / GROUP;
+    if (p->threads == 1) {{
+        for (int64_t r = 0; r < p->runs; r++) row(p, coefficients, step, r, 0, p->d);
+        return;
+    }}
+#pragma omp parallel for num_threads(p->threads) schedule(static)
+    for (int thread = 0; thread < p->threads; thread++) {{
+        const int64_t end = p->runs * groups * (thread + 1) / p->threads;
+        for (int64_t group = p->runs * groups * thread / p->threads; group < end;) {{
+            const int64_t r = group / groups, from = group % groups;
+            const int64_t to = from + (end - group) < groups ? from + (end - group) : groups;
+            row(p, coefficients, step, r, from * GROUP, to == groups ? p->d : to * GROUP);
+            group += to - from;
+        }}
+    }}
+}}
+"""
+
+
+class _Symbol:
+    """A number of the rule: every operation on it writes a line of C that computes the result."""
+
+    def __init__(self, name: str, lines: list[str]) -> None:
+        self.name, self.lines = name, lines
+
+    def _new(self, expression: str) -> _Symbol:
+        result = _Symbol(f"t{len(self.lines)}", self.lines)
+        self.lines.append(f"const real {result.name} = {expression};")
+        return result
+
+    def _binary(self, other: Any, operator: str, swapped: bool = False) -> _Symbol:
+        names = (_name(other), self.name) if swapped else (self.name, _name(other))
+        return self._new(f"{names[0]} {operator} {names[1]}")
+
+    def __add__(self, other: Any) -> _Symbol:
+        return self._binary(other, "+")
+
+    def __sub__(self, other: Any) -> _Symbol:
+        return self._binary(other, "-")
+
+    def __mul__(self, other: Any) -> _Symbol:
+        return self._binary(other, "*")
+
+    def __truediv__(self, other: Any) -> _Symbol:
+        return self._binary(other, "/")
+
+    def __radd__(self, other: Any) -> _Symbol:
+        return self._binary(other, "+", swapped=True)
+
+    def __rsub__(self, other: Any) -> _Symbol:
+        return self._binary(other, "-", swapped=True)
+
+    def __rmul__(self, other: Any) -> _Symbol:
+        return self._binary(other, "*", swapped=True)
+
+    def sqrt(self) -> _Symbol:
+        return self._new(f"(real)__builtin_sqrt({self.name})")
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function not in _FUNCTIONS:
+            raise TypeError(f"no C for {function}")
+        return _FUNCTIONS[function](*args, **(kwargs or {}))
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, _Symbol):
+        return value.name
+    if isinstance(value, int | float):
+        return f"(real){value!r}"
+    raise TypeError(f"no C for {value!r}")
+
+
+def _addcmul(a: _Symbol, b: Any, c: Any, *, value: float = 1) -> _Symbol:
+    if value not in (1, -1):
+        raise TypeError(f"no C for addcmul with value={value}")
+    return a._new(f"{a.name} {'+' if value == 1 else '-'} {_name(b)} * {_name(c)}")
+
+
+_FUNCTIONS: dict[Any, Callable[..., _Symbol]] = {
+    torch.addcmul: _addcmul,
+    torch.lerp: lambda a, b, w: a._new(f"lerp({_name(a)}, {_name(b)}, {_name(w)})"),
+    torch.sqrt: lambda a: a.sqrt(),
+}
+
+
+class _Layout(NamedTuple):
+    """Which fields of the state are tensors, and the types of state and coefficients."""
+
+    state_type: type[Any]
+    present: tuple[bool, ...]
+    coefficients_type: type[Any]
+
+
+def source(rule: Rule, layout: _Layout, dtype: torch.dtype) -> str:
+    """Return the C text that does rule.step in place. Raises TypeError for a rule that cannot be written so."""
+    lines: list[str] = []
+    names = [f"s{i}" if present else None for i, present in enumerate(layout.present)]
+    state = layout.state_type(*(None if name is None else _Symbol(name, lines) for name in names))
+    c = layout.coefficients_type(*(_Symbol(f"c{i}", lines) for i in range(len(layout.coefficients_type._fields))))
+    xi = _Symbol("xi", lines) if rule.noisy else None
+    new = rule.step(c, state, _Symbol("g", lines), xi)  # pyright: ignore[reportArgumentType]
+    kept = [i for i, name in enumerate(names) if name is not None]
+    loads = [f"const real s{i} = F{i}[j + i];" for i in kept] + ["const real g = G[j + i];"]
+    if rule.noisy:
+        loads.append("const real xi = normals[i];")
+    stores = [f"F{i}[j + i] = {_name(after)};" for i, after in enumerate(new) if after is not state[i]]
+    loop = _LOOP.format(
+        n_fields=len(kept),
+        pointers="\n    ".join(f"real *restrict F{i} = p->fields[{k}] + r * p->d;" for k, i in enumerate(kept)),
+        coefficients="\n    ".join(f"const real c{i} = coefficients[{i} * p->runs + r];" for i in range(len(c))),
+        stream=f"const row_t stream = row_of(p->seeds[r], {int(Purpose.NOISE)}, step);" if rule.noisy else "",
+        draw="float normals[GROUP];\n        group_of_normals(&stream, (uint32_t)(j / 4), normals);"
+        if rule.noisy
+        else "",
+        body="\n                ".join([*loads, *lines, *stores]),
+    )
+    return native.source_text("normals") + loop.replace("REAL", "float" if dtype == torch.float32 else "double")
+
+
+@functools.cache
+def _compiled(rule: Rule, layout: _Layout, dtype: torch.dtype) -> Any:
+    try:
+        text = source(rule, layout, dtype)
+    except (TypeError, AttributeError):  # an operation that is not known here
+        return None
+    library = native.compiled("update", text)
+    if library is None:
+        return None
+    library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
+    library.update.restype = None
+    return library.update
+
+
+class FusedUpdate:
+    """rule.step on the whole state, in place, as one C loop; None from `make` where that cannot be."""
+
+    def __init__(self, function: Any, state: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int]) -> None:
+        fields = [field for field in state if field is not None]
+        runs, d = fields[0].shape
+
+        class Plan(ctypes.Structure):
+            _fields_ = [
+                ("fields", ctypes.c_void_p * len(fields)),
+                ("grads", ctypes.c_void_p),
+                ("starts", ctypes.c_void_p),
+                ("seeds", ctypes.c_void_p),
+                ("alive", ctypes.c_void_p),
+                ("pieces", ctypes.c_int64),
+                ("runs", ctypes.c_int64),
+                ("d", ctypes.c_int64),
+                ("threads", ctypes.c_int32),
+            ]
+
+        starts = torch.tensor([0, *pieces]).cumsum(0)
+        threads = torch.get_num_threads()
+        self._function = function
+        self._kept_alive = (fields, seeds, starts)
+        self._grads = (ctypes.c_void_p * len(pieces))()
+        self._plan = Plan(
+            grads=ctypes.addressof(self._grads),
+            starts=starts.data_ptr(),
+            seeds=seeds.data_ptr(),
+            pieces=len(pieces),
+            runs=runs,
+            d=d,
+            threads=threads if runs * d >= threads * PARALLEL else 1,
+        )
+        for i, field in enumerate(fields):
+            self._plan.fields[i] = field.data_ptr()
+        self._address = ctypes.addressof(self._plan)
+
+    @classmethod
+    def make(
+        cls, rule: Rule, state: Any, coefficients: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int] | None = None
+    ) -> FusedUpdate | None:
+        """Return the compiled update of a state whose tensors are contiguous and stay where they are, or None.
+
+        pieces are the lengths of the tensors in which the gradient comes; None: it is one ``[runs, d]``.
+        """
+        layout = _Layout(type(state), tuple(field is not None for field in state), type(coefficients))
+        some = next(field for field in state if field is not None)
+        if some.dtype not in (torch.float32, torch.float64):
+            return None
+        function = _compiled(rule, layout, some.dtype)
+        return None if function is None else cls(function, state, seeds, pieces or [some.shape[1]])
+
+    def __call__(
+        self,
+        coefficients: Float[Tensor, "fields runs 1"],
+        grads: Sequence[Float[Tensor, "..."]],
+        alive: Bool[Tensor, " runs"],
+        step: int,
+    ) -> None:
+        """Replace the state of living runs by rule.step of it; noise number step + 1 of each run's own stream."""
+        for i, grad in enumerate(grads):
+            self._grads[i] = grad.data_ptr()
+        self._plan.alive = alive.data_ptr()
+        self._function(self._address, coefficients.data_ptr(), step + 1)

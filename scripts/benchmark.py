@@ -29,6 +29,8 @@ from typing import Any
 
 SECTIONS = ("steps", "floors", "commands", "crossover", "memory")
 P1, P2 = "P1 torch SGD, DataLoader", "P2 torch SGD, in memory"
+PARTS = ("gradient", "update", "coefficients and batches", "normals")
+"""Of a step; the fused update draws its normals itself."""
 Times = dict[str, list[float]]
 """Name -> microseconds per gradient evaluation, one number per round."""
 
@@ -132,7 +134,7 @@ def measure_steps(options: argparse.Namespace, work_name: str, threads: str) -> 
 
     def wanted(name: str) -> bool:
         if "steps" not in options.sections:
-            return name in ("local_entropy off", "local_entropy native")
+            return name in ("local_entropy off", "local_entropy auto")
         if options.quick and name.startswith("local_entropy on"):
             return False
         return not options.only or name == P1 or any(part in name for part in options.only)
@@ -141,7 +143,7 @@ def measure_steps(options: argparse.Namespace, work_name: str, threads: str) -> 
     names = list(makers)
     if "floors" in options.sections:
         makers |= bench_rivals.floors(work)
-        for mode in ("off", "native"):
+        for mode in ("off", "auto"):
             if f"local_entropy {mode}" in names:
                 makers |= {f"{mode}: {part}": make for part, make in bench_rivals.profile(work, mode).items()}
     engine = bench_rivals.automatic_engine(work)
@@ -150,7 +152,7 @@ def measure_steps(options: argparse.Namespace, work_name: str, threads: str) -> 
         "threads": int(threads),
         "d": work.d,
         "flops": bench_rivals.flops(work),
-        "auto": {"eager": "off", "compiled": "on"}.get(engine, engine),
+        "auto": engine,
         "names": names,
         "times": take_turns(makers, options.rounds, options.seconds),
     }
@@ -208,7 +210,7 @@ def print_steps(result: dict[str, Any]) -> None:
         rates = [1e6 / t for t in times[name]]
         rows.append(
             [
-                name + (" (= auto)" if name == f"local_entropy {result['auto']}" else ""),
+                name + (f" ({result['auto']})" if name == "local_entropy auto" else ""),
                 f"{median(rates):,.0f}",
                 f"{min(rates):,.0f}-{max(rates):,.0f}",
                 f"{median(times[name]):,.1f}",
@@ -249,11 +251,11 @@ def print_floors(result: dict[str, Any]) -> None:
     print_title(result, "floors")
     print_table(["", "us per evaluation", "rate"], rows)
     rows = []
-    for mode in ("off", "native", "on"):
+    for mode in ("off", "auto", "on"):
         step = f"local_entropy {mode}"
         if step in times:
             share = median(a / b for a, b in zip(times["normals"], times[step], strict=True))
-            measured = {part: us.get(f"{mode}: {part}") for part in ("gradient", "rule", "inputs of the block")}
+            measured = {part: us.get(f"{mode}: {part}") for part in PARTS}
             known = [v for v in measured.values() if v is not None]
             rows.append(
                 [
@@ -269,9 +271,7 @@ def print_floors(result: dict[str, Any]) -> None:
         "us per evaluation",
         "floor reached",
         "share of normals",
-        "gradient",
-        "rule",
-        "inputs of the block",
+        *PARTS,
         "rest",
     ]
     print_table(["one run", *names], rows)
@@ -288,7 +288,7 @@ def print_targets(measured: dict[tuple[str, int], dict[str, Any]]) -> None:
             rows.append([*setting, what, f"{ratio:.2f}", f">= {goal:.2f}", "yes" if ratio >= goal else "no"])
 
     for (work, threads), result in measured.items():
-        times, ours = result["times"], f"local_entropy {result['auto']}"
+        times, ours = result["times"], "local_entropy auto"
         if work == "w3":
             row(result, "local_entropy auto / P2", ours, P2, 0.85 if threads == 1 else 0.90)
             if ours in times and "normals" in times:

@@ -55,11 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
+    from burgersgd import native
 
     arguments = [_yaml_infinity(a) for a in arguments]
     schema.register_schemas()
     job = _Job()
     if not _only_informs(arguments):
+        native.compile_ahead("normals", "mlp_gradient")
         try:
             jobs = compose_jobs(arguments)
             with _interruptible() as interrupted:

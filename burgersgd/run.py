@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,6 +44,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
+
+
+SMALL = 4_000_000
+"""Parameters times examples of a step below which several threads gain nothing, and lose on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,6 @@ def prepare(
         for name in key | theirs:
             if key.get(name) != theirs.get(name):
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
-    if config.device.threads is not None:
-        torch.set_num_threads(config.device.threads)
     device = _device(config)
     dtype = DTYPES[config.trainer.precision]
     data = _dataset(config, dataset)
@@ -157,15 +160,32 @@ def prepare(
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
     _probe(problem)
+    threads = config.device.threads
+    if threads is None and len(configs) * problem.d * batch_size < SMALL:
+        threads = 1
+    with _threads(threads):
+        engine = _engine(config, problem, device, len(configs), batch_size)
     return Prepared(
         configs=list(configs),
         data=on_device,
         problem=problem,
         batch_size=batch_size,
         budget=_budget(config, data.n_train, batch_size),
-        engine=_engine(config, problem, device, len(configs), batch_size),
+        engine=engine,
+        threads=threads,
         user_model=model,
     )
+
+
+@contextlib.contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """Let torch use n threads of the CPU; None leaves it its own choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if n is None else n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_output(config: TrainConfig) -> None:
@@ -191,12 +211,20 @@ class Prepared:
     batch_size: int
     budget: int
     engine: str
+    threads: int | None
     user_model: UserModel | None
 
     def run(self, overrides: Sequence[Sequence[str]], *, record: bool, progress: bool | None) -> list[Result]:
         """Train, record and return the results, as train_fleet does."""
+        with _threads(self.threads):
+            return self._run(overrides, record, progress)
+
+    def _run(self, overrides: Sequence[Sequence[str]], record: bool, progress: bool | None) -> list[Result]:
         config = self.configs[0]
-        torch.use_deterministic_algorithms(config.trainer.deterministic)
+        if (
+            torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic
+        ):  # the call imports the compiler
+            torch.use_deterministic_algorithms(config.trainer.deterministic)
         fleet = self._fleet()
         evaluators = {part: self._evaluator(getattr(self.data, part)) for part in ("validation", "test")}
         n = len(self.configs)

@@ -9,7 +9,7 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "run", "recording"},
+    "cli": {"config", "run", "recording", "native", "theory"},
     "config": {"optimizers"},
     "run": {"config", "datasets", "models", "losses", "optimizers", "training", "recording", "streams", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},

@@ -7,6 +7,7 @@ Everything written in C has a twin in plain torch, so a machine without a compil
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,9 @@ _REQUIRED = ["-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno",
 # Not -ffast-math: linked into a library, it makes the whole process flush subnormal numbers to zero; NaN and inf must
 # keep their meaning, and sums their order.
 _WISHES = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clang knows no -fopenmp
-_TIMEOUT = 120  # seconds; a compile takes about half a second
+_TIMEOUT = 120  # seconds; a compile takes up to two
+
+_ahead: dict[str, threading.Thread] = {}
 
 
 def library(name: str) -> ctypes.CDLL | None:
@@ -43,9 +47,34 @@ def source_text(name: str) -> str:
     return Path(__file__).with_name(f"{name}.c").read_text(encoding="utf-8")
 
 
+def compile_ahead(*names: str) -> None:
+    """Begin to compile ``burgersgd/native/<name>.c`` in the background, where that is still to be done.
+
+    For the command line: the compiler works on one core while Python imports torch on the other.
+    """
+    for name in names:
+        _ahead[name] = threading.Thread(target=_compile_to_cache, args=(name,), daemon=True)
+        _ahead[name].start()
+
+
+def _compile_to_cache(name: str) -> None:
+    compiler = _compiler()
+    if os.environ.get("BURGERSGD_NATIVE") != "0" and compiler is not None:
+        source = source_text(name)
+        path = cache_folder() / f"{name}-{_key(source, compiler)}.so"
+        with contextlib.suppress(
+            OSError, RuntimeError, subprocess.SubprocessError
+        ):  # compiled() will say what is wrong
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                _compile(compiler, source, path)
+
+
 @functools.cache
 def compiled(name: str, source: str) -> ctypes.CDLL | None:
     """Return C source text as a loaded library, or None where it cannot be had (the log says why)."""
+    if name in _ahead:
+        _ahead[name].join()
     if os.environ.get("BURGERSGD_NATIVE") == "0":
         return _unavailable("BURGERSGD_NATIVE=0")
     compiler = _compiler()

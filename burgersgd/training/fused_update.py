@@ -1,8 +1,8 @@
 """The update rule as one pass over memory, its normal numbers drawn on the way: C generated from the rule itself.
 
-There is no second copy of any rule: `rule.step` is called once with symbols instead of tensors, every operation writes a
-line of C, and the compiler makes one loop of them. Where no compiler is found, or a rule uses an operation that is not
-known here, the rule runs in PyTorch as it is.
+There is no second copy of any rule: `rule.step` is called once with symbols instead of tensors, every operation
+writes a line of C, and the compiler makes one loop of them. Where no compiler is found, or a rule uses an operation
+that is not known here, the rule runs in PyTorch as it is.
 """
 
 from __future__ import annotations

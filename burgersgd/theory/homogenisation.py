@@ -1,0 +1,396 @@
+"""Homogenisation of the fast-slow SDE (5.3)-(5.16): as epsilon -> 0 the slow point descends on the local entropy.
+
+dx = -(x - y) / gamma ds,  dy = -(1 / epsilon) [grad F(y) + (y - x) / gamma] ds + sqrt(2 T / epsilon) dW  (5.14) with
+the consistent T = 2 nu; printed is T = nu, which averages to the local entropy of viscosity nu / 2. The limit is dX /
+ds = -grad F_gamma(X) (5.12), printed with the other sign. s is the time of the algorithm, not of the PDE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy import ndarray
+from scipy.integrate import solve_ivp
+from scipy.linalg import expm, solve_continuous_lyapunov
+
+from burgersgd.optimizers.langevin import Langevin
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.optimizers.paper import PaperSDE
+from burgersgd.theory.checks import check_finite, check_not_negative, check_positive
+from burgersgd.theory.gibbs import gibbs_law
+from burgersgd.theory.langevin import LawCheck, Measured, check_law, fitted_slope
+from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Integrator, Loss, coupled, fast_law, local_entropy
+from burgersgd.theory.paths import UNUSED, always, averaged, last, normals, walk
+
+Temperature = Literal["consistent", "printed"]
+
+
+# ---------------------------------------------------------------------------------- the passive scalar of (5.1), (5.2)
+
+
+def passive_scalar_experiment(
+    *,
+    nu: float = 0.5,
+    velocity: float = 1.0,
+    epsilon: float = 0.1,
+    duration: float = 1.0,
+    lr: float = 0.001,
+    paths: int = 4000,
+    seed: int = 0,
+) -> Measured:
+    """Return Var(X) / (2 t) of a particle in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
+
+    Implements Eq. (5.1) at p = 2, that is, Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose limit is a
+    diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). Expected is the exact value at finite
+    epsilon; Y / epsilon starts uniformly distributed. Raises ValueError unless all numbers are finite and > 0.
+    """
+    check_positive(nu=nu, velocity=velocity, epsilon=epsilon, duration=duration, lr=lr, paths=paths)
+    phase = 2 * math.pi * (np.arange(paths) + 0.5) / paths
+    begin = np.stack([np.zeros(paths), epsilon * phase], axis=1)
+    steps = math.ceil(duration / lr)
+
+    def descent(at: ndarray) -> ndarray:  # minus the velocity
+        return np.stack([-velocity / epsilon * np.sin(at[:, 1] / epsilon), np.zeros(paths)], axis=1)
+
+    hyper = {"lr": duration / steps, "temperature": nu, "weight_decay": 0.0}
+    x = last(walk(Langevin(), hyper, begin, always(descent), steps, normals(seed, paths, 2))).x[:, 0].numpy()
+    rate = nu * duration / epsilon**2
+    expected = nu + velocity**2 / (2 * nu) * (1 + math.expm1(-rate) / rate)
+    measured = float(x.var(ddof=1)) / (2 * duration)
+    fourth = float(np.mean((x - x.mean()) ** 4)) / float(x.var()) ** 2
+    return Measured(measured, expected, measured * math.sqrt((fourth - 1) / paths))
+
+
+# -------------------------------------------------------------------------------------------------------- the limit
+
+
+def averaged_velocity(loss: Loss, x: float, gamma: float, nu: float) -> float:
+    """Return dX / ds = -grad F_gamma(X) at X = x. Implements Eq. (5.12), printed without the - sign."""
+    return -float(local_entropy(loss.value, x, gamma, nu).gradient)
+
+
+def averaged_path(
+    loss: Loss, start: float, gamma: float | Callable[[float], float], nu: float, times: Sequence[float]
+) -> ndarray:
+    """Return X(s) of (5.12) from X(0) = start at times s ``[n]`` in increasing order, by DOP853 on the quadrature.
+
+    gamma may be a function of s (scoping). Raises ValueError unless gamma and nu are finite and > 0, start is finite
+    and the times increase from 0 or later.
+    """
+    check_finite(start=start, times=times)
+    if times[0] < 0 or np.any(np.diff(times) <= 0):
+        raise ValueError(f"times={list(times)}: must increase, from 0 or later")
+    at = gamma if callable(gamma) else lambda s: gamma
+
+    def velocity(s: float, X: ndarray) -> list[float]:
+        return [averaged_velocity(loss, float(X[0]), at(s), nu)]
+
+    return solve_ivp(velocity, (0.0, times[-1]), [start], method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14).y[0]
+
+
+def transport_residual(
+    loss: Loss, x: float, s: float, gamma: float, nu: float, *, sign: float = -1.0, step: float = 1e-3
+) -> float:
+    """Return w_s - sign * grad F_gamma(x) w_x for w(x, s) = X(s; x), by central differences: zero for sign = -1.
+
+    Implements Eq. (5.11), printed with sign = 1. Raises ValueError as averaged_path does.
+    """
+    ahead, behind = (averaged_path(loss, x + side * step, gamma, nu, [s])[0] for side in (1, -1))
+    before, after = averaged_path(loss, x, gamma, nu, [s - step, s + step])
+    gradient = -averaged_velocity(loss, x, gamma, nu)
+    return float((after - before) - sign * gradient * (ahead - behind)) / (2 * step)
+
+
+# ----------------------------------------------------------------------------------------- the system at finite epsilon
+
+
+def fast_slow_paths(
+    loss: Loss,
+    start: float,
+    gamma: float,
+    nu: float,
+    epsilon: float,
+    *,
+    duration: float = 1.0,
+    lr: float = 0.05,
+    paths: int = 8000,
+    temperature: Temperature = "consistent",
+    integrator: Integrator = "leimkuhler_matthews",
+    seed: int = 0,
+) -> tuple[ndarray, ndarray]:
+    """Return x and y ``[paths]`` at s = duration from x = y = start, in antithetic pairs (i, i + paths / 2).
+
+    By the rule optimizers.paper.PaperSDE, steps of at most epsilon * lr in s. Implements Eq. (5.5).
+    Implements Eq. (5.14), with T = 2 nu (consistent) or nu (printed). Raises ValueError unless gamma, epsilon, lr and
+    duration are finite and > 0, nu is finite and >= 0, start is finite, and paths is even and > 0.
+    """
+    check_positive(gamma=gamma, epsilon=epsilon, lr=lr, duration=duration)
+    check_not_negative(nu=nu)
+    check_finite(start=start)
+    if paths < 2 or paths % 2:
+        raise ValueError(f"paths={paths}: must be even and > 0, for antithetic pairs")
+    steps = math.ceil(duration / (epsilon * lr) * (1 - 1e-12))
+    noise = normals(seed, paths, antithetic=True)
+    noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
+    hyper = {"lr": duration / (epsilon * steps), "nu": nu, "gamma": gamma, "epsilon": epsilon}
+    begin = np.full((paths, 1), start)
+    state = last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise))
+    return state.x[:, 0].numpy(), state.y[:, 0].numpy()
+
+
+@dataclass(frozen=True)
+class ConvergenceOrders:
+    """How the slow point approaches its limit: each list has one number per epsilon."""
+
+    epsilons: list[float]
+    weak: list[float]  # |E x(S) - X(S)|
+    weak_error: list[float]  # standard errors
+    strong: list[float]  # sqrt(E (x(S) - X(S))^2)
+    weak_slope: float  # 1 in theory
+    weak_slope_error: float
+    strong_slope: float  # 1/2 in theory
+    limit: float  # X(S)
+
+
+def convergence_experiment(
+    loss: Loss = RIPPLE,
+    *,
+    start: float = 1.2,
+    gamma: float = 0.5,
+    nu: float = 0.1,
+    epsilons: Sequence[float] = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
+    duration: float = 1.0,
+    lr: float = 0.05,
+    paths: int = 8000,
+    temperature: Temperature = "consistent",
+    integrator: Integrator = "leimkuhler_matthews",
+    limit_nu: float | None = None,
+    seed: int = 0,
+) -> ConvergenceOrders:
+    """Return weak and strong errors of the fast-slow system against X(S), S = duration, and their fitted orders.
+
+    limit_nu is the viscosity of the limit, None: nu itself; with the printed temperature the limit has nu / 2. Raises
+    ValueError as fast_slow_paths does, and unless there are two or more epsilons.
+    """
+    if len(epsilons) < 2:
+        raise ValueError(f"epsilons={list(epsilons)}: must be at least two, to fit an order")
+    limit = float(averaged_path(loss, start, gamma, nu if limit_nu is None else limit_nu, [duration])[0])
+    weak, weak_error, strong = [], [], []
+    for i, epsilon in enumerate(epsilons):
+        x, _ = fast_slow_paths(
+            loss,
+            start,
+            gamma,
+            nu,
+            epsilon,
+            duration=duration,
+            lr=lr,
+            paths=paths,
+            temperature=temperature,
+            integrator=integrator,
+            seed=(seed << 8) + i,  # independent for every epsilon
+        )
+        pair_means = x.reshape(2, -1).mean(0)
+        weak.append(abs(float(x.mean()) - limit))
+        weak_error.append(float(pair_means.std(ddof=1)) / math.sqrt(len(pair_means)))
+        strong.append(math.sqrt(np.mean((x - limit) ** 2)))
+    off = np.log(epsilons) - np.mean(np.log(epsilons))
+    relative = np.array(weak_error) / np.array(weak)
+    return ConvergenceOrders(
+        epsilons=list(epsilons),
+        weak=weak,
+        weak_error=weak_error,
+        strong=strong,
+        weak_slope=fitted_slope(epsilons, weak),
+        weak_slope_error=float(np.sqrt(np.sum((off * relative) ** 2)) / np.sum(off**2)),
+        strong_slope=fitted_slope(epsilons, strong),
+        limit=limit,
+    )
+
+
+@dataclass(frozen=True)
+class QuadraticMoments:
+    """Exact moments of (x, y) at time s on F = a y^2 / 2."""
+
+    mean: ndarray  # [2]
+    covariance: ndarray  # [2, 2]
+    limit: float  # X(s)
+
+
+def quadratic_moments(
+    curvature: float,
+    gamma: float,
+    temperature: float,
+    epsilon: float,
+    s: float,
+    start: Sequence[float] = (1.0, 1.0),
+) -> QuadraticMoments:
+    """Return the moments of (5.14) on F = a y^2 / 2 at time s from (x, y) = start, by matrix exponentials.
+
+    Implements Eq. (5.6): as functions of start, the moments solve w_s = h . grad_x w + (1 / epsilon) L_0 w.
+    Implements Eq. (5.8): the Gaussian law solves the adjoint equation. The slow parts, h . grad_x w and -div_x(h
+    rho), are missing in print. Raises ValueError unless gamma, epsilon and s are finite and > 0, the temperature is
+    finite and >= 0, start is finite, and the curvature > 0.
+    """
+    check_positive(gamma=gamma, epsilon=epsilon, s=s)
+    check_positive(curvature=curvature)
+    check_not_negative(temperature=temperature)
+    check_finite(start=start)
+    drift = np.array([[-1 / gamma, 1 / gamma], [1 / (gamma * epsilon), -(curvature + 1 / gamma) / epsilon]])
+    noise = np.diag([0.0, 2 * temperature / epsilon])
+    flow = expm(drift * s)
+    stationary = solve_continuous_lyapunov(drift, -noise)
+    return QuadraticMoments(
+        mean=flow @ np.asarray(start),
+        covariance=stationary - flow @ stationary @ flow.T,
+        limit=start[0] * math.exp(-curvature * s / (1 + curvature * gamma)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the frozen fast point
+
+
+@dataclass(frozen=True)
+class ErgodicAverage:
+    """Time averages of (x - y) / gamma at frozen x against grad F_gamma(x): lists have one number per duration."""
+
+    durations: list[float]
+    mean: list[float]  # over paths
+    error: list[float]  # standard errors of mean
+    rms: list[float]  # deviation of one path's average from expected
+    rms_slope: float  # of rms: -1/2 in theory
+    expected: float  # by quadrature
+
+    @property
+    def longest(self) -> Measured:
+        """The mean at the longest duration."""
+        return Measured(self.mean[-1], self.expected, self.error[-1])
+
+
+def ergodic_average(
+    loss: Loss = DOUBLE_WELL,
+    x: float = 0.4,
+    gamma: float = 0.3,
+    nu: float = 0.1,
+    *,
+    durations: Sequence[float] = (2.0, 4.0, 8.0, 16.0, 32.0),
+    burn_in: float = 4.0,
+    lr: float = 0.02,
+    paths: int = 2000,
+    integrator: Integrator = "leimkuhler_matthews",
+    seed: int = 0,
+) -> ErgodicAverage:
+    """Return (1 / S) int (x - y) / gamma ds along paths of y at frozen x, for each S; times in units of the fast scale.
+
+    Implements Eq. (5.13), with the sign and gamma corrected. By the rule optimizers.local_entropy.LocalEntropy, whose
+    running mean this is. Raises ValueError unless gamma, nu, lr and durations are finite and > 0, the durations at
+    least one step of lr, and x finite.
+    """
+    check_positive(lr=lr, shortest_duration=min(durations))
+    check_not_negative(burn_in=burn_in)
+    expected = float(local_entropy(loss.value, x, gamma, nu).gradient)
+    counts = [round(duration / lr) for duration in durations]
+    if min(counts) < 1:
+        raise ValueError(f"durations={list(durations)}: must be at least lr={lr:g}")
+    wait = round(burn_in / lr)
+    rule = LocalEntropy(inner_steps=max(counts), burn_in=wait, integrator=integrator)
+    hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
+    begin = np.full((paths, 1), x)
+    states = walk(rule, hyper, begin, always(loss.gradient), wait + max(counts), normals(seed, paths))
+    averages = {
+        k + 1 - wait: (x - s.mean[:, 0].numpy()) / gamma for k, s in enumerate(states) if k + 1 - wait in counts
+    }
+    rms = [math.sqrt(np.mean((averages[n] - expected) ** 2)) for n in counts]
+    return ErgodicAverage(
+        durations=list(durations),
+        mean=[float(averages[n].mean()) for n in counts],
+        error=[float(averages[n].std(ddof=1)) / math.sqrt(paths) for n in counts],
+        rms=rms,
+        rms_slope=fitted_slope(durations, rms) if len(counts) > 1 else math.nan,
+        expected=expected,
+    )
+
+
+def invariant_measure(
+    loss: Loss = RIPPLE,
+    x: float = 0.4,
+    gamma: float = 0.5,
+    nu: float = 0.1,
+    *,
+    temperature: Temperature = "consistent",
+    law_nu: float | None = None,
+    lr: float = 0.02,
+    steps: int = 500,
+    paths: int = 4000,
+    seed: int = 0,
+) -> LawCheck:
+    """Return the law of y in (5.14) at frozen x against exp(-G / (2 law_nu)) / Z, law_nu None: nu, that is (4.21).
+
+    Implements Eq. (5.16). With temperature = printed the law is that of law_nu = nu / 2, so (5.16) does not agree
+    with (4.21). By the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr are
+    finite and > 0, and x is finite.
+    """
+    check_positive(lr=lr)
+    law = fast_law(loss.value, x, gamma, nu if law_nu is None else law_nu)
+    check_positive(nu=nu)
+    hyper = {"lr": lr, "nu": nu, "gamma": gamma, "epsilon": 0.0}
+    begin, noise = np.full((paths, 1), x), averaged(normals(seed, paths))
+    return check_law(
+        last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise)).y.numpy(), law
+    )
+
+
+def generator_defect(
+    loss: Loss = RIPPLE,
+    x: float = 0.4,
+    gamma: float = 0.5,
+    *,
+    sde_temperature: float = 0.2,
+    law_temperature: float = 0.2,
+) -> float:
+    """Return the greatest |E L_0 f(y)| under exp(-G / law_temperature) over f = y, y^2, y^3, sin y: 0 if invariant.
+
+    L_0 f = -grad_y G f' + T f'' with T = beta^2 / 2 = sde_temperature. Implements Eq. (5.7). Implements Eq. (5.10),
+    whose first half, L_0 1 = 0, needs no check. Raises ValueError unless the temperatures and gamma are finite and > 0.
+    """
+    check_positive(gamma=gamma, sde_temperature=sde_temperature)
+    law = gibbs_law(coupled(loss.value, x, gamma), law_temperature, around=x)
+    functions = [
+        (np.ones_like, np.zeros_like),  # f', f''
+        (lambda y: 2 * y, lambda y: np.full_like(y, 2.0)),
+        (lambda y: 3 * y**2, lambda y: 6 * y),
+        (np.cos, lambda y: -np.sin(y)),
+    ]
+
+    def generated(first: Callable[[ndarray], ndarray], second: Callable[[ndarray], ndarray]) -> float:
+        return float(law.expectation(lambda y: -_drift(loss, x, gamma)(y) * first(y) + sde_temperature * second(y)))
+
+    return max(abs(generated(first, second)) for first, second in functions)
+
+
+def fokker_planck_flux(
+    loss: Loss = RIPPLE,
+    x: float = 0.4,
+    gamma: float = 0.5,
+    *,
+    sde_temperature: float = 0.2,
+    law_temperature: float = 0.2,
+) -> float:
+    """Return the greatest |grad_y G rho + T rho'| over y for rho = exp(-G / law_temperature) / Z: 0 if stationary.
+
+    T = sde_temperature; rho' by differences of second order. Implements Eq. (5.9). Implements Eq. (5.15), with T =
+    beta^2 / 2. Raises ValueError as generator_defect does.
+    """
+    check_positive(gamma=gamma, sde_temperature=sde_temperature)
+    law = gibbs_law(coupled(loss.value, x, gamma), law_temperature, around=x, nodes=20_001)
+    slope = np.gradient(law.density, law.y, edge_order=2)
+    return float(np.abs(_drift(loss, x, gamma)(law.y) * law.density + sde_temperature * slope).max())
+
+
+def _drift(loss: Loss, x: float, gamma: float) -> Callable[[ndarray], ndarray]:
+    """Return y -> grad_y G(x, y; gamma)."""
+    return lambda y: loss.gradient(y) + (y - x) / gamma

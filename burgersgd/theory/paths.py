@@ -1,0 +1,89 @@
+"""Thousands of paths at once of the very update rules that train networks: states are ``[paths, d]``."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from burgersgd import streams
+from burgersgd.optimizers.protocol import Clock, Rule
+from burgersgd.theory.gibbs import Function
+
+Noise = Callable[[int], Tensor]
+"""Standard normal numbers ``[paths, d]`` of number k: 0 belongs to the initial state, k + 1 to evaluation k."""
+
+UNUSED = {"gamma_scoping": 0.0, "gamma_min": 0.0, "momentum": 0.0, "outer_momentum": 0.0, "weight_decay": 0.0}
+"""Hyperparameters of the training rules that the theory leaves at zero."""
+
+
+def walk(
+    rule: Rule,
+    hyper: Mapping[str, float | ndarray],
+    start: ndarray,
+    gradient: Callable[[int, ndarray], ndarray],
+    steps: int,
+    noise: Noise,
+) -> Iterator[Any]:
+    """Yield the state after each of `steps` gradient evaluations from start ``[paths, d]``; x never moves by end_cycle.
+
+    hyper holds floats or arrays ``[steps]``; gradient(k, y) is that of evaluation k at y ``[paths, d]``.
+    """
+    step = torch.arange(steps).view(-1, 1, 1)
+    cycle = rule.gradients_per_cycle
+    clock = Clock(step, step.double() / max(steps, 1), step // cycle, step % cycle, steps)
+    values = {name: _column(value) for name, value in hyper.items()}
+    every = rule.coefficients(values, torch.ones(steps, 1, 1, dtype=torch.float64), clock)
+    state = rule.init(torch.from_numpy(np.array(start, dtype=np.float64)), noise(0))
+    for k in range(steps):
+        c = type(every)(*(field[k] for field in every))
+        grad = torch.from_numpy(gradient(k, rule.gradient_at(c, state).numpy()))
+        state = rule.step(c, state, grad, noise(k + 1))
+        yield state
+
+
+def last(states: Iterator[Any]) -> Any:
+    """Return the last state."""
+    return collections.deque(states, maxlen=1)[0]
+
+
+def always(gradient: Function) -> Callable[[int, ndarray], ndarray]:
+    """Return a gradient that is the same at every evaluation."""
+    return lambda k, y: gradient(y)
+
+
+def normals(seed: int, paths: int, d: int = 1, *, antithetic: bool = False) -> Noise:
+    """Return independent normal numbers from burgersgd.streams; antithetic: the second half is minus the first."""
+    own = paths // 2 if antithetic else paths
+    seeds = torch.tensor([seed])
+
+    def noise(k: int) -> Tensor:
+        out = torch.empty(1, 1, own * d, dtype=torch.float64)
+        xi = streams.normal_(out, seeds, streams.Purpose.NOISE, k).view(own, d)
+        return torch.cat([xi, -xi]) if antithetic else xi
+
+    return noise
+
+
+def averaged(noise: Noise) -> Noise:
+    """Return (xi_k + xi_(k-1)) / 2, the noise of Leimkuhler and Matthews (2013), for rules that know Euler's alone."""
+    before = noise(0)
+
+    def average(k: int) -> Tensor:
+        nonlocal before
+        now = noise(k)
+        z, before = (now + before) / 2, now
+        return z
+
+    return average
+
+
+def _column(value: float | ndarray) -> Tensor:
+    """Return a hyperparameter as a rule takes it: ``[1, 1]``, or ``[steps, 1, 1]`` where it changes."""
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    return tensor.view(1, 1) if tensor.ndim == 0 else tensor.view(-1, 1, 1)

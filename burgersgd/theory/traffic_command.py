@@ -1,0 +1,446 @@
+"""`burgersgd traffic scenario=red_light nu=0.02`: solve a traffic scenario, compare with the exact solution, draw it.
+
+Everything is checked before anything is written: a mistake is one line on the terminal and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from burgersgd.config import ConfigError, Group, opt
+from burgersgd.theory import burgers, cole_hopf, traffic
+from burgersgd.theory.burgers import Array, BurgersWarning, Greenshields
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FRAMES = 241
+"""Times that are saved: enough for smooth lines of cars."""
+DRAWN_CARS = 32
+_LIGHTS = {"red_light": traffic.RED_LIGHT, "green_light": traffic.GREEN_LIGHT}
+
+HELP = """\
+usage: burgersgd traffic [key=value ...]
+
+Solve traffic flow with Greenshields' flux, rho_t + Q(rho)_x = nu rho_xx, on a road around x = 0; compare with the exact
+solution where there is one; save the arrays, a space-time figure with the cars' paths and the fundamental diagram.
+
+keys:
+{keys}
+
+Units are free but must agree: with rho_max in cars per km and u_max in km/h, length is in km, time in hours and nu in
+km^2/h.
+
+examples:
+  burgersgd traffic scenario=red_light nu=0.02
+  burgersgd traffic scenario=green_light nu=0 animate=true
+  burgersgd traffic scenario=riemann rho_left=0.1 rho_right=0.7 time=2 length=6
+  burgersgd traffic scenario=jam rho_max=120 u_max=100 length=5 nu=1 output=outputs/my_jam
+"""
+
+
+@dataclass
+class TrafficConfig(Group):
+    """What `burgersgd traffic` can be told; building one checks it. Raises ConfigError."""
+
+    group: ClassVar[str] = ""
+    scenario: str = opt("red_light", choices=("red_light", "green_light", "jam", "ring", "riemann"))
+    nu: float = opt(0.02, at_least=0)
+    cells: int = opt(800, at_least=16, at_most=100_000)
+    length: float = opt(4.0, above=0)
+    time: float | None = opt(None, above=0)
+    rho_max: float = opt(1.0, above=0)
+    u_max: float = opt(1.0, above=0)
+    rho_left: float | None = opt(None, at_least=0)
+    rho_right: float | None = opt(None, at_least=0)
+    animate: bool = False
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.time is None:
+            self.time = (2.0 if self.scenario == "ring" else 0.4) * self.length / self.u_max
+        if self.output is None:
+            self.output = f"outputs/traffic/{self.scenario}"
+        for key in ("rho_left", "rho_right"):
+            if self.scenario != "riemann" and getattr(self, key) is not None:
+                raise self.error(key, f"must be left out with scenario={self.scenario} (only riemann takes it)")
+            if self.scenario == "riemann" and getattr(self, key) is None:
+                raise ConfigError(f"{key}: must be given with scenario=riemann")
+            if self.scenario == "riemann" and getattr(self, key) > self.rho_max:
+                raise self.error(key, f"must be <= rho_max={self.rho_max:g}")
+
+    @property
+    def states(self) -> tuple[float, float] | None:
+        """Densities left and right of x = 0, where the scenario is a jump."""
+        if self.scenario in _LIGHTS:
+            left, right = _LIGHTS[self.scenario]
+            return left * self.rho_max, right * self.rho_max
+        if self.rho_left is not None and self.rho_right is not None:
+            return self.rho_left, self.rho_right
+        return None
+
+    @property
+    def road(self) -> dict[str, float]:
+        """The road's two numbers."""
+        return {"rho_max": self.rho_max, "u_max": self.u_max}
+
+
+EXPLAINED = {
+    "scenario": "red_light: cars run into a queue; green_light: it dissolves; jam: a block of dense traffic; ring: a "
+    "ring road with a bump; riemann: rho_left meets rho_right",
+    "nu": "viscosity: how far ahead drivers look; 0 for sharp shocks",
+    "cells": "of the grid",
+    "length": "of the road, which is [-length/2, length/2]",
+    "time": "how long to solve; by default 0.4 length/u_max, ring 2 length/u_max",
+    "rho_max": "density bumper to bumper",
+    "u_max": "speed on the empty road",
+    "rho_left": "density for x < 0, with scenario=riemann only",
+    "rho_right": "density for x > 0, with scenario=riemann only",
+    "animate": "true: also save an animated GIF",
+    "output": "folder; by default outputs/traffic/SCENARIO",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run `burgersgd traffic` with these arguments (without the word traffic) and return the exit code.
+
+    0: done; 2: a mistake in the arguments, or matplotlib is missing, or the folder cannot be written; 130: interrupted.
+    """
+    if {"-h", "--help", "help"} & set(arguments):
+        print(HELP.format(keys=_explained_keys()), end="")
+        return 0
+    try:
+        config = parse(arguments)
+        _require_matplotlib()
+        folder = Path(str(config.output))
+        _check_folder(folder)
+        run = simulate(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = save(run, folder)
+    except KeyboardInterrupt:
+        print("burgersgd: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        print(f"burgersgd: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join([*run.summary(), f"saved in {folder}: {', '.join(files)}"]))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+def parse(arguments: list[str]) -> TrafficConfig:
+    """Return the checked configuration; raises ConfigError, in one line, for a word, key or value that is not allowed."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(TrafficConfig)}
+    values: dict[str, Any] = {}
+    for word in arguments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: must be of the form key=value (burgersgd traffic --help)")
+        if key not in kinds:
+            raise ConfigError(f"{key}: no such key, must be one of {', '.join(kinds)}")
+        values[key] = _value(key, text, kinds[key])
+    return TrafficConfig(**values)
+
+
+def _value(key: str, text: str, kind: str) -> Any:
+    """Return the text as a value of the field's type."""
+    if kind.endswith("| None") and text in ("null", "None"):
+        return None
+    base = kind.split(" | ")[0]
+    try:
+        if base == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return {"float": float, "int": int, "str": str}[base](text)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{key}={text}: must be {'true or false' if base == 'bool' else f'of type {base}'}") from None
+
+
+def _explained_keys() -> str:
+    lines = []
+    for f in dataclasses.fields(TrafficConfig):
+        default = "" if f.default is None else f" [{str(f.default).lower()}]"
+        lines.append(f"  {f.name:<10} {EXPLAINED[f.name]}{default}")
+    return "\n".join(lines)
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError("burgersgd traffic draws with matplotlib: pip install 'burgersgd[plots]'") from error
+
+
+def _check_folder(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"output={folder}: must be a folder, {path} is a file")
+
+
+# ------------------------------------------------------------------------------------------------------------ solution
+
+
+@dataclass(frozen=True)
+class Run:
+    """A solved scenario; arrays over times and cells."""
+
+    config: TrafficConfig
+    x: Array  # [cells]
+    faces: Array  # [cells + 1]
+    times: Array  # [times]
+    rho: Array  # [times, cells]
+    count: Array  # [times, cells + 1]: cars are its level sets
+    exact: Array | None  # [cells], at the last time
+    steps: int
+    warnings: list[str]
+
+    @property
+    def error(self) -> float | None:
+        """Mean of |rho - exact| / rho_max over the road at the last time."""
+        if self.exact is None:
+            return None
+        return float(np.mean(np.abs(self.rho[-1] - self.exact))) / self.config.rho_max
+
+    def car_levels(self) -> Array:
+        """Return the values of count whose paths are drawn: equally many cars lie between any two."""
+        spacing = self.count[0, -1] / DRAWN_CARS
+        first, last = np.min(self.count) / spacing, np.max(self.count) / spacing
+        return spacing * (np.arange(np.floor(first), np.ceil(last)) + 0.5)
+
+    def summary(self) -> list[str]:
+        """Return the lines for the terminal."""
+        c = self.config
+        lines = [
+            f"{c.scenario}: road [{-c.length / 2:g}, {c.length / 2:g}], time {c.time:g}, nu {c.nu:g}, {c.cells} cells, "
+            f"{self.steps} steps"
+        ]
+        if c.states is not None and c.states[0] < c.states[1]:
+            lines.append(
+                f"shock from {c.states[0]:g} to {c.states[1]:g}, speed {traffic.shock_speed(*c.states, **c.road):g}"
+            )
+        elif c.states is not None:
+            ends = traffic.characteristic_speed(c.states, **c.road)
+            lines.append(f"fan from {c.states[0]:g} to {c.states[1]:g}, between speeds {ends[0]:g} and {ends[1]:g}")
+        if self.error is None:
+            lines.append("no exact solution is known here for nu = 0")
+        else:
+            lines.append(
+                f"error against the exact solution: {self.error:.2e} of rho_max (mean over the road at the end)"
+            )
+        return lines
+
+
+def simulate(config: TrafficConfig) -> Run:
+    """Return the solved scenario; prints a one-line warning if the grid is too coarse for nu."""
+    half, time = config.length / 2, float(config.time or 0)
+    x, dx = burgers.cell_centers(config.cells, -half, half), config.length / config.cells
+    breakpoints: list[float] = []
+    if config.states is not None:
+        left, right = config.states
+        breakpoints = [0.0]
+
+        def start(y: Array) -> Array:
+            return traffic.riemann_solution(y, 0, left, right, 0, **config.road)
+
+    elif config.scenario == "jam":
+        breakpoints = [-traffic.JAM.part * half, traffic.JAM.part * half]
+
+        def start(y: Array) -> Array:
+            return traffic.jam_density(y, config.length, rho_max=config.rho_max)
+
+    else:
+
+        def start(y: Array) -> Array:
+            return traffic.ring_density(y, config.length, rho_max=config.rho_max)
+
+    periodic = config.scenario == "ring"
+    times = np.linspace(0, time, FRAMES)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", BurgersWarning)
+        solution = burgers.solve(
+            burgers.cell_averages(start, config.cells, -half, half, breakpoints=breakpoints),
+            dx=dx,
+            times=times,
+            nu=config.nu,
+            law=Greenshields(**config.road),
+            boundary="periodic" if periodic else "inflow",
+        )
+    for warning in caught:
+        print(f"burgersgd: warning: {warning.message}", file=sys.stderr)
+    rho = solution.values
+    return Run(
+        config=config,
+        x=x,
+        faces=np.linspace(-half, half, config.cells + 1),
+        times=times,
+        rho=rho,
+        count=traffic.cumulative_count(rho, dx, times, config.nu, periodic=periodic, **config.road),
+        exact=_exact(config, x, time, start, breakpoints),
+        steps=solution.steps,
+        warnings=[str(w.message) for w in caught],
+    )
+
+
+def _exact(config: TrafficConfig, x: Array, time: float, start: Any, breakpoints: list[float]) -> Array | None:
+    """Return the exact density, None if none is known: closed for a jump, else Cole-Hopf by quadrature."""
+    if config.states is not None:
+        return traffic.riemann_solution(x, time, *config.states, config.nu, **config.road)
+    if config.nu == 0:
+        return None
+    w = cole_hopf.w_from_velocity(
+        x,
+        time,
+        config.nu,
+        lambda y: traffic.characteristic_speed(start(y), **config.road),
+        max_speed=config.u_max,
+        breakpoints=breakpoints,
+    )
+    return traffic.density(w, **config.road)
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def save(run: Run, folder: Path) -> list[str]:
+    """Write the arrays and the figures into the folder; returns the names of the files."""
+    config, files = run.config, ["solution.npz", "space_time.png", "fundamental_diagram.png"]
+    np.savez_compressed(
+        folder / files[0],
+        x=run.x,
+        times=run.times,
+        rho=run.rho,
+        w=traffic.characteristic_speed(run.rho, **config.road),
+        count=run.count,
+        exact=np.full(0, np.nan) if run.exact is None else run.exact,
+        nu=config.nu,
+        rho_max=config.rho_max,
+        u_max=config.u_max,
+    )
+    draw_space_time(run, folder / files[1])
+    draw_fundamental_diagram(run, folder / files[2])
+    if config.animate:
+        files.append("cars.gif")
+        animate(run, folder / files[-1])
+    return files
+
+
+def draw_space_time(run: Run, path: Path) -> None:
+    """Save the density over space and time with the cars' paths and characteristics, and profiles beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    plane, profile = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    stride = max(1, run.config.cells // 1000)
+    image = plane.pcolormesh(
+        run.x[::stride],
+        run.times,
+        run.rho[:, ::stride],
+        cmap="YlOrRd",
+        vmin=0,
+        vmax=run.config.rho_max,
+        shading="nearest",
+    )
+    image.set_rasterized(True)
+    figure.colorbar(image, ax=plane, label=r"density $\rho$", pad=0.02)
+    plane.contour(run.faces[::stride], run.times, run.count[:, ::stride], run.car_levels(), colors="k", linewidths=0.6)
+    handles = [plane.plot([], [], "k", linewidth=0.6, label="cars")[0]]
+    if run.config.states is not None:
+        handles.append(_draw_characteristics(run, plane))
+    plane.set(xlabel="position $x$", ylabel="time $t$", xlim=run.faces[[0, -1]], ylim=run.times[[0, -1]])
+    plane.legend(handles=handles, loc="upper left", fontsize="small", framealpha=0.9)
+    _draw_profiles(run, profile)
+    figure.suptitle(f"{run.config.scenario.replace('_', ' ')}, " + rf"$\nu$ = {run.config.nu:g}", fontsize="medium")
+    figure.savefig(path, dpi=160)
+
+
+def _draw_characteristics(run: Run, plane: Axes) -> Any:
+    """Draw the characteristics of Riemann data without viscosity, each until it meets the shock."""
+    states, end = run.config.states, float(run.times[-1])
+    if states is None:
+        raise ValueError("states: must be Riemann data")
+    left, right = traffic.characteristic_speed(states, **run.config.road)
+    shock = (left + right) / 2
+    starts = np.linspace(run.faces[0] - abs(left) * end, run.faces[-1] + abs(right) * end, 41)
+    rays = [(x0, left if x0 < 0 else right) for x0 in starts if x0 != 0]
+    rays += [(0.0, speed) for speed in np.linspace(left, right, 13)] if left < right else []
+    line = None
+    for x0, speed in rays:
+        meets = x0 / (shock - speed) if left > right else end
+        t = min(end, meets)
+        (line,) = plane.plot(
+            [x0, x0 + speed * t], [0, t], "--", color="tab:blue", linewidth=0.7, label="characteristics"
+        )
+    return line
+
+
+def _draw_profiles(run: Run, axes: Axes) -> None:
+    rows = (0, len(run.times) // 2, len(run.times) - 1)
+    for row, color in zip(rows, ("0.65", "tab:orange", "tab:red"), strict=True):
+        axes.plot(run.x, run.rho[row], color=color, label=f"$t$ = {run.times[row]:.3g}")
+    if run.exact is not None:
+        axes.plot(run.x, run.exact, "k:", linewidth=1.5, label="exact")
+    axes.set(xlabel="position $x$", ylabel=r"density $\rho$", xlim=run.faces[[0, -1]])
+    axes.set_ylim(-0.04 * run.config.rho_max, 1.04 * run.config.rho_max)
+    axes.legend(fontsize="small", framealpha=0.9)
+
+
+def draw_fundamental_diagram(run: Run, path: Path) -> None:
+    """Save flux and speed over density: the model's curves, and the states that occur on the road at the end."""
+    from matplotlib.figure import Figure
+
+    config, dx = run.config, run.config.length / run.config.cells
+    rho = np.linspace(0, config.rho_max, 201)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    flows, speeds = figure.subplots(1, 2)
+    flows.plot(rho, traffic.flux(rho, **config.road), color="0.6", label=r"$Q(\rho) = \rho\,u(\rho)$")
+    speeds.plot(rho, traffic.car_speed(rho, **config.road), color="0.6", label=r"$u(\rho)$")
+    speeds.plot(rho, traffic.characteristic_speed(rho, **config.road), "--", color="tab:blue", label=r"$w = Q'(\rho)$")
+    speeds.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    last = run.rho[-1]
+    slope = np.gradient(last, dx)
+    q = traffic.viscous_flux(last, slope, config.nu, **config.road)
+    flows.plot(last, q, ".", markersize=3, color="tab:red", label=r"on the road at the end, $q = Q - \nu \rho_x$")
+    if config.states is not None and config.states[0] < config.states[1]:
+        speed = traffic.shock_speed(*config.states, **config.road)
+        ends = traffic.flux(config.states, **config.road)
+        flows.plot(
+            config.states, ends, "k-o", linewidth=1, markersize=4, label=f"shock, slope = its speed = {speed:.3g}"
+        )
+    flows.set(xlabel=r"density $\rho$", ylabel="flux (cars per time)")
+    flows.set_ylim(bottom=0, top=1.35 * config.rho_max * config.u_max / 4)  # room for the legend
+    speeds.set(xlabel=r"density $\rho$", ylabel="speed")
+    for axes in (flows, speeds):
+        axes.legend(fontsize="small", framealpha=0.9, loc="upper right")
+    figure.savefig(path, dpi=160)
+
+
+def animate(run: Run, path: Path) -> None:
+    """Save a GIF: the density, and the cars as dots on the road."""
+    from matplotlib.animation import PillowWriter
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    (density,) = axes.plot(run.x, run.rho[0], color="tab:red")
+    (cars,) = axes.plot([], [], "ks", markersize=4)
+    axes.set(xlabel="position $x$", ylabel=r"density $\rho$", xlim=run.faces[[0, -1]])
+    axes.set_ylim(-0.15 * run.config.rho_max, 1.05 * run.config.rho_max)
+    levels = run.car_levels()
+    writer = PillowWriter(fps=20)
+    with writer.saving(figure, str(path), dpi=80):
+        for row in range(0, len(run.times), 3):
+            on_road = levels[(levels > run.count[row, 0]) & (levels < run.count[row, -1])]
+            positions = np.interp(on_road, run.count[row], run.faces)
+            density.set_ydata(run.rho[row])
+            cars.set_data(positions, np.full(positions.shape, -0.08 * run.config.rho_max))
+            axes.set_title(f"{run.config.scenario.replace('_', ' ')}, $t$ = {run.times[row]:.2f}", fontsize="medium")
+            writer.grab_frame()

@@ -1,0 +1,229 @@
+"""`burgersgd verify`: every link of the paper's chain, measured, in one table.
+
+Exit codes: 0 all rows hold; 1 a row fails; 2 usage (one line, nothing is created).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import platform
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from burgersgd.theory import verify_entropy, verify_pde, verify_sde, verify_trainer  # noqa: F401  (register checks)
+from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, forget_experiments
+
+MIN_WIDTH, MAX_WIDTH = 100, 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a run of the checks gives."""
+
+    rows: list[Row]
+    seconds: dict[str, float]  # of every check
+
+    @property
+    def passed(self) -> bool:
+        """Whether all rows hold, at least one."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def select(names: Sequence[str]) -> list[str]:
+    """Return the full names of the checks that are meant: groups, checks ("group.name") or nothing for all.
+
+    Raises ValueError for an unknown name.
+    """
+    for name in names:
+        if name not in GROUPS and name not in CHECKS:
+            group = name.partition(".")[0]
+            allowed = [n for n in CHECKS if n.startswith(f"{group}.")] if group in GROUPS else GROUPS
+            raise ValueError(f"{name}: no such check; must be one of {', '.join(allowed)} (verify --list shows all)")
+    chosen = [n for n in CHECKS if not names or n in names or n.partition(".")[0] in names]
+    return sorted(chosen, key=lambda n: GROUPS.index(n.partition(".")[0]))  # stable: checks stay in order
+
+
+def run(names: Sequence[str], progress: bool = True) -> Report:
+    """Run the checks of these full names; one that raises becomes a row that fails."""
+    forget_experiments()
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
+    bar = tqdm(names, file=sys.stderr, disable=not progress, unit="check", ncols=80, leave=False)
+    bar.monitor_interval = 0
+    for name in bar:
+        bar.set_description(name)
+        started = time.perf_counter()
+        try:
+            found = CHECKS[name]()
+        except Exception as error:  # the other checks are to run all the same
+            text = f"the check stopped: {type(error).__name__}: {error}"
+            found = [Row("", text, math.nan, math.nan, "", "a check must not raise", False)]
+        rows += [dataclasses.replace(row, check=name) for row in found]
+        seconds[name] = time.perf_counter() - started
+    return Report(rows, seconds)
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+def number(value: float) -> str:
+    """Return a number in at most 11 characters."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.6g}"
+    return f"{value:.2e}"
+
+
+def measured(row: Row) -> str:
+    """Return the measured number, and what the printed form gives where there is one."""
+    return number(row.measured) if row.printed is None else f"{number(row.measured)}\nprinted: {number(row.printed)}"
+
+
+def table(report: Report, width: int | None = None) -> str:
+    """Return the table as plain text, wrapped to the width of the terminal (100 columns at least)."""
+    width = min(max(width or shutil.get_terminal_size((MIN_WIDTH, 24)).columns, MIN_WIDTH), MAX_WIDTH)
+    fixed = {"equation": 8, "measured": 11, "expected": 11, "verdict": 9}
+    free = width - sum(fixed.values()) - 2 * 5
+    statement = free * 55 // 100
+    widths = [fixed["equation"], statement, fixed["measured"], fixed["expected"], free - statement, fixed["verdict"]]
+
+    def line(cells: Iterable[str]) -> list[str]:
+        wrapped = [
+            [part for text in cell.split("\n") for part in (textwrap.wrap(text, w) or [""])]
+            for cell, w in zip(cells, widths, strict=True)
+        ]
+        height = max(map(len, wrapped))
+        padded = [column + [""] * (height - len(column)) for column in wrapped]
+        return [
+            "  ".join(p.ljust(w) for p, w in zip(parts, widths, strict=True)).rstrip()
+            for parts in zip(*padded, strict=True)
+        ]
+
+    lines = line(["equation", "statement", "measured", "expected", "tolerance: reason", "verdict"]) + ["=" * width]
+    for group in GROUPS:
+        rows = [row for row in report.rows if row.check.startswith(f"{group}.")]
+        if not rows:
+            continue
+        seconds = sum(s for name, s in report.seconds.items() if name.startswith(f"{group}."))
+        lines += [f"{group}: {len(rows)} rows, {seconds:.1f} s", "-" * width]
+        for row in rows:
+            label = f"({row.equation})" if row.equation else ""
+            why = f"{row.tolerance}: {row.reason}"
+            lines += line([label, row.statement, measured(row), number(row.expected), why, row.verdict])
+        lines.append("-" * width)
+    return "\n".join(lines)
+
+
+def summary(report: Report) -> str:
+    """Return one line that says how it went."""
+    failed = [row for row in report.rows if not row.passed]
+    misprints = sum(row.passed and row.printed is not None for row in report.rows)
+    text = f"{len(report.rows) - len(failed)} of {len(report.rows)} rows hold, {misprints} of them confirm a misprint"
+    return f"{text}; {len(failed)} fail" if failed else text
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the report as JSON holds it."""
+    versions = {name: __import__(name).__version__ for name in ("numpy", "scipy", "torch")}
+    rows = []
+    for row in report.rows:
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(row).items()}
+        rows.append({**values, "verdict": row.verdict})
+    return {
+        "passed": report.passed,
+        "seconds": {name: round(s, 3) for name, s in report.seconds.items()},
+        "versions": {"python": platform.python_version(), **versions},
+        "rows": rows,
+    }
+
+
+def as_markdown(report: Report, figures: dict[str, str]) -> str:
+    """Return the report as Markdown; figures: file name -> caption."""
+    parts = ["# The paper, checked", "", f"`burgersgd verify`: {summary(report)}.", ""]
+    for group in GROUPS:
+        rows = [row for row in report.rows if row.check.startswith(f"{group}.")]
+        if not rows:
+            continue
+        parts += [f"## {group}", "", "| equation | statement | measured | expected | tolerance: reason | verdict |"]
+        parts += ["|---|---|---|---|---|---|"]
+        for row in rows:
+            label = f"({row.equation})" if row.equation else ""
+            why = f"{row.tolerance}: {row.reason}".replace("|", "\\|")
+            cells = [label, row.statement.replace("|", "\\|"), measured(row).replace("\n", "; "), number(row.expected)]
+            parts.append(f"| {' | '.join([*cells, why, row.verdict])} |")
+        parts.append("")
+    for name, caption in figures.items():
+        parts += [f"![{caption}]({name})", "", caption, ""]
+    return "\n".join(parts)
+
+
+def listing() -> str:
+    """Return the groups and the checks in them with the first line of what they say."""
+    lines = []
+    for group in GROUPS:
+        lines.append(group)
+        for name in CHECKS:
+            if name.startswith(f"{group}."):
+                says = (CHECKS[name].__doc__ or "").strip().splitlines()
+                lines.append(f"  {name:<40} {says[0] if says else ''}".rstrip())
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def main(arguments: list[str]) -> int:
+    """Run `burgersgd verify` with these arguments (without the word verify) and return the exit code."""
+    parser = _Parser(prog="burgersgd verify", description="Check the paper, equation by equation.")
+    parser.add_argument("names", nargs="*", help="groups or checks (default: all); --list names them")
+    parser.add_argument("--list", action="store_true", help="name the checks and do nothing")
+    parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the figures, or not")
+    parser.add_argument("--output", default="outputs/verify", metavar="DIR", help="folder for JSON, Markdown, figures")
+    try:
+        options = parser.parse_args(arguments)
+        names = select(options.names)
+        if options.list:
+            print(listing())
+            return 0
+        if options.plots and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("figures need matplotlib: pip install burgersgd[plots], or give --no-plots")
+        folder = Path(options.output)
+        folder.mkdir(parents=True, exist_ok=True)
+    except SystemExit as asked:  # --help
+        return int(asked.code or 0)
+    except OSError as error:
+        print(f"burgersgd: error: --output {error.filename}: must be a folder ({error.strerror})", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"burgersgd: error: {error}", file=sys.stderr)
+        return 2
+
+    started = time.perf_counter()
+    report = run(names)
+    print(table(report))
+    figures: dict[str, str] = {}
+    if options.plots:
+        from burgersgd.theory import figures as drawing
+
+        groups = {name.partition(".")[0] for name in names}
+        figures = drawing.draw(folder, groups)
+    (folder / "verify.json").write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
+    (folder / "verify.md").write_text(as_markdown(report, figures) + "\n", encoding="utf-8")
+    seconds = time.perf_counter() - started
+    print(f"{summary(report)}; {seconds:.0f} s; verify.json, verify.md and {len(figures)} figures in {folder}")
+    return 0 if report.passed else 1

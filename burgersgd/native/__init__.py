@@ -34,17 +34,20 @@ _TIMEOUT = 120  # seconds; a compile takes up to two
 _ahead: dict[str, threading.Thread] = {}
 
 
-def library(name: str) -> ctypes.CDLL | None:
+def library(name: str, define: str = "") -> ctypes.CDLL | None:
     """Return ``burgersgd/native/<name>.c`` as a loaded library, or None where it cannot be had (the log says why).
+
+    define is a macro to define.
 
     OpenMP, where used, is torch's own pool of threads: torch loads its libgomp before this library asks for one.
     """
-    return compiled(name, source_text(name))
+    return compiled(name + define, source_text(name, define))
 
 
-def source_text(name: str) -> str:
-    """Return the text of ``burgersgd/native/<name>.c``."""
-    return Path(__file__).with_name(f"{name}.c").read_text(encoding="utf-8")
+def source_text(name: str, define: str = "") -> str:
+    """Return the text of ``burgersgd/native/<name>.c``, with a macro defined before it."""
+    text = Path(__file__).with_name(f"{name}.c").read_text(encoding="utf-8")
+    return f"#define {define}\n{text}" if define else text
 
 
 def compile_ahead(*names: str) -> None:
@@ -159,7 +162,18 @@ def _compile(compiler: list[str], source: str, path: Path) -> None:
     try:
         message = ""
         for wishes in _WISHES:
-            command = [*compiler, *_REQUIRED, *wishes, "-x", "c", "-", "-o", unfinished, "-lm"]
+            command = [
+                *compiler,
+                *_REQUIRED,
+                *wishes,
+                f"-I{Path(__file__).parent}",
+                "-x",
+                "c",
+                "-",
+                "-o",
+                unfinished,
+                "-lm",
+            ]
             done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
             if done.returncode == 0:
                 os.replace(unfinished, path)

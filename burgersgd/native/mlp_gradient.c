@@ -13,7 +13,7 @@
  * - No -ffast-math: NaN and infinity travel to the loss and the norm, on which divergence detection relies.
  * Padding lanes hold numbers nobody reads (they may become NaN); partial stores keep them out of the gradient.
  *
- * This file includes itself twice, for float and for double. Vectors are GCC vector extensions of the machine's width. */
+ * This file includes itself, for float or, with DOUBLE defined, for double. Vectors are GCC vector extensions of the machine's width. */
 #ifndef REAL
 
 #include <math.h>
@@ -56,16 +56,15 @@ typedef struct { /* mirrored by native_gradient._Plan */
 #define WITH_SUFFIX(name, suffix) CONCAT(name, suffix)
 #define F(name) WITH_SUFFIX(name, SUFFIX)
 
-#define REAL float
-#define INTEGER int32_t
-#define SUFFIX _f32
-#include "mlp_gradient.c"
-#undef REAL
-#undef INTEGER
-#undef SUFFIX
+#ifdef DOUBLE /* compiled one at a time: a second each */
 #define REAL double
 #define INTEGER int64_t
 #define SUFFIX _f64
+#else
+#define REAL float
+#define INTEGER int32_t
+#define SUFFIX _f32
+#endif
 #include "mlp_gradient.c"
 
 #else /* the template, once per REAL */

@@ -14,7 +14,7 @@ from burgersgd.theory import burgers, cole_hopf, langevin, local_entropy, traffi
 
 Array = NDArray[np.float64]
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,

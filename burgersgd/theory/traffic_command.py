@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FRAMES = 241
 """Times that are saved: enough for smooth lines of cars."""
 DRAWN_CARS = 32
+CARS: dict[str, Any] = {"colors": "k", "linewidths": 0.6, "linestyles": "solid"}
 _LIGHTS = {"red_light": traffic.RED_LIGHT, "green_light": traffic.GREEN_LIGHT}
 
 HELP = """\
@@ -139,7 +141,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> TrafficConfig:
-    """Return the checked configuration; raises ConfigError, in one line, for a word, key or value that is not allowed."""
+    """Return the checked configuration; raises ConfigError, in one line, for a key or value that is not allowed."""
     kinds = {f.name: str(f.type) for f in dataclasses.fields(TrafficConfig)}
     values: dict[str, Any] = {}
     for word in arguments:
@@ -169,7 +171,8 @@ def _explained_keys() -> str:
     lines = []
     for f in dataclasses.fields(TrafficConfig):
         default = "" if f.default is None else f" [{str(f.default).lower()}]"
-        lines.append(f"  {f.name:<10} {EXPLAINED[f.name]}{default}")
+        words = textwrap.wrap(EXPLAINED[f.name] + default, 105)
+        lines.append(textwrap.indent("\n".join(words), " " * 13).replace(" " * 13, f"  {f.name:<11}", 1))
     return "\n".join(lines)
 
 
@@ -346,12 +349,13 @@ def draw_space_time(run: Run, path: Path) -> None:
         run.rho[:, ::stride],
         cmap="YlOrRd",
         vmin=0,
+        alpha=0.8,
         vmax=run.config.rho_max,
         shading="nearest",
     )
     image.set_rasterized(True)
     figure.colorbar(image, ax=plane, label=r"density $\rho$", pad=0.02)
-    plane.contour(run.faces[::stride], run.times, run.count[:, ::stride], run.car_levels(), colors="k", linewidths=0.6)
+    plane.contour(run.faces[::stride], run.times, run.count[:, ::stride], run.car_levels(), **CARS)
     handles = [plane.plot([], [], "k", linewidth=0.6, label="cars")[0]]
     if run.config.states is not None:
         handles.append(_draw_characteristics(run, plane))
@@ -369,7 +373,7 @@ def _draw_characteristics(run: Run, plane: Axes) -> Any:
         raise ValueError("states: must be Riemann data")
     left, right = traffic.characteristic_speed(states, **run.config.road)
     shock = (left + right) / 2
-    starts = np.linspace(run.faces[0] - abs(left) * end, run.faces[-1] + abs(right) * end, 41)
+    starts = np.linspace(run.faces[0] - abs(left) * end, run.faces[-1] + abs(right) * end, 28)
     rays = [(x0, left if x0 < 0 else right) for x0 in starts if x0 != 0]
     rays += [(0.0, speed) for speed in np.linspace(left, right, 13)] if left < right else []
     line = None
@@ -377,7 +381,7 @@ def _draw_characteristics(run: Run, plane: Axes) -> Any:
         meets = x0 / (shock - speed) if left > right else end
         t = min(end, meets)
         (line,) = plane.plot(
-            [x0, x0 + speed * t], [0, t], "--", color="tab:blue", linewidth=0.7, label="characteristics"
+            [x0, x0 + speed * t], [0, t], "--", color="tab:blue", linewidth=0.9, label="characteristics"
         )
     return line
 
@@ -444,3 +448,4 @@ def animate(run: Run, path: Path) -> None:
             cars.set_data(positions, np.full(positions.shape, -0.08 * run.config.rho_max))
             axes.set_title(f"{run.config.scenario.replace('_', ' ')}, $t$ = {run.times[row]:.2f}", fontsize="medium")
             writer.grab_frame()
+            figure.set_layout_engine("none")  # laid out once

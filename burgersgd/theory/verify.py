@@ -40,6 +40,10 @@ class Report:
         return bool(self.rows) and all(row.passed for row in self.rows)
 
 
+class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (generic in the stubs only)
+    monitor_interval = 0  # tqdm's watching thread is of no use here
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -64,10 +68,18 @@ def run(names: Sequence[str], progress: bool = True) -> Report:
     forget_experiments()
     rows: list[Row] = []
     seconds: dict[str, float] = {}
-    bar = tqdm(names, file=sys.stderr, disable=not progress, unit="check", ncols=80, leave=False)
-    bar.monitor_interval = 0
+    live = sys.stderr.isatty()
+    bar = _Bar(
+        names,
+        file=sys.stderr,
+        disable=not progress,
+        unit="check",
+        ncols=90,
+        leave=False,
+        mininterval=0.1 if live else 2,
+    )
     for name in bar:
-        bar.set_description(name)
+        bar.set_description(name, refresh=live)
         started = time.perf_counter()
         try:
             found = CHECKS[name]()
@@ -83,21 +95,21 @@ def run(names: Sequence[str], progress: bool = True) -> Report:
 
 
 def number(value: float) -> str:
-    """Return a number in at most 11 characters."""
+    """Return a number in at most 10 characters."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}"
-    return f"{value:.2e}"
+        return f"{value:.5g}"
+    return f"{value:.1e}"
 
 
 def measured(row: Row) -> str:
     """Return the measured number, and what the printed form gives where there is one."""
-    return number(row.measured) if row.printed is None else f"{number(row.measured)}\nprinted: {number(row.printed)}"
+    return number(row.measured) if row.printed is None else f"{number(row.measured)}\nprinted: {row.printed:.3g}"
 
 
 def table(report: Report, width: int | None = None) -> str:
     """Return the table as plain text, wrapped to the width of the terminal (100 columns at least)."""
     width = min(max(width or shutil.get_terminal_size((MIN_WIDTH, 24)).columns, MIN_WIDTH), MAX_WIDTH)
-    fixed = {"equation": 8, "measured": 11, "expected": 11, "verdict": 9}
+    fixed = {"equation": 8, "measured": 16, "expected": 10, "verdict": 9}
     free = width - sum(fixed.values()) - 2 * 5
     statement = free * 55 // 100
     widths = [fixed["equation"], statement, fixed["measured"], fixed["expected"], free - statement, fixed["verdict"]]
@@ -130,11 +142,11 @@ def table(report: Report, width: int | None = None) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return one line that says how it went."""
+    """Return how it went: one line, and one for each row that fails."""
     failed = [row for row in report.rows if not row.passed]
     misprints = sum(row.passed and row.printed is not None for row in report.rows)
     text = f"{len(report.rows) - len(failed)} of {len(report.rows)} rows hold, {misprints} of them confirm a misprint"
-    return f"{text}; {len(failed)} fail" if failed else text
+    return "\n".join([text, *(f"FAILS: {row.check} ({row.equation}) {row.statement}" for row in failed)])
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def as_markdown(report: Report, figures: dict[str, str]) -> str:
     """Return the report as Markdown; figures: file name -> caption."""
-    parts = ["# The paper, checked", "", f"`burgersgd verify`: {summary(report)}.", ""]
+    parts = ["# The paper, checked", "", f"`burgersgd verify`: {summary(report)}", ""]
     for group in GROUPS:
         rows = [row for row in report.rows if row.check.startswith(f"{group}.")]
         if not rows:
@@ -225,5 +237,6 @@ def main(arguments: list[str]) -> int:
     (folder / "verify.json").write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
     (folder / "verify.md").write_text(as_markdown(report, figures) + "\n", encoding="utf-8")
     seconds = time.perf_counter() - started
-    print(f"{summary(report)}; {seconds:.0f} s; verify.json, verify.md and {len(figures)} figures in {folder}")
+    print(summary(report))
+    print(f"{seconds:.0f} s; verify.json, verify.md and {len(figures)} figures in {folder}")
     return 0 if report.passed else 1

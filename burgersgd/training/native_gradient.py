@@ -13,6 +13,7 @@ from burgersgd.native import library
 _MAX_LAYERS = 16  # MAX_LAYERS in mlp_gradient.c
 _ACTIVATIONS = {"identity": 0, "relu": 1, "tanh": 2}  # enum activation
 _LOSSES = {"cross_entropy": 0, "squared_error": 1, "logistic": 2}  # enum loss
+_MACROS = {torch.float32: "", torch.float64: "DOUBLE"}
 _SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -54,7 +55,7 @@ class NativeGradient:
             and loss in _LOSSES
             and (loss != "logistic" or widths[-1] == 1)
             and dtype in _SUFFIXES
-            and library("mlp_gradient") is not None
+            and library("mlp_gradient", _MACROS[dtype]) is not None
         )
 
     @staticmethod
@@ -116,7 +117,7 @@ class NativeGradient:
         self.n_runs = n_runs
         self.max_batch = max_batch
         self.n_params = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
-        code = library("mlp_gradient")
+        code = library("mlp_gradient", _MACROS[dtype])
         assert code is not None
         self._kernel = code[f"mlp_gradient_{_SUFFIXES[dtype]}"]
         pointer, integer = ctypes.c_void_p, ctypes.c_int64

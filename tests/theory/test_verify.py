@@ -1,0 +1,237 @@
+"""`burgersgd verify` holds as it stands, and every slip that the paper makes would be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.optimizers.paper import PaperSDE
+from burgersgd.theory import burgers, cole_hopf, homogenisation, local_entropy, traffic, verify
+from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
+
+PATIENCE = 60.0  # seconds for all checks, as promised
+
+
+def run(*arguments: str) -> int:
+    return verify.main([*arguments, "--no-plots", "--output", "out"])
+
+
+# As it stands ----------------------------------------------------------------------------------------------------
+
+
+def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    shown = capsys.readouterr()
+    assert "FAILS" not in shown.out
+    report = json.loads(Path("out/verify.json").read_text(encoding="utf-8"))
+    assert report["passed"]
+    assert sum(report["seconds"].values()) < PATIENCE
+    assert set(report["seconds"]) == set(CHECKS)
+    rows = report["rows"]
+    assert {row["check"].partition(".")[0] for row in rows} == set(GROUPS)
+    assert {row["verdict"] for row in rows} == {"holds", "misprint confirmed"}
+    markdown = Path("out/verify.md").read_text(encoding="utf-8")
+    assert all(row["statement"].replace("|", "\\|") in markdown for row in rows)
+    assert all(row["reason"] for row in rows)
+
+
+def test_list_names_groups_and_checks_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main(["--list"]) == 0
+    words = capsys.readouterr().out.split()
+    assert set(GROUPS) | set(CHECKS) <= set(words)
+    assert not list(Path().iterdir())
+
+
+def test_names_choose_groups_and_checks() -> None:
+    assert verify.select(["burgers.invariants", "traffic.model"]) == ["traffic.model", "burgers.invariants"]
+    assert {n.partition(".")[0] for n in verify.select(["cole_hopf", "optimizer"])} == {"cole_hopf", "optimizer"}
+    assert len(verify.select([])) == len(CHECKS)
+
+
+# Mutants ---------------------------------------------------------------------------------------------------------
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def sign_of_the_limit(patch: pytest.MonkeyPatch) -> None:
+    right = homogenisation.averaged_velocity
+    patch.setattr(homogenisation, "averaged_velocity", lambda *a, **k: -right(*a, **k))
+
+
+def noise_of(rule: type) -> Mutation:
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        right: Any = getattr(rule, "coefficients")  # noqa: B009
+
+        def halved(*arguments: Any) -> Any:
+            c = right(*arguments)
+            return c._replace(noise_scale=c.noise_scale / math.sqrt(2))  # sqrt(2 nu eta) for sqrt(4 nu eta)
+
+        patch.setattr(rule, "coefficients", halved)
+
+    return mutate
+
+
+def printed_density(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(traffic, "density", lambda w, *, rho_max=1.0, u_max=1.0: rho_max / (2 * u_max) * (1 - np.asarray(w)))
+
+
+def printed_laplacian(patch: pytest.MonkeyPatch) -> None:
+    right = traffic.density_derivative
+    patch.setattr(traffic, "density_derivative", lambda *a, **k: -right(*a, **k))
+
+
+def flux_of_the_density(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(burgers.Burgers, "godunov", lambda self, *a: burgers.Greenshields().godunov(*a))
+
+
+def sign_of_the_local_entropy(patch: pytest.MonkeyPatch) -> None:
+    right = cole_hopf.phi
+    patch.setattr(cole_hopf, "phi", lambda *a, **k: -right(*a, **k))
+
+
+def sign_of_the_gradient(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(local_entropy.LocalEntropyAt, "gradient", property(lambda self: (self.mean - self.x) / self.gamma))
+
+
+def kernel_of_one_dimension(patch: pytest.MonkeyPatch) -> None:
+    right = cole_hopf.heat_kernel
+    patch.setattr(cole_hopf, "heat_kernel", lambda x, t, nu, *, d=1: right(x, t, nu))
+
+
+@pytest.mark.parametrize(
+    ("mutate", "names"),
+    [
+        (sign_of_the_limit, ["homogenisation.orders"]),
+        (sign_of_the_limit, ["homogenisation.descent"]),
+        (noise_of(LocalEntropy), ["optimizer.fast_point"]),
+        (noise_of(LocalEntropy), ["optimizer.slow_point"]),
+        (noise_of(LocalEntropy), ["local_entropy.monte_carlo"]),
+        (noise_of(PaperSDE), ["homogenisation.temperature"]),
+        (printed_density, ["traffic.density_and_speed"]),
+        (printed_density, ["traffic.density_solver_is_speed_solver"]),
+        (printed_laplacian, ["traffic.density_and_speed"]),
+        (flux_of_the_density, ["traffic.density_solver_is_speed_solver"]),
+        (flux_of_the_density, ["burgers.travelling_shock"]),
+        (flux_of_the_density, ["local_entropy.burgers_flow"]),
+        (sign_of_the_local_entropy, ["cole_hopf.hamilton_jacobi"]),
+        (sign_of_the_gradient, ["local_entropy.gradient"]),
+        (kernel_of_one_dimension, ["cole_hopf.heat_kernel"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # a mutant may do anything
+def test_mutants_exit_non_zero(mutate: Mutation, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    assert run(*names) == 1
+    report = json.loads(Path("out/verify.json").read_text(encoding="utf-8"))
+    failed = [row for row in report["rows"] if not row["passed"]]
+    assert failed
+    assert not [row["statement"] for row in failed if row["measured"] is None]  # wrong numbers, not a crash
+
+
+def test_a_check_that_raises_is_a_row_that_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> list[Row]:
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(CHECKS, "traffic.model", broken)
+    assert run("traffic.model", "burgers.invariants") == 1
+    assert "ValueError: no such thing" in " ".join(capsys.readouterr().out.split())
+    assert len(json.loads(Path("out/verify.json").read_text(encoding="utf-8"))["rows"]) > 1
+
+
+# Rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_judge() -> None:
+    assert agrees("", "", 1.1, 1.0, 0.2, "").passed
+    assert not agrees("", "", 1.3, 1.0, 0.2, "").passed
+    assert not agrees("", "", math.nan, 1.0, 0.2, "").passed
+    assert within("", "", 0.9, 1, (0.8, 1.2), "").passed
+    assert not within("", "", math.nan, 1, (0.8, 1.2), "").passed
+    assert scored("", "", 1.5, 1.0, 0.1).passed
+    assert not scored("", "", 1.7, 1.0, 0.1).passed
+    assert not scored("", "", math.nan, 1.0, 0.1).passed
+    assert misprint("", "", 1.0, 2.0, 1.0, 0.1, "").verdict == "misprint confirmed"
+    assert misprint("", "", 1.0, 1.15, 1.0, 0.1, "").verdict == "FAILS"  # the printed form is not refuted
+    assert misprint("", "", 1.3, 2.0, 1.0, 0.1, "").verdict == "FAILS"  # the corrected form does not hold
+
+
+@pytest.mark.parametrize("width", [40, 100, 137])
+def test_table_keeps_within_the_terminal(width: int) -> None:
+    long = "a statement that is as long as statements can be, " * 4
+    rows = [agrees("4.12, 4.13", long, -1.23456e-12, -1e-300, 1e-3, long), misprint("5.18", "b", 1, -2e9, 1, 1e-9, "c")]
+    report = verify.Report([dataclasses.replace(row, check="traffic.model") for row in rows], {"traffic.model": 0.1})
+    lines = verify.table(report, width).splitlines()
+    assert max(map(len, lines)) <= max(width, 100)
+    assert " ".join(" ".join(lines).split()).count("misprint") == 1
+
+
+# Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trafic"], "trafic: no such check; must be one of traffic, burgers, cole_hopf"),
+        (["traffic.modell"], "must be one of traffic.model, traffic."),
+        (["--colour"], "--colour"),
+        (["traffic", "--output", "file"], "file: must be a folder"),
+        (["traffic", "--output", "file/deeper"], "must be a folder"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_create_nothing(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("taken", encoding="utf-8")
+    assert verify.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_without_matplotlib_only_the_figures_are_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert verify.main(["traffic.model", "--output", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install burgersgd[plots]" in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
+    assert run("traffic.model") == 0
+
+
+# Figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn_with_captions() -> None:
+    pytest.importorskip("matplotlib")
+    from burgersgd.theory import figures
+
+    Path("out").mkdir()
+    captions = figures.draw(Path("out"), set(GROUPS))
+    assert len(captions) == len(figures.FIGURES) == 5
+    for name, caption in captions.items():
+        assert Path("out", name).read_bytes().startswith(b"\x89PNG")
+        assert len(caption) > 50
+    assert not figures.draw(Path("out"), {"cole_hopf"})
+
+
+def test_figures_stand_in_the_markdown() -> None:
+    pytest.importorskip("matplotlib")
+    assert verify.main(["traffic", "--output", "out"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {"verify.json", "verify.md", "red_light_turns_green.png"}
+    assert "](red_light_turns_green.png)" in Path("out/verify.md").read_text(encoding="utf-8")

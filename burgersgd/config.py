@@ -263,9 +263,9 @@ class LocalEntropyConfig(OptimizerConfig):
     """The consistent two-time-scale rule; see burgersgd/optimizers/local_entropy.py."""
 
     name: str = "local_entropy"
-    lr: float = opt(0.1, above=0)
-    nu: float = opt(1e-6, at_least=0)
-    gamma: float = opt(1.0, above=0, infinite=True)
+    lr: float = opt(0.3, above=0)
+    nu: float = opt(1e-7, at_least=0)
+    gamma: float = opt(10.0, above=0, infinite=True)
     inner_steps: int = opt(20, at_least=1)
     burn_in: int = opt(0, at_least=0)
     outer_step: float = opt(1.0, above=0, at_most=1)
@@ -312,9 +312,10 @@ class PaperSDEConfig(OptimizerConfig):
     """Euler-Maruyama of (5.14) with explicit epsilon."""
 
     name: str = "paper_sde"
+    lr: float = opt(0.3, above=0)
     nu: float = opt(1e-6, at_least=0)
     gamma: float = opt(1.0, above=0)
-    epsilon: float = opt(0.1, above=0)
+    epsilon: float = opt(0.3, above=0)
     temperature: str = opt("printed", choices=("printed", "consistent"))
 
     def rule(self) -> Rule:
@@ -329,6 +330,7 @@ class PaperLiteralConfig(OptimizerConfig):
     """(5.18)-(5.19) to the letter."""
 
     name: str = "paper_literal"
+    lr: float = opt(0.3, above=0)
     nu: float = opt(1e-6, at_least=0)
     gamma: float = opt(1.0, above=0)
     period: int | None = opt(None, at_least=1)
@@ -346,6 +348,7 @@ class SgdConfig(OptimizerConfig):
     """Mini-batch SGD."""
 
     name: str = "sgd"
+    lr: float = opt(0.3, above=0)
     momentum: float = opt(0.0, at_least=0, below=1)
     nesterov: bool = False
     weight_decay: float = opt(0.0, at_least=0)
@@ -368,6 +371,8 @@ class GdConfig(SgdConfig):
 
     full_batch: ClassVar[bool] = True
     name: str = "gd"
+    lr: float = opt(0.1, above=0)
+    momentum: float = opt(0.9, at_least=0, below=1)
 
 
 @dataclass
@@ -393,7 +398,8 @@ class LangevinConfig(OptimizerConfig):
     """Stochastic gradient Langevin dynamics."""
 
     name: str = "langevin"
-    temperature: float = opt(1e-6, at_least=0)
+    lr: float = opt(0.3, above=0)
+    temperature: float = opt(1e-7, at_least=0)
     weight_decay: float = opt(0.0, at_least=0)
 
     def rule(self) -> Rule:

@@ -234,7 +234,7 @@ class Prepared:
                 for i, run_config in enumerate(self.configs):
                     folders[i] = stack.enter_context(self._folder(run_config, overrides[i]))
             title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
-            bar = Progress(self.budget, title, enabled=progress)
+            bar = Progress(self.budget * n, title, enabled=progress)  # summed over the runs
             stack.callback(bar.close)
             points: list[Point] = []
             best = _Best(fleet)
@@ -246,7 +246,7 @@ class Prepared:
                 for i, folder in enumerate(folders):
                     if folder is not None and _recorded(point, fleet, i):
                         folder.metrics(point.row(i))
-                bar.update(point.evaluations, *_shown(point))
+                bar.update(point.evaluations * n, *_shown(point))
             return self._results(fleet, evaluators, points, best, folders)
 
     def _fleet(self) -> Fleet:

@@ -74,13 +74,17 @@ def draw(runs: dict[str, list[Result]], path: Path) -> None:
             rows = [i for i, value in enumerate(metrics[column]) if value is not None]
             x = [metrics["evaluations"][i] for i in rows]
             y = scale * np.array([[r.metrics[column][i] for i in rows] for r in results], dtype=float)
-            (line,) = axes.plot(x, y.mean(0), label=name, linewidth=1.6)
+            style = "--" if name == "langevin" else "-"  # at its default temperature it lies on sgd
+            (line,) = axes.plot(x, y.mean(0), style, label=name, linewidth=1.6)
             low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
             axes.fill_between(x, np.maximum(low, y.min(0)), high, color=line.get_color(), alpha=0.2, linewidth=0)
     for axes, label in ((left, "mini-batch loss"), (right, "validation error, %")):
         axes.set(xlabel="gradient evaluations", ylabel=label, yscale="log")
         axes.grid(alpha=0.25, which="both")
+    right.set_ylim(2.5, 25)
+    right.set_yticks([3, 4, 5, 7, 10, 20])
     right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter("")
     left.legend(frameon=False)
     n = len(next(iter(runs.values())))
     figure.suptitle(f"scikit-learn's digits, MLP 64-64-64-10: mean and standard deviation of {n} seeds", fontsize=11)

@@ -32,10 +32,10 @@ GRIDS: list[tuple[OptimizerConfig, dict[str, tuple[Any, ...]]]] = [
         LocalEntropyConfig(),
         {"inner_steps": (5, 20), "lr": (0.1, 0.3, 0.6, 1.0), "gamma": (1.0, 3.0, 10.0, 30.0), "nu": (0.0, 1e-7, 1e-6)},
     ),
-    (SgdConfig(), {"momentum": (0.0, 0.9), "lr": (0.01, *RATES)}),
+    (SgdConfig(), {"momentum": (0.0, 0.9), "lr": (0.01, *RATES, 0.6, 1.0)}),
     (GdConfig(), {"momentum": (0.0, 0.9), "lr": (0.1, 0.3, 1.0)}),
     (AdamWConfig(), {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (0.0, 1e-2)}),
-    (LangevinConfig(), {"lr": RATES, "temperature": (1e-7, 1e-6, 1e-5)}),
+    (LangevinConfig(), {"lr": (*RATES, 0.6, 1.0), "temperature": (1e-7, 1e-6, 1e-5)}),
     (PaperSDEConfig(), {"lr": RATES, "epsilon": (0.03, 0.1, 0.3), "gamma": (0.3, 1.0)}),
     (PaperLiteralConfig(period=20, noise="std"), {"lr": RATES, "gamma": (0.1, 0.3, 1.0)}),
 ]

@@ -31,6 +31,8 @@ examples:
   burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
   burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 seed=range(3)
   burgersgd train --help                               all groups and keys
+  burgersgd verify                                     the paper's equations, checked one by one
+  burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
   tensorboard --logdir outputs                         look at the curves
 """
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="train: train a network")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="train a network; verify the paper; simulate traffic")
     command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
     return COMMANDS[command](arguments[1:])
 
@@ -277,7 +279,19 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train}
+def _verify(arguments: list[str]) -> int:
+    from burgersgd.theory.verify import main
+
+    return main(arguments)
+
+
+def _traffic(arguments: list[str]) -> int:
+    from burgersgd.theory.traffic_command import main
+
+    return main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "verify": _verify, "traffic": _traffic}
 """First word of the command line -> what handles the rest."""
 
 

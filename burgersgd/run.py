@@ -244,7 +244,7 @@ class Prepared:
                 points.append(point)
                 best.update(point, fleet)
                 for i, folder in enumerate(folders):
-                    if folder is not None and _recorded(point, fleet, i):
+                    if folder is not None and point.belongs_to(i):
                         folder.metrics(point.row(i))
                 bar.update(point.evaluations * n, *_shown(point))
             return self._results(fleet, evaluators, points, best, folders)
@@ -318,7 +318,7 @@ class Prepared:
         alive, diverged_at, last_loss = fleet.alive.tolist(), fleet.diverged_at.tolist(), fleet.last_loss.tolist()
         results = []
         for i, (config, folder) in enumerate(zip(self.configs, folders, strict=True)):
-            rows = [point.row(i) for point in points if _recorded(point, fleet, i)]
+            rows = [point.row(i) for point in points if point.belongs_to(i)]
             result = Result(
                 config=config,
                 state="completed" if alive[i] else "diverged",
@@ -387,12 +387,6 @@ class _Best:
         self.error = torch.where(better, point.validation_error.double(), self.error)
         self.at = torch.where(better, point.evaluations, self.at)
         self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
-
-
-def _recorded(point: Point, fleet: Fleet, i: int) -> bool:
-    """Whether a point belongs to run i: a diverged run has none after the first at which the host learned of it."""
-    at = int(fleet.diverged_at[i])
-    return at < 0 or bool(point.alive[i]) or point.evaluations <= at
 
 
 def _shown(point: Point) -> tuple[float | None, float | None]:

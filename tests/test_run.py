@@ -166,8 +166,8 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
     configs = [small_config(seed=s, optimizer=SgdConfig()) for s in (1, 2)]
     fleet = prepare(configs, model=make)._fleet()
     again = prepare(configs[:1], model=make)._fleet()
-    assert not torch.equal(fleet.x0[0], fleet.x0[1])
-    assert torch.equal(fleet.x0[0], again.x0[0])
+    assert not torch.equal(fleet.x[0], fleet.x[1])
+    assert torch.equal(fleet.x[0], again.x[0])
 
 
 @pytest.mark.parametrize(

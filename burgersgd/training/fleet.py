@@ -6,7 +6,7 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Draws(NamedTuple):
 class Fleet:
     """R runs of one rule on one problem, which differ in their seeds and float hyperparameters.
 
-    x is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
+    x0 is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
     randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any company.
     engine is "eager", "compiled", "native" (gradient and update in C) or "native_update" (update in C); clip_norm the
     longest gradient, None for no clipping.
@@ -66,22 +66,22 @@ class Fleet:
     schedule_hyper: Hyper
     batches: Batches
     seeds: Int[Tensor, " runs"]
-    x0: Float[Tensor, "runs d"]
+    x0: InitVar[Tensor]
     budget: int
     engine: str = "eager"
     clip_norm: float | None = None
 
-    def __post_init__(self) -> None:
-        """Set up the state of all runs at x0."""
-        self.n_runs, self.d = self.x0.shape
-        self.device, self.dtype = self.x0.device, self.x0.dtype
+    def __post_init__(self, x0: Tensor) -> None:
+        """Set up the state of all runs at x0 ``[runs, d]``."""
+        self.n_runs, self.d = x0.shape
+        self.device, self.dtype = x0.device, x0.dtype
         self.evaluations = 0
         xi = self._normal(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
-        self.state = self.rule.init(self.x0.clone(), None if xi is None else xi[0].clone())
+        self.state = self.rule.init(x0, None if xi is None else xi[0].clone())
         self.alive: Bool[Tensor, " runs"] = torch.ones(self.n_runs, dtype=torch.bool, device=self.device)
         self.all_alive = True
         self.diverged_at: Int[Tensor, " runs"] = torch.full((self.n_runs,), -1, device=self.device)
-        self.last_loss: Float[Tensor, " runs"] = torch.full_like(self.x0[:, 0], math.nan)
+        self.last_loss: Float[Tensor, " runs"] = torch.full_like(x0[:, 0], math.nan)
         self.loss_sum: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self.grad_norm: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self._block: Block | None = None
@@ -100,7 +100,7 @@ class Fleet:
         self.uniform_shape = (self.n_runs, self.batches.batch_size, self.problem.model.n_uniform)
         # The fused update draws its normal numbers itself.
         self._draws_normals = self.rule.noisy and self._fused is None
-        drawn = self.x0.numel() * self._draws_normals + math.prod(self.uniform_shape)
+        drawn = x0.numel() * self._draws_normals + math.prod(self.uniform_shape)
         at_once = min(BLOCK, max(1, DRAW_BYTES // (4 * max(1, drawn))))
         self.draw_length = 1 << (at_once.bit_length() - 1)
 
@@ -239,7 +239,7 @@ class Fleet:
             self.batches.batch_size,
         )
         everything = torch.arange(problem.inputs.shape[0]).expand(self.n_runs, -1).contiguous()
-        grad, loss, squared_norm = torch.empty_like(self.x0), self.last_loss.clone(), self.last_loss.clone()
+        grad, loss, squared_norm = torch.empty_like(self.x), self.last_loss.clone(), self.last_loss.clone()
 
         def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
             kernel(at, everything if indices is None else indices, grad, loss, squared_norm)

@@ -29,6 +29,10 @@ class Point:
     validation_loss: Tensor | None = None
     validation_error: Tensor | None = None
 
+    def belongs_to(self, run: int) -> bool:
+        """Whether the run was alive until this point: a diverged one has no metrics after its end."""
+        return bool(self.alive[run])
+
     def row(self, run: int) -> dict[str, float | int | None]:
         """Return the metrics of one run by name."""
         values: dict[str, float | int | None] = {

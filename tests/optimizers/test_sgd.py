@@ -58,7 +58,7 @@ def test_networks_are_trained_as_by_torch_sgd(optimizer: SgdConfig) -> None:
     prepared = prepare([config])
     fleet = prepared._fleet()
     network = prepared.problem.model.module().double()
-    nn.utils.vector_to_parameters(fleet.x0[0], network.parameters())
+    nn.utils.vector_to_parameters(fleet.x[0].clone(), network.parameters())
     torch_sgd = torch.optim.SGD(
         network.parameters(),
         lr=optimizer.lr,

@@ -68,7 +68,7 @@ def family(n: int, engine: str = "off", budget: int = 200) -> list[TrainConfig]:
 def test_a_run_alone_and_in_company_is_the_same_run(engine: str, company: int) -> None:
     configs = family(company, engine)
     alone, together = fleet_of([configs[2]]), fleet_of(configs)
-    assert torch.equal(alone.x0[0], together.x0[2])
+    assert torch.equal(alone.x[0], together.x[2])
     assert torch.equal(alone.batches.indices(37, 90)[:, 0], together.batches.indices(37, 90)[:, 2])
     noise, shared = alone._normal(11, 5), together._normal(11, 5)
     assert noise is not None
@@ -196,7 +196,7 @@ def test_updating_large_states_in_pieces_changes_no_bit(
     whole.advance(24)
     monkeypatch.setattr("burgersgd.training.fleet.PIECE", piece)
     pieces = fleet_of(configs)
-    assert 2 * piece < pieces.x0.numel()
+    assert 2 * piece < pieces.x.numel()
     pieces.advance(24)
     assert torch.equal(whole.x, pieces.x)
 

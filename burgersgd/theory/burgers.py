@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -40,6 +40,7 @@ class BurgersWarning(UserWarning):
 # ------------------------------------------------------------------------------------------------------------- the laws
 
 
+@runtime_checkable
 class Law(Protocol):
     """A scalar conservation law u_t + f(u)_x = nu u_xx."""
 
@@ -58,7 +59,7 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class Burgers:
-    """f(w) = w^2 / 2. Implements Eq. (3.13)."""
+    """f(w) = w^2 / 2: the flux of the conservative form. Implements Eq. (4.5)."""
 
     def flux(self, u: ArrayLike) -> Array:
         """Return w^2 / 2, same shape."""

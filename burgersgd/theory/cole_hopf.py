@@ -55,8 +55,8 @@ def phi_derivatives(
 ) -> tuple[Array, Array, Array]:
     """Return phi_t, phi_x = w and phi_xx given psi and its derivatives, all of one shape.
 
-    At t = 0 the second one is the initial velocity F'. Implements Eq. (4.8). Implements Eq. (4.10). Implements
-    Eq. (4.12). Raises ValueError unless nu > 0.
+    At t = 0 the second one is the initial velocity F'. Raises ValueError unless nu > 0.
+    Implements Eq. (4.8). Implements Eq. (4.10). Implements Eq. (4.12).
     """
     check_positive(nu=nu)
     psi, psi_x = float_array(psi), float_array(psi_x)
@@ -171,7 +171,8 @@ def w(
     """Return the solution of Burgers' equation that starts as F' at time t, same shape as x. Arguments as in log_psi.
 
     The mean of (x - y) / t under exp(-G / 2 nu) / Z, or the mean of F'(y) where slope = F' is given: the same number,
-    with less cancellation for short times. Implements Eq. (4.16), with F(y) for its integral.
+    with less cancellation for short times. Implements Eq. (4.3), with w(x, 0) = F'(x). Implements Eq. (4.16), with
+    F(y) for its integral.
     """
     return _Problem(t, nu, loss, slope, max_slope, breakpoints).solve(x).w
 

@@ -86,7 +86,8 @@ class Fleet:
         self.grad_norm: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self._block: Block | None = None
         self._draws: Draws | None = None
-        self._rows: list[Any] = []
+        self._exact: Any = None  # coefficients of the block in float64
+        self._rows: list[Any] = []  # and in the runs' precision, step by step
         self._compiled = CompiledStep(self) if self.engine == "compiled" else None
         self._fused, pieces = None, None
         if self.engine == "native_update" and self.n_runs == 1:
@@ -113,8 +114,9 @@ class Fleet:
 
     def coefficients_at(self, step: int) -> dict[str, Tensor]:
         """Return the coefficients of one evaluation by name, each float64 ``[runs]`` on the CPU."""
-        c = self._coefficients(step, 1)
-        return {name: field[0, :, 0] for name, field in zip(c._fields, c, strict=True)}
+        known = self._block is not None and 0 <= step - self._block.first < BLOCK
+        c, row = (self._exact, step - self._block.first) if known and self._block else (self._coefficients(step, 1), 0)
+        return {name: field.expand(-1, self.n_runs, 1)[row, :, 0] for name, field in zip(c._fields, c, strict=True)}
 
     def distance(self) -> Float[Tensor, " runs"] | None:
         """Return |x - y| of every run, None for rules without a fast point."""
@@ -268,7 +270,7 @@ class Fleet:
 
     def _fill(self, first: int) -> Block:
         """Compute coefficients and batches of BLOCK steps, always in the same place for the compiled step."""
-        c = self._coefficients(first, BLOCK)
+        c = self._exact = self._coefficients(first, BLOCK)
         coefficients = torch.stack([field.expand(BLOCK, self.n_runs, 1) for field in c], dim=1)
         coefficients = coefficients.to(self.device, self.dtype)
         self._rows = list(map(type(c), *(field.unbind(0) for field in coefficients.unbind(1))))

@@ -125,7 +125,7 @@ def test_quadratic_loss_in_closed_form() -> None:
 @pytest.mark.parametrize("nu", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("t", [1e-6, 1e-2, 1.0, 10.0])
 def test_quadrature_gives_the_exact_solutions_for_small_nu_and_short_and_long_times(nu: float, t: float) -> None:
-    # exponents are of size 1 / nu and times 1e-4 at most, so that rounding leaves 1e-16 / nu of them
+    # exponents are of size 1 / nu, so that rounding leaves errors of 1e-16 / nu
     for left, right in ((1.2, -0.3), (-0.7, 1.0)):
         quadrature = cole_hopf.w_from_velocity(
             X, t, nu, lambda y, a=left, b=right: np.where(y < 0, a, b), max_speed=1.2, breakpoints=[0.0]
@@ -158,7 +158,7 @@ def test_mass_of_hump_and_end_states_of_riemann(nu: float) -> None:
 
 
 def test_a_far_well_is_found() -> None:
-    # around x the loss is flat; the mass sits in a well eight spreads away
+    # around x the loss is flat; the mass sits in a well five spreads away
     def loss(y: np.ndarray) -> np.ndarray:
         return -40 * np.exp(-(((y - 2.3) / 0.3) ** 2))
 
@@ -166,6 +166,20 @@ def test_a_far_well_is_found() -> None:
     exponent = -(loss(y) + y * y / 2) / 0.2
     weight = np.exp(exponent - exponent.max())
     assert float(cole_hopf.w(0.0, 1.0, 0.1, loss)) == pytest.approx(-np.sum(weight * y) / np.sum(weight), abs=1e-9)
+
+
+@pytest.mark.parametrize("curvature", [1e4, 1e6])
+def test_two_wells_much_narrower_than_the_kernel_are_both_kept(curvature: float) -> None:
+    # each well is Gaussian: psi is a sum of two heat kernels of variance 2 nu (t + 1 / curvature)
+    nu, t, wells = 0.01, 1.0, np.array([-0.93, 1.07])
+
+    def loss(y: np.ndarray) -> np.ndarray:
+        return curvature / 2 * np.minimum((y - wells[0]) ** 2, (y - wells[1]) ** 2)
+
+    later, distance = t + 1 / curvature, X[:, None] - wells
+    weight = np.exp(-(distance**2) / (4 * nu * later))
+    expected = np.sum(weight * distance / later, axis=1) / np.sum(weight, axis=1)
+    np.testing.assert_allclose(cole_hopf.w(X, t, nu, loss), expected, atol=1e-9)
 
 
 def test_shapes_follow_x() -> None:

@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="train a network; verify the paper; simulate traffic")
+    parser.add_argument(
+        "command", choices=list(COMMANDS), metavar="COMMAND", help="train a network; verify the paper; simulate traffic"
+    )
     command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
     return COMMANDS[command](arguments[1:])
 

@@ -24,7 +24,7 @@ class Loss(Protocol):
         ...
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, outputs ``[batch, outputs]`` (2.6), (2.11)."""
+        """Return the mean loss of a batch, outputs ``[batch, outputs]`` (2.6), (2.11). Implements Eq. (2.6)."""
         ...
 
     def classify(self, outputs: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
     "native": set(),
-    "theory": {"optimizers", "streams", "config"},
+    "theory": {"optimizers", "streams", "config", "datasets", "models", "losses", "training"},
     "__main__": {"cli"},
     "__init__": {"config", "run"},
 }

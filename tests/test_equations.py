@@ -1,4 +1,4 @@
-"""The paper's equations, the tags in the code, docs/equations.md and docs/errata.md agree, so that none goes missing."""
+"""The paper's equations, the tags in the code, docs/equations.md and docs/errata.md agree: none goes missing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import burgersgd
-from burgersgd.theory import verify  # registers the checks  # noqa: F401
-from burgersgd.theory.verify_rows import CHECKS
+from burgersgd.theory.verify import CHECKS
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOT = PACKAGE.parent

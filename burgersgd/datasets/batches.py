@@ -14,6 +14,8 @@ class Batches:
 
     Without replacement every epoch is a fresh permutation of the n examples, its last batch short or dropped; a batch
     of all n examples keeps their order. With replacement each batch is batch_size independent draws.
+
+    Implements Eq. (2.13).
     """
 
     def __init__(

@@ -63,7 +63,10 @@ def dropout(z: Tensor, uniform: Tensor, p: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Mlp:
-    """widths = (inputs, hidden ..., outputs); the parameters of one run are W_1, b_1, W_2, ... in one vector."""
+    """widths = (inputs, hidden ..., outputs); the parameters of one run are W_1, b_1, W_2, ... in one vector.
+
+    Implements Eq. (2.1).
+    """
 
     widths: tuple[int, ...]
     activation: str = "relu"
@@ -87,7 +90,10 @@ class Mlp:
         return initial_std(self.shapes, self.initialization, self.init_scale)
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
-        """Return the outputs ``[batch, outputs]`` of inputs ``[batch, ...]``; uniform ``[batch, n_uniform]``."""
+        """Return the outputs ``[batch, outputs]`` of inputs ``[batch, ...]``; uniform ``[batch, n_uniform]``.
+
+        Implements Eq. (2.2), (2.3), (2.4).
+        """
         sigma = ACTIVATIONS[self.activation][0]
         z = inputs.flatten(1)
         start = 0

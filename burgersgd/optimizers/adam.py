@@ -59,7 +59,7 @@ class AdamW(EveryGradientMovesX):
         return State(x, torch.zeros_like(x), torch.zeros_like(x))
 
     def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
-        """One step with bias-corrected moments and decoupled weight decay."""
+        """Take one step with bias-corrected moments and decoupled weight decay."""
         x = state.x * (1 - c.lr * c.weight_decay)
         mean = torch.lerp(grad, state.mean, c.beta1)
         square = torch.lerp(grad * grad, state.square, c.beta2)

@@ -45,7 +45,7 @@ class Langevin(EveryGradientMovesX):
         return State(x)
 
     def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
-        """X - lr * grad + sqrt(2 T lr) xi."""
+        """Return x - lr * grad + sqrt(2 T lr) xi."""
         x = state.x
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x

@@ -112,7 +112,10 @@ class LocalEntropy:
         return state.y
 
     def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
-        """Move y by one stochastic gradient Langevin step on G (5.18) and update its running mean."""
+        """Move y by one stochastic gradient Langevin step on G (5.18) and update its running mean.
+
+        Implements Eq. (5.18).
+        """
         x, y, velocity = state.x, state.y, state.velocity
         if self.has_weight_decay:
             grad = grad + c.weight_decay * y  # part of F, so that the theory holds
@@ -128,7 +131,7 @@ class LocalEntropy:
         return state._replace(y=y, mean=mean, velocity=velocity, xi=None if state.xi is None else xi)
 
     def end_cycle(self, c: Coefficients, state: State) -> State:
-        """Move x towards the mean of y: x - (h / gamma) (x - mean) (5.19)."""
+        """Move x towards the mean of y: x - (h / gamma) (x - mean) (5.19). Implements Eq. (5.19)."""
         x, y, velocity, outer_velocity = state.x, state.y, state.velocity, state.outer_velocity
         mean = y if state.mean is None else state.mean
         if outer_velocity is None:

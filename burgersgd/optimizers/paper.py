@@ -67,6 +67,8 @@ class PaperSDE(_Simultaneous):
 
     Float hyperparameters: lr, nu, gamma, epsilon. temperature: T = nu ("printed") or the consistent 2 nu
     ("consistent").
+
+    Implements Eq. (5.14).
     """
 
     temperature: Literal["printed", "consistent"] = "printed"
@@ -91,6 +93,8 @@ class PaperLiteral(_Simultaneous):
     Float hyperparameters: lr (delta^t), nu, gamma. period None is the paper's N, the number of the last step: x_1 ...
     x_N all equal x_0, and only the very last step moves x. noise "double" multiplies sqrt(2 dt nu) by an increment of
     scale sqrt(dt), as printed (T = nu dt); "std" by a standard normal (T = nu).
+
+    Implements Eq. (5.18), (5.19).
     """
 
     period: int | None = None

@@ -48,7 +48,10 @@ class Sgd(EveryGradientMovesX):
         return State(x, torch.zeros_like(x) if self.has_momentum else None)
 
     def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
-        """X - lr * grad (2.12), the gradient replaced by the momentum buffer where there is one."""
+        """Return x - lr * grad (2.12), the gradient replaced by the momentum buffer where there is one.
+
+        Implements Eq. (2.9), (2.10), (2.12).
+        """
         x, velocity = state
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x

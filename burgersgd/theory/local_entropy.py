@@ -17,12 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 from scipy.special import ive
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.gibbs import Function, GibbsLaw, gibbs_law, log_sum_exp
+from burgersgd.theory.gibbs import Function, GibbsLaw, gibbs_law, global_minimum, log_sum_exp
 from burgersgd.theory.paths import UNUSED, last, normals, walk
 
 Integrator = Literal["em", "leimkuhler_matthews"]
@@ -258,27 +257,14 @@ def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
     """Return the Moreau envelope min_y F(y) + |x - y|^2 / (2 gamma) and its minimiser at x, in one or two dimensions.
 
     x as in local_entropy. The global minimiser is found on grids of all scales and polished, to 1e-8. Raises ValueError
-    unless gamma is finite and > 0, and as gibbs_law does.
+    unless gamma is finite and > 0, and as global_minimum does.
     """
     check_positive(gamma=gamma)
     check_finite(x=x)
     at = float_array(x)
-    found = [_minimum(coupled(loss, row, gamma), row) for row in (at.reshape(-1) if at.ndim < 2 else at)]
+    found = [global_minimum(coupled(loss, row, gamma), row) for row in (at.reshape(-1) if at.ndim < 2 else at)]
     value = np.array([f for f, _ in found]).reshape(at.shape[:1])
     return Moreau(value, np.array([y for _, y in found]).reshape(at.shape))
-
-
-def _minimum(potential: Function, at: ArrayLike) -> tuple[float, ndarray]:
-    """Return the global minimum of a potential and where it is: the best node of a warm law, polished by a simplex."""
-    around = float_array(at)
-    law = gibbs_law(potential, 0.01, around=around)
-    result = minimize(
-        lambda y: float(potential(y.reshape(around.shape))),
-        law.y[np.argmax(law.density)],
-        method="Nelder-Mead",
-        options={"xatol": 1e-10, "fatol": 1e-16, "maxiter": 1000},
-    )
-    return float(result.fun), result.x.reshape(around.shape)
 
 
 # ------------------------------------------------------------------------------------------ the estimator of training

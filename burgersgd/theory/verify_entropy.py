@@ -62,7 +62,7 @@ def exact_solutions() -> list[Row]:
 
 @check("cole_hopf")
 def hamilton_jacobi() -> list[Row]:
-    """-2 nu log psi solves (4.4), its slope solves Burgers' equation; the printed sign of (4.1) does not."""
+    """-2 nu log psi solves (4.4), its slope Burgers' equation; with the printed sign not. Implements Eq. (4.4)."""
 
     def phi(x: Array, t: float) -> Array:
         return cole_hopf.phi(x, t, NU, well)
@@ -204,7 +204,10 @@ def initial_data() -> list[Row]:
 
 @check("cole_hopf")
 def vector_fields() -> list[Row]:
-    """(4.5) needs a field without rotation: linear solutions w = B(t) x of (3.13) in the plane."""
+    """(4.5) needs a field without rotation: linear solutions w = B(t) x of (3.13) in the plane.
+
+    Implements Eq. (4.5), (4.6), (4.7).
+    """
 
     def residuals(B0: Array) -> tuple[float, float]:
         t = 0.4
@@ -217,7 +220,9 @@ def vector_fields() -> list[Row]:
 
     turning, still = np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([[1.0, 0.5], [0.5, -0.3]])
     (burgers_turning, conservative), (_, conservative_still) = residuals(turning), residuals(still)
-    curl = turning - turning.T
+    e = np.eye(2)
+    # (4.6) with (4.7): the sum over i < j of (d_i w_j - d_j w_i) e_i ^ e_j, u ^ v = u v' - v u'; d_i w_j = B_ji
+    curls = [(B.T - B)[0, 1] * (np.outer(e[0], e[1]) - np.outer(e[1], e[0])) for B in (turning, still)]
     return [
         agrees("3.1", "rotating field: residual of (w . grad) w form", burgers_turning, 0, 1e-12, ROUNDING),
         misprint(
@@ -229,7 +234,8 @@ def vector_fields() -> list[Row]:
             1e-12,
             ROUNDING,
         ),
-        agrees("4.6", "curl of w of that rotation (of the gradient: 0)", float(curl[1, 0]), 2, 1e-12, ROUNDING),
+        agrees("4.6, 4.7", "curl of that rotation, its component 1, 2", float(curls[0][0, 1]), 2, 1e-12, ROUNDING),
+        agrees("4.6", "largest component of the curl of the gradient", largest(curls[1]), 0, 1e-12, ROUNDING),
     ]
 
 
@@ -266,7 +272,7 @@ def closed_forms() -> list[Row]:
 
 @check("local_entropy")
 def definition() -> list[Row]:
-    """(4.1), (4.2): as gamma -> 0 the local entropy is F; two misprints of (4.1) are not."""
+    """(4.1), (4.2): as gamma -> 0 the local entropy is F; two misprints of (4.1) are not. Implements Eq. (4.2)."""
     gamma, nu, x = 1e-3, 0.2, np.array([[0.4, -1.2]])
     curvature, center = np.array([[1.5, 0.2], [0.2, 0.8]]), np.zeros(2)
     F = float(x[0] @ curvature @ x[0]) / 2
@@ -370,7 +376,7 @@ def limits() -> list[Row]:
 
 @check("local_entropy")
 def burgers_flow() -> list[Row]:
-    """(4.3): the solver started from grad F reaches grad F_gamma at time gamma."""
+    """(4.3): the solver started from grad F reaches grad F_gamma at time gamma. Implements Eq. (4.3)."""
     loss, gamma, nu = local_entropy.RIPPLE, 0.5, 0.1
     errors = []
     nodes, weights = np.polynomial.legendre.leggauss(2)

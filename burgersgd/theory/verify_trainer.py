@@ -86,14 +86,19 @@ def network_and_gradients() -> list[Row]:
             1e-12,
             ROUNDING,
         ),
-        agrees("2.3, 2.4", "y(theta; x) = T_2 sigma(T_1 theta)", float(gaps[0]), 0, 1e-12, ROUNDING),
+        agrees("2.1, 2.3, 2.4", "y(theta; x) = T_2 sigma(T_1 theta)", float(gaps[0]), 0, 1e-12, ROUNDING),
         agrees("2.6", "loss over all data - mean of l(y_i, y_x(theta_i))", loss - risk, 0, 1e-12, ROUNDING),
         agrees(
             "2.13", "mean over an epoch of grad F_mb - grad F", float((mean - full).abs().max()), 0, 1e-13, ROUNDING
         ),
         within("2.13", "and one batch alone is off by", worst, 1, (0.01, 100), "or the row above is empty"),
         agrees(
-            "2.9, 2.12", "x_1 - (x_0 - lr grad F)", float((stepped - (x - 0.3 * full)).abs().max()), 0, 1e-15, ROUNDING
+            "2.9, 2.10, 2.12",
+            "x_1 - (x_0 - lr grad F)",
+            float((stepped - (x - 0.3 * full)).abs().max()),
+            0,
+            1e-15,
+            ROUNDING,
         ),
     ]
 

@@ -29,7 +29,10 @@ def split(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is minimised: a model, a loss and the training part on the device, floats in the run's precision."""
+    """What is minimised: a model, a loss and the training part on the device, floats in the run's precision.
+
+    Implements Eq. (2.7).
+    """
 
     model: Model
     loss: Loss
@@ -48,7 +51,10 @@ class Problem:
         return sum(math.prod(shape) for shape in self.model.shapes)
 
     def batch_loss(self, views: Sequence[Tensor], inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> Tensor:
-        """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for."""
+        """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for.
+
+        Implements Eq. (2.11).
+        """
         if self.bfloat16:
             views = [view.bfloat16() for view in views]
             inputs = inputs.bfloat16()

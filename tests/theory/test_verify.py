@@ -17,6 +17,7 @@ from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperSDE
 from burgersgd.theory import burgers, cole_hopf, homogenisation, local_entropy, traffic, verify
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
+from tests.test_equations import table
 
 PATIENCE = 60.0  # seconds for all checks, as promised
 
@@ -42,6 +43,16 @@ def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str])
     markdown = Path("out/verify.md").read_text(encoding="utf-8")
     assert all(row["statement"].replace("|", "\\|") in markdown for row in rows)
     assert all(row["reason"] for row in rows)
+    documented = table()
+    for row in rows:
+        equations = row["equation"].split(", ")
+        missing = [eq for eq in equations if row["check"] not in documented[eq].checks]
+        assert not missing, f"docs/equations.md does not say that {row['check']} measures {missing}"
+        if row["printed"] is not None:
+            assert "misprint" in {documented[eq].printed for eq in equations}, row["statement"]
+    made = {(row["check"], eq) for row in rows for eq in row["equation"].split(", ")}
+    promised = {(name, eq) for eq, line in documented.items() for name in line.checks}
+    assert promised == made
 
 
 def test_list_names_groups_and_checks_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,276 @@
+"""Homogenisation: the limit, orders at finite epsilon, ergodic averages, invariant measures, and mutants."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from burgersgd.theory import homogenisation
+from burgersgd.theory.homogenisation import (
+    averaged_path,
+    averaged_velocity,
+    convergence_experiment,
+    ergodic_average,
+    fast_slow_paths,
+    fokker_planck_flux,
+    generator_defect,
+    invariant_measure,
+    passive_scalar_experiment,
+    quadratic_moments,
+    transport_residual,
+)
+from burgersgd.theory.langevin import fitted_slope
+from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Loss, moreau
+from burgersgd.theory.paths import averaged, normals
+from tests import reference
+from tests.optimizers.driver import assert_fails
+
+START, GAMMA, NU = 1.2, 0.5, 0.1
+A, T = 1.5, 0.4
+BOWL = Loss(lambda y: A * y**2 / 2, lambda y: A * y)
+HALVES = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
+
+
+# The limit ----------------------------------------------------------------------------------------------------------
+
+
+def test_limit_has_the_known_values() -> None:
+    """MATH 6: X(1) at nu and at nu / 2, good to 2e-10 there; here to 1e-12, by other solvers and tolerances."""
+    assert abs(averaged_path(RIPPLE, START, GAMMA, NU, [1.0])[0] - 0.9815554130751) < 2e-10
+    assert abs(averaged_path(RIPPLE, START, GAMMA, NU / 2, [1.0])[0] - 0.9990381598874) < 2e-10
+    assert abs(averaged_path(RIPPLE, START, GAMMA, NU, [1.0])[0] - 0.9815554129502) < 2e-13
+
+
+def test_limit_on_a_quadratic_is_an_exponential() -> None:
+    times = np.array([0.0, 0.3, 1.0, 4.0])
+    expected = START * np.exp(-A * times / (1 + A * GAMMA))
+    np.testing.assert_allclose(averaged_path(BOWL, START, GAMMA, 0.1, list(times)), expected, atol=1e-9)
+
+
+def test_scoping_is_a_characteristic() -> None:
+    """MATH 4: X' = -grad F_(gamma0 - s)(X) reaches prox_gamma0 at s = gamma0 as nu -> 0: 0.86338 against 0.86353."""
+    g0, x = 0.3, 0.6
+    end = averaged_path(DOUBLE_WELL, x, lambda s: g0 - s, 0.001, [g0 * (1 - 1e-6)])[0]
+    assert round(end, 5) == 0.86338
+    assert round(float(moreau(DOUBLE_WELL.value, x, g0).prox), 5) == 0.86353
+
+
+def test_transport_equation_holds_with_its_minus_sign() -> None:
+    assert abs(transport_residual(RIPPLE, START, 0.7, GAMMA, NU)) < 1e-6  # second-order differences, step 1e-3
+    assert abs(transport_residual(RIPPLE, START, 0.7, GAMMA, NU, sign=1.0)) > 0.1
+
+
+# Finite epsilon -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", ["consistent", "printed"])
+@pytest.mark.parametrize("integrator", ["em", "leimkuhler_matthews"])
+def test_every_path_is_the_naive_sde(temperature: Any, integrator: Any) -> None:
+    epsilon, lr, steps, paths, seed = 0.3, 0.04, 25, 4, 9
+    duration = epsilon * lr * steps
+    x, y = fast_slow_paths(
+        RIPPLE,
+        START,
+        GAMMA,
+        NU,
+        epsilon,
+        duration=duration,
+        lr=lr,
+        paths=paths,
+        temperature=temperature,
+        integrator=integrator,
+        seed=seed,
+    )
+    noise = normals(seed, paths, antithetic=True)
+    noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
+    xi = np.stack([noise(k).numpy() for k in range(steps + 1)])
+    for i in range(paths):
+        naive = reference.paper_sde(
+            x=np.array([START]),
+            gradient=lambda k, at: reference.ripple_slope(at),
+            xi=xi[:, i],
+            lr=lambda fraction: lr,
+            steps=steps,
+            nu=NU,
+            gamma=GAMMA,
+            epsilon=epsilon,
+            temperature=temperature,
+        )
+        np.testing.assert_allclose([x[i], y[i]], naive[-1, :, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weak_order_one_and_strong_order_a_half(seed: int) -> None:
+    """MATH 6: weak errors .0169, .0083, .0040, .0020, .0011."""
+    found = convergence_experiment(seed=seed)
+    known = [0.0169, 0.0083, 0.0040, 0.0020, 0.0011]
+    for measured, error, expected in zip(found.weak, found.weak_error, known, strict=True):
+        assert abs(measured - expected) < 6 * math.sqrt(2) * error  # MATH's numbers are a sample too
+    assert 0.9 < found.weak_slope < 1.1
+    assert abs(found.weak_slope - 1) < 6 * found.weak_slope_error
+    assert 0.44 < found.strong_slope < 0.52
+
+
+def test_printed_sign_of_the_limit_loses_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(homogenisation, "averaged_velocity", lambda *arguments: -averaged_velocity(*arguments))
+    printed = convergence_experiment(epsilons=(1 / 8, 1 / 16))
+    assert min(printed.weak) > 0.3
+    assert abs(printed.weak_slope) < 0.1
+    assert abs(averaged_path(BOWL, START, GAMMA, 0.1, [1.0])[0] - START * math.exp(A / (1 + A * GAMMA))) < 1e-9
+
+
+def test_other_noise_loses_the_order() -> None:
+    smaller = (1 / 16, 1 / 32, 1 / 64)
+    printed = convergence_experiment(epsilons=smaller, temperature="printed")
+    assert printed.weak_slope < 0.3  # the printed noise does not converge to the local entropy at nu ...
+    halved = convergence_experiment(epsilons=smaller, temperature="printed", limit_nu=NU / 2)
+    assert 0.9 < halved.weak_slope < 1.1  # ... but to that at nu / 2
+    gap = averaged_path(RIPPLE, START, GAMMA, NU / 2, [1.0])[0] - printed.limit
+    assert_fails({"printed": printed.weak[-1] / printed.weak_error[-1]})
+    assert abs(printed.weak[-1] - gap - halved.weak[-1]) < 1e-12
+    em = convergence_experiment(epsilons=smaller, integrator="em")
+    assert em.weak_slope < 0.5  # its bias in y, of order lr = 0.05, is a floor
+
+
+def test_moments_of_paths_on_a_quadratic() -> None:
+    """Against the exact moments of the SDE: at lr = 0.005 the steps' own error is below the sample's."""
+    epsilon, paths = 0.2, 8000
+    x, y = fast_slow_paths(BOWL, START, GAMMA, T / 2, epsilon, lr=0.005, paths=paths, seed=3)
+    exact = quadratic_moments(A, GAMMA, T, epsilon, 1.0, (START, START))
+    printed = quadratic_moments(A, GAMMA, T / 2, epsilon, 1.0, (START, START))
+    own = np.sqrt(2 / (paths / 2 - 1))  # half of the paths are independent
+    for sample, i in ((x, 0), (y, 1)):
+        assert abs(sample.mean() - exact.mean[i]) < 0.005  # antithetic: exact but for the step
+        assert abs(sample.var() / exact.covariance[i, i] - 1) < 6 * own
+        assert_fails({"T = nu": float(sample.var() / printed.covariance[i, i] - 1) / own})
+    correlation = np.mean((x - x.mean()) * (y - y.mean()))
+    assert abs(correlation / exact.covariance[0, 1] - 1) < 6 * own * 3
+
+
+def test_quadratic_has_both_orders_exactly() -> None:
+    """MATH 6: weak .986 -> 1.000, strong .467 -> .499, Var x / epsilon -> T (1 - exp(-2 a p S)) / (a (1 + a gamma))."""
+
+    def slopes(epsilons: list[float]) -> tuple[float, float]:
+        moments = [quadratic_moments(A, GAMMA, T, epsilon, 1.0) for epsilon in epsilons]
+        weak = [abs(m.mean[0] - m.limit) for m in moments]
+        strong = [math.sqrt((m.mean[0] - m.limit) ** 2 + m.covariance[0, 0]) for m in moments]
+        return fitted_slope(epsilons, weak), fitted_slope(epsilons, strong)
+
+    coarse, fine = slopes(list(HALVES)), slopes([2.0**-k for k in range(10, 15)])
+    assert abs(coarse[0] - 1) < 0.05
+    assert abs(coarse[1] - 0.5) < 0.05
+    assert abs(fine[0] - 1) < 1e-3
+    assert abs(fine[1] - 0.5) < 1e-3
+    p = 1 / (1 + A * GAMMA)
+    limit = T * (1 - math.exp(-2 * A * p)) / (A * (1 + A * GAMMA))
+    assert abs(quadratic_moments(A, GAMMA, T, 1e-5, 1.0).covariance[0, 0] / 1e-5 / limit - 1) < 1e-4
+
+
+def test_stationary_covariance_of_the_joint_sde() -> None:
+    """MATH 4: Var x = Cov = epsilon T / (a (1 + a gamma + epsilon)), Var y = Var x (1 + a gamma / epsilon)."""
+    epsilon = 0.1
+    covariance = quadratic_moments(A, GAMMA, T, epsilon, 100.0).covariance
+    variance = epsilon * T / (A * (1 + A * GAMMA + epsilon))
+    assert round(variance, 7) == 0.0144144
+    expected = variance * np.array([[1, 1], [1, 1 + A * GAMMA / epsilon]])
+    np.testing.assert_allclose(covariance, expected, rtol=1e-12)
+
+
+def test_backward_equation_needs_its_slow_part() -> None:
+    """w(x, y, s) = E x(s)^2: w_s = h w_x + (1 / epsilon) (g w_y + T w_yy), h = (y - x) / gamma, (5.6) with (5.7)."""
+    epsilon, s, at, h = 0.3, 0.4, np.array([0.8, -0.5]), 1e-3
+
+    def w(s: float, x: float, y: float) -> float:
+        moments = quadratic_moments(A, GAMMA, T, epsilon, s, (x, y))
+        return float(moments.mean[0] ** 2 + moments.covariance[0, 0])
+
+    x, y = at
+    w_s = (w(s + h, x, y) - w(s - h, x, y)) / (2 * h)
+    w_x = (w(s, x + h, y) - w(s, x - h, y)) / (2 * h)
+    w_y = (w(s, x, y + h) - w(s, x, y - h)) / (2 * h)
+    w_yy = (w(s, x, y + h) - 2 * w(s, x, y) + w(s, x, y - h)) / h**2
+    fast = (-(A * y + (y - x) / GAMMA) * w_y + T * w_yy) / epsilon
+    assert abs(w_s - fast - (y - x) / GAMMA * w_x) < 1e-5
+    assert abs(w_s - fast) > 0.1  # as printed
+
+
+# The frozen fast point ----------------------------------------------------------------------------------------------
+
+
+def test_time_averages_are_the_gradient_of_the_local_entropy() -> None:
+    found = ergodic_average()
+    assert abs(found.expected + 1.06368056393) < 1e-10  # MATH 4
+    assert abs(found.longest.z) < 6
+    assert abs(found.rms_slope + 0.5) < 0.06
+    mutants = {
+        "printed sign": -found.expected,
+        "nu / 2": -averaged_velocity(DOUBLE_WELL, 0.4, 0.3, 0.05),
+        "without 1 / gamma": found.expected * 0.3,
+    }
+    assert_fails({name: (found.longest.measured - wrong) / found.longest.error for name, wrong in mutants.items()})
+
+
+@pytest.mark.parametrize(("temperature", "law_nu"), [("consistent", NU), ("printed", NU / 2)])
+def test_invariant_measure_is_that_of_its_noise(temperature: Any, law_nu: float) -> None:
+    right = invariant_measure(temperature=temperature, law_nu=law_nu, paths=20_000)
+    assert min(right.ks_pvalue, right.chi2_pvalue) > 1e-8
+    assert max(abs(right.mean.z), abs(right.variance.z)) < 6
+    for wrong_nu in (NU / 4, NU / 2, NU, 2 * NU):
+        if wrong_nu != law_nu:
+            wrong = invariant_measure(temperature=temperature, law_nu=wrong_nu, paths=20_000)
+            assert max(wrong.ks_pvalue, wrong.chi2_pvalue) < 1e-30
+            assert_fails({f"nu = {wrong_nu}": wrong.variance.z})
+
+
+def test_generator_and_flux_vanish_at_the_invariant_measure_alone() -> None:
+    for temperature in (0.05, 0.2, 1.0):
+        assert generator_defect(sde_temperature=temperature, law_temperature=temperature) < 1e-13
+        flux = fokker_planck_flux(sde_temperature=temperature, law_temperature=temperature)
+        assert flux < 1e-5  # differences of second order
+        for wrong in (temperature / 2, 2 * temperature, math.sqrt(temperature / 2)):  # the last as (5.15) prints it
+            if abs(wrong - temperature) > 1e-9:
+                assert generator_defect(sde_temperature=wrong, law_temperature=temperature) > 0.02
+                assert fokker_planck_flux(sde_temperature=wrong, law_temperature=temperature) > 0.02
+
+
+# The passive scalar -------------------------------------------------------------------------------------------------
+
+
+def test_passive_scalar_diffuses_with_the_enhanced_viscosity() -> None:
+    """MATH 2, (5.1): Var / 2 = 1.46(2), in theory 1.48 -> 1.5 = nu + V^2 / (2 nu)."""
+    found = passive_scalar_experiment(paths=20_000)
+    assert round(found.expected, 9) == 1.48
+    assert abs(found.z) < 6
+    assert_fails({"nu alone": (found.measured - 0.5) / found.error})
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: averaged_path(RIPPLE, 1.0, -0.5, NU, [1.0]), "gamma=-0.5: must be finite and > 0"),
+        (lambda: averaged_path(RIPPLE, 1.0, GAMMA, NU, [1.0, 0.5]), "times=.*: must increase"),
+        (lambda: averaged_path(RIPPLE, math.inf, GAMMA, NU, [1.0]), "start: 1 values are not finite"),
+        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, -NU, 0.1), "nu=-0.1: must be finite and >= 0"),
+        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, NU, 0.0), "epsilon=0: must be finite and > 0"),
+        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, NU, 0.1, paths=3), "paths=3: must be even"),
+        (lambda: convergence_experiment(epsilons=[0.1]), "must be at least two"),
+        (lambda: quadratic_moments(-1.0, GAMMA, T, 0.1, 1.0), "curvature=-1: must be finite and > 0"),
+        (lambda: quadratic_moments(A, GAMMA, -T, 0.1, 1.0), "temperature=-0.4: must be finite and >= 0"),
+        (lambda: ergodic_average(durations=[0.001]), "must be at least lr=0.02"),
+        (lambda: ergodic_average(nu=-1.0), "nu=-1: must be finite and > 0"),
+        (lambda: invariant_measure(nu=math.nan), "nu=nan: must be finite and > 0"),
+        (lambda: generator_defect(sde_temperature=-1.0), "sde_temperature=-1: must be finite and > 0"),
+        (lambda: fokker_planck_flux(gamma=0.0), "gamma=0: must be finite and > 0"),
+        (lambda: passive_scalar_experiment(nu=0.0), "nu=0: must be finite and > 0"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,255 @@
+"""Langevin dynamics: exact laws of the discrete chain, invariant laws, orders, mini-batch noise and annealing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy import ndarray
+
+from burgersgd.theory.gibbs import gibbs_law
+from burgersgd.theory.langevin import (
+    annealing_experiment,
+    check_law,
+    fast_paths,
+    invariant_law_experiment,
+    langevin_paths,
+    minibatch_experiment,
+    minibatch_temperature,
+    strong_order_experiment,
+)
+from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Loss, fast_law
+from burgersgd.theory.paths import averaged, normals
+from tests import reference
+from tests.optimizers.driver import assert_fails
+
+M = 20_000
+A, NU, LR = 2.0, 0.3, 0.1
+BOWL = Loss(lambda y: A * y**2 / 2, lambda y: A * y)
+
+
+# Paths --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("integrator", ["em", "leimkuhler_matthews"])
+def test_a_path_is_the_sum_of_its_drift_and_its_noise(integrator: Any) -> None:
+    """(5.4) with steps: a loop over one path, with the temperature of every step its own."""
+    steps, paths, seed = 20, 3, 5
+    temperatures = np.linspace(0.5, 0.1, steps)
+    start = np.array([[0.3, -1.0], [1.0, 2.0], [-2.0, 0.1]])
+    found = langevin_paths(DOUBLE_WELL, start, temperatures, 0.03, steps, integrator=integrator, seed=seed)
+    xi = normals(seed, paths, 2)
+    x = start
+    for k in range(steps):
+        z = xi(k + 1).numpy()
+        if integrator == "leimkuhler_matthews":
+            z = (z + xi(k).numpy()) / 2
+        x = x - 0.03 * DOUBLE_WELL.gradient(x) + math.sqrt(2 * temperatures[k] * 0.03) * z
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-13)
+
+
+def test_paths_are_reproducible_and_seeds_differ() -> None:
+    start = np.zeros((4, 1))
+    first, again, other = (langevin_paths(BOWL, start, NU, LR, 5, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert (first != other).all()
+    assert (start == 0).all()  # not overwritten
+
+
+@pytest.mark.parametrize("steps", [3, 60])
+def test_euler_maruyama_on_a_quadratic_on_the_way_and_in_equilibrium(steps: int) -> None:
+    x = langevin_paths(BOWL, np.full((M, 1), 1.7), NU, LR, steps, seed=1)[:, 0]
+    rho = 1 - LR * A
+
+    def variance(T: float) -> float:
+        return 2 * T * LR * (1 - rho ** (2 * steps)) / (1 - rho**2)
+
+    assert abs(reference.z_mean(x, 1.7 * rho**steps, variance(NU))) < 6
+    assert abs(reference.z_variance(x, variance(NU))) < 6
+    mutants = {"T = nu / 2": NU / 2, "T = 2 nu": 2 * NU, "extra sqrt(lr)": NU * LR}
+    scores = {name: reference.z_variance(x, variance(T)) for name, T in mutants.items()}
+    scores["variance of the SDE"] = reference.z_variance(x, NU / A * (1 - math.exp(-2 * A * LR * steps)))
+    scores["no drift"] = reference.z_mean(x, 1.7, variance(NU))
+    scores["drift of the other sign"] = reference.z_mean(x, 1.7 * (1 + LR * A) ** steps, variance(NU))
+    assert_fails(scores)
+
+
+def test_leimkuhler_matthews_has_the_variance_of_the_gibbs_law() -> None:
+    """MATH 2, (2.16): nu / a = 0.15; the printed law exp(-F / 2 nu) has 0.30."""
+    n = 40_000  # the variance of em is 1.11 times as large: 2 ((6 + 6 R) / (R - 1))^2 = 26,000 (MATH 8)
+    x = langevin_paths(BOWL, np.zeros((n, 1)), NU, LR, 120, integrator="leimkuhler_matthews", seed=2)[:, 0]
+    assert abs(reference.z_variance(x, float(gibbs_law(BOWL.value, NU).covariance()))) < 6
+    assert_fails(
+        {
+            "printed": reference.z_variance(x, float(gibbs_law(BOWL.value, 2 * NU).covariance())),
+            "variance of em": reference.z_variance(x, 2 * NU * LR / (1 - (1 - LR * A) ** 2)),
+        }
+    )
+
+
+@pytest.mark.parametrize("integrator", ["em", "leimkuhler_matthews"])
+def test_frozen_x_leaves_the_fast_point_in_its_law(integrator: Any) -> None:
+    x, gamma, nu, lr = np.array([0.9, -2.0]), 0.5, 0.2, 0.1
+    y = fast_paths(BOWL, x, gamma, nu, lr=lr, steps=90, paths=M, integrator=integrator, seed=3)
+    kappa = A + 1 / gamma
+
+    def variance(T: float) -> float:
+        return 2 * T / (kappa * (2 - lr * kappa)) if integrator == "em" else T / kappa
+
+    for i in range(2):
+        assert abs(reference.z_mean(y[:, i], x[i] / (1 + A * gamma), variance(2 * nu))) < 6
+        assert abs(reference.z_variance(y[:, i], variance(2 * nu))) < 6
+        assert_fails(
+            {name: reference.z_variance(y[:, i], variance(T)) for name, T in {"T = nu": nu, "4 nu": 4 * nu}.items()}
+        )
+
+
+# Invariant laws -----------------------------------------------------------------------------------------------------
+
+
+def test_gibbs_law_of_the_double_well() -> None:
+    """MATH 2, (2.16): E x^2 = 0.8714 at nu = 0.4; as printed 0.8309."""
+    for temperature, known in ((0.4, 0.8714), (0.8, 0.8309)):
+        assert round(float(gibbs_law(DOUBLE_WELL.value, temperature).expectation(lambda y: y**2)), 4) == known
+
+
+def test_langevin_paths_have_the_gibbs_law_and_not_the_printed_one() -> None:
+    right = invariant_law_experiment(paths=M)
+    assert right.ks_pvalue > 1e-8
+    assert right.chi2_pvalue > 1e-8
+    assert abs(right.mean.z) < 6
+    assert abs(right.variance.z) < 6
+    printed = invariant_law_experiment(paths=M, law_temperature=0.8)
+    assert printed.ks_pvalue < 1e-30
+    assert printed.chi2_pvalue < 1e-30
+    assert_fails({"printed": printed.variance.z})
+
+
+def test_fast_point_has_its_law_on_a_ripple() -> None:
+    x, gamma, nu = 0.4, 0.5, 0.1
+    y = fast_paths(RIPPLE, x, gamma, nu, lr=0.02, steps=500, paths=M, seed=4)
+    right = check_law(y, fast_law(RIPPLE.value, x, gamma, nu))
+    assert min(right.ks_pvalue, right.chi2_pvalue) > 1e-8
+    assert max(abs(right.mean.z), abs(right.variance.z)) < 6
+    for factor in (0.5, 2):
+        wrong = check_law(y, fast_law(RIPPLE.value, x, gamma, factor * nu))
+        assert max(wrong.ks_pvalue, wrong.chi2_pvalue) < 1e-30
+
+
+def test_law_check_is_calibrated() -> None:
+    """Exact normal samples: z of unit spread and p-values without a preference, over 200 seeds."""
+    law = gibbs_law(lambda y: y**2 / 2, 1.0)
+    checks = [check_law(normals(seed, 1000)(0).numpy(), law, bins=20) for seed in range(200)]
+    for scores in ([c.mean.z for c in checks], [c.variance.z for c in checks]):
+        assert abs(np.std(scores) - 1) < 6 / math.sqrt(2 * 200)
+    for p in ([c.ks_pvalue for c in checks], [c.chi2_pvalue for c in checks]):
+        assert abs(np.mean(p) - 0.5) < 6 / math.sqrt(12 * 200)
+    one = checks[0]
+    widths = np.diff(one.edges)
+    assert abs((one.measured * widths).sum() - 1) < 1e-12
+    assert abs((one.expected * widths).sum() - 1) < 0.02  # the sample's range leaves the tails out
+
+
+# Order --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_euler_maruyama_is_of_strong_order_one(seed: int) -> None:
+    found = strong_order_experiment(seed=seed)
+    assert abs(found.slope - 1) < 0.15  # the next plausible order is 0.5
+    assert found.lr == [1 / 16, 1 / 32, 1 / 64, 1 / 128]
+
+
+# Mini-batch noise ---------------------------------------------------------------------------------------------------
+
+
+def test_minibatch_noise_has_the_temperature_lr_trace_over_two_d() -> None:
+    """MATH 2, (2.14)-(2.15): variance 0.00439, not 0.25 as nu = nu_mb would have it."""
+    found = minibatch_experiment(paths=8000)
+    assert round(found.variance.expected, 5) == 0.00439
+    assert found.printed_variance == 0.25
+    assert abs(found.variance.z) < 6
+    assert_fails(
+        {
+            "nu = nu_mb": (found.variance.measured - found.printed_variance) / found.variance.error,
+            "T = lr tr S / d": (found.variance.measured - 2 * found.variance.expected) / found.variance.error,
+            "T of all d": (found.variance.measured - 3 * found.variance.expected) / found.variance.error,
+        }
+    )
+    assert found.temperature == minibatch_temperature(1.0, 0.05, 3) == 0.05 / 6
+    assert abs(found.langevin_variance / found.variance.expected - (1 - 0.05 * 2 / 2)) < 1e-12  # as lr -> 0 the same
+
+
+# Annealing ----------------------------------------------------------------------------------------------------------
+
+
+def test_annealed_variance_on_a_quadratic_follows_its_recursion() -> None:
+    steps = 80
+    temperatures = np.geomspace(1.0, 0.01, steps)
+    x = langevin_paths(BOWL, np.zeros((M, 1)), temperatures, LR, steps, seed=6)[:, 0]
+    variance = 0.0
+    for T in temperatures:
+        variance = (1 - LR * A) ** 2 * variance + 2 * T * LR
+    assert abs(reference.z_variance(x, variance)) < 6
+    assert_fails(
+        {
+            "law at the last temperature": reference.z_variance(x, 2 * 0.01 * LR / (1 - (1 - LR * A) ** 2)),
+            "law at the first": reference.z_variance(x, 2 * LR / (1 - (1 - LR * A) ** 2)),
+        }
+    )
+
+
+def test_annealing_leaves_the_wrong_well_where_quenching_does_not() -> None:
+    found = annealing_experiment()
+    assert found.quenched < 0.05  # a barrier of 0.71 at temperature 0.08: exp(-9)
+    assert found.annealed > found.start_law  # better than equilibrium at the first temperature
+    assert found.annealed < found.final_law
+    slower = annealing_experiment(steps=9000)
+    assert slower.annealed > found.annealed + 3 * found.annealed_error  # towards final_law as it slows down
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+def paths_of(start: Any = 0.0, temperature: Any = NU, lr: float = LR, steps: int = 5) -> ndarray:
+    return langevin_paths(BOWL, np.full((2, 1), start), temperature, lr, steps)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paths_of(lr=-1.0), "lr=-1: must be finite and > 0"),
+        (lambda: paths_of(start=np.inf), "start: 2 values are not finite"),
+        (lambda: paths_of(temperature=-0.1), "temperature: must be one number >= 0 or 5 of them"),
+        (lambda: paths_of(temperature=[0.1, 0.2]), "temperature: must be one number >= 0 or 5 of them"),
+        (lambda: fast_paths(BOWL, 0.0, 0.5, -0.1), "nu=-0.1: must be finite and >= 0"),
+        (lambda: fast_paths(BOWL, 0.0, np.nan, 0.1), "gamma=nan: must be finite and > 0"),
+        (lambda: check_law(np.zeros(10), gibbs_law(BOWL.value, 1.0)), "bins=40: must be at most a fifth"),
+        (lambda: check_law(np.full(1000, np.nan), gibbs_law(BOWL.value, 1.0)), "sample: 1000 values are not finite"),
+        (lambda: strong_order_experiment(coarse_steps=[3]), r"coarse_steps=\[3\]: must divide finest_steps=2048"),
+        (lambda: minibatch_temperature(-1.0, 0.1, 3), "trace=-1: must be finite and >= 0"),
+        (lambda: minibatch_experiment(lr=1.5), r"lr \* curvature = 3, must be < 2"),
+        (lambda: minibatch_experiment(samples=3), "samples=3: must be more than d=3"),
+        (lambda: annealing_experiment(final=1.0), "final=1: must be at most first=0.5"),
+        (lambda: annealing_experiment(tilt=2.0), r"tilt=2: must lie in \(0, 1.5\)"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# Normal numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_averaged_noise_is_the_mean_of_neighbours_and_antithetic_noise_its_own_negative() -> None:
+    xi, z = normals(3, 5, 2), averaged(normals(3, 5, 2))
+    z(0)
+    for k in (1, 2, 3):
+        np.testing.assert_array_equal(z(k).numpy(), (xi(k) + xi(k - 1)).numpy() / 2)
+    pairs = normals(3, 6, 2, antithetic=True)(4)
+    np.testing.assert_array_equal(pairs[:3].numpy(), -pairs[3:].numpy())
+    assert pairs.unique().numel() == 12

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import functools
 import math
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,11 +16,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd import native, streams
-from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, TrainConfig
-from burgersgd.datasets import Batches, Dataset, Part, from_arrays, load
-from burgersgd.losses import LOSSES, Loss
-from burgersgd.models import Model
+from burgersgd import streams
+from burgersgd.build import (
+    DTYPES,
+    UserData,
+    UserModel,
+    budget_of,
+    dataset_of,
+    device_of,
+    engine_of,
+    loss_of,
+    model_of,
+    module_at,
+    own_start,
+    probe,
+)
+from burgersgd.config import ConfigError, TrainConfig
+from burgersgd.datasets import Batches, Dataset, Part
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
@@ -34,17 +43,6 @@ from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem
 from burgersgd.training.loop import Point, fit
-from burgersgd.training.native_gradient import NativeGradient
-
-UserModel = nn.Module | Callable[[], nn.Module]
-UserData = Dataset | tuple[Any, Any]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
-
-COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
-"""compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
-
 
 SMALL = 4_000_000
 """Parameters times examples of a step below which several threads gain nothing, and lose on a busy machine."""
@@ -148,29 +146,29 @@ def prepare(
         for name in key | theirs:
             if key.get(name) != theirs.get(name):
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
-    device = _device(config)
+    device = device_of(config)
     dtype = DTYPES[config.trainer.precision]
-    data = _dataset(config, dataset)
-    loss = _loss(config, data)
-    network = _model(config, data, loss, model)
+    data = dataset_of(config, dataset)
+    loss = loss_of(config, data)
+    network = model_of(config, data, loss, model)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
     on_device = data.to(device, dtype)
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
-    _probe(problem)
+    probe(problem)
     threads = config.device.threads
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
         threads = 1
     with _threads(threads):
-        engine = _engine(config, problem, device, len(configs), batch_size)
+        engine = engine_of(config, problem, device, len(configs), batch_size)
     return Prepared(
         configs=list(configs),
         data=on_device,
         problem=problem,
         batch_size=batch_size,
-        budget=_budget(config, data.n_train, batch_size),
+        budget=budget_of(config, data.n_train, batch_size),
         engine=engine,
         threads=threads,
         user_model=model,
@@ -276,7 +274,7 @@ class Prepared:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):
-            return torch.stack([_own_start(self.user_model, c.seed) for c in self.configs]).to(inputs)
+            return torch.stack([own_start(self.user_model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
         z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
         if model.init_distribution == "normal":
@@ -325,7 +323,7 @@ class Prepared:
                 evaluations=fleet.evaluations if alive[i] else diverged_at[i] + 1,
                 seconds=points[-1].seconds,
                 metrics={name: [row[name] for row in rows] for name in rows[0]},
-                model=_module(self.problem.model, x[i]),
+                model=module_at(self.problem.model, x[i]),
                 n_parameters=self.problem.d,
                 test_error=test_error[i],
                 test_loss=test_loss[i],
@@ -400,146 +398,3 @@ def _shown(point: Point) -> tuple[float | None, float | None]:
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
     """Return the float hyperparameters of all runs, float64 ``[runs, 1]`` each."""
     return {name: torch.tensor([[row[name]] for row in rows], dtype=torch.float64) for name in rows[0]}
-
-
-# ------------------------------------------------------------------------------------------------------ the parts
-
-
-def _device(config: TrainConfig) -> torch.device:
-    name, index = config.device.name, config.device.index
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if found == 0:
-            raise config.device.error("name", "no CUDA GPU was found; device=cpu or device=auto works everywhere")
-        if index >= found:
-            raise config.device.error("index", f"must be < {found}, the number of GPUs")
-        return torch.device("cuda", index)
-    if name == "mps":
-        if not torch.backends.mps.is_available():
-            raise config.device.error("name", "no Apple GPU was found; device=cpu or device=auto works everywhere")
-        if config.trainer.precision == "float64":
-            raise config.trainer.error("precision", "Apple GPUs have no float64")
-    return torch.device(name)
-
-
-class _ByRepr:
-    """A configuration as an argument of a cached function: equal if it reads the same."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __hash__(self) -> int:
-        return hash(repr(self.config))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByRepr) and repr(self.config) == repr(other.config)
-
-
-def _dataset(config: TrainConfig, own: UserData | None) -> Dataset:
-    if own is None:
-        return _load(_ByRepr(config.dataset))
-    if isinstance(own, Dataset):
-        return own
-    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
-    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
-
-
-@functools.lru_cache(maxsize=2)
-def _load(config: _ByRepr) -> Dataset:
-    return load(config.config)
-
-
-def _loss(config: TrainConfig, data: Dataset) -> Loss:
-    name = config.loss.name
-    if data.task == "regression" and name != "squared_error":
-        raise config.loss.error("name", f"dataset={data.name} is regression, must be squared_error")
-    if name == "logistic" and data.n_outputs != 2:
-        raise config.loss.error("name", f"needs two classes, dataset={data.name} has {data.n_outputs}")
-    return LOSSES[name]
-
-
-def _model(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
-    if own is not None:
-        try:
-            return Wrapped(own if isinstance(own, nn.Module) else own())
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    n_outputs = loss.n_outputs(data.n_outputs)
-    settings = config.model
-    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
-    if isinstance(settings, LeNetConfig):
-        try:
-            return LeNet(data.input_shape, n_outputs, *common)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    assert isinstance(settings, MlpConfig)
-    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    return Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
-
-
-def _own_start(own: UserModel | None, seed: int) -> Tensor:
-    if isinstance(own, nn.Module):
-        return Wrapped(own).start()
-    assert own is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Wrapped(own()).start()
-
-
-def _probe(problem: Problem) -> None:
-    """Ask the model for one output. Raises ConfigError where shapes do not fit (the user's own module)."""
-    if not isinstance(problem.model, Wrapped):
-        return
-    example = problem.inputs[:2]
-    try:
-        outputs = problem.model.module().to(example.device, example.dtype)(example)
-    except RuntimeError as error:
-        raise ConfigError(f"model: cannot take inputs {list(example.shape)}: {str(error).splitlines()[0]}") from error
-    try:
-        problem.loss.mean(outputs, problem.targets[:2])
-    except (RuntimeError, IndexError) as error:
-        raise ConfigError(
-            f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}"
-        ) from error
-
-
-def _module(model: Model, x: Tensor) -> nn.Module:
-    module = copy.deepcopy(model.module()).to("cpu", x.dtype)
-    nn.utils.vector_to_parameters(x.detach().cpu(), module.parameters())
-    return module.eval()
-
-
-def _budget(config: TrainConfig, n_train: int, batch_size: int) -> int:
-    """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
-    trainer = config.trainer
-    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
-    key = "epochs" if trainer.budget is None else "budget"
-    asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
-    cycle = config.optimizer.rule().gradients_per_cycle
-    budget = asked // cycle * cycle
-    if budget == 0:
-        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"
-        raise trainer.error(key, allowed)
-    return budget
-
-
-def _engine(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
-    """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
-    asked, model = config.trainer.compile, problem.model
-    if asked in ("on", "off"):
-        return "compiled" if asked == "on" else "eager"
-    c_works = device.type == "cpu" and native.library("normals") is not None
-    if asked == "native" and not c_works:
-        raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
-    if c_works and isinstance(model, Mlp) and model.n_uniform == 0 and not problem.bfloat16:
-        supported = NativeGradient.supports(model.widths, model.activation, problem.loss.name, problem.inputs.dtype)
-        if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
-            return "native"
-    budget = _budget(config, len(problem.targets), batch_size)
-    can_compile = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
-    repaid = budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
-    if asked == "auto" and can_compile and repaid:
-        return "compiled"
-    return "native_update" if c_works else "eager"

@@ -98,7 +98,7 @@ def compare_with_py_pde(nu: float = 0.01, end: float = 0.5) -> None:
             return solve(u, dx=dx, times=end, nu=nu).values[0]
 
         report("burgersgd", ours, solve(initial, dx=dx, times=end, nu=nu).steps)
-        field = ScalarField(CartesianGrid([[-1, 1]], cells, periodic=True), -np.sin(math.pi * x))
+        field = ScalarField(CartesianGrid([(-1, 1)], cells, periodic=True), -np.sin(math.pi * x))
         equation = PDE({"w": f"-d_dx(w**2) / 2 + {nu} * laplace(w)"}, bc="periodic")
         steps = math.ceil(end / (0.6 * dx * dx / nu))
         for backend in ("numpy", "numba"):

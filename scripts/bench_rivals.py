@@ -223,7 +223,7 @@ class JaxEntropySgd:
     """
 
     def __init__(self, work: Workload, generator: str, flat: bool, runs: int = 1) -> None:
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         self.runs = runs
         self.unit = self.warm_up = work.jax_steps
@@ -245,7 +245,7 @@ class JaxEntropySgd:
 
     def advance(self, n: int) -> None:
         """Take n / unit calls."""
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         for _ in range(n // self.unit):
             indices = np.stack([self._indices() for _ in range(self.runs)])
@@ -262,7 +262,7 @@ class JaxEntropySgd:
 
 
 def _jax_parameters(work: Workload) -> list[tuple[Any, Any]]:
-    import jax.numpy as jnp
+    import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
     random = np.random.default_rng(0)
     return [
@@ -276,9 +276,9 @@ def _jax_parameters(work: Workload) -> list[tuple[Any, Any]]:
 
 def _jax_cycles(inputs: Any, targets: Any, flat: bool) -> Callable[..., Any]:
     """Return the function (x, y, mean, key), indices, first cycle -> the state after len(indices) cycles."""
-    import jax
-    import jax.numpy as jnp
-    from jax.flatten_util import ravel_pytree
+    import jax  # pyright: ignore[reportMissingImports]
+    import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
+    from jax.flatten_util import ravel_pytree  # pyright: ignore[reportMissingImports]
 
     def loss(layers: Any, batch: Any, classes: Any) -> Any:
         for weight, bias in layers[:-1]:

@@ -11,7 +11,8 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {"config", "run", "recording", "native", "theory"},
     "config": {"optimizers"},
-    "run": {"config", "datasets", "models", "losses", "optimizers", "training", "recording", "streams", "native"},
+    "run": {"build", "config", "datasets", "models", "training", "recording", "streams"},
+    "build": {"config", "datasets", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
     "datasets": {"streams"},
     "models": set(),

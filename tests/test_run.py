@@ -14,6 +14,7 @@ from torch import nn
 
 import burgersgd
 from burgersgd import native
+from burgersgd.build import engine_of
 from burgersgd.config import (
     ConfigError,
     GdConfig,
@@ -24,7 +25,7 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
-from burgersgd.run import _engine, prepare, train, train_fleet
+from burgersgd.run import prepare, train, train_fleet
 from tests.conftest import small_config
 
 
@@ -221,7 +222,7 @@ def test_the_engine_depends_on_the_configuration_alone(
 ) -> None:
     config = TrainConfig(trainer=TrainerConfig(budget=budget, compile=compile))
     problem = prepare([TrainConfig()]).problem
-    assert _engine(config, problem, torch.device(device), n_runs, 32) == engine
+    assert engine_of(config, problem, torch.device(device), n_runs, 32) == engine
 
 
 def test_large_networks_are_compiled_only_when_the_budget_repays_it() -> None:

@@ -109,3 +109,8 @@ def gradient_in_pieces(
         leaf.requires_grad_()
     loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
     return torch.autograd.grad(loss, leaves), loss.detach()[None]
+
+
+def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:
+    """Return the gradients scaled down to the given norm where they are longer (Pascanu et al. 2013)."""
+    return grad * (longest / norm).clamp(max=1)[:, None]

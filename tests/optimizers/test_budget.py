@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from burgersgd.build import budget_of
 from burgersgd.config import (
     AdamWConfig,
     ConfigError,
@@ -22,7 +23,7 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.run import _budget, prepare
+from burgersgd.run import prepare
 
 CYCLES = [
     (LocalEntropyConfig(inner_steps=4, burn_in=3), 7),
@@ -88,7 +89,7 @@ def test_budgets_round_down_to_whole_cycles(trainer: dict[str, Any], expected: i
     config = TrainConfig(
         optimizer=LocalEntropyConfig(inner_steps=4, burn_in=3), trainer=TrainerConfig(batch_size=10, **trainer)
     )
-    assert _budget(config, 95, 10) == expected
+    assert budget_of(config, 95, 10) == expected
 
 
 def test_a_budget_below_one_cycle_is_an_error() -> None:
@@ -97,4 +98,4 @@ def test_a_budget_below_one_cycle_is_an_error() -> None:
         TrainConfig(optimizer=optimizer, trainer=TrainerConfig(budget=6))
     config = TrainConfig(optimizer=optimizer, trainer=TrainerConfig(epochs=0.6, batch_size=10))
     with pytest.raises(ConfigError, match=r"trainer\.epochs=0\.6: is 6 gradient evaluations, must be >= 7"):
-        _budget(config, 95, 10)
+        budget_of(config, 95, 10)

@@ -1,0 +1,179 @@
+"""The parts of a run, made and checked from its configuration: device, data, loss, model, budget, engine."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burgersgd import native
+from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.datasets import Dataset, from_arrays, load
+from burgersgd.losses import LOSSES, Loss
+from burgersgd.models import Model
+from burgersgd.models.conv import LeNet
+from burgersgd.models.mlp import Mlp
+from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.gradients import Problem
+from burgersgd.training.native_gradient import NativeGradient
+
+UserModel = nn.Module | Callable[[], nn.Module]
+UserData = Dataset | tuple[Any, Any]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+
+COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
+"""compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Return where to compute. Raises ConfigError where that device is missing."""
+    name, index = config.device.name, config.device.index
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if found == 0:
+            raise config.device.error("name", "no CUDA GPU was found; device=cpu or device=auto works everywhere")
+        if index >= found:
+            raise config.device.error("index", f"must be < {found}, the number of GPUs")
+        return torch.device("cuda", index)
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise config.device.error("name", "no Apple GPU was found; device=cpu or device=auto works everywhere")
+        if config.trainer.precision == "float64":
+            raise config.trainer.error("precision", "Apple GPUs have no float64")
+    return torch.device(name)
+
+
+class _ByRepr:
+    """A configuration as an argument of a cached function: equal if it reads the same."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __hash__(self) -> int:
+        return hash(repr(self.config))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByRepr) and repr(self.config) == repr(other.config)
+
+
+def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
+    """Return the data set, the user's own where there is one. Raises DataError."""
+    if own is None:
+        return _load(_ByRepr(config.dataset))
+    if isinstance(own, Dataset):
+        return own
+    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
+    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
+
+
+@functools.lru_cache(maxsize=2)
+def _load(config: _ByRepr) -> Dataset:
+    return load(config.config)
+
+
+def loss_of(config: TrainConfig, data: Dataset) -> Loss:
+    """Return the loss. Raises ConfigError where it does not suit the data."""
+    name = config.loss.name
+    if data.task == "regression" and name != "squared_error":
+        raise config.loss.error("name", f"dataset={data.name} is regression, must be squared_error")
+    if name == "logistic" and data.n_outputs != 2:
+        raise config.loss.error("name", f"needs two classes, dataset={data.name} has {data.n_outputs}")
+    return LOSSES[name]
+
+
+def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
+    """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
+    if own is not None:
+        try:
+            return Wrapped(own if isinstance(own, nn.Module) else own())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    n_outputs = loss.n_outputs(data.n_outputs)
+    settings = config.model
+    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
+    if isinstance(settings, LeNetConfig):
+        try:
+            return LeNet(data.input_shape, n_outputs, *common)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    assert isinstance(settings, MlpConfig)
+    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
+    return Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+
+
+def own_start(own: UserModel | None, seed: int) -> Tensor:
+    """Return where a run of the user's own model starts: its parameters, or what its maker draws from the seed."""
+    if isinstance(own, nn.Module):
+        return Wrapped(own).start()
+    assert own is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Wrapped(own()).start()
+
+
+def probe(problem: Problem) -> None:
+    """Ask the model for one output. Raises ConfigError where shapes do not fit (the user's own module)."""
+    if not isinstance(problem.model, Wrapped):
+        return
+    example = problem.inputs[:2]
+    try:
+        outputs = problem.model.module().to(example.device, example.dtype)(example)
+    except RuntimeError as error:
+        raise ConfigError(f"model: cannot take inputs {list(example.shape)}: {str(error).splitlines()[0]}") from error
+    try:
+        problem.loss.mean(outputs, problem.targets[:2])
+    except (RuntimeError, IndexError) as error:
+        raise ConfigError(
+            f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}"
+        ) from error
+
+
+def module_at(model: Model, x: Tensor) -> nn.Module:
+    """Return an ordinary module at x, on the CPU, in evaluation mode."""
+    module = copy.deepcopy(model.module()).to("cpu", x.dtype)
+    nn.utils.vector_to_parameters(x.detach().cpu(), module.parameters())
+    return module.eval()
+
+
+def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
+    """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
+    trainer = config.trainer
+    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
+    key = "epochs" if trainer.budget is None else "budget"
+    asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
+    cycle = config.optimizer.rule().gradients_per_cycle
+    budget = asked // cycle * cycle
+    if budget == 0:
+        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"
+        raise trainer.error(key, allowed)
+    return budget
+
+
+def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
+    """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
+    asked, model = config.trainer.compile, problem.model
+    if asked in ("on", "off"):
+        return "compiled" if asked == "on" else "eager"
+    c_works = device.type == "cpu" and native.library("normals") is not None
+    if asked == "native" and not c_works:
+        raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
+    if c_works and isinstance(model, Mlp) and model.n_uniform == 0 and not problem.bfloat16:
+        supported = NativeGradient.supports(model.widths, model.activation, problem.loss.name, problem.inputs.dtype)
+        if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
+            return "native"
+    budget = budget_of(config, len(problem.targets), batch_size)
+    can_compile = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
+    repaid = budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
+    if asked == "auto" and can_compile and repaid:
+        return "compiled"
+    return "native_update" if c_works else "eager"

@@ -1,0 +1,121 @@
+"""The whole gradient step as one compiled program."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from burgersgd.training.gradients import clipped, functional_gradient
+
+if TYPE_CHECKING:
+    from burgersgd.training.fleet import Block, Draws, Fleet
+
+_PROGRAM_NUMBERS = itertools.count()
+
+
+def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
+    """Return the new state of living runs and the old one of diverged ones."""
+    kept = [b if a is b or a is None else torch.where(alive[:, None], b, a) for a, b in zip(old, new, strict=True)]
+    return type(new)(*kept)
+
+
+class CompiledStep:
+    """The whole gradient step under torch.compile: forward, backward, update, written back in place.
+
+    Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
+    device. On CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short
+    last batch).
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.position = torch.zeros(1, dtype=torch.int64, device=fleet.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=fleet.device)
+        self.programs: dict[int, Callable[[], None]] = {}
+
+    def run(self, step: int, ends_cycle: bool) -> None:
+        """Advance the fleet by one gradient evaluation."""
+        fleet = self.fleet
+        block, draws = fleet._block, fleet._draws
+        assert block is not None
+        assert draws is not None
+        if step == block.first or not self.programs:
+            self.position.fill_(step - block.first)
+            self.step.fill_(step)
+        size = fleet.batches.size(step)
+        if size not in self.programs:
+            self.programs[size] = self._program(block, draws, size)
+        self.programs[size]()
+        if ends_cycle:
+            fleet._write(fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state))
+
+    def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
+        fleet = self.fleet
+        rule, problem, clip_norm, draw_length = fleet.rule, fleet.problem, fleet.clip_norm, fleet.draw_length
+        row_type, state_type = type(fleet._rows[0]), type(fleet.state)
+
+        def one_step(
+            state: tuple[Tensor | None, ...],
+            counters: tuple[Tensor, Tensor],
+            records: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+            inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        ) -> None:
+            position, step = counters
+            alive, diverged_at, last_loss, loss_sum, grad_norm = records
+            places = (position, position, position % draw_length, position % draw_length)
+            row, indices, xi, uniform = (
+                None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
+            )
+            assert row is not None
+            c = row_type(*row.unbind(0))
+            before = state_type(*state)
+            indices = None if indices is None else indices[:, :size]
+            uniform = None if uniform is None else uniform[:, :size]
+            grad, loss = functional_gradient(problem, rule.gradient_at(c, before), indices, uniform)
+            norm = torch.sqrt((grad * grad).sum(dim=1))
+            if clip_norm is not None:
+                grad = clipped(grad, norm, clip_norm)
+            now = alive & torch.isfinite(loss) & torch.isfinite(norm)
+            after = frozen(now, before, rule.step(c, before, grad, xi))
+            for old, new in zip(state, after, strict=True):
+                if old is not None and new is not old:
+                    old.copy_(new)
+            diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
+            last_loss.copy_(torch.where(now, loss, last_loss))
+            grad_norm.copy_(torch.where(now, norm, grad_norm))
+            loss_sum.add_(last_loss)
+            alive.copy_(now)
+            position.add_(1)
+            step.add_(1)
+
+        records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
+        counters = (self.position, self.step)
+        arguments = (tuple(fleet.state), counters, records, (*block[1:], *draws[1:]))
+        # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.
+        # With one program for each, and arguments that never change, there is nothing left to guard.
+        code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
+        own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
+        guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
+        if fleet.device.type != "cuda":
+            return lambda: compiled(*arguments)
+        changed = [t for t in (*fleet.state, *counters, *records) if t is not None]
+        saved = [t.clone() for t in changed]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                compiled(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            compiled(*arguments)
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
+        return graph.replay

@@ -61,6 +61,7 @@ def test_what_is_reported_is_x_and_not_y() -> None:
     (at_x,), (at_y,) = evaluator(fleet.x)[0], evaluator(fleet.state.y)[0]
     result = quiet(small_config(optimizer=optimizer))
     assert result.validation_loss == pytest.approx(float(at_x), rel=1e-12)
+    assert result.metrics["validation_loss"][-1] == pytest.approx(float(at_x), rel=1e-12)
     assert abs(float(at_x) - float(at_y)) > 1e-3
 
 

@@ -173,6 +173,25 @@ def test_a_non_finite_run_is_frozen_in_that_very_step_and_siblings_are_untouched
     assert torch.allclose(fleet.x[1], alone.x[0], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize(("loss", "norm"), [(math.inf, 1.0), (math.nan, 1.0), (1.0, math.inf), (1.0, math.nan)])
+def test_either_a_bad_loss_or_a_bad_gradient_freezes_a_run(loss: float, norm: float) -> None:
+    fleet = fleet_of([small_config(seed=s, optimizer=SgdConfig()) for s in (1, 2)])
+    fleet.advance(3)
+    before, gradient = fleet.x.clone(), fleet._gradient
+    bad = torch.tensor([1.0, math.nan]).double()
+
+    def broken(*arguments: Any) -> Any:
+        grads, losses, norms = gradient(*arguments)
+        return grads, torch.where(bad.isnan(), loss, losses), torch.where(bad.isnan(), norm, norms)
+
+    fleet._gradient = broken
+    fleet.advance(1)
+    assert fleet.alive.tolist() == [True, False]
+    assert fleet.diverged_at.tolist() == [-1, 3]
+    assert torch.equal(fleet.x[1], before[1])
+    assert not torch.equal(fleet.x[0], before[0])
+
+
 OPTIMIZERS = [
     LocalEntropyConfig(inner_steps=4, nu=1e-4, averaging="ema", inner_start="reset", outer_momentum=0.4, nesterov=True),
     LocalEntropyConfig(inner_steps=3, averaging="last", nu_annealing="cosine", gamma_scoping=0.01),

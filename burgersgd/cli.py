@@ -64,6 +64,8 @@ def _train(arguments: list[str]) -> int:
     arguments = [_yaml_infinity(a) for a in arguments]
     schema.register_schemas()
     job = _Job()
+    if _hydra_flags(arguments).help:
+        return _help(arguments)
     if not _only_informs(arguments):
         native.compile_ahead("normals", "mlp_gradient")
         try:
@@ -196,6 +198,31 @@ def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
         raise ConfigError(_one_line(error)) from error
 
 
+def _help(arguments: Sequence[str]) -> int:
+    """Print the groups with their choices, and the configuration that the arguments compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from burgersgd.config import CONF_DIR, GROUPS
+
+    try:
+        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+            node = compose("train", overrides=_hydra_flags(arguments).overrides)
+    except HydraException as error:
+        return _fail(ValueError(_one_line(error)))
+    print(
+        "usage: burgersgd train [--multirun] [--cfg job] [--hydra-help] [GROUP=CHOICE ...] [KEY=VALUE ...]\n\ngroups:"
+    )
+    for group, choices in GROUPS.items():
+        if len(choices) > 1:
+            print(f"  {group + '=':<12}{', '.join(choices)}")
+    print("\nkeys and their values (with the choices given on this command line; conf/ explains each):\n")
+    print(OmegaConf.to_yaml(node))
+    print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
+    return 0
+
+
 def _one_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf complains about, in one line."""
     cause: BaseException = error
@@ -223,9 +250,9 @@ def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _only_informs(arguments: Sequence[str]) -> bool:
-    """Whether Hydra is to print something (--help, --cfg, --info ...) instead of running."""
+    """Whether Hydra is to print something (--cfg, --info, --hydra-help) instead of running."""
     flags = _hydra_flags(arguments)
-    return bool(flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
+    return bool(flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
 
 
 def _yaml_infinity(argument: str) -> str:
@@ -299,4 +326,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "verify": _v
 
 def run() -> None:
     """Entry point of the installed command."""
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

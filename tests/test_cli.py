@@ -170,10 +170,12 @@ def test_help_lists_commands_groups_and_keys() -> None:
     first = burgersgd("--help")
     assert first.returncode == 0
     assert "burgersgd train" in first.stdout
-    train = burgersgd("train", "--help")
+    train = burgersgd("train", "optimizer=paper_sde", "--help")
     assert train.returncode == 0
-    assert "local_entropy" in train.stdout
-    assert "inner_steps" in train.stdout
+    assert "optimizer=  local_entropy, paper_literal, paper_sde, sgd" in train.stdout
+    assert "epsilon: 0.3" in train.stdout
+    assert "schema" not in train.stdout
+    assert burgersgd("train", "optimizer=foo", "--help").returncode == 2
     assert burgersgd("fly").returncode == 2
 
 

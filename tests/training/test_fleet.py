@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from burgersgd import streams
 from burgersgd.config import (
     AdamWConfig,
     CosineScheduleConfig,
@@ -273,6 +274,34 @@ def test_dropout_masks_come_from_the_runs_own_stream() -> None:
     n = block.uniform.numel()
     assert abs(float(keep) - 0.5) * math.sqrt(n) / 0.5 < 6
     assert not torch.equal(block.uniform[0, 0], block.uniform[0, 1])
+
+
+def test_every_draw_of_dropout_numbers_is_that_of_its_steps() -> None:
+    fleet = fleet_of([small_config(seed=9, model=MlpConfig(depth=1, width=200, dropout=0.5))])
+    n = fleet.draw_length
+    assert n > 1
+    for first in (0, n, 5 * n):
+        draws = fleet._draw(first)
+        expected = streams.uniform_(torch.empty(n, 1, 30 * 200), fleet.seeds, streams.Purpose.DROPOUT, first)
+        assert draws.uniform is not None
+        assert torch.equal(draws.uniform.flatten(2), expected)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_initial_weights_come_from_the_runs_own_stream(distribution: str) -> None:
+    seeds = torch.tensor([3, 11])
+    model = MlpConfig(width=12, init_distribution=distribution, init_scale=0.7)
+    prepared = prepare([small_config(seed=int(s), model=model) for s in seeds])
+    fleet = prepared._fleet()
+    z = torch.empty(1, 2, fleet.d)
+    if distribution == "normal":
+        streams.normal_(z, seeds, streams.Purpose.INIT, 0)
+    else:
+        z = (2 * streams.uniform_(z, seeds, streams.Purpose.INIT, 0) - 1) * math.sqrt(3)
+    weights = z[0, :, : 64 * 12] * 0.7 * math.sqrt(2 / 64)
+    assert torch.allclose(fleet.x[:, : 64 * 12].float(), weights, rtol=1e-6)
+    assert not torch.equal(fleet.x[0], fleet.x[1])
+    assert (fleet.x[:, 64 * 12 : 65 * 12] == 0).all()
 
 
 def test_autograd_on_leaf_views_equals_torch_func() -> None:

@@ -140,7 +140,6 @@ def _short(override: str) -> str:
 
 def _summary_fields(result: Result) -> dict[str, Any]:
     config, diverged = result.config, result.state == "diverged"
-    regression = config.loss.name == "squared_error" and config.dataset.name == "teacher_student"
     return {
         "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, seed {config.seed}",
         "data": config.dataset.name,
@@ -153,7 +152,8 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "validation_error": None if diverged else result.validation_error,
         "test_error": None if diverged else result.test_error,
         "test_loss": None if diverged else result.test_loss,
-        "best_test_error": None if regression else result.best_test_error,
+        "best_test_error": result.best_test_error,
+        "percent": result.task == "classification",
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,

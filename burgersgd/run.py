@@ -53,6 +53,7 @@ class Result:
     """What a run leaves behind. Errors are shares of wrong classes (regression: root mean squared errors), at x."""
 
     config: TrainConfig
+    task: Literal["classification", "regression"]
     state: Literal["completed", "diverged"]
     evaluations: int
     """Gradient evaluations spent; of a diverged run, the one in which it became non-finite."""
@@ -232,7 +233,8 @@ class Prepared:
                 for i, run_config in enumerate(self.configs):
                     folders[i] = stack.enter_context(self._folder(run_config, overrides[i]))
             title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
-            bar = Progress(self.budget * n, title, enabled=progress)  # summed over the runs
+            percent = self.data.task == "classification"
+            bar = Progress(self.budget * n, title, enabled=progress, percent=percent)  # summed over the runs
             stack.callback(bar.close)
             points: list[Point] = []
             best = _Best(fleet)
@@ -319,6 +321,7 @@ class Prepared:
             rows = [point.row(i) for point in points if point.belongs_to(i)]
             result = Result(
                 config=config,
+                task=self.data.task,
                 state="completed" if alive[i] else "diverged",
                 evaluations=fleet.evaluations if alive[i] else diverged_at[i] + 1,
                 seconds=points[-1].seconds,

@@ -144,6 +144,14 @@ def test_a_multirun_trains_every_job_and_survives_a_diverging_one(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
+def test_errors_of_a_regression_are_not_shown_in_per_cent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SHORT, "dataset=teacher_student", "loss=squared_error"]) == 0
+    shown = capsys.readouterr()
+    assert f"test error            {read_status(only_folder(tmp_path))['test_error']:.4g}\n" in shown.out
+    assert "%" not in shown.out
+    assert "val. error 0." in shown.err or "val. error 1." in shown.err
+
+
 def test_yaml_infinity_is_understood(tmp_path: Path) -> None:
     assert run([*SHORT, "optimizer.gamma=.inf"]) == 0
     assert read_config(only_folder(tmp_path))["optimizer"]["gamma"] == float("inf")

@@ -24,7 +24,8 @@ class Progress:
     """Shows how far a run (or a fleet, by its aggregate numbers) is: a bar on a terminal, else about 20 lines.
 
     Progress is counted in gradient evaluations, `total` of them in all, `initial` of them done before (a resumed run).
-    `enabled` None decides by `stream` (default stderr), True always draws the bar, False shows nothing.
+    `percent` False shows errors that are not fractions (regression). `enabled` None decides by `stream` (default
+    stderr), True always draws the bar, False shows nothing.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Progress:
         stream: TextIO | None = None,
         enabled: bool | None = None,
         initial: int = 0,
+        percent: bool = True,
     ) -> None:
         self._total = total
         self._description = description
         self._stream = sys.stderr if stream is None else stream
         self._initial = initial
+        self._percent = percent
         self._evaluations = initial
         self._train_loss: float | None = None
         self._validation_error: float | None = None
@@ -105,7 +108,7 @@ class Progress:
         if self._train_loss is not None:
             numbers.append(f"loss {self._train_loss:.4g}")
         if self._validation_error is not None:
-            numbers.append(f"val. error {_percent(self._validation_error)}")
+            numbers.append(f"val. error {_error(self._validation_error, self._percent)}")
         return numbers
 
 
@@ -126,13 +129,16 @@ def summary(
     best_at: int | None = None,
     diverged_at: int | None = None,
     last_finite_loss: float | None = None,
+    percent: bool = True,
 ) -> str:
-    """Return one screen of text about a finished run; errors are fractions and shown in per cent, None is left out.
+    """Return one screen of text about a finished run; what is None is left out.
+
+    Errors are fractions and shown in per cent, or with percent=False numbers of another kind (regression).
 
     `best_test_error` is the test error of the parameters with the lowest validation error, found after `best_at`
     gradient evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite.
     """
-    best = None if best_test_error is None else _percent(best_test_error)
+    best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
         best += f" at {best_at:,} gradient evaluations"
     diverged = None if diverged_at is None else f"at gradient evaluation {diverged_at:,}"
@@ -149,8 +155,8 @@ def summary(
     outcome = {
         "DIVERGED": diverged,
         "final train loss": None if train_loss is None else f"{train_loss:.4g}",
-        "validation error": None if validation_error is None else _percent(validation_error),
-        "test error": None if test_error is None else _percent(test_error),
+        "validation error": None if validation_error is None else _error(validation_error, percent),
+        "test error": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
         "best by validation": None if best is None else f"test error {best}",
     }
@@ -182,6 +188,10 @@ def _shown_path(folder: Path) -> str:
     """Return the path from here where the folder lies below, else the whole path."""
     whole = Path(folder).absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+
+
+def _error(error: float, percent: bool) -> str:
+    return _percent(error) if percent else f"{error:.4g}"
 
 
 def _percent(fraction: float) -> str:

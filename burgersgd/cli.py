@@ -72,9 +72,7 @@ def _train(arguments: list[str]) -> int:
             jobs = compose_jobs(arguments)
             with _interruptible() as interrupted:
                 job.prepare(jobs)
-        except schema.ConfigError as error:
-            return _fail(error)
-        except ValueError as error:  # DataError: one line that says what to do
+        except ValueError as error:  # ConfigError, DataError: one line that says what to do
             return _fail(error)
         if interrupted:
             return 130

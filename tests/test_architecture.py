@@ -11,6 +11,7 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {"config", "run", "recording", "native", "theory"},
     "config": {"optimizers"},
+    "identity": {"config"},
     "run": {"build", "config", "datasets", "models", "training", "recording", "streams"},
     "build": {"config", "datasets", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Self
 
 import yaml
 
+from burgersgd.recording.claims import LOCK, claim, release
 from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
 
@@ -38,6 +39,7 @@ COLUMNS = (
     "validation_loss",
     "validation_error",
 )
+HEADER = ",".join(COLUMNS) + "\n"
 STATES = ("running", "completed", "diverged", "failed", "interrupted")
 FINAL_STATES = STATES[1:]
 
@@ -47,11 +49,20 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 STATUS = "status.json"
 CHECKPOINT = "checkpoint.pt"
+STAGED = "checkpoint.next.pt"
 LOG = "log.txt"
+
+
+FORMAT = 1
+"""Of checkpoint.pt; changes when what it holds changes its meaning."""
 
 
 class RunFolderError(ValueError):
     """A run folder that cannot be created, written or read: one line naming the path and the reason."""
+
+
+class RunInUseError(RunFolderError):
+    """Another process works on the run."""
 
 
 class RunFolder:
@@ -63,13 +74,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write to the existing folder `path`; new runs come from `create`."""
+        """Write to the existing folder `path`, which is claimed; runs come from `create` and `reopen`."""
         self.path = path.absolute()
         self.state = "running"
         self.log = logging.Logger("burgersgd.run", logging.INFO)  # not in logging's registry: one per folder
         self.log.addHandler(_AppendingHandler(self.path / LOG))
-        events = self.path / f"events.out.tfevents.{int(time.time()):010d}.burgersgd"
-        self._events = TensorBoardEvents(functools.partial(_append, events), flat_hparams(config))
+        self._config = config
+        self._events = self._new_events()
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], overrides: Sequence[str] = (), device: str = "cpu") -> Self:
@@ -83,7 +94,7 @@ class RunFolder:
             CONFIG: _yaml(dict(config), path),
             OVERRIDES: _yaml(list(overrides), path),
             ENVIRONMENT: _json(environment_snapshot(device)),
-            METRICS: ",".join(COLUMNS) + "\n",
+            METRICS: HEADER,
         }
         with _claimed(path):
             for name, text in files.items():
@@ -91,6 +102,53 @@ class RunFolder:
             folder = cls(path, config)
             folder.status("running")
         return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Return the existing run folder `path`, claimed and as it is, to be rewound and gone on with.
+
+        Raises RunInUseError while another process works on the run, RunFolderError where it is no run folder.
+        """
+        path = Path(path).absolute()
+        config = read_config(path)
+        if not _claim(path):
+            raise RunInUseError(f"{path}: another process is training this run")
+        return cls(path, config)
+
+    def rewind(self, metrics_bytes: int | None) -> list[dict[str, float | int | None]]:
+        """Forget all rows of metrics behind the first so many bytes (None: all rows) and return those before.
+
+        The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice.
+        Raises RunFolderError where metrics.csv is shorter than that, or missing.
+        """
+        metrics = self.path / METRICS
+        length = len(HEADER) if metrics_bytes is None else metrics_bytes
+        try:
+            there = metrics.stat().st_size
+            if there < length:
+                raise RunFolderError(f"{metrics} has {there} bytes, its checkpoint knows {length}: it was changed since")
+            os.truncate(metrics, length)
+        except OSError as error:
+            raise RunFolderError(f"cannot rewind {metrics}: {_one_line(error)}") from error
+        columns = read_metrics(self.path)
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        kept = [{name: None if math.isnan(value) else value for name, value in row.items()} for row in rows]
+        for row in kept:
+            row["evaluations"] = int(row["evaluations"] or 0)
+        before = list(self.path.glob("events.out.tfevents.*"))
+        self._events = self._new_events()
+        for row in kept:
+            self._events.metrics(int(row["evaluations"] or 0), row)
+        self._events.flush()
+        for events in before:
+            events.unlink(missing_ok=True)
+        return kept
+
+    def _new_events(self) -> TensorBoardEvents:
+        """Return events in a file that sorts behind all that are there."""
+        stamps = [int(path.name.split(".")[3]) for path in self.path.glob("events.out.tfevents.*")]
+        events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
+        return TensorBoardEvents(functools.partial(_append, events), flat_hparams(self._config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
         """Append one row to metrics.csv and to TensorBoard; `row` is keyed by COLUMNS, missing entries stay empty.
@@ -122,25 +180,50 @@ class RunFolder:
         if state in ("completed", "diverged", "failed"):
             self._events.finish(state == "completed", fields)
 
+    def metrics_bytes(self) -> int:
+        """Return the length of metrics.csv, which is on the disk when this returns."""
+        try:
+            with open(self.path / METRICS, "ab") as stream:
+                os.fsync(stream.fileno())
+                return stream.tell()
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path / METRICS}: {_one_line(error)}") from error
+
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace checkpoint.pt by `state`: tensors, numbers, text and None in lists and dicts, nothing else.
 
         Loading it can therefore run no code. Tensors are saved without the rest of a storage they are a view of, and
         no two of them share memory when read back.
         """
+        self.stage_checkpoint(state)
+        self.commit_checkpoint()
+
+    def stage_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Put `state` beside checkpoint.pt, complete and on the disk: for a fleet, whose runs change over together."""
         import torch
 
-        path = self.path / CHECKPOINT
-        plain = _plain_state(state, "checkpoint")
+        path = self.path / STAGED
+        plain = _plain_state({"format": FORMAT, **state}, "checkpoint")
         with _replacing(path) as stream:
             try:
                 torch.save(plain, stream)
             except RuntimeError as error:  # how torch's archive writer reports a full disk
                 raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
 
+    def commit_checkpoint(self) -> None:
+        """Make the staged checkpoint the checkpoint."""
+        try:
+            os.replace(self.path / STAGED, self.path / CHECKPOINT)
+            _sync_folder(self.path)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {self.path / CHECKPOINT}: {_one_line(error)}") from error
+
     def close(self) -> None:
-        """Write out what TensorBoard has pending; may be called twice."""
-        self._events.flush()
+        """Write out what TensorBoard has pending and give the claim back; may be called twice."""
+        try:
+            self._events.flush()
+        finally:
+            release(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -155,12 +238,15 @@ class RunFolder:
             return
         try:
             if self.state not in FINAL_STATES:
-                self.log.error("the run ended by an exception", exc_info=exception)
                 interrupted = isinstance(exception, KeyboardInterrupt)
+                if not interrupted:
+                    self.log.error("the run ended by an exception", exc_info=exception)
                 self.status("interrupted" if interrupted else "failed", reason=_one_line(exception))
             self.close()
         except RunFolderError as error:  # the disk may be what failed in the first place: keep the first cause
             exception.add_note(f"and its end could not be recorded: {error}")
+        finally:
+            release(self.path)
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -199,15 +285,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
 
 
-def read_checkpoint(path: Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Return checkpoint.pt of the run folder `path`; a file that holds more than data is refused, never executed."""
+def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOINT) -> dict[str, Any]:
+    """Return checkpoint.pt of the run folder `path`; a file that holds more than data is refused, never executed.
+
+    Raises RunFolderError for that, and for a checkpoint of another format.
+    """
     import torch
 
-    file = Path(path) / CHECKPOINT
+    file = Path(path) / name
     try:
-        return torch.load(file, map_location=map_location, weights_only=True)
+        state = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises OSError, RuntimeError, EOFError, UnpicklingError ... for a broken file
         raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+    found = state.pop("format", 0) if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise RunFolderError(f"{file} has format {found}, this version of burgersgd reads format {FORMAT}")
+    return state
 
 
 class _AppendingHandler(logging.Handler):
@@ -226,11 +319,14 @@ class _AppendingHandler(logging.Handler):
 def _claimed(path: Path) -> Iterator[None]:
     """Make `path` a folder that no other process can claim; on any failure inside, undo all of it."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    claimed = False
+    ours = claimed = False
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
+        ours = _claim(path)
+        if not ours:
+            raise RunInUseError(f"{path}: another process is training this run")
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True
         yield
@@ -238,6 +334,11 @@ def _claimed(path: Path) -> Iterator[None]:
         for child in path.iterdir() if claimed else ():
             with contextlib.suppress(OSError):
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if ours:
+            release(path)
+        if path.parent in missing:
+            with contextlib.suppress(OSError, ValueError):
+                (path.parent / LOCK).unlink()
         for folder in missing:
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()
@@ -256,17 +357,29 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        _sync_folder(path.parent)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder last."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _claim(path: Path) -> bool:
+    try:
+        return claim(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot lock {path.parent / LOCK}: {_one_line(error)}") from error
 
 
 def _append(path: Path, data: bytes) -> None:

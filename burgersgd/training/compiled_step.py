@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from burgersgd.training.gradients import clipped, functional_gradient
@@ -23,6 +23,11 @@ def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
     """Return the new state of living runs and the old one of diverged ones."""
     kept = [b if a is b or a is None else torch.where(alive[:, None], b, a) for a, b in zip(old, new, strict=True)]
     return type(new)(*kept)
+
+
+def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
+    """Return the largest loss that is no divergence: factor times the first loss, or factor if that is below 1."""
+    return (first_loss.clamp(min=1) * factor).clamp(max=torch.finfo(first_loss.dtype).max)
 
 
 class CompiledStep:
@@ -58,16 +63,17 @@ class CompiledStep:
     def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
         fleet = self.fleet
         rule, problem, clip_norm, draw_length = fleet.rule, fleet.problem, fleet.clip_norm, fleet.draw_length
+        factor = fleet.explosion_factor
         row_type, state_type = type(fleet._rows[0]), type(fleet.state)
 
         def one_step(
             state: tuple[Tensor | None, ...],
             counters: tuple[Tensor, Tensor],
-            records: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+            records: tuple[Tensor, ...],
             inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
         ) -> None:
             position, step = counters
-            alive, diverged_at, last_loss, loss_sum, grad_norm = records
+            alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = records
             places = (position, position, position % draw_length, position % draw_length)
             row, indices, xi, uniform = (
                 None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
@@ -81,7 +87,7 @@ class CompiledStep:
             norm = torch.sqrt((grad * grad).sum(dim=1))
             if clip_norm is not None:
                 grad = clipped(grad, norm, clip_norm)
-            now = alive & torch.isfinite(loss) & torch.isfinite(norm)
+            now = alive & (loss <= loss_limit) & torch.isfinite(norm)
             after = frozen(now, before, rule.step(c, before, grad, xi))
             for old, new in zip(state, after, strict=True):
                 if old is not None and new is not old:
@@ -91,10 +97,11 @@ class CompiledStep:
             grad_norm.copy_(torch.where(now, norm, grad_norm))
             loss_sum.add_(last_loss)
             alive.copy_(now)
+            loss_limit.copy_(torch.where(step == 0, limit_after(loss, factor), loss_limit))
             position.add_(1)
             step.add_(1)
 
-        records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm)
+        records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm, fleet.loss_limit)
         counters = (self.position, self.step)
         arguments = (tuple(fleet.state), counters, records, (*block[1:], *draws[1:]))
         # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.

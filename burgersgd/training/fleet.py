@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from burgersgd import schedules, streams
 from burgersgd.datasets.batches import Batches
 from burgersgd.optimizers.protocol import Clock, Hyper, Rule
 from burgersgd.streams import Purpose
-from burgersgd.training.compiled_step import CompiledStep, frozen
+from burgersgd.training.compiled_step import CompiledStep, frozen, limit_after
 from burgersgd.training.fused_update import FusedUpdate
 from burgersgd.training.gradients import Problem, clipped, eager_gradient, gradient_in_pieces
 
@@ -26,6 +26,9 @@ DRAW_BYTES = 1 << 19
 PIECE = 1 << 16
 """Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
 
+
+_RECORDS = ("alive", "diverged_at", "last_loss", "loss_sum", "grad_norm", "loss_limit")
+"""What a fleet keeps of every run besides the rule's state."""
 
 Gradient = tuple[Sequence[Tensor], Tensor, Tensor]
 """Gradients in one piece ``[runs, d]`` (one run: in one piece per parameter tensor), losses and norms ``[runs]``."""
@@ -68,6 +71,8 @@ class Fleet:
     budget: int
     engine: str = "eager"
     clip_norm: float | None = None
+    explosion_factor: float = math.inf
+    """A run whose loss exceeds so many times max(1, its first loss) has diverged."""
 
     def __post_init__(self, x0: Tensor) -> None:
         """Set up the state of all runs at x0 ``[runs, d]``."""
@@ -82,6 +87,8 @@ class Fleet:
         self.last_loss: Float[Tensor, " runs"] = torch.full_like(x0[:, 0], math.nan)
         self.loss_sum: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
         self.grad_norm: Float[Tensor, " runs"] = torch.zeros_like(self.last_loss)
+        self.loss_limit: Float[Tensor, " runs"] = torch.full_like(self.last_loss, torch.finfo(self.dtype).max)
+        """Losses above it, infinity and NaN among them, are a divergence; the first loss decides."""
         self._block: Block | None = None
         self._draws: Draws | None = None
         self._exact: Any = None  # coefficients of the block in float64
@@ -127,10 +134,42 @@ class Fleet:
         self.loss_sum.zero_()
         return mean
 
+    # ------------------------------------------------------------------------------------------- stop and go on
+
+    def snapshot(self, run: int) -> dict[str, Any]:
+        """Return all that one run needs to go on: evaluations, state, and what is known of its losses.
+
+        Random numbers, batches and coefficients are functions of the step and need no memory. Tensors are copies; the
+        state goes by its fields, x apart.
+        """
+        numbers = {name: getattr(self, name)[run].cpu().clone() for name in _RECORDS}
+        state = {name: None if field is None else field[run].cpu().clone() for name, field in _fields(self.state)}
+        return {"evaluations": self.evaluations, "x": state.pop("x"), "state": state} | numbers
+
+    def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        steps = {snapshot["evaluations"] for snapshot in snapshots}
+        if len(snapshots) != self.n_runs or len(steps) != 1:
+            raise ValueError(f"{len(snapshots)} snapshots at {sorted(steps)} evaluations for {self.n_runs} runs")
+        states = [{"x": snapshot["x"], **snapshot["state"]} for snapshot in snapshots]
+        for name, field in _fields(self.state):
+            saved = [state.get(name) for state in states]
+            if any((value is None) != (field is None) for value in saved):
+                raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
+            if field is not None:
+                field.copy_(torch.stack(saved))
+        for name in _RECORDS:
+            getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
+        self.all_alive = bool(self.alive.all())
+        (self.evaluations,) = steps
+
     # ---------------------------------------------------------------------------------------------- advancing
 
-    def advance(self, n: int) -> None:
-        """Spend n gradient evaluations on every run. Raises ValueError beyond the budget."""
+    def advance(self, n: int, pause: Callable[[], bool] | None = None) -> None:
+        """Spend n gradient evaluations on every run, fewer if pause() is true after one of them.
+
+        Raises ValueError beyond the budget.
+        """
         if self.evaluations + n > self.budget:
             raise ValueError(
                 f"n={n}: only {self.budget - self.evaluations} gradient evaluations of the budget are left"
@@ -150,6 +189,9 @@ class Fleet:
                     self._compiled.run(step, ends)
                 else:
                     self._eager_step(step, ends)
+                if pause is not None and pause():
+                    self.evaluations = step + 1
+                    return
             self.evaluations = stop
 
     def _eager_step(self, step: int, ends_cycle: bool) -> None:
@@ -166,9 +208,9 @@ class Fleet:
             uniform = draws.uniform[k, :, :size]
         grads, loss, norm = self._gradient(rule.gradient_at(c, state), indices, uniform)
         # On the CPU reading a number costs nothing; elsewhere it would wait for the device at every step.
-        healthy = self.all_alive and self.device.type == "cpu" and _all_finite(loss, norm)
+        healthy = self.all_alive and self.device.type == "cpu" and _all_healthy(loss, norm, self.loss_limit)
         if not healthy:
-            alive = self.alive & torch.isfinite(loss) & torch.isfinite(norm)
+            alive = self.alive & (loss <= self.loss_limit) & torch.isfinite(norm)
             self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
             self.alive = alive
             loss, norm = torch.where(alive, loss, self.last_loss), torch.where(alive, norm, self.grad_norm)
@@ -191,6 +233,8 @@ class Fleet:
             self.state = new if healthy else frozen(self.alive, state, new)
         self.last_loss, self.grad_norm = loss, norm
         self.loss_sum += loss
+        if step == 0:
+            self.loss_limit.copy_(limit_after(loss, self.explosion_factor))
 
     def _write(self, new: Any) -> None:
         """Put a new state where the old one is."""
@@ -297,11 +341,15 @@ class Fleet:
         return Draws(first, xi, uniform)
 
 
+def _fields(state: Any) -> list[tuple[str, Tensor | None]]:
+    return list(zip(state._fields, state, strict=True))
+
+
 def _lies_in(view: Tensor, buffer: Tensor | None) -> bool:
     return buffer is not None and view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
 
 
-def _all_finite(loss: Tensor, norm: Tensor) -> bool:
+def _all_healthy(loss: Tensor, norm: Tensor, limit: Tensor) -> bool:
     if len(loss) == 1:  # the common case at a tenth of the cost
-        return math.isfinite(loss.item()) and math.isfinite(norm.item())
-    return bool(torch.isfinite(loss).all() & torch.isfinite(norm).all())
+        return loss.item() <= limit.item() and math.isfinite(norm.item())
+    return bool((loss <= limit).all() & torch.isfinite(norm).all())

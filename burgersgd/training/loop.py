@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,38 +46,66 @@ class Point:
         return values
 
 
-def fit(fleet: Fleet, validation: Evaluator, log_every: int, eval_every: int) -> Iterator[Point]:
+@dataclass
+class Position:
+    """Where in its recording a fleet is: what a checkpoint needs besides the fleet's own snapshot."""
+
+    logged: int = -1
+    """Gradient evaluations at the last Point; -1 before the first."""
+    seconds: float = 0.0
+    """Time spent so far, by the processes before this one too."""
+
+
+def fit(
+    fleet: Fleet,
+    validation: Evaluator,
+    log_every: int,
+    eval_every: int,
+    position: Position,
+    save_every: int | None = None,
+    pause: Callable[[], bool] | None = None,
+) -> Iterator[Point | None]:
     """Spend the rest of the budget and yield a Point every log_every and eval_every gradient evaluations.
 
     Validation happens at the start, at the first cycle end at or after each multiple of eval_every, and at the end.
-    Stops early when no run is left alive.
+    Yields None, with the position up to date but nothing measured, at other multiples of save_every and where pause()
+    is true. Stops early when no run is left alive.
     """
-    started = time.perf_counter()
+    before, started = position.seconds, time.perf_counter()
     cycle = fleet.rule.gradients_per_cycle
 
     def due(multiple: int, after: int) -> int:
         return (after // multiple + 1) * multiple
 
     def next_validation(after: int) -> int:
-        return min(-(-due(eval_every, after) // cycle) * cycle, fleet.budget)
+        """Return the first cycle end after `after` that is the first one at or after a multiple of eval_every."""
+        latest = after // eval_every * eval_every
+        ends = (-(-multiple // cycle) * cycle for multiple in (latest, latest + eval_every))
+        return min(next(end for end in ends if end > after), fleet.budget)
 
-    if fleet.evaluations == 0:
-        yield _point(fleet, started, validation, since=0)
-    logged = fleet.evaluations
-    validated = next_validation(fleet.evaluations)
+    def point(validate: bool) -> Point:
+        position.seconds = before + time.perf_counter() - started
+        since, position.logged = fleet.evaluations - position.logged, fleet.evaluations
+        return _point(fleet, position.seconds, validation if validate else None, since if fleet.evaluations else 0)
+
+    if position.logged < 0:
+        yield point(validate=True)
     while fleet.evaluations < fleet.budget:
-        stop = min(due(log_every, fleet.evaluations), validated)
-        fleet.advance(stop - fleet.evaluations)
-        point = _point(fleet, started, validation if stop == validated else None, since=stop - logged)
-        yield point
-        logged = stop
-        if stop == validated:
-            validated = next_validation(stop)
-        if not bool(point.alive.any()):
+        validated = next_validation(fleet.evaluations)
+        logged = min(due(log_every, fleet.evaluations), validated)
+        stop = min(logged, due(save_every, fleet.evaluations)) if save_every else logged
+        fleet.advance(stop - fleet.evaluations, pause)
+        position.seconds = before + time.perf_counter() - started
+        if fleet.evaluations < logged:
+            yield None
+            continue
+        now = point(validate=fleet.evaluations == validated)
+        yield now
+        if not bool(now.alive.any()):
             return
 
 
-def _point(fleet: Fleet, started: float, validation: Evaluator | None, since: int) -> Point:
+def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: int) -> Point:
     optional: dict[str, Tensor | None] = {}
     if since:
         c = fleet.coefficients_at(fleet.evaluations - 1)
@@ -95,7 +123,7 @@ def _point(fleet: Fleet, started: float, validation: Evaluator | None, since: in
     return Point(
         evaluations=fleet.evaluations,
         epoch=fleet.evaluations / fleet.batches.evaluations_per_epoch,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         alive=fleet.alive.cpu(),
         **optional,
     )

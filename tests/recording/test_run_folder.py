@@ -22,6 +22,7 @@ from burgersgd.recording.run_folder import (
     STATES,
     RunFolder,
     RunFolderError,
+    RunInUseError,
     read_checkpoint,
     read_config,
     read_metrics,
@@ -123,9 +124,12 @@ def test_of_many_who_ask_for_one_folder_exactly_one_gets_it(tmp_path: Path, exis
 
 
 def test_late_loser_of_the_race_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    RunFolder.create(tmp_path / "run", {"seed": 1})
+    winner = RunFolder.create(tmp_path / "run", {"seed": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", lambda _: iter(()))  # it looked before the winner had written anything
+        with pytest.raises(RunInUseError, match=r"run: another process is training this run"):
+            RunFolder.create(tmp_path / "run", {"seed": 2})
+        winner.close()
         with pytest.raises(RunFolderError, match=r"cannot create run folder .*run: File exists"):
             RunFolder.create(tmp_path / "run", {"seed": 2})
     assert read_config(tmp_path / "run") == {"seed": 1}
@@ -163,7 +167,7 @@ def test_failed_creation_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(Crash):
         RunFolder.create(path, CONFIG)
-    assert names(tmp_path) == set()
+    assert names(tmp_path) == ({"new/.lock"} if exists else set())
     assert path.exists() == exists
     assert tmp_path.joinpath("new").exists() == exists
 
@@ -402,7 +406,7 @@ def test_crash_while_writing_keeps_the_old_files(
 
 def test_full_disk_keeps_the_old_checkpoint_and_says_so(folder: RunFolder) -> None:
     folder.checkpoint({"k": 1})
-    with full_disk(20_000), pytest.raises(RunFolderError, match=r"^cannot write .*checkpoint.pt: .*$"):
+    with full_disk(20_000), pytest.raises(RunFolderError, match=r"^cannot write .*checkpoint.next.pt: .*$"):
         folder.checkpoint({"x": torch.zeros(1_000_000)})
     assert read_checkpoint(folder.path) == {"k": 1}
     assert not list(folder.path.glob(".*.tmp"))

@@ -466,6 +466,9 @@ class TrainerConfig(Group):
     eval_every: int | None = opt(None, at_least=1)
     log_every: int | None = opt(None, at_least=1)
     clip_norm: float | None = opt(None, above=0)
+    explosion_factor: float = opt(1e6, above=1, infinite=True)
+    checkpoint_every: int | None = opt(None, at_least=1)
+    checkpoint_minutes: float = opt(5.0, above=0, infinite=True)
     compile: str = opt("auto", choices=("auto", "on", "off", "native"))
     precision: str = opt("float32", choices=("float32", "bfloat16", "float64"))
     deterministic: bool = False

@@ -434,7 +434,7 @@ def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[st
         prepared = bench_rivals.prepare([work.config(optimizer, "off", 60)], dataset=work.data)
         if kind == "run":
             return prepared.run([()], record=False, progress=False)
-        fleet = prepared._fleet()
+        fleet = prepared.fleet()
         fleet.advance(60)
         return fleet
 

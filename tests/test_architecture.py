@@ -9,10 +9,13 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "run", "recording", "native", "theory"},
+    "cli": {"config", "interruption", "run", "recording", "native", "theory"},
     "config": {"optimizers"},
     "identity": {"config"},
-    "run": {"build", "config", "datasets", "models", "training", "recording", "streams"},
+    "interruption": set(),
+    "prepare": {"build", "config", "datasets", "models", "training", "streams", "native"},
+    "lane": {"config", "identity", "recording"},
+    "run": {"build", "config", "identity", "interruption", "lane", "prepare", "recording", "training"},
     "build": {"config", "datasets", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
     "datasets": {"streams"},

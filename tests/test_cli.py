@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def only_folder(root: Path) -> Path:
-    (folder,) = (root / "outputs").iterdir()
+    (folder,) = (path for path in (root / "outputs").iterdir() if path.is_dir())
     return folder
 
 

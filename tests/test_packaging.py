@@ -51,7 +51,7 @@ def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path
     assert Path(where.strip()).is_relative_to(installed.parent)
     shown = run(installed / "burgersgd", "train", "trainer.budget=40", "optimizer.nu=1e-5", cwd=tmp_path).stdout
     assert "test error" in shown
-    (folder,) = (tmp_path / "outputs").iterdir()
+    (folder,) = (path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
     assert (folder / "metrics.csv").is_file()
 
 

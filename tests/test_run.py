@@ -55,9 +55,9 @@ def test_the_model_of_the_result_reproduces_the_reported_errors() -> None:
 def test_what_is_reported_is_x_and_not_y() -> None:
     optimizer = LocalEntropyConfig(lr=0.3, nu=1e-3, gamma=0.7, inner_steps=8, outer_step=0.5)
     prepared = prepare([small_config(optimizer=optimizer)])
-    fleet = prepared._fleet()
+    fleet = prepared.fleet()
     fleet.advance(40)
-    evaluator = prepared._evaluator(prepared.data.validation)
+    evaluator = prepared.evaluator(prepared.data.validation)
     (at_x,), (at_y,) = evaluator(fleet.x)[0], evaluator(fleet.state.y)[0]
     result = quiet(small_config(optimizer=optimizer))
     assert result.validation_loss == pytest.approx(float(at_x), rel=1e-12)
@@ -166,8 +166,8 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
     configs = [small_config(seed=s, optimizer=SgdConfig()) for s in (1, 2)]
-    fleet = prepare(configs, model=make)._fleet()
-    again = prepare(configs[:1], model=make)._fleet()
+    fleet = prepare(configs, model=make).fleet()
+    again = prepare(configs[:1], model=make).fleet()
     assert not torch.equal(fleet.x[0], fleet.x[1])
     assert torch.equal(fleet.x[0], again.x[0])
 
@@ -199,7 +199,7 @@ def test_a_diverged_run_is_a_result() -> None:
 def test_an_interrupted_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from burgersgd.training.fleet import Fleet
 
-    def interrupt(self: Fleet, n: int) -> None:
+    def interrupt(self: Fleet, n: int, pause: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Fleet, "advance", interrupt)

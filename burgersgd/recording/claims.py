@@ -1,8 +1,8 @@
 """Claims on run folders: one process at a time works on a run, and a dead process holds nothing.
 
 A claim is a lock of the operating system on one byte of the file `.lock` beside the run folders, so hundreds of runs
-need one open file, and there is no such thing as a stale lock. Where there are no such locks (Windows, some network file
-systems) a claim only holds within the process.
+need one open file, and there is no such thing as a stale lock. Where there are no such locks (Windows, some network
+file systems) a claim only holds within the process.
 """
 
 from __future__ import annotations

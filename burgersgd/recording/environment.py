@@ -42,6 +42,13 @@ def environment_snapshot(device: str = "cpu") -> dict[str, Any]:
     return {**_machine(), "threads": torch.get_num_threads(), "device": device, "device_name": name}
 
 
+def code_version() -> str:
+    """Return version and commit of this code, as checkpoints note them."""
+    git = _machine()["git"]
+    commit = "" if git is None or git["commit"] is None else f" {git['commit'][:12]}"
+    return f"burgersgd {_machine()['burgersgd']}{commit}{' with changes' if git and git['dirty'] else ''}"
+
+
 def git_state(checkout: Path) -> dict[str, Any] | None:
     """Return {"commit", "dirty"} of the git checkout whose root is `checkout`; None if it is not one.
 

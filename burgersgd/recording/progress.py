@@ -81,6 +81,10 @@ class Progress:
         elif self._shown is None or (evaluations - self._shown) * LINES >= self._total:
             self._print()
 
+    def add(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
+        """Tell how many gradient evaluations more are done; else as update."""
+        self.update(self._evaluations + evaluations, train_loss, validation_error)
+
     def close(self) -> None:
         """Show the last state and release the terminal's line; may be called twice."""
         if self._bar is not None:

@@ -40,7 +40,9 @@ COLUMNS = (
     "validation_error",
 )
 HEADER = ",".join(COLUMNS) + "\n"
-STATES = ("running", "completed", "diverged", "failed", "interrupted")
+STATES = ("running", "completed", "diverged", "pruned", "failed", "interrupted")
+ENDED = ("completed", "diverged", "pruned")
+"""States with a result; a run in another one can go on from its checkpoint."""
 FINAL_STATES = STATES[1:]
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -55,6 +57,10 @@ LOG = "log.txt"
 
 FORMAT = 1
 """Of checkpoint.pt; changes when what it holds changes its meaning."""
+
+
+Row = dict[str, float | int | None]
+"""Metrics of a run at one moment, by column."""
 
 
 class RunFolderError(ValueError):
@@ -80,13 +86,21 @@ class RunFolder:
         self.log = logging.Logger("burgersgd.run", logging.INFO)  # not in logging's registry: one per folder
         self.log.addHandler(_AppendingHandler(self.path / LOG))
         self._config = config
-        self._events = self._new_events()
+        self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], overrides: Sequence[str] = (), device: str = "cpu") -> Self:
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        device: str = "cpu",
+        metrics: str = "",
+    ) -> Self:
         """Return the new run folder `path`, holding the configuration and the environment, with status running.
 
-        `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded.
+        `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded,
+        `metrics` the text of metrics.csv so far, of a run that continues another one.
         Raises RunFolderError if the folder is in use or cannot be made; then nothing is left behind.
         """
         path = Path(path).absolute()
@@ -94,18 +108,19 @@ class RunFolder:
             CONFIG: _yaml(dict(config), path),
             OVERRIDES: _yaml(list(overrides), path),
             ENVIRONMENT: _json(environment_snapshot(device)),
-            METRICS: HEADER,
+            METRICS: metrics or HEADER,
         }
         with _claimed(path):
             for name, text in files.items():
                 (path / name).write_text(text, encoding="utf-8")
             folder = cls(path, config)
+            folder._events = folder._new_events()
             folder.status("running")
         return folder
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Return the existing run folder `path`, claimed and as it is, to be rewound and gone on with.
+        """Return the existing run folder `path`, claimed: nothing in it changes until it is rewound.
 
         Raises RunInUseError while another process works on the run, RunFolderError where it is no run folder.
         """
@@ -115,34 +130,47 @@ class RunFolder:
             raise RunInUseError(f"{path}: another process is training this run")
         return cls(path, config)
 
-    def rewind(self, metrics_bytes: int | None) -> list[dict[str, float | int | None]]:
+    def metrics_text(self, length: int | None = None) -> str:
+        """Return the first so many bytes of metrics.csv, None for all. Raises RunFolderError where there are fewer."""
+        text = _read(self.path / METRICS)
+        if length is not None and len(text) < length:  # the file is plain ASCII
+            there = f"has {len(text)} bytes, the checkpoint knows {length}"
+            raise RunFolderError(f"{self.path / METRICS} {there}: it was changed since")
+        return text[:length]
+
+    def rows(self) -> list[Row]:
+        """Return the rows of metrics.csv by column, None for what is empty."""
+        columns = read_metrics(self.path)
+        rows: list[Row] = []
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            known = {name: None if math.isnan(value) else value for name, value in row.items()}
+            rows.append(known | {"evaluations": int(row["evaluations"])})
+        return rows
+
+    def rewind(self, metrics_bytes: int | None) -> list[Row]:
         """Forget all rows of metrics behind the first so many bytes (None: all rows) and return those before.
 
         The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice.
         Raises RunFolderError where metrics.csv is shorter than that, or missing.
         """
-        metrics = self.path / METRICS
-        length = len(HEADER) if metrics_bytes is None else metrics_bytes
+        kept = self.metrics_text(len(HEADER) if metrics_bytes is None else metrics_bytes)
         try:
-            there = metrics.stat().st_size
-            if there < length:
-                raise RunFolderError(f"{metrics} has {there} bytes, its checkpoint knows {length}: it was changed since")
-            os.truncate(metrics, length)
+            os.truncate(self.path / METRICS, len(kept))
         except OSError as error:
-            raise RunFolderError(f"cannot rewind {metrics}: {_one_line(error)}") from error
-        columns = read_metrics(self.path)
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        kept = [{name: None if math.isnan(value) else value for name, value in row.items()} for row in rows]
-        for row in kept:
-            row["evaluations"] = int(row["evaluations"] or 0)
+            raise RunFolderError(f"cannot rewind {self.path / METRICS}: {_one_line(error)}") from error
+        rows = self.rows()
         before = list(self.path.glob("events.out.tfevents.*"))
         self._events = self._new_events()
-        for row in kept:
+        for row in rows:
             self._events.metrics(int(row["evaluations"] or 0), row)
-        self._events.flush()
+        if before:
+            self._events.flush()
+        if read_status(self.path)["state"] != "running":
+            self.status("running")
         for events in before:
             events.unlink(missing_ok=True)
-        return kept
+        return rows
 
     def _new_events(self) -> TensorBoardEvents:
         """Return events in a file that sorts behind all that are there."""
@@ -162,6 +190,7 @@ class RunFolder:
             raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
         line = ",".join(_csv_number(row.get(column)) for column in COLUMNS) + "\n"
         _append(self.path / METRICS, line.encode())
+        assert self._events is not None, "a reopened folder must be rewound first"
         self._events.metrics(int(row["evaluations"] or 0), row)
 
     def status(self, state: str, **fields: Any) -> None:
@@ -177,7 +206,7 @@ class RunFolder:
         with _replacing(self.path / STATUS) as stream:
             stream.write(text.encode())
         self.state = state
-        if state in ("completed", "diverged", "failed"):
+        if self._events is not None and state in (*ENDED, "failed"):
             self._events.finish(state == "completed", fields)
 
     def metrics_bytes(self) -> int:
@@ -221,9 +250,18 @@ class RunFolder:
     def close(self) -> None:
         """Write out what TensorBoard has pending and give the claim back; may be called twice."""
         try:
-            self._events.flush()
+            if self._events is not None:
+                self._events.flush()
         finally:
             release(self.path)
+
+    def abandon(self, reason: str) -> None:
+        """Record the run as failed, as far as the disk allows, and write no more; earlier files stay as they are."""
+        self._events = None  # what is pending cannot be written
+        with contextlib.suppress(RunFolderError):
+            self.log.error("%s", reason)
+            self.status("failed", reason=reason)
+        release(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -231,6 +269,9 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._events is None:
+            release(self.path)
+            return
         if exception is None:
             if self.state not in FINAL_STATES:
                 self.status("failed", reason="the run ended without a result")
@@ -301,6 +342,21 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
     if found != FORMAT:
         raise RunFolderError(f"{file} has format {found}, this version of burgersgd reads format {FORMAT}")
     return state
+
+
+def complete_checkpoints(paths: Sequence[Path]) -> None:
+    """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
+
+    A fleet stages the checkpoints of all its runs before it commits the first one. So where one is committed, the
+    others are there, staged; where none is, what is staged counts for nothing.
+    """
+    reached = {path: read_checkpoint(path)["evaluations"] for path in paths if (path / CHECKPOINT).exists()}
+    latest = max(reached.values(), default=0)
+    for path in paths:
+        if reached.get(path, 0) < latest and (path / STAGED).exists():
+            with contextlib.suppress(RunFolderError):  # half a file: the run goes on from where it is, by itself
+                if read_checkpoint(path, name=STAGED)["evaluations"] == latest:
+                    os.replace(path / STAGED, path / CHECKPOINT)
 
 
 class _AppendingHandler(logging.Handler):

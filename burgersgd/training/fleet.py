@@ -157,11 +157,16 @@ class Fleet:
             if any((value is None) != (field is None) for value in saved):
                 raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
             if field is not None:
-                field.copy_(torch.stack(saved))
+                field.copy_(torch.stack([value for value in saved if value is not None]))
         for name in _RECORDS:
             getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
         self.all_alive = bool(self.alive.all())
         (self.evaluations,) = steps
+
+    def stop(self, runs: Bool[Tensor, " runs"]) -> None:
+        """Freeze runs where they are: they are not alive any more, though they did not diverge."""
+        self.alive &= ~runs.to(self.device)
+        self.all_alive = bool(self.alive.all())
 
     # ---------------------------------------------------------------------------------------------- advancing
 

@@ -46,7 +46,7 @@ def test_the_budget_is_what_is_spent_and_x_moves_at_cycle_ends_only(
     trainer = TrainerConfig(budget=25, batch_size=20, compile=engine)
     config = TrainConfig(model=MlpConfig(depth=0), optimizer=optimizer, trainer=trainer)
     prepared = prepare([config])
-    fleet = prepared._fleet()
+    fleet = prepared.fleet()
     gradient, calls = fleet._gradient, []
 
     def counting(at: Tensor, *rest: Any) -> Any:

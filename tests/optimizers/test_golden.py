@@ -44,7 +44,7 @@ CONFIG = TrainConfig(
 
 def golden_run() -> dict[str, float]:
     """Return the loss of every evaluation, a few parameters, |x| and |x - y| at the end."""
-    fleet = prepare([CONFIG])._fleet()
+    fleet = prepare([CONFIG]).fleet()
     numbers = {}
     for k in range(20):
         fleet.advance(1)

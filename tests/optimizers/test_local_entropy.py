@@ -264,7 +264,7 @@ def test_one_inner_step_without_pull_trains_digits_as_sgd_bit_for_bit(seeds: tup
         model = MlpConfig(width=16, depth=1)
         fleet = prepare(
             [TrainConfig(model=model, optimizer=optimizer, trainer=trainer, seed=seed) for seed in seeds]
-        )._fleet()
+        ).fleet()
         start = fleet.x.clone()
         fleet.advance(120)
         assert not torch.equal(fleet.x, start)
@@ -311,7 +311,7 @@ def test_networks_are_trained_as_by_the_naive_loop() -> None:
         for hyper, seed in zip(floats, (5, 2**40), strict=True)
     ]
     prepared = prepare(configs)
-    fleet = prepared._fleet()
+    fleet = prepared.fleet()
     inputs, targets = prepared.problem.inputs, prepared.problem.targets
     network = prepared.problem.model.module().double()
     xi = torch.empty(51, 2, fleet.d, dtype=torch.float64)

@@ -56,7 +56,7 @@ def test_networks_are_trained_as_by_torch_sgd(optimizer: SgdConfig) -> None:
     trainer = TrainerConfig(budget=60, batch_size=50, precision="float64", compile="off")
     config = TrainConfig(model=MlpConfig(width=9, depth=1, activation="tanh"), optimizer=optimizer, trainer=trainer)
     prepared = prepare([config])
-    fleet = prepared._fleet()
+    fleet = prepared.fleet()
     network = prepared.problem.model.module().double()
     nn.utils.vector_to_parameters(fleet.x[0].clone(), network.parameters())
     torch_sgd = torch.optim.SGD(

@@ -40,7 +40,7 @@ RELU = MlpConfig(depth=2, width=12)  # whose outputs overflow where tanh would o
 
 
 def fleet_of(configs: Sequence[TrainConfig], **arguments: Any) -> Fleet:
-    return prepare(configs, **arguments)._fleet()
+    return prepare(configs, **arguments).fleet()
 
 
 def family(n: int, engine: str = "off", budget: int = 200) -> list[TrainConfig]:
@@ -292,7 +292,7 @@ def test_initial_weights_come_from_the_runs_own_stream(distribution: str) -> Non
     seeds = torch.tensor([3, 11])
     model = MlpConfig(width=12, init_distribution=distribution, init_scale=0.7)
     prepared = prepare([small_config(seed=int(s), model=model) for s in seeds])
-    fleet = prepared._fleet()
+    fleet = prepared.fleet()
     z = torch.empty(1, 2, fleet.d)
     if distribution == "normal":
         streams.normal_(z, seeds, streams.Purpose.INIT, 0)

@@ -1,0 +1,208 @@
+"""From configurations that share a fleet to what can start: everything loaded, built and checked, nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burgersgd import native, streams
+from burgersgd.build import (
+    DTYPES,
+    UserData,
+    UserModel,
+    budget_of,
+    dataset_of,
+    device_of,
+    engine_of,
+    loss_of,
+    model_of,
+    own_start,
+    probe,
+)
+from burgersgd.config import ConfigError, TrainConfig
+from burgersgd.datasets import Batches, Dataset, Part
+from burgersgd.models.conv import LeNet
+from burgersgd.models.mlp import Mlp
+from burgersgd.models.wrapped import Wrapped
+from burgersgd.streams import Purpose
+from burgersgd.training.evaluation import Evaluator
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.gradients import Problem
+
+_log = logging.getLogger("burgersgd")
+
+SMALL = 4_000_000
+"""Parameters times examples of a step below which several threads gain nothing, and lose on a busy machine."""
+
+
+def fleet_key(config: TrainConfig) -> dict[str, Any]:
+    """Return everything that runs of one fleet must have in common, by dotted key."""
+    free = {"seed", "run_name"}
+    for part in ("optimizer", "schedule"):
+        free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
+    flat = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {k: v for k, v in flat.items() if k not in free} | {"update rule": config.optimizer.rule()}
+
+
+def prepare(
+    configs: Sequence[TrainConfig],
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+) -> Prepared:
+    """Load the data, build the model and check that everything fits together. Writes nothing. Raises as train does.
+
+    engine and threads are those of an earlier run that is gone on with; None leaves the choice to the configuration.
+    """
+    if not configs:
+        raise ConfigError("configs: must hold at least one run")
+    config = configs[0]
+    key = fleet_key(config)
+    for other in configs[1:]:
+        theirs = fleet_key(other)
+        for name in key | theirs:
+            if key.get(name) != theirs.get(name):
+                raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
+    device = device_of(config)
+    dtype = DTYPES[config.trainer.precision]
+    data = dataset_of(config, dataset)
+    loss = loss_of(config, data)
+    network = model_of(config, data, loss, model)
+    batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
+    if batch_size > data.n_train:
+        raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
+    on_device = data.to(device, dtype)
+    train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
+    problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
+    probe(problem)
+    threads = config.device.threads if threads is None else threads
+    if threads is None and len(configs) * problem.d * batch_size < SMALL:
+        threads = 1
+    with _torch_threads(threads):
+        chosen = engine_of(config, problem, device, len(configs), batch_size) if engine is None else engine
+        if engine in ("native", "native_update") and native.library("normals") is None:
+            chosen = "eager"
+            _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+    return Prepared(
+        configs=list(configs),
+        data=on_device,
+        problem=problem,
+        batch_size=batch_size,
+        budget=budget_of(config, data.n_train, batch_size),
+        engine=chosen,
+        threads=threads,
+        user_model=model,
+    )
+
+
+@contextlib.contextmanager
+def _torch_threads(n: int | None) -> Iterator[None]:
+    """Let torch use n threads of the CPU; None leaves it its own choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if n is None else n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class Prepared:
+    """Runs that are checked and ready to start."""
+
+    configs: list[TrainConfig]
+    data: Dataset
+    problem: Problem
+    batch_size: int
+    budget: int
+    engine: str
+    threads: int | None
+    user_model: UserModel | None
+
+    @contextlib.contextmanager
+    def torch_settings(self) -> Iterator[None]:
+        """Let torch use the threads and the algorithms that the runs ask for.
+
+        Raises ConfigError for an operation that trainer.deterministic rules out.
+        """
+        trainer = self.configs[0].trainer
+        before = torch.are_deterministic_algorithms_enabled()
+        with _torch_threads(self.threads):
+            try:
+                if before != trainer.deterministic:  # the call imports the compiler
+                    torch.use_deterministic_algorithms(trainer.deterministic)
+                yield
+            except RuntimeError as error:
+                named = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+                if named is None:
+                    raise
+                raise trainer.error("deterministic", f"{named.group(1)} has no deterministic form here") from error
+            finally:
+                if before != trainer.deterministic:
+                    torch.use_deterministic_algorithms(before)
+
+    def fleet(self) -> Fleet:
+        """Return the fleet of the runs, at its start."""
+        config, device = self.configs[0], self.problem.inputs.device
+        seeds = torch.tensor([c.seed for c in self.configs], dtype=torch.int64, device=device)
+        return Fleet(
+            problem=self.problem,
+            rule=config.optimizer.rule(),
+            hyper=_columns([c.optimizer.hyper() for c in self.configs]),
+            schedule=config.schedule.name,
+            schedule_hyper=_columns([c.schedule.hyper() for c in self.configs]),
+            batches=Batches(
+                self.data.n_train,
+                self.batch_size,
+                seeds,
+                with_replacement=config.trainer.with_replacement and not config.optimizer.full_batch,
+                drop_last=config.trainer.drop_last,
+            ),
+            seeds=seeds,
+            x0=self._initial(seeds),
+            budget=self.budget,
+            engine=self.engine,
+            clip_norm=config.trainer.clip_norm,
+            explosion_factor=config.trainer.explosion_factor,
+        )
+
+    def _initial(self, seeds: Tensor) -> Tensor:
+        """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
+        model, inputs = self.problem.model, self.problem.inputs
+        if isinstance(model, Wrapped):
+            return torch.stack([own_start(self.user_model, c.seed) for c in self.configs]).to(inputs)
+        assert isinstance(model, Mlp | LeNet)
+        z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
+        if model.init_distribution == "normal":
+            streams.normal_(z, seeds, Purpose.INIT, 0)
+        else:  # uniform with variance 1
+            z = (2 * streams.uniform_(z, seeds, Purpose.INIT, 0) - 1) * math.sqrt(3)
+        return (z[0] * model.init_std().to(z)).to(inputs.dtype)
+
+    def evaluator(self, part: Part) -> Evaluator:
+        """Return what measures loss and error on a part of the data."""
+        problem = self.problem
+        targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
+        classification = self.data.task == "classification"
+        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets)
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
+    """Return the float hyperparameters of all runs, float64 ``[runs, 1]`` each."""
+    return {name: torch.tensor([[row[name]] for row in rows], dtype=torch.float64) for name in rows[0]}

@@ -4,19 +4,21 @@
 prepares data and model before Hydra runs the job, so that a mistake is one line on the terminal, exit code 2, and
 nothing on the disk.
 
-Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run diverged; 130 interrupted.
+Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run diverged; 75 interrupted and resumable;
+130 interrupted at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burgersgd import __version__
@@ -59,26 +61,82 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
-    from burgersgd import native
+    from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
+    from burgersgd.recording.progress import shown_path
 
     arguments = [_yaml_infinity(a) for a in arguments]
     schema.register_schemas()
-    job = _Job()
-    if _hydra_flags(arguments).help:
+    flags = _hydra_flags(arguments)
+    if flags.help:
         return _help(arguments)
+    try:
+        with interruptible(exit_at_once=True):
+            if any(word.startswith("resume=") for word in flags.overrides):
+                return _resume(flags)
+            return _train_jobs(arguments)
+    except Interrupted as interrupted:
+        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
+        if len(interrupted.folders) == 1:
+            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
+        return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
+    except KeyboardInterrupt:
+        print("burgersgd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train_jobs(arguments: list[str]) -> int:
+    from burgersgd import native
+
+    job = _Job()
     if not _only_informs(arguments):
         native.compile_ahead("normals", "mlp_gradient")
         try:
-            jobs = compose_jobs(arguments)
-            with _interruptible() as interrupted:
-                job.prepare(jobs)
+            job.prepare(compose_jobs(arguments))
         except ValueError as error:  # ConfigError, DataError: one line that says what to do
             return _fail(error)
-        if interrupted:
-            return 130
-    with _interruptible() as interrupted:
-        _run_hydra(arguments, job)
-    return 130 if interrupted else job.exit_code
+    _run_hydra(arguments, job)
+    return job.exit_code
+
+
+def _resume(flags: argparse.Namespace) -> int:
+    """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
+    from burgersgd.config import ConfigError
+    from burgersgd.recording.progress import shown_path, summary
+    from burgersgd.recording.run_folder import ENDED, RunFolderError, read_config, read_status
+    from burgersgd.run import resume
+
+    words = dict(word.partition("=")[::2] for word in flags.overrides)
+    allowed = ("resume", "trainer.budget", "output_root", "run_name")
+    try:
+        if flags.multirun:
+            raise ConfigError("resume: goes on with one run; a sweep goes on by the command that began it")
+        for key in words:
+            if key not in allowed:
+                raise ConfigError(
+                    f"{key}: the configuration is the recorded one; with resume go {', '.join(allowed[1:])}"
+                )
+        budget = words.get("trainer.budget")
+        if budget is not None and not re.fullmatch(r"[0-9_]+", budget):
+            raise ConfigError(f"trainer.budget={budget}: must be of type int")
+        folder = Path(words["resume"])
+        read_config(folder)
+        over = read_status(folder)["state"] in ENDED
+        if over and budget is None:
+            print(f"{shown_path(folder)}: the run is over, nothing is left to do")
+    except ValueError as error:
+        return _fail(error)
+    try:
+        result = resume(
+            folder,
+            budget=None if budget is None else int(budget),
+            output_root=words.get("output_root"),
+            run_name=words.get("run_name"),
+        )
+    except ValueError as error:
+        _fail(error)
+        return 1 if isinstance(error, RunFolderError) else 2
+    print(summary(**_summary_fields(result)), flush=True)
+    return 3 if result.state == "diverged" else 0
 
 
 class _Job:
@@ -126,7 +184,7 @@ class _Job:
     def exit_code(self) -> int:
         """Exit code of the whole command."""
         if self.failures:
-            return 1 if self.n_jobs > 1 else 2
+            return 1
         return 3 if self.n_jobs == 1 and any(r.state == "diverged" for r in self.results) else 0
 
 
@@ -288,17 +346,6 @@ def _complete(arguments: Sequence[str]) -> int:
     register_schemas()
     _run_hydra(arguments, lambda cfg: 0.0)
     return 0
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[str]]:
-    """Turn Ctrl-C into an entry of the list that is yielded."""
-    interrupted: list[str] = []
-    try:
-        yield interrupted
-    except KeyboardInterrupt:
-        interrupted.append("interrupted")
-        print("burgersgd: interrupted", file=sys.stderr)
 
 
 def _fail(error: Exception) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,12 @@ RESUMABLE = 75
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to stop. `signal` is the number of the signal."""
+    """The process was told to stop. `signal` is the number of the signal, `folders` are those of the stopped runs."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.signal = number
+        self.folders: list[Path] = []
 
 
 class Interruption:

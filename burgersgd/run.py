@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from burgersgd.build import UserData, UserModel, module_at
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
-from burgersgd.interruption import Interruption, interruptible
+from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.environment import code_version
@@ -342,7 +342,11 @@ class _FleetRun:
             self.best.restore([checkpoint["best"] for checkpoint in checkpoints])
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
         if not lanes[0].final and bool(self.fleet.alive.any()):
-            self._spend()
+            try:
+                self._spend()
+            except Interrupted as interrupted:
+                interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
+                raise
         return [self._result(i) for i in range(len(lanes))]
 
     def _spend(self) -> None:

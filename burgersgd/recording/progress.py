@@ -148,7 +148,7 @@ def summary(
     diverged = None if diverged_at is None else f"at gradient evaluation {diverged_at:,}"
     if diverged is not None and last_finite_loss is not None:
         diverged += f", last finite loss {last_finite_loss:.4g}"
-    where = None if folder is None else _shown_path(folder)
+    where = None if folder is None else shown_path(folder)
     setting: dict[str, str | None] = {
         "optimizer": optimizer,
         "data": data,
@@ -188,7 +188,7 @@ def _entry(label: str, text: str) -> str:
     )
 
 
-def _shown_path(folder: Path) -> str:
+def shown_path(folder: Path) -> str:
     """Return the path from here where the folder lies below, else the whole path."""
     whole = Path(folder).absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

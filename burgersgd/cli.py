@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -33,6 +34,10 @@ examples:
   burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
   burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 seed=range(3)
   burgersgd train --help                               all groups and keys
+  burgersgd train resume=RUN                           go on with a run that was stopped
+  burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
+  burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
+  burgersgd rerun RUN --check                          the same run again: are the bits the same?
   burgersgd verify                                     the paper's equations, checked one by one
   burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
   tensorboard --logdir outputs                         look at the curves
@@ -52,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
-    parser.add_argument(
-        "command", choices=list(COMMANDS), metavar="COMMAND", help="train a network; verify the paper; simulate traffic"
-    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
     command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
     return COMMANDS[command](arguments[1:])
 
@@ -365,7 +368,24 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "verify": _verify, "traffic": _traffic}
+def _revisit(command: str, arguments: list[str]) -> int:
+    from burgersgd import revisit
+
+    handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}
+    try:
+        return handlers[command](arguments)
+    except ValueError as error:
+        return _fail(error)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": functools.partial(_revisit, "evaluate"),
+    "export": functools.partial(_revisit, "export"),
+    "rerun": functools.partial(_revisit, "rerun"),
+    "verify": _verify,
+    "traffic": _traffic,
+}
 """First word of the command line -> what handles the rest."""
 
 

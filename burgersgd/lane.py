@@ -37,6 +37,8 @@ class Lane:
     failure: str | None = None
     """Why the run cannot be recorded any more."""
 
+    begins_with: dict[str, Any] = field(default_factory=dict)
+    """Choices of another run, to be repeated."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -72,7 +74,7 @@ class Lane:
     @property
     def choices(self) -> dict[str, Any]:
         """What the run began with and keeps: engine, threads, budget, log_every, eval_every; empty before the start."""
-        return {} if self.checkpoint is None else self.checkpoint["choices"]
+        return self.begins_with if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
     def alive(self) -> bool:

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from burgersgd.build import UserData, UserModel, module_at
 from burgersgd.config import ConfigError, TrainConfig
-from burgersgd.identity import config_hash
+from burgersgd.identity import config_from, config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.progress import Progress
-from burgersgd.recording.run_folder import RunFolder, RunFolderError, complete_checkpoints
+from burgersgd.recording.run_folder import RunFolder, RunFolderError, complete_checkpoints, read_config
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
 
-__all__ = ["Result", "check_output", "fleet_key", "prepare", "resume", "resume_fleet", "train", "train_fleet"]
+__all__ = ["Result", "check_output", "fleet_key", "prepare", "repeat", "resume", "resume_fleet", "train", "train_fleet"]
 
 _log = logging.getLogger("burgersgd")
 
@@ -208,6 +208,23 @@ def _continued(
             return new.path
 
 
+def repeat(
+    folder: Path,
+    choices: dict[str, Any],
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    progress: bool | Progress | None = None,
+) -> Result:
+    """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
+    config = dataclasses.replace(config_from(read_config(folder)), run_name=None)
+    lane, trainer = Lane(config, begins_with=choices), _Trainer(model, dataset, None)
+    prepared = trainer.prepare([lane])
+    with prepared.torch_settings(), ExitStack() as stack:
+        lane.folder = stack.enter_context(_new_folder(prepared, config, ()))
+        return trainer.run([lane], progress)[0]
+
+
 def check_output(config: TrainConfig) -> None:
     """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
     path = Path(config.output_root).absolute()
@@ -247,7 +264,7 @@ class _Trainer:
         for i, lane in enumerate(lanes):
             groups.setdefault(repr((lane.evaluations, lane.choices, lane.final)), []).append(i)
         fleets = [([lanes[i] for i in group], group) for group in groups.values()]
-        prepared = [self._prepare(members) for members, _ in fleets]
+        prepared = [self.prepare(members) for members, _ in fleets]
         results: dict[int, Result] = {}
         with ExitStack() as stack:
             self.interruption = stack.enter_context(interruptible())
@@ -265,7 +282,8 @@ class _Trainer:
                 results |= zip(group, self._train(ready, members), strict=True)
         return [results[i] for i in range(len(lanes))]
 
-    def _prepare(self, lanes: Sequence[Lane]) -> Prepared:
+    def prepare(self, lanes: Sequence[Lane]) -> Prepared:
+        """Return the runs of one fleet ready to start, with the engine and threads they began with."""
         configs, choices = [lane.config for lane in lanes], lanes[0].choices
         chosen = {key: choices.get(key) for key in ("engine", "threads")}
         return prepare(configs, model=self.model, dataset=self.dataset, **chosen)
@@ -291,7 +309,7 @@ class _Trainer:
         for part in (lanes[:half], lanes[half:]):
             for lane in part:
                 lane.reload()
-            results += self._train(self._prepare(part), part)
+            results += self._train(self.prepare(part), part)
         return results
 
 

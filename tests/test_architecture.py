@@ -9,7 +9,8 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "interruption", "run", "recording", "native", "theory"},
+    "cli": {"config", "interruption", "run", "recording", "native", "revisit", "theory"},
+    "revisit": {"build", "config", "identity", "prepare", "recording", "run"},
     "config": {"optimizers"},
     "identity": {"config"},
     "interruption": set(),

@@ -310,11 +310,12 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 def read_status(path: Path) -> dict[str, Any]:
     """Return status.json of the run folder `path`, with "inf", "-inf" and "nan" turned back into floats."""
-    file = Path(path) / STATUS
-    try:
-        return _restored(json.loads(_read(file)))
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+    return _restored(_read_json(Path(path) / STATUS))
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return environment.json of the run folder `path`."""
+    return _read_json(Path(path) / ENVIRONMENT)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -458,6 +459,13 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"cannot read {path}: {_one_line(error)}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(_read(file))
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,171 @@
+"""Runs that are over, looked at again: `burgersgd evaluate`, `export` and `rerun`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burgersgd.build import UserData, UserModel
+from burgersgd.config import ConfigError
+from burgersgd.identity import config_from
+from burgersgd.prepare import prepare
+from burgersgd.recording.progress import shown_path
+from burgersgd.recording.run_folder import (
+    ENDED,
+    RunFolderError,
+    read_checkpoint,
+    read_config,
+    read_environment,
+    read_metrics,
+    read_status,
+)
+from burgersgd.run import Result, repeat
+
+POINTS = ("last", "best")
+"""Which x of a run: the last one, or that of lowest validation error."""
+
+
+def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
+    """Return the x ``[d]`` of a checkpoint; point is one of POINTS."""
+    return checkpoint["best"]["x"] if point == "best" else checkpoint["x"]
+
+
+def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
+    """Return x of a run as the state_dict of an ordinary nn.Module. Raises RunFolderError."""
+    checkpoint = read_checkpoint(folder)
+    named = checkpoint["parameters"]
+    parts = torch.split(x_of(checkpoint, point), [math.prod(shape) for _, shape in named])
+    return {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
+
+
+def evaluate(
+    folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
+) -> dict[str, float]:
+    """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train."""
+    checkpoint = read_checkpoint(folder)
+    prepared = prepare([config_from(read_config(folder))], model=model, dataset=dataset)
+    x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
+    measured = {}
+    with prepared.torch_settings():
+        for part in ("validation", "test"):
+            loss, error = prepared.evaluator(getattr(prepared.data, part))(x)
+            measured |= {f"{part}_loss": loss.item(), f"{part}_error": error.item()}
+    return measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Repetition:
+    """A run and its repetition."""
+
+    result: Result
+    differences: list[str]
+    """What is not the same bits, a line each."""
+    circumstances: list[str]
+    """What was different when the run was made: versions, machine, threads, company; a line each."""
+
+
+def rerun(
+    folder: Path, *, model: UserModel | None = None, dataset: UserData | None = None, progress: bool | None = None
+) -> Repetition:
+    """Repeat a run from its start, with the engine and threads it had, in a new folder, and compare bit by bit.
+
+    Raises RunFolderError for a run that is not over, ConfigError for one that continued another run, and what
+    burgersgd.train raises.
+    """
+    checkpoint, state = read_checkpoint(folder), read_status(folder)["state"]
+    if state not in ENDED:
+        raise RunFolderError(f"{folder}: the run is {state}; burgersgd train resume={folder} brings it to its end")
+    if checkpoint["parent"] is not None:
+        raise ConfigError(f"{folder}: continues {checkpoint['parent']['folder']}, which can be repeated by itself")
+    fleet, choices = checkpoint["fleet"], checkpoint["choices"]
+    result = repeat(folder, choices, model=model, dataset=dataset, progress=progress)
+    assert result.folder is not None
+    then, now = read_environment(folder), read_environment(result.folder)
+    circumstances = [f"{key}: {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now[key]]
+    if fleet["size"] > 1 and choices["engine"] != "native":
+        circumstances.append(
+            f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
+        )
+    differences = [
+        f"metrics.csv, {column}: {_first_difference(theirs, ours)}"
+        for (column, theirs), ours in zip(
+            read_metrics(folder).items(), read_metrics(result.folder).values(), strict=True
+        )
+        if column != "seconds" and repr(theirs) != repr(ours)
+    ]
+    again = read_checkpoint(result.folder)
+    for name, before, after in [
+        ("x", checkpoint["x"], again["x"]),
+        ("best x", checkpoint["best"]["x"], again["best"]["x"]),
+        *((field, tensor, again["state"].get(field)) for field, tensor in checkpoint["state"].items()),
+    ]:
+        if before is not None and not torch.equal(before, after):
+            differences.append(f"{name}: largest difference {float((before - after).abs().max()):.3g}")
+    return Repetition(result, differences, circumstances)
+
+
+def _first_difference(a: list[float], b: list[float]) -> str:
+    if len(a) != len(b):
+        return f"{len(a)} rows, now {len(b)}"
+    row = next(i for i, pair in enumerate(zip(a, b, strict=True)) if repr(pair[0]) != repr(pair[1]))
+    return f"row {row}: {a[row]!r}, now {b[row]!r}"
+
+
+# --------------------------------------------------------------------------------------------------- the commands
+
+
+def _arguments(command: str, description: str, arguments: Sequence[str], check: bool = False) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"burgersgd {command}", description=description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    if check:
+        parser.add_argument("--check", action="store_true", help="exit with 1 where a bit differs")
+    else:
+        parser.add_argument("--point", choices=POINTS, default="last", help="which x: the last one, or the best one")
+    if command == "export":
+        parser.add_argument("--output", type=Path, help="the file to write (default: RUN/model.pt)")
+    return parser.parse_args(arguments)
+
+
+def main_evaluate(arguments: Sequence[str]) -> int:
+    """Run `burgersgd evaluate RUN`: the final evaluation again, from the checkpoint; 1 where it is not as recorded."""
+    given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
+    measured, status = evaluate(given.run, given.point), read_status(given.run)
+    known = {"test_error": status.get("best_test_error")} if given.point == "best" else status
+    differing = [name for name in measured if known.get(name) not in (None, measured[name])]
+    for name, value in measured.items():
+        recorded = f"   recorded {known[name]:.9g}" if name in differing else ""
+        print(f"{name:<18}{value:.9g}{recorded}")
+    return 1 if differing else 0
+
+
+def main_export(arguments: Sequence[str]) -> int:
+    """Run `burgersgd export RUN`: write x as a state_dict that loads into an ordinary nn.Module."""
+    given = _arguments("export", "Write x of a run as a PyTorch state_dict (weights only).", arguments)
+    tensors, path = state_dict(given.run, given.point), given.output or given.run / "model.pt"
+    try:
+        torch.save(tensors, path)
+    except (OSError, RuntimeError) as error:
+        raise RunFolderError(f"--output={path}: cannot write there: {str(error).splitlines()[0]}") from error
+    print(f"{shown_path(path)}: {sum(t.numel() for t in tensors.values()):,} parameters in {len(tensors)} tensors")
+    print(f'module.load_state_dict(torch.load("{shown_path(path)}", weights_only=True))')
+    return 0
+
+
+def main_rerun(arguments: Sequence[str]) -> int:
+    """Run `burgersgd rerun RUN [--check]`: repeat a run and compare."""
+    given = _arguments("rerun", "Repeat a run in a new folder and compare every number.", arguments, check=True)
+    repetition = rerun(given.run)
+    for line in repetition.circumstances:
+        print(f"then and now: {line}")
+    for line in repetition.differences:
+        print(f"differs: {line}")
+    verdict = f"{len(repetition.differences)} differences" if repetition.differences else "the same bits"
+    print(f"{verdict}: {shown_path(given.run)} and {shown_path(repetition.result.folder or given.run)}")
+    return 1 if given.check and repetition.differences else 0

@@ -1,0 +1,232 @@
+"""What goes wrong in the middle of a run: explosions, memory, disks, operations that are not deterministic."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
+from burgersgd.recording import run_folder
+from burgersgd.recording.run_folder import RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
+from burgersgd.run import prepare, resume, resume_fleet, train, train_fleet
+from burgersgd.training.fleet import Fleet
+from tests.conftest import small_config
+from tests.test_resume import assert_same, named
+
+EXPLODING = LocalEntropyConfig(lr=40.0, nu=1e-5, inner_steps=8)
+
+
+@pytest.mark.parametrize("compile", ["off", "native"])
+def test_an_exploding_loss_is_a_divergence_and_no_nan_is_needed(compile: str) -> None:
+    config = small_config(optimizer=EXPLODING)
+    config.trainer.compile, config.trainer.explosion_factor, config.trainer.log_every = compile, 50.0, 1
+    result = train(config, record=False, progress=False)
+    assert result.state == "diverged"
+    assert result.reason == f"diverged at gradient evaluation {result.evaluations}, last loss {result.last_loss:g}"
+    fleet = prepare(
+        [dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, explosion_factor=1e9))]
+    ).fleet()
+    losses = []
+    for _ in range(result.evaluations):
+        fleet.advance(1)
+        losses.append(float(fleet.last_loss))
+    limit = 50.0 * max(1.0, losses[0])
+    assert max(losses[:-1]) <= limit < losses[-1]  # the first loss beyond the limit is where it stopped
+    assert result.last_loss == losses[-2]
+
+
+def test_a_first_loss_below_one_does_not_make_the_limit_small() -> None:
+    config = small_config(optimizer=SgdConfig(lr=0.01), model=MlpConfig(width=8, init_scale=0.01))
+    config.trainer.explosion_factor = 1.5
+    assert train(config, record=False, progress=False).state == "completed"
+
+
+def test_one_exploding_run_of_a_fleet_leaves_its_siblings_alone() -> None:
+    configs = [
+        small_config(seed=s, optimizer=dataclasses.replace(EXPLODING, lr=lr))
+        for s, lr in ((1, 0.1), (2, 40.0), (3, 0.2))
+    ]
+    for config in configs:
+        config.trainer.explosion_factor = 50.0
+    results = train_fleet(configs, record=False, progress=False)
+    assert [r.state for r in results] == ["completed", "diverged", "completed"]
+    for config, result in zip(configs, results, strict=True):
+        alone = train(config, record=False, progress=False)
+        assert (alone.state, alone.evaluations) == (result.state, result.evaluations)
+        assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in range(5)]
+    step, steps = Fleet._eager_step, []
+
+    def short_of_memory(self: Fleet, k: int, ends_cycle: bool) -> None:
+        if self.n_runs > 3 and k >= 15:
+            raise error
+        steps.append((self.n_runs, k))
+        step(self, k, ends_cycle)
+
+    monkeypatch.setattr(Fleet, "_eager_step", short_of_memory)
+    results = train_fleet(configs, progress=False)
+    assert "out of memory with 5 runs at once: going on with half as many" in caplog.text
+    assert [r.state for r in results] == ["completed"] * 5
+    assert min(k for n, k in steps if n == 2) == 11  # from the checkpoint
+    for config, result in zip(configs, results, strict=True):
+        alone = train(dataclasses.replace(config, run_name=None), record=False, progress=False)
+        assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
+        assert result.config.seed == config.seed
+        assert read_metrics(tmp_path / f"outputs/run{config.seed}")["evaluations"] == result.metrics["evaluations"]
+
+
+def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def short_of_memory(self: Fleet, k: int, ends_cycle: bool) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Fleet, "_eager_step", short_of_memory)
+    with pytest.raises(ConfigError, match=r"^out of memory .*: a smaller model or batch may fit$"):
+        train(named(small_config(), "run"), progress=False)
+    assert read_status(tmp_path / "outputs/run")["state"] == "failed"
+
+
+# --- disks
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
+    """Let appending to files fail as on a full disk, where when(path) is true."""
+    append = run_folder._append
+
+    def full(path: Path, data: bytes) -> None:
+        if when(path):
+            raise RunFolderError(f"cannot write {path}: No space left on device")
+        append(path, data)
+
+    monkeypatch.setattr(run_folder, "_append", full)
+
+
+def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2, 3)]
+    written = []
+
+    def full(path: Path) -> bool:
+        written.append(path)
+        return path.parent.name == "run2" and sum(p == path for p in written) > 5 and path.name == "metrics.csv"
+
+    with monkeypatch.context() as patch:
+        failing(patch, full)
+        results = train_fleet(configs, progress=False)
+    assert [r.state for r in results] == ["completed", "failed", "completed"]
+    assert "No space left on device" in (results[1].reason or "")
+    folder = tmp_path / "outputs/run2"
+    status = read_status(folder)
+    assert (status["state"], status["reason"]) == ("failed", results[1].reason)
+    assert read_checkpoint(folder)["evaluations"] == 11  # earlier files are intact
+    train(named(configs[1], "undisturbed"), progress=False)
+    resume(folder, progress=False)
+    for s in (1, 3):
+        assert read_status(tmp_path / f"outputs/run{s}")["state"] == "completed"
+    assert_same_to_rounding(tmp_path / "outputs/undisturbed", folder)
+
+
+def assert_same_to_rounding(a: Path, b: Path) -> None:
+    columns, others = read_metrics(a), read_metrics(b)
+    for name in columns.keys() - {"seconds"}:
+        assert others[name] == pytest.approx(columns[name], rel=1e-9, nan_ok=True)
+
+
+def test_a_folder_that_vanishes_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [named(small_config(seed=s), f"run{s}", log_every=5) for s in (1, 2)]
+    metrics = RunFolder.metrics
+
+    def vanishing(self: RunFolder, row: Any) -> None:
+        if self.path.name == "run1" and row["evaluations"] == 20:
+            shutil.rmtree(self.path)
+        metrics(self, row)
+
+    monkeypatch.setattr(RunFolder, "metrics", vanishing)
+    results = train_fleet(configs, progress=False)
+    assert [r.state for r in results] == ["failed", "completed"]
+    assert "run1/metrics.csv: No such file or directory" in (results[0].reason or "")
+
+
+def test_a_full_disk_ends_a_single_run_in_one_line_and_it_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = named(small_config(), "run", checkpoint_every=11, log_every=5)
+    train(named(config, "undisturbed"), progress=False)
+    with monkeypatch.context() as patch:
+        failing(patch, lambda path: path.name == "metrics.csv" and len(read_metrics(path.parent)["evaluations"]) > 6)
+        with pytest.raises(RunFolderError, match=r"^cannot write .*metrics\.csv: No space left on device$"):
+            train(config, progress=False)
+    assert read_status(tmp_path / "outputs/run")["state"] == "failed"
+    resume(tmp_path / "outputs/run", progress=False)
+    assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/run")
+
+
+def test_when_no_run_of_a_fleet_can_be_recorded_it_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=8) for s in (1, 2)]
+    with monkeypatch.context() as patch:
+        failing(patch, lambda path: path.name == "metrics.csv" and len(read_metrics(path.parent)["evaluations"]) > 15)
+        with pytest.raises(RunFolderError, match="No space left on device"):
+            train_fleet(configs, progress=False)
+    results = resume_fleet([tmp_path / f"outputs/run{s}" for s in (1, 2)], progress=False)
+    assert [r.state for r in results] == ["completed"] * 2
+
+
+# --- determinism
+
+
+class _Index(torch.autograd.Function):
+    """An operation that says of itself, like those of torch that do, that it has no deterministic form."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("index_backward_cuda does not have a deterministic implementation, but you set ...")
+        return grads[0]
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Index.apply(self.linear(x.flatten(1)))  # pyright: ignore[reportReturnType]
+
+
+def test_an_operation_that_is_not_deterministic_is_named() -> None:
+    config = TrainConfig(optimizer=SgdConfig(), trainer=TrainerConfig(budget=8, compile="off"))
+    assert train(config, model=_Net(), record=False, progress=False).state == "completed"
+    config.trainer.deterministic = True
+    with pytest.raises(ConfigError, match=r"deterministic=true: index_backward_cuda has no deterministic form"):
+        train(config, model=_Net(), record=False, progress=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_runs_repeat_themselves_and_leave_torch_as_it_was() -> None:
+    config = small_config(trainer=TrainerConfig(budget=40, compile="off", deterministic=True))
+    a, b = (train(config, record=False, progress=False) for _ in range(2))
+    assert repr([a.metrics[k] for k in a.metrics if k != "seconds"]) == repr(
+        [b.metrics[k] for k in b.metrics if k != "seconds"]
+    )
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -77,6 +77,11 @@ class Lane:
         return self.begins_with if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
+    def fleet(self) -> dict[str, Any]:
+        """The fleet that the run was in: id, size, and the index of the run in it."""
+        return {"id": None, "size": 1, "index": 0} if self.checkpoint is None else self.checkpoint["fleet"]
+
+    @property
     def alive(self) -> bool:
         """Whether the run can go on."""
         return self.checkpoint is None or bool(self.checkpoint["alive"])

@@ -25,14 +25,19 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_from, config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane, depends_on_budget, with_budget
-from burgersgd.prepare import Prepared, fleet_key, prepare
+from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.progress import Progress
-from burgersgd.recording.run_folder import RunFolder, RunFolderError, complete_checkpoints, read_config
+from burgersgd.recording.run_folder import (
+    RunFolder,
+    RunFolderError,
+    RunInUseError,
+    begun,
+    complete_checkpoints,
+    read_config,
+)
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
-
-__all__ = ["Result", "check_output", "fleet_key", "prepare", "repeat", "resume", "resume_fleet", "train", "train_fleet"]
 
 _log = logging.getLogger("burgersgd")
 
@@ -164,8 +169,12 @@ def resume_fleet(
     """
     with ExitStack() as stack:
         reopened = [stack.enter_context(RunFolder.reopen(folder)) for folder in folders]
-        complete_checkpoints([folder.path for folder in reopened])
-        return _Trainer(model, dataset, prune).run([Lane.reopened(folder) for folder in reopened], progress)
+        return _go_on(reopened, _Trainer(model, dataset, prune), progress)
+
+
+def _go_on(folders: Sequence[RunFolder], trainer: _Trainer, progress: bool | Progress | None) -> list[Result]:
+    complete_checkpoints([folder.path for folder in folders])
+    return trainer.run([Lane.reopened(folder) for folder in folders], progress)
 
 
 def _continued(
@@ -206,6 +215,30 @@ def _continued(
             new.checkpoint(continued)
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
             return new.path
+
+
+def train_jobs(
+    configs: Sequence[TrainConfig],
+    overrides: Sequence[Sequence[str]],
+    *,
+    progress: bool | Progress | None = None,
+    prune: Prune | None = None,
+) -> list[Result | None]:
+    """Train runs that could share a fleet, each in its folder output_root/run_name, whatever is there already.
+
+    Those begun before go on, the ones of a former fleet together; those that are over give their result; None stands
+    for one that another process works on. Raises as train_fleet does.
+    """
+    prepared = prepare(configs)
+    with ExitStack() as stack:
+        folders: dict[int, RunFolder] = {}
+        for i, (config, words) in enumerate(zip(configs, overrides, strict=True)):
+            with contextlib.suppress(RunInUseError), prepared.torch_settings():
+                path = Path(config.output_root, config.run_name or "")
+                folder = RunFolder.reopen(path) if begun(path) else _new_folder(prepared, config, words)
+                folders[i] = stack.enter_context(folder)
+        results = _go_on(list(folders.values()), _Trainer(None, None, prune), progress)
+        return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
 
 
 def repeat(
@@ -260,9 +293,12 @@ class _Trainer:
 
     def run(self, lanes: Sequence[Lane], progress: bool | Progress | None) -> list[Result]:
         """Return the results of all lanes, in their order."""
+        if not lanes:
+            return []
         groups: dict[str, list[int]] = {}
-        for i, lane in enumerate(lanes):
-            groups.setdefault(repr((lane.evaluations, lane.choices, lane.final)), []).append(i)
+        for i in sorted(range(len(lanes)), key=lambda i: lanes[i].fleet["index"]):
+            lane = lanes[i]
+            groups.setdefault(repr((lane.evaluations, lane.choices, lane.final, lane.fleet["id"])), []).append(i)
         fleets = [([lanes[i] for i in group], group) for group in groups.values()]
         prepared = [self.prepare(members) for members, _ in fleets]
         results: dict[int, Result] = {}

@@ -32,7 +32,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
-from burgersgd.run import resume, resume_fleet, train, train_fleet
+from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 
@@ -289,6 +289,45 @@ def test_a_larger_budget_is_refused_where_something_depends_on_it(
         resume(tmp_path / "outputs/short", budget=80, progress=False)
     with pytest.raises(ConfigError, match=r"trainer\.budget=16: must be >= 40"):
         resume(tmp_path / "outputs/short", budget=16, progress=False)
+
+
+# --- jobs of a sweep
+
+
+def test_jobs_go_on_wherever_they_stand(kill: Any, tmp_path: Path) -> None:
+    """Done, killed together, killed before they began, and new: each ends as if nothing had happened."""
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in range(7)]
+    undisturbed = train_fleet([named(c, f"undisturbed{c.seed}") for c in configs[1:4]], progress=False)
+    train(configs[0], progress=False)
+    kill(25)
+    with pytest.raises(Killed):
+        train_fleet(configs[1:4], progress=False)
+    kill(5)
+    with pytest.raises(Killed):
+        train(configs[4], progress=False)
+    (tmp_path / "outputs/run5/.hydra").mkdir(parents=True)  # killed while it was made
+    shuffled = [configs[i] for i in (6, 3, 0, 5, 1, 4, 2)]
+    results = train_jobs(shuffled, [()] * 7, progress=False)
+    assert [r.config.seed for r in results if r is not None] == [6, 3, 0, 5, 1, 4, 2]
+    assert [r.state for r in results if r is not None] == ["completed"] * 7
+    for result in undisturbed:
+        assert_same(
+            tmp_path / f"outputs/undisturbed{result.config.seed}", tmp_path / f"outputs/run{result.config.seed}"
+        )
+    for result in results:
+        assert result is not None
+        alone = train(dataclasses.replace(result.config, run_name=None), record=False, progress=False)
+        assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
+    configs = [named(small_config(seed=s), f"run{s}") for s in (1, 2)]
+    train(configs[0], progress=False)
+    with RunFolder.reopen(tmp_path / "outputs/run1"):
+        results = train_jobs(configs, [()] * 2, progress=False)
+    assert results[0] is None
+    assert results[1] is not None
+    assert results[1].state == "completed"
 
 
 # --- what must not go on

@@ -351,13 +351,38 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
     A fleet stages the checkpoints of all its runs before it commits the first one. So where one is committed, the
     others are there, staged; where none is, what is staged counts for nothing.
     """
-    reached = {path: read_checkpoint(path)["evaluations"] for path in paths if (path / CHECKPOINT).exists()}
-    latest = max(reached.values(), default=0)
-    for path in paths:
-        if reached.get(path, 0) < latest and (path / STAGED).exists():
-            with contextlib.suppress(RunFolderError):  # half a file: the run goes on from where it is, by itself
-                if read_checkpoint(path, name=STAGED)["evaluations"] == latest:
-                    os.replace(path / STAGED, path / CHECKPOINT)
+
+    def moment(path: Path, name: str) -> tuple[str, int] | None:
+        with contextlib.suppress(RunFolderError, KeyError):  # half a file: the run goes on from where it is, by itself
+            state = read_checkpoint(path, name=name)
+            return state["fleet"]["id"], state["evaluations"]
+        return None
+
+    staged = [path for path in paths if (path / STAGED).exists()]
+    committed = {moment(path, CHECKPOINT) for path in paths if staged and (path / CHECKPOINT).exists()}
+    for path in staged:
+        if moment(path, STAGED) in committed - {None}:
+            os.replace(path / STAGED, path / CHECKPOINT)
+
+
+def begun(path: Path) -> bool:
+    """Whether `path` is a run folder; what a process left that died while it made one is removed.
+
+    Raises RunInUseError where another process is making it, RunFolderError where it cannot be removed.
+    """
+    if (path / STATUS).exists():
+        return True
+    if not path.exists():
+        return False
+    if not _claim(path.absolute()):
+        raise RunInUseError(f"{path}: another process is training this run")
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot remove {path}: {_one_line(error)}") from error
+    finally:
+        release(path)
+    return False
 
 
 class _AppendingHandler(logging.Handler):

@@ -152,7 +152,8 @@ class _Job:
 
     def prepare(self, configs: Sequence[TrainConfig]) -> None:
         """Check data, model and budget of every job before the first one starts; raises ValueError."""
-        from burgersgd.run import check_output, prepare
+        from burgersgd.prepare import prepare
+        from burgersgd.run import check_output
 
         self.n_jobs = len(configs)
         for config in configs:

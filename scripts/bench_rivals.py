@@ -33,7 +33,7 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets import Dataset, Part
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 from burgersgd.streams import Purpose
 from burgersgd.training.fleet import BLOCK, DRAW_BYTES, Fleet
 

@@ -425,16 +425,17 @@ def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[st
     bind(1)
     import bench_rivals
 
+    import burgersgd
     from burgersgd import config
 
     class_name, settings = RULES[rule]
     optimizer = getattr(config, class_name)(lr=1e-4, **settings)
 
     def train(work: Any) -> Any:
-        prepared = bench_rivals.prepare([work.config(optimizer, "off", 60)], dataset=work.data)
+        run = work.config(optimizer, "off", 60)
         if kind == "run":
-            return prepared.run([()], record=False, progress=False)
-        fleet = prepared.fleet()
+            return burgersgd.train(run, dataset=work.data, record=False, progress=False)
+        fleet = bench_rivals.prepare([run], dataset=work.data).fleet()
         fleet.advance(60)
         return fleet
 

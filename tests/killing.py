@@ -12,7 +12,8 @@ import signal, sys
 import torch
 from burgersgd.cli import compose_jobs
 from burgersgd.config import register_schemas
-from burgersgd.run import prepare, resume, train
+from burgersgd.prepare import prepare
+from burgersgd.run import resume, train
 seconds, folder, *arguments = sys.argv[1:]
 torch.set_num_threads(1)
 register_schemas()

@@ -9,14 +9,15 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "interruption", "run", "recording", "native", "revisit", "theory"},
+    "cli": {"config", "interruption", "prepare", "run", "recording", "native", "revisit", "theory"},
     "revisit": {"build", "config", "identity", "prepare", "recording", "run"},
     "config": {"optimizers"},
     "identity": {"config"},
     "interruption": set(),
     "prepare": {"build", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
-    "run": {"build", "config", "identity", "interruption", "lane", "prepare", "recording", "training"},
+    "trainer": {"build", "config", "identity", "interruption", "lane", "prepare", "recording", "training"},
+    "run": {"build", "config", "identity", "lane", "prepare", "recording", "trainer"},
     "build": {"config", "datasets", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
     "datasets": {"streams"},

@@ -24,8 +24,9 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
+from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
-from burgersgd.run import prepare, train, train_fleet
+from burgersgd.run import train, train_fleet
 from tests.conftest import small_config
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
+from burgersgd.prepare import prepare
 from burgersgd.recording import run_folder
 from burgersgd.recording.run_folder import RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
-from burgersgd.run import prepare, resume, resume_fleet, train, train_fleet
+from burgersgd.run import resume, resume_fleet, train, train_fleet
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 from tests.test_resume import assert_same, named
@@ -107,14 +108,14 @@ def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch,
 
 def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
     """Let appending to files fail as on a full disk, where when(path) is true."""
-    append = run_folder._append
+    append = run_folder.append
 
     def full(path: Path, data: bytes) -> None:
         if when(path):
             raise RunFolderError(f"cannot write {path}: No space left on device")
         append(path, data)
 
-    monkeypatch.setattr(run_folder, "_append", full)
+    monkeypatch.setattr(run_folder, "append", full)
 
 
 def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(

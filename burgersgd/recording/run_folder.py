@@ -9,7 +9,6 @@ import contextlib
 import csv
 import errno
 import functools
-import json
 import logging
 import math
 import os
@@ -19,12 +18,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import yaml
 
 from burgersgd.recording.claims import LOCK, claim, release
 from burgersgd.recording.environment import environment_snapshot
+from burgersgd.recording.files import (
+    RunFolderError,
+    append,
+    csv_number,
+    one_line,
+    plain_state,
+    read_json,
+    read_text,
+    replacing,
+    restored,
+    sync_folder,
+    to_json,
+    to_yaml,
+)
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
 
 COLUMNS = (
@@ -61,10 +74,6 @@ FORMAT = 1
 
 Row = dict[str, float | int | None]
 """Metrics of a run at one moment, by column."""
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be created, written or read: one line naming the path and the reason."""
 
 
 class RunInUseError(RunFolderError):
@@ -105,9 +114,9 @@ class RunFolder:
         """
         path = Path(path).absolute()
         files = {
-            CONFIG: _yaml(dict(config), path),
-            OVERRIDES: _yaml(list(overrides), path),
-            ENVIRONMENT: _json(environment_snapshot(device)),
+            CONFIG: to_yaml(dict(config), path),
+            OVERRIDES: to_yaml(list(overrides), path),
+            ENVIRONMENT: to_json(environment_snapshot(device)),
             METRICS: metrics or HEADER,
         }
         with _claimed(path):
@@ -132,7 +141,7 @@ class RunFolder:
 
     def metrics_text(self, length: int | None = None) -> str:
         """Return the first so many bytes of metrics.csv, None for all. Raises RunFolderError where there are fewer."""
-        text = _read(self.path / METRICS)
+        text = read_text(self.path / METRICS)
         if length is not None and len(text) < length:  # the file is plain ASCII
             there = f"has {len(text)} bytes, the checkpoint knows {length}"
             raise RunFolderError(f"{self.path / METRICS} {there}: it was changed since")
@@ -158,7 +167,7 @@ class RunFolder:
         try:
             os.truncate(self.path / METRICS, len(kept))
         except OSError as error:
-            raise RunFolderError(f"cannot rewind {self.path / METRICS}: {_one_line(error)}") from error
+            raise RunFolderError(f"cannot rewind {self.path / METRICS}: {one_line(error)}") from error
         rows = self.rows()
         before = list(self.path.glob("events.out.tfevents.*"))
         self._events = self._new_events()
@@ -176,7 +185,7 @@ class RunFolder:
         """Return events in a file that sorts behind all that are there."""
         stamps = [int(path.name.split(".")[3]) for path in self.path.glob("events.out.tfevents.*")]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
-        return TensorBoardEvents(functools.partial(_append, events), flat_hparams(self._config))
+        return TensorBoardEvents(functools.partial(append, events), flat_hparams(self._config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
         """Append one row to metrics.csv and to TensorBoard; `row` is keyed by COLUMNS, missing entries stay empty.
@@ -188,8 +197,8 @@ class RunFolder:
             raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join(COLUMNS)}")
         if row.get("evaluations") is None:
             raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
-        line = ",".join(_csv_number(row.get(column)) for column in COLUMNS) + "\n"
-        _append(self.path / METRICS, line.encode())
+        line = ",".join(csv_number(row.get(column)) for column in COLUMNS) + "\n"
+        append(self.path / METRICS, line.encode())
         assert self._events is not None, "a reopened folder must be rewound first"
         self._events.metrics(int(row["evaluations"] or 0), row)
 
@@ -202,8 +211,8 @@ class RunFolder:
         if state not in STATES:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = _json({"state": state, "updated": now, **fields})
-        with _replacing(self.path / STATUS) as stream:
+        text = to_json({"state": state, "updated": now, **fields})
+        with replacing(self.path / STATUS) as stream:
             stream.write(text.encode())
         self.state = state
         if self._events is not None and state in (*ENDED, "failed"):
@@ -216,7 +225,7 @@ class RunFolder:
                 os.fsync(stream.fileno())
                 return stream.tell()
         except OSError as error:
-            raise RunFolderError(f"cannot write {self.path / METRICS}: {_one_line(error)}") from error
+            raise RunFolderError(f"cannot write {self.path / METRICS}: {one_line(error)}") from error
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace checkpoint.pt by `state`: tensors, numbers, text and None in lists and dicts, nothing else.
@@ -232,20 +241,20 @@ class RunFolder:
         import torch
 
         path = self.path / STAGED
-        plain = _plain_state({"format": FORMAT, **state}, "checkpoint")
-        with _replacing(path) as stream:
+        plain = plain_state({"format": FORMAT, **state}, "checkpoint")
+        with replacing(path) as stream:
             try:
                 torch.save(plain, stream)
             except RuntimeError as error:  # how torch's archive writer reports a full disk
-                raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
+                raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
 
     def commit_checkpoint(self) -> None:
         """Make the staged checkpoint the checkpoint."""
         try:
             os.replace(self.path / STAGED, self.path / CHECKPOINT)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         except OSError as error:
-            raise RunFolderError(f"cannot write {self.path / CHECKPOINT}: {_one_line(error)}") from error
+            raise RunFolderError(f"cannot write {self.path / CHECKPOINT}: {one_line(error)}") from error
 
     def close(self) -> None:
         """Write out what TensorBoard has pending and give the claim back; may be called twice."""
@@ -282,7 +291,7 @@ class RunFolder:
                 interrupted = isinstance(exception, KeyboardInterrupt)
                 if not interrupted:
                     self.log.error("the run ended by an exception", exc_info=exception)
-                self.status("interrupted" if interrupted else "failed", reason=_one_line(exception))
+                self.status("interrupted" if interrupted else "failed", reason=one_line(exception))
             self.close()
         except RunFolderError as error:  # the disk may be what failed in the first place: keep the first cause
             exception.add_note(f"and its end could not be recorded: {error}")
@@ -295,7 +304,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
     A last line without its end (the writer was killed, or is writing) is left out.
     """
-    text = _read(Path(path) / METRICS)
+    text = read_text(Path(path) / METRICS)
     rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())
     header = next(rows, [])
     columns: dict[str, list[float]] = {name: [] for name in header}
@@ -304,27 +313,27 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
             for name, entry in zip(header, row, strict=True):
                 columns[name].append(float(entry) if entry else math.nan)
     except ValueError as error:
-        raise RunFolderError(f"cannot read {Path(path) / METRICS}: {_one_line(error)}") from error
+        raise RunFolderError(f"cannot read {Path(path) / METRICS}: {one_line(error)}") from error
     return columns
 
 
 def read_status(path: Path) -> dict[str, Any]:
     """Return status.json of the run folder `path`, with "inf", "-inf" and "nan" turned back into floats."""
-    return _restored(_read_json(Path(path) / STATUS))
+    return restored(read_json(Path(path) / STATUS))
 
 
 def read_environment(path: Path) -> dict[str, Any]:
     """Return environment.json of the run folder `path`."""
-    return _read_json(Path(path) / ENVIRONMENT)
+    return read_json(Path(path) / ENVIRONMENT)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Return the resolved configuration of the run folder `path`."""
     file = Path(path) / CONFIG
     try:
-        return yaml.safe_load(_read(file))
+        return yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
-        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+        raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
 
 
 def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOINT) -> dict[str, Any]:
@@ -338,7 +347,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
     try:
         state = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises OSError, RuntimeError, EOFError, UnpicklingError ... for a broken file
-        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
+        raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
     found = state.pop("format", 0) if isinstance(state, dict) else None
     if found != FORMAT:
         raise RunFolderError(f"{file} has format {found}, this version of burgersgd reads format {FORMAT}")
@@ -379,7 +388,7 @@ def begun(path: Path) -> bool:
     try:
         shutil.rmtree(path)
     except OSError as error:
-        raise RunFolderError(f"cannot remove {path}: {_one_line(error)}") from error
+        raise RunFolderError(f"cannot remove {path}: {one_line(error)}") from error
     finally:
         release(path)
     return False
@@ -394,7 +403,7 @@ class _AppendingHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        _append(self._path, (self.format(record) + "\n").encode(errors="backslashreplace"))
+        append(self._path, (self.format(record) + "\n").encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager
@@ -425,150 +434,12 @@ def _claimed(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()
         if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
-            raise RunFolderError(f"cannot create run folder {path}: {_one_line(error)}") from error
+            raise RunFolderError(f"cannot create run folder {path}: {one_line(error)}") from error
         raise
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content becomes the file `path` in one step at the end, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in a folder last."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _claim(path: Path) -> bool:
     try:
         return claim(path)
     except OSError as error:
-        raise RunFolderError(f"cannot lock {path.parent / LOCK}: {_one_line(error)}") from error
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append `data`, in one write where the system takes it at once, so that a reader sees whole lines, or nothing."""
-    try:
-        with open(path, "ab", buffering=0) as stream:
-            before = stream.seek(0, os.SEEK_END)
-            try:
-                while data:
-                    data = data[stream.write(data) :]
-            except OSError:  # the disk is full: leave no part of a line
-                stream.truncate(before)
-                raise
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_one_line(error)}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"cannot read {path}: {_one_line(error)}") from error
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(_read(file))
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"cannot read {file}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    """Return what went wrong in one line: the system's words for its own errors, else the type and the message."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def _yaml(value: Any, path: Path) -> str:
-    try:
-        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-    except yaml.YAMLError as error:  # the value holds more than numbers, text, lists and dicts
-        raise RunFolderError(f"cannot create run folder {path}: {_one_line(error)}") from error
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_plain_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _csv_number(value: float | None) -> str:
-    """Return the shortest text that reads back as the same number."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else repr(float(value))
-
-
-def _plain_json(value: Any) -> Any:
-    """Return `value` as JSON can hold it: non-finite floats as "inf", "-inf", "nan"; array scalars as numbers."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else str(float(value))
-        case Mapping():
-            return {str(key): _plain_json(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_plain_json(entry) for entry in value]
-        case _ if getattr(value, "ndim", None) == 0:
-            return _plain_json(value.item())
-        case _:
-            raise TypeError(f"a run folder holds numbers, text, lists and dicts, not {type(value).__name__}")
-
-
-def _restored(value: Any) -> Any:
-    match value:
-        case "inf" | "-inf" | "nan":
-            return float(value)
-        case dict():
-            return {key: _restored(entry) for key, entry in value.items()}
-        case list():
-            return [_restored(entry) for entry in value]
-        case _:
-            return value
-
-
-def _plain_state(value: Any, where: str, storages: set[int] | None = None) -> Any:
-    """Return `value` with tensors that own their memory; raise TypeError naming `where` for anything but data."""
-    import torch
-
-    storages = set() if storages is None else storages
-    kind = type(value)  # exactly: a subclass would be pickled by reference to its code
-    if kind is dict:
-        for key in value:
-            if type(key) not in (str, int):
-                raise TypeError(f"{where} has a key of type {type(key).__name__}; allowed are str and int")
-        return {key: _plain_state(entry, f"{where}[{key!r}]", storages) for key, entry in value.items()}
-    if kind is list:
-        return [_plain_state(entry, f"{where}[{index}]", storages) for index, entry in enumerate(value)]
-    if kind is torch.Tensor:
-        storage = value.untyped_storage()
-        whole = storage.nbytes() == value.numel() * value.element_size()
-        own = whole and storage.data_ptr() not in storages
-        storages.add(storage.data_ptr())
-        return value.detach() if own else value.detach().clone()
-    if value is None or kind in (bool, int, float, str):
-        return value
-    raise TypeError(
-        f"{where} is a {kind.__name__}; a checkpoint holds tensors, numbers, text and None in lists and dicts"
-    )
+        raise RunFolderError(f"cannot lock {path.parent / LOCK}: {one_line(error)}") from error

@@ -23,7 +23,7 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 
 CYCLES = [
     (LocalEntropyConfig(inner_steps=4, burn_in=3), 7),

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from burgersgd.config import CosineScheduleConfig, LocalEntropyConfig, MlpConfig, TrainConfig, TrainerConfig
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "local_entropy.txt"
 CONFIG = TrainConfig(

@@ -17,7 +17,7 @@ from burgersgd import streams
 from burgersgd.config import LocalEntropyConfig, MlpConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.sgd import Sgd
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 from tests import reference
 from tests.optimizers.driver import coefficients, drive, given, last, of_runs, trajectory, wavy
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from burgersgd.config import GdConfig, MlpConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.optimizers.sgd import Sgd
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 from tests import reference
 from tests.optimizers.driver import drive, of_runs, wavy
 

@@ -31,7 +31,7 @@ from burgersgd.config import (
     TwoSpiralsConfig,
 )
 from burgersgd.datasets import Dataset, Part
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
 from tests.conftest import small_config

@@ -1,0 +1,368 @@
+"""What trains: lanes in as few fleets as possible, each from where it stands to the end of its budget."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burgersgd.build import UserData, UserModel, module_at
+from burgersgd.config import ConfigError, TrainConfig
+from burgersgd.identity import config_hash
+from burgersgd.interruption import Interrupted, Interruption, interruptible
+from burgersgd.lane import Lane
+from burgersgd.prepare import Prepared, prepare
+from burgersgd.recording.environment import code_version
+from burgersgd.recording.progress import Progress
+from burgersgd.recording.run_folder import RunFolder, RunFolderError
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.loop import Point, Position, fit
+
+_log = logging.getLogger("burgersgd")
+
+Prune = Callable[[Point], Tensor | None]
+"""Which runs ``[runs]`` of a fleet to stop at a point of metrics; None stops nothing."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind. Errors are shares of wrong classes (regression: root mean squared errors), at x."""
+
+    config: TrainConfig
+    task: Literal["classification", "regression"]
+    state: Literal["completed", "diverged", "pruned", "failed"]
+    """failed: the run is over, but its folder could not be written (reason)."""
+    evaluations: int
+    """Gradient evaluations spent; of a diverged run, the one in which it became non-finite or exploded."""
+    seconds: float
+    metrics: dict[str, list[float | None]]
+    """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
+    model: nn.Module
+    """An ordinary module at the last x, on the CPU, in evaluation mode."""
+    n_parameters: int
+    test_error: float
+    test_loss: float
+    validation_error: float
+    validation_loss: float
+    best_validation_error: float
+    best_test_error: float
+    """At the x of lowest validation error, found after best_at gradient evaluations."""
+    best_at: int
+    last_loss: float
+    """Mini-batch loss of the last finite gradient evaluation."""
+    folder: Path | None
+    engine: str
+    """What computed a step: native, native_update, compiled or eager (docs/architecture.md)."""
+    reason: str | None = None
+    """Why a run diverged or failed, None where it did not."""
+
+    @property
+    def objective(self) -> float:
+        """The number to minimise in a search: the validation error, +inf for a diverged run."""
+        return self.validation_error if self.state in ("completed", "pruned") else math.inf
+
+
+@dataclass
+class Trainer:
+    """Trains lanes: as few fleets as possible, saved in time, stopped when told to, halved when memory is short."""
+
+    model: UserModel | None
+    dataset: UserData | None
+    prune: Prune | None
+
+    def run(self, lanes: Sequence[Lane], progress: bool | Progress | None) -> list[Result]:
+        """Return the results of all lanes, in their order."""
+        if not lanes:
+            return []
+        groups: dict[str, list[int]] = {}
+        for i in sorted(range(len(lanes)), key=lambda i: lanes[i].fleet["index"]):
+            lane = lanes[i]
+            groups.setdefault(repr((lane.evaluations, lane.choices, lane.final, lane.fleet["id"])), []).append(i)
+        fleets = [([lanes[i] for i in group], group) for group in groups.values()]
+        prepared = [self.prepare(members) for members, _ in fleets]
+        results: dict[int, Result] = {}
+        with ExitStack() as stack:
+            self.interruption = stack.enter_context(interruptible())
+            if isinstance(progress, Progress):
+                self.bar = progress
+            else:
+                config, n = lanes[0].config, len(lanes)
+                title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
+                total = sum(p.budget * len(p.configs) for p in prepared)
+                done = sum(lane.evaluations for lane in lanes)
+                percent = prepared[0].data.task == "classification"
+                self.bar = Progress(total, title, enabled=progress, initial=done, percent=percent)
+                stack.callback(self.bar.close)
+            for (members, group), ready in zip(fleets, prepared, strict=True):
+                results |= zip(group, self._train(ready, members), strict=True)
+        return [results[i] for i in range(len(lanes))]
+
+    def prepare(self, lanes: Sequence[Lane]) -> Prepared:
+        """Return the runs of one fleet ready to start, with the engine and threads they began with."""
+        configs, choices = [lane.config for lane in lanes], lanes[0].choices
+        chosen = {key: choices.get(key) for key in ("engine", "threads")}
+        return prepare(configs, model=self.model, dataset=self.dataset, **chosen)
+
+    def _train(self, prepared: Prepared, lanes: list[Lane]) -> list[Result]:
+        """Train one fleet; where it does not fit into memory, its halves one after the other."""
+        fleet_run = _FleetRun(prepared, lanes, self.interruption, self.bar, self.prune)
+        try:
+            with prepared.torch_settings():
+                return fleet_run.results()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(lanes) == 1:
+                raise ConfigError(f"out of memory ({_first_line(error)}): a smaller model or batch may fit") from error
+        _log.warning("out of memory with %d runs at once: going on with half as many", len(lanes))
+        self.bar.add(-fleet_run.counted)
+        del fleet_run
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(lanes) // 2
+        results = []
+        for part in (lanes[:half], lanes[half:]):
+            for lane in part:
+                lane.reload()
+            results += self._train(self.prepare(part), part)
+        return results
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device (torch.OutOfMemoryError) or the host could not give memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class _FleetRun:
+    """One fleet from where its lanes stand to the end of its budget."""
+
+    def __init__(
+        self, prepared: Prepared, lanes: list[Lane], interruption: Interruption, bar: Progress, prune: Prune | None
+    ) -> None:
+        self.prepared, self.lanes, self.interruption, self.bar, self.prune = prepared, lanes, interruption, bar, prune
+        self.counted = 0
+        """Gradient evaluations that the bar was told."""
+        budget, trainer = prepared.budget, prepared.configs[0].trainer
+        known = lanes[0].choices.get("budget", budget)
+        if known != budget:
+            raise trainer.error("budget", f"is {budget} gradient evaluations, the run began with {known}")
+        self.choices = lanes[0].choices or {
+            "engine": prepared.engine,
+            "threads": torch.get_num_threads() if prepared.threads is None else prepared.threads,
+            "budget": budget,
+            "log_every": trainer.log_every or -(-budget // 200),
+            "eval_every": trainer.eval_every or -(-budget // 50),
+        }
+        self.hashes = [config_hash(lane.config, budget) for lane in lanes]
+        self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
+
+    def results(self) -> list[Result]:
+        """Train, record, and return the results. Raises Interrupted, everything saved, where told to stop."""
+        prepared, lanes = self.prepared, self.lanes
+        self.fleet = prepared.fleet()
+        self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
+        self.best, self.position = _Best(self.fleet), Position()
+        for lane in lanes:
+            with self._recording(lane):
+                lane.rewind()
+        checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
+        if checkpoints:
+            self.fleet.restore(checkpoints)
+            self.best.restore([checkpoint["best"] for checkpoint in checkpoints])
+            self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+        if not lanes[0].final and bool(self.fleet.alive.any()):
+            try:
+                self._spend()
+            except Interrupted as interrupted:
+                interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
+                raise
+        return [self._result(i) for i in range(len(lanes))]
+
+    def _spend(self) -> None:
+        fleet, lanes, trainer = self.fleet, self.lanes, self.prepared.configs[0].trainer
+        every, interval = trainer.checkpoint_every, 60 * trainer.checkpoint_minutes
+        save_at = time.monotonic() + interval
+        spent = fleet.evaluations
+
+        def pause() -> bool:
+            return self.interruption.requested is not None or time.monotonic() >= save_at
+
+        log_every, eval_every = self.choices["log_every"], self.choices["eval_every"]
+        with self.interruption.deferred():
+            validation = self.evaluators["validation"]
+            for point in fit(fleet, validation, log_every, eval_every, self.position, every, pause):
+                self.interruption.settle()
+                if point is not None:
+                    self._record(point)
+                    self.bar.add((point.evaluations - spent) * len(lanes), *_shown(point))
+                    self.counted += (point.evaluations - spent) * len(lanes)
+                    spent = point.evaluations
+                over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
+                told = self.interruption.requested is not None
+                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every == 0)
+                if (told or due) and not over and fleet.evaluations:
+                    self._save()
+                    save_at = time.monotonic() + interval
+                if told and not over:
+                    self.interruption.raise_if_requested()
+
+    def _record(self, point: Point) -> None:
+        self.best.update(point, self.fleet)
+        for i, lane in enumerate(self.lanes):
+            if point.belongs_to(i):
+                with self._recording(lane):
+                    lane.record(point.row(i))
+        if all(lane.failure is not None for lane in self.lanes):
+            raise RunFolderError(self.lanes[0].failure)
+        stopped = None if self.prune is None else self.prune(point)
+        if stopped is not None:
+            self.fleet.stop(stopped)
+
+    def _recording(self, lane: Lane) -> contextlib.AbstractContextManager[None]:
+        return lane.recording(alone=len(self.lanes) == 1)
+
+    def _save(self) -> None:
+        """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
+        recorded = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.folder is not None]
+        for i, lane, folder in recorded:
+            with self._recording(lane):
+                folder.stage_checkpoint(self._checkpoint(i, folder.metrics_bytes()))
+        for _, lane, folder in recorded:
+            if lane.failure is None:
+                with self._recording(lane):
+                    folder.commit_checkpoint()
+
+    def _checkpoint(self, i: int, metrics_bytes: int) -> dict[str, Any]:
+        """Return all that the run needs to go on, and what tells whether it may."""
+        model, lane = self.prepared.problem.model, self.lanes[i]
+        return self.fleet.snapshot(i) | {
+            "code": code_version(),
+            "config_hash": self.hashes[i],
+            "choices": self.choices,
+            "fleet": {"id": self.fleet_id, "size": len(self.lanes), "index": i},
+            "parent": lane.parent,
+            "best": self.best.snapshot(i),
+            "logged": self.position.logged,
+            "seconds": self.position.seconds,
+            "metrics_bytes": metrics_bytes,
+            "parameters": [[name, list(p.shape)] for name, p in model.module().named_parameters()],
+        }
+
+    @functools.cached_property
+    def _measured(self) -> dict[str, list[float]]:
+        """Loss and error of all runs at the last x, and test errors at the best one."""
+        x = self.fleet.x
+        measured = {}
+        for part in ("validation", "test"):
+            loss, error = self.evaluators[part](x)
+            measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
+        return measured | {"best_test_error": self.evaluators["test"](self.best.x)[1].tolist()}
+
+    def _result(self, i: int) -> Result:
+        fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
+        alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
+        state, reason = ("completed", None) if alive else ("pruned", None)
+        evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
+        if diverged_at >= 0:
+            state, evaluations = "diverged", diverged_at + 1
+            reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}"
+        result = Result(
+            config=lane.config,
+            task=self.prepared.data.task,
+            state="failed" if lane.failure else state,
+            evaluations=evaluations,
+            seconds=self.position.seconds,
+            metrics={name: [row[name] for row in rows] for name in rows[0]},
+            model=module_at(self.prepared.problem.model, fleet.x[i]),
+            n_parameters=self.prepared.problem.d,
+            **{name: values[i] for name, values in self._measured.items()},
+            best_validation_error=float(self.best.error[i]),
+            best_at=int(self.best.at[i]),
+            last_loss=float(fleet.last_loss[i]),
+            folder=None if lane.folder is None else lane.folder.path,
+            engine=self.choices["engine"],
+            reason=lane.failure or reason,
+        )
+        if lane.folder is not None and not lane.final and not lane.failure:
+            with self._recording(lane):
+                self._record_end(lane.folder, i, result)
+            if lane.failure:
+                result = dataclasses.replace(result, state="failed", reason=lane.failure)
+        return result
+
+    def _record_end(self, folder: RunFolder, i: int, result: Result) -> None:
+        folder.checkpoint(self._checkpoint(i, folder.metrics_bytes()))
+        fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
+        fields |= {"fleet_size": len(self.lanes), "parent": self.lanes[i].parent}
+        if result.reason is not None:
+            fields["reason"] = result.reason
+            folder.log.error("%s", result.reason)
+        folder.status(result.state, **fields)
+        folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
+
+
+_RECORDED = (
+    "evaluations",
+    "seconds",
+    "test_error",
+    "test_loss",
+    "validation_error",
+    "validation_loss",
+    "best_validation_error",
+    "best_test_error",
+    "best_at",
+    "last_loss",
+    "n_parameters",
+)
+"""What status.json says of a result."""
+
+
+class _Best:
+    """The x of lowest validation error of every run so far."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.x = fleet.x.clone()
+        self.error = torch.full((fleet.n_runs,), math.inf, dtype=torch.float64)
+        self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
+
+    def update(self, point: Point, fleet: Fleet) -> None:
+        """Look at a point that was validated."""
+        if point.validation_error is None:
+            return
+        better = (point.validation_error < self.error) & point.alive
+        self.error = torch.where(better, point.validation_error.double(), self.error)
+        self.at = torch.where(better, point.evaluations, self.at)
+        self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
+
+    def snapshot(self, run: int) -> dict[str, Tensor]:
+        """Return what is kept of one run."""
+        return {"x": self.x[run].cpu(), "error": self.error[run], "at": self.at[run]}
+
+    def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from the snapshots of all runs."""
+        for name in ("x", "error", "at"):
+            getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
+
+
+def _shown(point: Point) -> tuple[float | None, float | None]:
+    """Return what the progress bar shows: mean loss, and lowest validation error of the living runs."""
+    alive = point.alive
+    loss = None if point.train_loss is None or not alive.any() else float(point.train_loss[alive].mean())
+    error = point.validation_error
+    return loss, None if error is None or not alive.any() else float(error[alive].min())

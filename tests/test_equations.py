@@ -31,6 +31,7 @@ class Line(NamedTuple):
     places: list[str]  # module.function
     tests: list[str]
     checks: list[str]  # of burgersgd verify
+    measured: str  # by them
 
 
 def table() -> dict[str, Line]:
@@ -43,7 +44,7 @@ def table() -> dict[str, Line]:
             found = [CODE.findall(cell) for cell in (code, tests, measured)]
             equation = cells[0].strip("()")
             assert equation not in lines, f"({equation}) twice"
-            lines[equation] = Line(says, printed, remark, *found)
+            lines[equation] = Line(says, printed, remark, *found, measured)
     return lines
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str])
     made = {(row["check"], eq) for row in rows for eq in row["equation"].split(", ")}
     promised = {(name, eq) for eq, line in documented.items() for name in line.checks}
     assert promised == made
+    for eq, line in documented.items():
+        written = [float(n) for n in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", re.sub(r"`.*?`", "", line.measured))]
+        found = [row for name in line.checks for row in rows if row["check"] == name and eq in row["equation"].split(", ")]
+        numbers = [(row["measured"], row["expected"] or None, row["printed"]) for row in found]
+        now = [n for triple in numbers for n in triple if n is not None]
+        # to the digits of the document and the rounding of other processors
+        np.testing.assert_allclose(written, now, rtol=0.02, atol=1e-6, err_msg=f"docs/equations.md, ({eq})")
 
 
 def test_list_names_groups_and_checks_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:

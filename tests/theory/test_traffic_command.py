@@ -112,10 +112,15 @@ def test_mistakes_are_one_line_and_create_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_way_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_in_the_way_of_the_folder_is_refused_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(traffic_command, "simulate", lambda config: pytest.fail("worked for nothing"))
     (tmp_path / "file").write_text("")
-    assert main([f"output={tmp_path / 'file' / 'run'}"]) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert main([f"output={tmp_path / name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"burgersgd: error: output={tmp_path / name}: must be a folder that can be written (")
 
 
 def test_without_matplotlib_the_error_says_what_to_install(

@@ -59,7 +59,9 @@ def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str])
     assert promised == made
     for eq, line in documented.items():
         written = [float(n) for n in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", re.sub(r"`.*?`", "", line.measured))]
-        found = [row for name in line.checks for row in rows if row["check"] == name and eq in row["equation"].split(", ")]
+        found = [
+            row for name in line.checks for row in rows if row["check"] == name and eq in row["equation"].split(", ")
+        ]
         numbers = [(row["measured"], row["expected"] or None, row["printed"]) for row in found]
         now = [n for triple in numbers for n in triple if n is not None]
         # to the digits of the document and the rounding of other processors

@@ -172,7 +172,7 @@ def initial_data() -> list[Row]:
     why = "the integral from -R must not depend on R"
     return [
         misprint(
-            "4.3",
+            "4.3, 4.4",
             "w(., t) - F' as t -> 0 (t = 1e-4); printed F for F'",
             start[0],
             start[1],

@@ -46,9 +46,11 @@ def opt(
     return field(default=default, metadata=metadata)
 
 
-def _allowed(rule: dict[str, Any]) -> str:
+def _allowed(rule: dict[str, Any], got: float) -> str:
     words = {"above": "> {}", "at_least": ">= {}", "below": "< {}", "at_most": "<= {}"}
     parts = [words[k].format(f"{v:g}") for k, v in rule.items() if k in words and v is not None]
+    if not (parts and (math.isfinite(got) or rule["infinite"])):
+        parts.insert(0, "finite")  # inf is >= 0 too
     return " and ".join(parts) + (" (inf allowed)" if rule["infinite"] else "")
 
 
@@ -87,7 +89,7 @@ class Group:
         if rule:
             for v in value if isinstance(value, list) else [value]:
                 if isinstance(v, (int, float)) and not isinstance(v, bool) and not _within(v, rule):
-                    raise self.error(f.name, f"must be {_allowed(rule) or 'finite'}")
+                    raise self.error(f.name, f"must be {_allowed(rule, v)}")
         return value
 
 

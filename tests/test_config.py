@@ -56,9 +56,10 @@ def test_every_file_of_conf_has_a_class() -> None:
     [
         (lambda: LocalEntropyConfig(nu=-1e-3), "optimizer.nu=-0.001: must be >= 0"),
         (lambda: LocalEntropyConfig(gamma=0), "optimizer.gamma=0: must be > 0 (inf allowed)"),
+        (lambda: LocalEntropyConfig(gamma=math.nan), "optimizer.gamma=nan: must be > 0 (inf allowed)"),
         (lambda: LocalEntropyConfig(lr=0.0), "optimizer.lr=0.0: must be > 0"),
-        (lambda: LocalEntropyConfig(lr=math.nan), "optimizer.lr=nan: must be > 0"),
-        (lambda: LocalEntropyConfig(lr=math.inf), "optimizer.lr=inf: must be > 0"),
+        (lambda: LocalEntropyConfig(lr=math.nan), "optimizer.lr=nan: must be finite and > 0"),
+        (lambda: LocalEntropyConfig(lr=math.inf), "optimizer.lr=inf: must be finite and > 0"),
         (lambda: LocalEntropyConfig(inner_steps=0), "optimizer.inner_steps=0: must be >= 1"),
         (lambda: LocalEntropyConfig(burn_in=-1), "optimizer.burn_in=-1: must be >= 0"),
         (lambda: LocalEntropyConfig(outer_step=1.5), "optimizer.outer_step=1.5: must be > 0 and <= 1"),

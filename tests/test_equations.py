@@ -31,6 +31,7 @@ class Line(NamedTuple):
     places: list[str]  # module.function
     tests: list[str]
     checks: list[str]  # of burgersgd verify
+    measured: str  # by them
 
 
 def table() -> dict[str, Line]:
@@ -40,10 +41,10 @@ def table() -> dict[str, Line]:
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", text)[1:-1]]
         if cells and NUMBER.fullmatch(cells[0]):
             _, says, printed, remark, code, tests, measured = cells
-            found = [CODE.findall(cell) for cell in (code, tests, measured)]
+            places, files, checks = (CODE.findall(cell) for cell in (code, tests, measured))
             equation = cells[0].strip("()")
             assert equation not in lines, f"({equation}) twice"
-            lines[equation] = Line(says, printed, remark, *found)
+            lines[equation] = Line(says, printed, remark, places, files, checks, measured)
     return lines
 
 

@@ -122,10 +122,8 @@ def main(arguments: list[str]) -> int:
     try:
         config = parse(arguments)
         _require_matplotlib()
-        folder = Path(str(config.output))
-        _check_folder(folder)
+        folder = _made(Path(str(config.output)))
         run = simulate(config)
-        folder.mkdir(parents=True, exist_ok=True)
         files = save(run, folder)
     except KeyboardInterrupt:
         print("burgersgd: interrupted", file=sys.stderr)
@@ -183,10 +181,13 @@ def _require_matplotlib() -> None:
         raise ImportError("burgersgd traffic draws with matplotlib: pip install 'burgersgd[plots]'") from error
 
 
-def _check_folder(folder: Path) -> None:
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"output={folder}: must be a folder, {path} is a file")
+def _made(folder: Path) -> Path:
+    """Return the folder, created if need be, before the work begins."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={folder}: must be a folder that can be written ({error.strerror})") from error
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------------------ solution
@@ -337,7 +338,7 @@ def draw_space_time(run: Run, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    plane, profile = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    plane, profile = figure.subplots(1, 2, width_ratios=(1.25, 1), gridspec_kw={"wspace": 0.1})
     stride = max(1, run.config.cells // 1000)
     image = plane.pcolormesh(
         run.x[::stride],

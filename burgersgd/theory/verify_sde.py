@@ -130,6 +130,7 @@ def convergence(temperature: homogenisation.Temperature) -> homogenisation.Conve
     )  # fmt: skip
 
 
+@experiment
 def extrapolated(temperature: homogenisation.Temperature) -> tuple[float, float]:
     """Return the mean of x(1) for epsilon -> 0 (Richardson, from 1/32 and 1/64) and its standard error."""
     means, errors = [], []

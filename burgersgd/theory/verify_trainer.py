@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ from burgersgd.losses import LOSSES
 from burgersgd.models.mlp import Mlp
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperLiteral
-from burgersgd.optimizers.protocol import Clock, Rule
+from burgersgd.optimizers.protocol import Rule
 from burgersgd.optimizers.sgd import Sgd
 from burgersgd.theory import local_entropy
 from burgersgd.theory.paths import UNUSED, always, last, normals, walk
-from burgersgd.theory.verify_rows import SIGMAS, Row, agrees, check, misprint, scored, within
+from burgersgd.theory.verify_rows import SIGMAS, Row, agrees, check, misprint, scored
 from burgersgd.training.gradients import Problem, eager_gradient
 
 Array = NDArray[np.float64]
@@ -29,6 +28,8 @@ ROUNDING = "rounding, float64"
 
 A, CENTER, GAMMA, NU, LR = 1.5, 0.7, 0.5, 0.2, 0.1  # F = a (y - c)^2 / 2
 KAPPA = A + 1 / GAMMA
+HYPER = UNUSED | {"lr": LR, "nu": NU, "gamma": GAMMA, "outer_step": 0.2, "ema_weight": 1.0}
+"""The floats of LocalEntropy."""
 
 
 def slope(y: Array) -> Array:
@@ -66,10 +67,11 @@ def network_and_gradients() -> list[Row]:
 
     full, _ = eager_gradient(problem, x, None, None)
     order = Batches(12, 3, torch.tensor([0]))
-    evaluations = range(order.evaluations_per_epoch)
-    parts = [eager_gradient(problem, x, order.indices(k, 1)[0], None)[0] for k in evaluations]
-    mean = torch.stack(parts).mean(0)
-    worst = max(float((part - full).abs().max()) for part in parts)
+    drawn = [order.indices(k, 1)[0] for k in range(order.evaluations_per_epoch)]
+    first = torch.arange(3).expand_as(drawn[0])  # (2.11) to the letter: samples i = 1..B in every batch
+    batches = [*drawn, first]
+    errors = torch.stack([eager_gradient(problem, x, batch, None)[0] for batch in batches]) - full
+    biases = [float(bias.abs().max()) for bias in (errors[:-1].mean(0), errors[-1])]
 
     rule = Sgd()
     hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
@@ -88,10 +90,15 @@ def network_and_gradients() -> list[Row]:
         ),
         agrees("2.1, 2.3, 2.4", "y(theta; x) = T_2 sigma(T_1 theta)", float(gaps[0]), 0, 1e-12, ROUNDING),
         agrees("2.6", "loss over all data - mean of l(y_i, y_x(theta_i))", loss - risk, 0, 1e-12, ROUNDING),
-        agrees(
-            "2.13", "mean over an epoch of grad F_mb - grad F", float((mean - full).abs().max()), 0, 1e-13, ROUNDING
+        misprint(
+            "2.11, 2.13",
+            "mean over an epoch of grad F_mb - grad F; printed: samples i = 1..B in every batch",
+            biases[0],
+            biases[1],
+            0,
+            1e-13,
+            ROUNDING,
         ),
-        within("2.13", "and one batch alone is off by", worst, 1, (0.01, 100), "or the row above is empty"),
         agrees(
             "2.9, 2.10, 2.12",
             "x_1 - (x_0 - lr grad F)",
@@ -106,26 +113,10 @@ def network_and_gradients() -> list[Row]:
 # -------------------------------------------------------------------------------------------------- (5.18), (5.19)
 
 
-def cycles(rule: LocalEntropy, hyper: dict[str, float], start: Array, n: int, seed: int) -> Any:
-    """Return the state after n cycles of the training rule on the quadratic, from x = y = start ``[1, chains]``."""
-    length = rule.gradients_per_cycle
-    step = torch.arange(n * length).view(-1, 1, 1)
-    clock = Clock(step, step / (n * length), step // length, step % length, n * length)
-    values = {name: torch.full((1, 1), value, dtype=torch.float64) for name, value in hyper.items()}
-    every = rule.coefficients(values, torch.ones(n * length, 1, 1, dtype=torch.float64), clock)
-    noise = normals(seed, *start.shape)
-    state = rule.init(torch.from_numpy(start), noise(0))
-    for k in range(n * length):
-        c = type(every)(*(field[k] for field in every))
-        state = rule.step(c, state, A * (state.y - CENTER), noise(k + 1))
-        if (k + 1) % length == 0:
-            state = rule.end_cycle(c, state)
-    return state
-
-
-def hyperparameters(**changed: float) -> dict[str, float]:
-    """Return the floats of LocalEntropy, those of the quadratic unless changed."""
-    return UNUSED | {"lr": LR, "nu": NU, "gamma": GAMMA, "outer_step": 0.2, "ema_weight": 1.0, **changed}
+def cycles(rule: LocalEntropy, start: Array, n: int, seed: int) -> Array:
+    """Return x ``[chains]`` after n cycles of the rule on the quadratic, from x = y = start ``[1, chains]``."""
+    noise, steps = normals(seed, *start.shape), n * rule.gradients_per_cycle
+    return last(walk(rule, HYPER, start, always(slope), steps, noise, frozen=False)).x.numpy().ravel()
 
 
 def frozen(rule: Rule, hyper: dict[str, float], start: float, steps: int, seed: int) -> Array:
@@ -144,8 +135,8 @@ def fast_point() -> list[Row]:
         return 2 * T * lr / (lr * KAPPA * (2 - lr * KAPPA))
 
     rule = LocalEntropy(inner_steps=1000, averaging="last")
-    early = frozen(rule, hyperparameters(), x, 3, 11)
-    late = frozen(rule, hyperparameters(), x, 45, 12)
+    early = frozen(rule, HYPER, x, 3, 11)
+    late = frozen(rule, HYPER, x, 45, 12)
     V = variance(2 * NU)
     measured = float(late.var(ddof=1))
     early_variance = V * (1 - rho**6)
@@ -210,7 +201,7 @@ def slow_point() -> list[Row]:
     theta = rho * (1 - rho**L) / (L * (1 - rho))
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
     mean = CENTER + (np.linalg.matrix_power(step, 3) @ [1.9 - CENTER, 1.9 - CENTER])[0]
-    early = cycles(LocalEntropy(inner_steps=L), hyperparameters(), x0, 3, 21).x.numpy()
+    early = cycles(LocalEntropy(inner_steps=L), x0, 3, 21)
     rows = [
         scored(
             "5.19",
@@ -221,7 +212,7 @@ def slow_point() -> list[Row]:
         ),
     ]
     for rule, known in ((LocalEntropy(L), 0.01530), (LocalEntropy(L, averaging="last"), 0.03456)):
-        x = cycles(rule, hyperparameters(), np.full((1, CHAINS), CENTER), 60, 22).x.numpy()
+        x = cycles(rule, np.full((1, CHAINS), CENTER), 60, 22)
         what = "the mean of y" if rule.averaging == "uniform" else "the last y"
         variance, why = float(x.var(ddof=1)), "exact law, 4 digits known"
         rows.append(scored("5.19", f"stationary Var x, moving to {what}", variance, known, variance_error(known), why))

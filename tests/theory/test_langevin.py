@@ -146,10 +146,6 @@ def test_law_check_is_calibrated() -> None:
         assert abs(np.std(scores) - 1) < 6 / math.sqrt(2 * 200)
     for p in ([c.ks_pvalue for c in checks], [c.chi2_pvalue for c in checks]):
         assert abs(np.mean(p) - 0.5) < 6 / math.sqrt(12 * 200)
-    one = checks[0]
-    widths = np.diff(one.edges)
-    assert abs((one.measured * widths).sum() - 1) < 1e-12
-    assert abs((one.expected * widths).sum() - 1) < 0.02  # the sample's range leaves the tails out
 
 
 # Order --------------------------------------------------------------------------------------------------------------

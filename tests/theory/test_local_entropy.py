@@ -102,6 +102,12 @@ def test_quadrature_in_two_dimensions_is_the_closed_form() -> None:
             np.testing.assert_allclose(getattr(at, name), getattr(exact, name), rtol=0, atol=1e-12, err_msg=name)
 
 
+def test_both_forms_of_the_gradient_agree_in_two_dimensions() -> None:
+    at = local_entropy(Loss(bowl, lambda y: (y - CENTER) @ CURVATURE), POINTS, gamma=0.5, nu=0.1)
+    assert at.mean_gradient is not None
+    np.testing.assert_allclose(at.mean_gradient, at.gradient, rtol=0, atol=1e-12)  # (4.20)
+
+
 @pytest.mark.parametrize("d", [1, 2])
 def test_derivatives_are_those_of_finite_differences(d: int) -> None:
     gamma, nu, h = 0.5, 0.1, 1e-4

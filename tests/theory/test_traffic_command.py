@@ -86,7 +86,8 @@ def test_a_coarse_grid_warns_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("scenario=blue", "scenario=blue: must be one of red_light, green_light, jam, ring, riemann"),
         ("nu=-1", "nu=-1.0: must be >= 0"),
-        ("nu=nan", "nu=nan: must be >= 0"),
+        ("nu=nan", "nu=nan: must be finite and >= 0"),
+        ("nu=inf", "nu=inf: must be finite and >= 0"),
         ("nu=thick", "nu=thick: must be of type float"),
         ("cells=4", "cells=4: must be >= 16 and <= 100000"),
         ("cells=1e3", "cells=1e3: must be of type int"),
@@ -111,10 +112,15 @@ def test_mistakes_are_one_line_and_create_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_way_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_in_the_way_of_the_folder_is_refused_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(traffic_command, "simulate", lambda config: pytest.fail("worked for nothing"))
     (tmp_path / "file").write_text("")
-    assert main([f"output={tmp_path / 'file' / 'run'}"]) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert main([f"output={tmp_path / name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"burgersgd: error: output={tmp_path / name}: must be a folder that can be written (")
 
 
 def test_without_matplotlib_the_error_says_what_to_install(

@@ -6,12 +6,15 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperSDE
@@ -19,7 +22,7 @@ from burgersgd.theory import burgers, cole_hopf, homogenisation, local_entropy, 
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
 from tests.test_equations import table
 
-PATIENCE = 60.0  # seconds for all checks, as promised
+PATIENCE = 60.0  # seconds of the processor for all checks, four times what they take; a clock would time the machine
 
 
 def run(*arguments: str) -> int:
@@ -30,12 +33,13 @@ def run(*arguments: str) -> int:
 
 
 def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.process_time()
     assert run() == 0
+    assert time.process_time() - started < PATIENCE
     shown = capsys.readouterr()
     assert "FAILS" not in shown.out
     report = json.loads(Path("out/verify.json").read_text(encoding="utf-8"))
     assert report["passed"]
-    assert sum(report["seconds"].values()) < PATIENCE
     assert set(report["seconds"]) == set(CHECKS)
     rows = report["rows"]
     assert {row["check"].partition(".")[0] for row in rows} == set(GROUPS)
@@ -53,6 +57,15 @@ def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str])
     made = {(row["check"], eq) for row in rows for eq in row["equation"].split(", ")}
     promised = {(name, eq) for eq, line in documented.items() for name in line.checks}
     assert promised == made
+    for eq, line in documented.items():
+        written = [float(n) for n in re.findall(r"-?\d[\d.]*(?:e[+-]\d+)?", re.sub(r"`.*?`", "", line.measured))]
+        found = [
+            row for name in line.checks for row in rows if row["check"] == name and eq in row["equation"].split(", ")
+        ]
+        numbers = [(row["measured"], row["expected"] or None, row["printed"]) for row in found]
+        now = [n for triple in numbers for n in triple if n is not None]
+        # to the digits of the document and the rounding of other processors
+        np.testing.assert_allclose(written, now, rtol=0.02, atol=1e-6, err_msg=f"docs/equations.md, ({eq})")
 
 
 def test_list_names_groups_and_checks_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +173,36 @@ def test_a_check_that_raises_is_a_row_that_fails(
     assert len(json.loads(Path("out/verify.json").read_text(encoding="utf-8"))["rows"]) > 1
 
 
+def test_checks_run_in_one_thread_whatever_torch_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def look() -> list[Row]:
+        seen.append(torch.get_num_threads())
+        return [agrees("3.4", "", 0, 0, 0, "")]
+
+    monkeypatch.setitem(CHECKS, "traffic.model", look)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert run("traffic.model") == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> list[Row]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(CHECKS, "traffic.model", stopped)
+    assert run("traffic.model") == 130
+    shown = capsys.readouterr()
+    assert "\nburgersgd: interrupted\n" in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
 # Rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -233,16 +276,18 @@ def test_figures_are_drawn_with_captions() -> None:
     from burgersgd.theory import figures
 
     Path("out").mkdir()
-    captions = figures.draw(Path("out"), set(GROUPS))
-    assert len(captions) == len(figures.FIGURES) == 5
+    with verify.one_thread():
+        captions = figures.draw(Path("out"), figures.FIGURES)
+    assert list(captions) == list(figures.FIGURES)
+    assert len(captions) == 5
     for name, caption in captions.items():
         assert Path("out", name).read_bytes().startswith(b"\x89PNG")
         assert len(caption) > 50
-    assert not figures.draw(Path("out"), {"cole_hopf"})
 
 
-def test_figures_stand_in_the_markdown() -> None:
+def test_figures_stand_in_the_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert verify.main(["traffic", "--output", "out"]) == 0
+    assert "figure/s" in capsys.readouterr().err  # the bar goes on over the figures
     assert {path.name for path in Path("out").iterdir()} == {"verify.json", "verify.md", "red_light_turns_green.png"}
     assert "](red_light_turns_green.png)" in Path("out/verify.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, TrainConfig
-from burgersgd.datasets import Dataset, from_arrays, load
+from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.datasets import DataError, Dataset, from_arrays, load
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
@@ -72,6 +72,8 @@ def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
         return _load(_ByRepr(config.dataset))
     if isinstance(own, Dataset):
         return own
+    if not (isinstance(own, tuple | list) and len(own) == 2):
+        raise DataError(f"dataset: must be a Dataset or a pair of arrays (x, y), not {type(own).__name__}")
     options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
     return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
 
@@ -156,6 +158,8 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     if budget == 0:
         allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"
         raise trainer.error(key, allowed)
+    if budget >= LARGEST_BUDGET:
+        raise trainer.error(key, f"is {asked:.3g} gradient evaluations, must be < {LARGEST_BUDGET:.3g}")
     return budget
 
 

@@ -238,10 +238,14 @@ def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
     from burgersgd.config import CONF_DIR, ConfigError
 
     flags = _hydra_flags(arguments)
-    words = [w for w in flags.overrides if not w.lstrip("+~").startswith("hydra/")]
+    for flag in ("config_name", "config_path", "config_dir"):
+        if value := getattr(flags, flag):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
+            )
     try:
-        overrides = OverridesParser.create().parse_overrides(overrides=words)
-        grid = [words]
+        overrides = OverridesParser.create().parse_overrides(overrides=flags.overrides)
+        grid = [flags.overrides]
         if flags.multirun:
             grid = [
                 list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch
@@ -285,11 +289,15 @@ def _help(arguments: Sequence[str]) -> int:
 
 def _one_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf complains about, in one line."""
+    from hydra.errors import OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text, reason = str(error), str(cause).splitlines()[0]
-    options = re.search(r"Could not find '([^/']+)/([^']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
+    options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
     if options:
         group, choice, names = options.groups()
         return f"{group}={choice}: must be one of {', '.join(names.split())}"
@@ -298,8 +306,10 @@ def _one_line(error: Exception) -> str:
         return f"{unknown.group(1)}: no such key (burgersgd train --help lists them)"
     wrong = re.search(r"Error merging override (\S.*)", text)
     if wrong:
-        kind = re.search(r"could not be converted to (\w+)", reason)
-        return f"{wrong.group(1)}: " + (f"must be of type {kind.group(1).lower()}" if kind else reason)
+        kind = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
+        if kind:
+            reason = f"must be of type {(kind[1] or kind[2]).lower()}"
+        return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 
@@ -343,7 +353,7 @@ def _complete(arguments: Sequence[str]) -> int:
         del line[1]
         os.environ["COMP_LINE"] = " ".join(line)
     elif any("query" in a for a in arguments):
-        print(" ".join(c for c in COMMANDS if c.startswith(line[-1])))
+        print(" ".join(c for c in COMMANDS if len(line) <= 2 and c.startswith(line[-1])))
         return 0
     from burgersgd.config import register_schemas
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -46,51 +47,69 @@ def opt(
     return field(default=default, metadata=metadata)
 
 
-def _allowed(rule: dict[str, Any], got: float) -> str:
+def _allowed(rule: dict[str, Any], value: float) -> str:
     words = {"above": "> {}", "at_least": ">= {}", "below": "< {}", "at_most": "<= {}"}
     parts = [words[k].format(f"{v:g}") for k, v in rule.items() if k in words and v is not None]
-    if not (parts and (math.isfinite(got) or rule["infinite"])):
-        parts.insert(0, "finite")  # inf is >= 0 too
+    if not (math.isfinite(value) or rule["infinite"]):
+        parts.append("finite")
     return " and ".join(parts) + (" (inf allowed)" if rule["infinite"] else "")
 
 
 @dataclass
 class Group:
-    """Base of all groups: checks types and ranges of its fields. Raises ConfigError."""
+    """Base of all groups: type and range of a field are checked whenever it is set. Raises ConfigError."""
 
     group: ClassVar[str] = ""
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        known = {f.name: f for f in dataclasses.fields(self)}
+        if key not in known:
+            raise self._error(key, value, f"no such key; there are {', '.join(known)}")
+        object.__setattr__(self, key, self._checked(known[key], value))
+
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            setattr(self, f.name, self._checked(f))
+        """Check what several fields decide together: the work of subclasses."""
 
     def error(self, key: str, allowed: str) -> ConfigError:
         """Return the error for one of this group's keys."""
-        path = f"{self.group}.{key}" if self.group else key
-        return ConfigError(f"{path}={_show(getattr(self, key))}: {allowed}")
+        return self._error(key, getattr(self, key), allowed)
 
-    def _checked(self, f: dataclasses.Field[Any]) -> Any:
-        value = getattr(self, f.name)
-        kind = str(f.type)
-        if value is None:
-            if "None" in kind:
-                return value
-            raise self.error(f.name, "must not be null")
-        base = kind.split(" | ")[0]
-        if base == "float" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        types: dict[str, type] = {"float": float, "int": int, "bool": bool, "str": str}
-        wanted = types.get(base)
-        if wanted and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
-            raise self.error(f.name, f"must be of type {base}")
+    def _error(self, key: str, value: Any, allowed: str) -> ConfigError:
+        path = f"{self.group}.{key}" if self.group else key
+        return ConfigError(f"{path}={_show(value)}: {allowed}")
+
+    def _checked(self, f: dataclasses.Field[Any], given: Any) -> Any:
+        kind, _, optional = str(f.type).partition(" | ")
+        if given is None:
+            if optional:
+                return given
+            raise self._error(f.name, given, "must not be null")
+        try:
+            value = _converted(kind, given)
+        except TypeError as error:
+            raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
         if choices and value not in choices:
-            raise self.error(f.name, f"must be one of {', '.join(choices)}")
-        if rule:
-            for v in value if isinstance(value, list) else [value]:
-                if isinstance(v, (int, float)) and not isinstance(v, bool) and not _within(v, rule):
-                    raise self.error(f.name, f"must be {_allowed(rule, v)}")
+            raise self._error(f.name, given, f"must be one of {', '.join(choices)}")
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, int) and abs(v) >= 2**63:
+                raise self._error(f.name, given, "must fit into 64 bits")
+            if rule and isinstance(v, int | float) and not isinstance(v, bool) and not _within(v, rule):
+                raise self._error(f.name, given, f"must be {_allowed(rule, v)}")
         return value
+
+
+def _converted(kind: str, value: Any) -> Any:
+    """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
+    number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
+    if kind == "list[int]" and isinstance(value, list | tuple):
+        return [_converted("int", v) for v in value]
+    if number and isinstance(value, number) and not isinstance(value, bool):
+        return int(value) if kind == "int" else float(value)
+    plain = {"bool": bool, "str": str}.get(kind) or globals().get(kind)
+    if plain is None or not isinstance(value, plain):
+        raise TypeError
+    return value
 
 
 def _within(v: float, rule: dict[str, Any]) -> bool:
@@ -454,13 +473,16 @@ class LinearScheduleConfig(ScheduleConfig):
 
 # ------------------------------------------------------------------------------------------------- trainer, device
 
+LARGEST_BUDGET = 2**53
+"""Gradient evaluations from which on float64 cannot tell one fraction of the budget from the next."""
+
 
 @dataclass
 class TrainerConfig(Group):
     """Budget, batches, logging and arithmetic."""
 
     group: ClassVar[str] = "trainer"
-    budget: int | None = opt(None, at_least=1)
+    budget: int | None = opt(None, at_least=1, below=LARGEST_BUDGET)
     epochs: float = opt(100.0, above=0)
     batch_size: int = opt(32, at_least=1)
     with_replacement: bool = False
@@ -508,6 +530,10 @@ class TrainConfig(Group):
             raise self.trainer.error(
                 "budget", f"must be >= optimizer.burn_in + optimizer.inner_steps = {cycle}, or x would never move"
             )
+        if self.run_name is not None:
+            name = Path(self.run_name)
+            if name.is_absolute() or not name.parts or ".." in name.parts:
+                raise self.error("run_name", "must name a folder below output_root")
 
 
 GROUPS: dict[str, dict[str, type[Group]]] = {

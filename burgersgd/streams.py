@@ -16,7 +16,8 @@ and its value number j is word j mod 4 of block j div 4, an integer w_j in [0, 2
     permutations      of range(n): the order of the n 63-bit keys (w_2i div 2) 2^32 + w_2i+1, ties in the order of i
 
 Nothing is stored: resuming needs the step alone. Three backends make the same integers exactly, and normal numbers that
-agree to 1e-6: "native" (C, CPU), "triton" (CUDA) and "torch" (any device, slow); the best that works is chosen.
+agree to 1e-6: "native" (C, CPU), "triton" (CUDA) and "torch" (CPU and CUDA, slow); the best that works is chosen, on
+Apple's GPUs that of the CPU.
 All of this is part of the reproducibility contract.
 """
 
@@ -162,11 +163,20 @@ def _backend(name: Backend | None, device: str) -> _Fill:
         from burgersgd.streams_triton import fill as triton_fill  # not everyone has triton, and it is slow to import
 
         return triton_fill
+    if name is None and device == "mps":
+        return _host_fill
     if name in (None, "torch"):
         if name is None and device == "cuda":
             logging.getLogger("burgersgd").warning("no triton: plain torch draws the same numbers more slowly")
         return _torch_fill
     raise ValueError(f"the backend {name!r} does not work here, on {device}")
+
+
+def _host_fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:
+    """Draw on the CPU and copy: for Apple's GPUs, which have no float64."""
+    drawn = torch.empty_like(out, device="cpu")
+    _backend(None, "cpu")(drawn, kind, seeds.cpu(), purpose, first_step, first_block)
+    out.copy_(drawn)
 
 
 # C ----------------------------------------------------------------------------------------------------------

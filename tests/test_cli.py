@@ -66,8 +66,19 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["optimizer=foo"], "optimizer=foo: must be one of adamw, gd, langevin, local_entropy"),
         (["optimiser=sgd"], "optimiser: no such key"),
         (["optimizer.nuu=1"], "optimizer.nuu: no such key"),
+        (["+optimizer.nuu=1"], "optimizer.nuu=1: no such key"),
+        (["+nuu=1"], "nuu=1: no such key"),
+        (["run_name=../elsewhere"], "run_name=../elsewhere: must name a folder below output_root"),
+        (["trainer.epochs=1e300"], "trainer.epochs=1e+300: is 3.4e+301 gradient evaluations, must be < "),
         (["optimizer.lr=abc"], "optimizer.lr=abc: must be of type float"),
         (["trainer.batch_size=1.5"], "trainer.batch_size=1.5: must be of type int"),
+        (["optimizer.lr=null"], "optimizer.lr=null: must not be null"),
+        (["optimizer.nesterov=maybe"], "optimizer.nesterov=maybe: must be of type bool"),
+        (["hydra/launcher=none"], "hydra/launcher=none: must be one of basic"),
+        (["--multirun", "seed=1,2", "hydra/sweeper=none"], "hydra/sweeper=none: must be one of basic"),
+        (["hydra.none=1"], "hydra.none: no such key"),
+        (["--config-name=other"], "--config-name=other: must be left out"),
+        (["seed"], "seed: must be KEY=VALUE"),
         (["optimizer.nu=-1"], "optimizer.nu=-1.0: must be >= 0"),
         (["optimizer.gamma=0"], "optimizer.gamma=0.0: must be > 0"),
         (["optimizer.lr=0"], "optimizer.lr=0.0: must be > 0"),
@@ -201,6 +212,12 @@ def test_shell_completion(line: str, expected: str) -> None:
     completed = burgersgd("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert expected in completed.stdout
     assert completed.returncode == 0
+
+
+def test_shell_completion_offers_commands_for_the_first_word_alone() -> None:
+    line = "burgersgd verify "
+    completed = burgersgd("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert (completed.stdout.strip(), completed.returncode) == ("", 0)
 
 
 def test_environment_is_recorded(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -58,8 +59,8 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: LocalEntropyConfig(gamma=0), "optimizer.gamma=0: must be > 0 (inf allowed)"),
         (lambda: LocalEntropyConfig(gamma=math.nan), "optimizer.gamma=nan: must be > 0 (inf allowed)"),
         (lambda: LocalEntropyConfig(lr=0.0), "optimizer.lr=0.0: must be > 0"),
-        (lambda: LocalEntropyConfig(lr=math.nan), "optimizer.lr=nan: must be finite and > 0"),
-        (lambda: LocalEntropyConfig(lr=math.inf), "optimizer.lr=inf: must be finite and > 0"),
+        (lambda: LocalEntropyConfig(lr=math.nan), "optimizer.lr=nan: must be > 0 and finite"),
+        (lambda: LocalEntropyConfig(lr=math.inf), "optimizer.lr=inf: must be > 0 and finite"),
         (lambda: LocalEntropyConfig(inner_steps=0), "optimizer.inner_steps=0: must be >= 1"),
         (lambda: LocalEntropyConfig(burn_in=-1), "optimizer.burn_in=-1: must be >= 0"),
         (lambda: LocalEntropyConfig(outer_step=1.5), "optimizer.outer_step=1.5: must be > 0 and <= 1"),
@@ -74,6 +75,7 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: DigitsConfig(validation_fraction=0.7, test_fraction=0.3), "dataset.test_fraction=0.3: must be < 0.3"),
         (lambda: MlpConfig(depth=-1), "model.depth=-1: must be >= 0"),
         (lambda: MlpConfig(widths=[8, 0]), "model.widths=[8, 0]: must be >= 1"),
+        (lambda: MlpConfig(widths=["a"]), "model.widths=['a']: must be of type list[int]"),  # pyright: ignore
         (lambda: LossConfig(name="hinge"), "loss.name=hinge: must be one of"),
         (lambda: CosineScheduleConfig(final=2.0), "schedule.final=2.0: must be >= 0 and <= 1"),
         (lambda: TrainerConfig(batch_size=0), "trainer.batch_size=0: must be >= 1"),
@@ -81,8 +83,14 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: TrainerConfig(batch_size=True), "trainer.batch_size=true: must be of type int"),
         (lambda: TrainerConfig(batch_size=None), "trainer.batch_size=null: must not be null"),  # pyright: ignore
         (lambda: TrainerConfig(drop_last=1), "trainer.drop_last=1: must be of type bool"),  # pyright: ignore
+        (lambda: TrainerConfig(budget=10**16), "trainer.budget=10000000000000000: must be >= 1 and < 9.0072e+15"),
+        (lambda: TrainerConfig(log_every=2**63), "trainer.log_every=9223372036854775808: must fit into 64 bits"),
         (lambda: DeviceConfig(name="tpu"), "device.name=tpu: must be one of auto, cpu, cuda, mps"),
         (lambda: TrainConfig(seed=-1), "seed=-1: must be >= 0"),
+        (lambda: TrainConfig(optimizer="sgd"), "optimizer=sgd: must be of type OptimizerConfig"),  # pyright: ignore
+        (lambda: TrainConfig(run_name=""), "run_name=: must name a folder below output_root"),
+        (lambda: TrainConfig(run_name="a/../.."), "run_name=a/../..: must name a folder below output_root"),
+        (lambda: TrainConfig(run_name="/a"), "run_name=/a: must name a folder below output_root"),
         (
             lambda: TrainConfig(
                 optimizer=LocalEntropyConfig(inner_steps=8, burn_in=3), trainer=TrainerConfig(budget=10)
@@ -100,6 +108,21 @@ def test_out_of_range_settings_are_refused_naming_key_value_and_what_is_allowed(
 
 def test_whole_numbers_are_accepted_for_floats() -> None:
     assert isinstance(LocalEntropyConfig(gamma=2).gamma, float)
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    config = LocalEntropyConfig(lr=np.float32(0.5), inner_steps=np.int64(3))  # pyright: ignore[reportArgumentType]
+    assert (type(config.lr), type(config.inner_steps)) == (float, int)
+    assert config == LocalEntropyConfig(lr=0.5, inner_steps=3)
+
+
+def test_what_is_set_later_is_checked_too() -> None:
+    config = TrainConfig()
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr=-1\.0: must be > 0$"):
+        config.optimizer.lr = -1.0
+    assert config.optimizer.lr == LocalEntropyConfig().lr
+    with pytest.raises(ConfigError, match=r"^optimizer\.nuu=1: no such key; there are name, lr, nu, gamma, "):
+        config.optimizer.nuu = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_gamma_may_be_infinite() -> None:

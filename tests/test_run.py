@@ -24,6 +24,7 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
+from burgersgd.datasets import DataError
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
 from burgersgd.run import train, train_fleet
@@ -184,6 +185,12 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
 def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         quiet(small_config(), model=model)
+
+
+def test_data_that_are_no_pair_of_arrays_are_refused() -> None:
+    x = np.zeros((40, 3))
+    with pytest.raises(DataError, match=r"^dataset: must be a Dataset or a pair of arrays \(x, y\), not ndarray$"):
+        quiet(small_config(), dataset=x)
 
 
 def test_a_diverged_run_is_a_result() -> None:

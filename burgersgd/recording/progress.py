@@ -1,5 +1,7 @@
 """What a run shows while it works and when it is done, in plain text."""
 
+import contextlib
+import os
 import shlex
 import sys
 import textwrap
@@ -50,7 +52,7 @@ class Progress:
         self._shown: int | None = None
         self._bar: _Bar | None = None
         self._silent = enabled is False
-        if enabled or (enabled is None and self._stream.isatty()):
+        if enabled or (enabled is None and _has_room(self._stream)):
             self._bar = _Bar(
                 total=total,
                 initial=initial,
@@ -114,6 +116,13 @@ class Progress:
         if self._validation_error is not None:
             numbers.append(f"val. error {_error(self._validation_error, self._percent)}")
         return numbers
+
+
+def _has_room(stream: TextIO) -> bool:
+    """Whether the stream is a terminal with lines to draw on: tqdm is silent on one of unknown size (0 x 0)."""
+    with contextlib.suppress(OSError):  # a stream that is a terminal by its own account
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
+    return stream.isatty()
 
 
 def summary(

@@ -99,3 +99,11 @@ def test_a_budget_below_one_cycle_is_an_error() -> None:
     config = TrainConfig(optimizer=optimizer, trainer=TrainerConfig(epochs=0.6, batch_size=10))
     with pytest.raises(ConfigError, match=r"trainer\.epochs=0\.6: is 6 gradient evaluations, must be >= 7"):
         budget_of(config, 95, 10)
+
+
+def test_a_budget_beyond_exact_fractions_is_an_error() -> None:
+    config = TrainConfig(trainer=TrainerConfig(epochs=1e300))
+    with pytest.raises(
+        ConfigError, match=r"trainer\.epochs=1e\+300: is 1e\+301 gradient evaluations, must be < 9\.01e\+15"
+    ):
+        budget_of(config, 95, 10)

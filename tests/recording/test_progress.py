@@ -133,6 +133,18 @@ def test_bar_fits_a_real_terminal_of_80_columns_and_starts_no_thread(monkeypatch
     assert "loss 0.5123, val. error 8.92 %" in frames[-1]
 
 
+def test_a_terminal_of_unknown_size_gets_lines() -> None:
+    leader, follower = pty.openpty()  # 0 x 0, as in some containers
+    try:
+        with open(follower, "w", encoding="utf-8") as stream:
+            shown = Progress(20, "sgd", stream)
+            shown.update(10, train_loss=0.5)
+            shown.close()
+        assert everything_written(leader).startswith("sgd  50%  10/20, ")
+    finally:
+        os.close(leader)
+
+
 def test_enabled_overrides_what_the_stream_is() -> None:
     silent, forced = Terminal(), io.StringIO()
     for stream, enabled in ((silent, False), (forced, True)):

@@ -49,6 +49,7 @@ class Purpose(IntEnum):
     BATCHES = 1
     NOISE = 2
     DROPOUT = 3
+    STABILITY = 4
 
 
 class _Kind(IntEnum):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +62,36 @@ def _read(path: Path) -> dict[str, ndarray]:
     arrays = {}
     reading = "the list of its arrays"
     try:
-        # np.load leaves a file that it opened itself open when it turns out to be damaged
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for reading in [key for key in KEYS if key in archive.files]:
-                arrays[reading] = archive[reading]
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numpy and Python, about the text of a damaged header
+            members = archive.namelist()
+            for reading in [key for key in KEYS if f"{key}.npy" in members]:
+                arrays[reading] = _member(archive, f"{reading}.npy")
     except Exception as error:  # a damaged file makes zipfile and numpy raise almost anything
         raise DataError(
             f"{reading} cannot be read ({_one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
         ) from error
     return arrays
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
+    """Return one array of an archive, read to its end: only there zipfile compares its checksum."""
+    size = archive.getinfo(name).file_size
+    if size > _memory():
+        raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than this machine has memory")
+    with archive.open(name) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise ValueError(f"there is more in it than its shape {array.shape} says")
+    return array
+
+
+def _memory() -> float:
+    """Return the bytes of memory of this machine, inf where it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def _array(key: str, value: ArrayLike) -> ndarray:
@@ -148,7 +172,7 @@ def _number_of_classes(key: str, labels: Tensor) -> int:
     """Return k of the labels 0..k-1 of all parts together; raises DataError when one of them never occurs."""
     present = labels.unique()
     classes = len(present)
-    if classes < 2 or int(present[-1]) != classes - 1:
+    if classes < 2 or int(present[0]) != 0 or int(present[-1]) != classes - 1:
         raise DataError(
             f"{key} has {classes} different labels from {int(present[0])} to {int(present[-1])}; "
             "labels must be 0..k-1 with k at least 2; numpy.unique(y, return_inverse=True)[1] renumbers them"

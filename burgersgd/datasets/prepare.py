@@ -76,7 +76,10 @@ class Options:
 
 
 def prepare(name: str, raw: Raw, options: Options) -> Dataset:
-    """Return the data set called name made of raw; raises DataError when an option does not fit the data."""
+    """Return the data set called name made of raw; raises DataError for unfit data or an option that does not fit."""
+    for part in (raw.train, raw.validation, raw.test):
+        if part is not None:
+            _check(name, part, raw)
     train, validation, test = _split(raw, options)
     kept = _check_train_size(options, train.n)
     if options.label_noise > 0:
@@ -90,7 +93,27 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
         train, validation, test = (
             part._replace(inputs=torch.sub(part.inputs, mean).div_(std)) for part in (train, validation, test)
         )
+    for part in (train, validation, test):
+        if not _finite(part.inputs):
+            raise DataError(f"dataset={name}: inputs are not finite in float32 once scaled; scale them down yourself")
     return Dataset(name, raw.task, train, validation, test, raw.n_outputs)
+
+
+def _check(name: str, part: Part, raw: Raw) -> None:
+    """Raise DataError for targets that are not one for each input, not labels of the classes there are, not finite."""
+    inputs, targets = part
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise DataError(f"dataset={name}: {len(inputs)} inputs have {len(targets)} targets")
+    if raw.task == "classification":
+        lowest, highest = (int(label) for label in torch.aminmax(targets))
+        if lowest < 0 or highest >= raw.n_outputs:
+            raise DataError(f"dataset={name}: labels are {lowest} to {highest}, must be 0 to {raw.n_outputs - 1}")
+    if raw.task == "regression" and not _finite(targets):
+        raise DataError(f"dataset={name}: targets are not finite in float32")
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(torch.stack(torch.aminmax(x))).all())
 
 
 def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:

@@ -1,7 +1,9 @@
 """Image data sets under dataset.root in torchvision's layout: MNIST and its relatives, CIFAR.
 
 torchvision knows where the files come from, what they are called and their checksums. They are checked every time they
-are read (torchvision itself trusts what is unpacked), and written whole or not at all.
+are read (torchvision itself trusts what is unpacked), and written whole or not at all. Nothing in a file is trusted
+beyond its checksum: sizes are bounded, members of an archive are read by name and never extracted, and a pickle can
+make nothing but arrays of bytes.
 """
 
 from __future__ import annotations
@@ -9,16 +11,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
+import struct
 import tarfile
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
@@ -33,6 +39,8 @@ CLASSES = {
     "cifar100": "CIFAR100",
 }
 TIMEOUT = 15  # seconds without an answer
+LARGEST = 1 << 28
+"""Bytes of a file, unpacked or not, that are read at most; the largest of these data sets has 170 MB."""
 
 
 def mnist_like(config: Any) -> Raw:
@@ -44,9 +52,9 @@ def mnist_like(config: Any) -> Raw:
         path = folder / filename
         if not path.exists():
             _write(config, path, _download(config, path, md5, [mirror + filename for mirror in source.mirrors]))
-        arrays.append(_from_idx(gzip.decompress(_verified(path, md5))))
+        arrays.append(_from_idx(path, _verified(path, md5)))
     images, labels, test_images, test_labels = arrays
-    return _raw(10, images[:, None], labels, test_images[:, None], test_labels)
+    return _raw(config, 10, (28, 28), images, labels, test_images, test_labels)
 
 
 def cifar(config: Any) -> Raw:
@@ -54,21 +62,19 @@ def cifar(config: Any) -> Raw:
     source = _torchvision_class(config.name)
     root = Path(config.root).expanduser()
     folder = root / source.base_folder
-    names = [name for name, _ in [*source.train_list, *source.test_list]]
-    if not all((folder / name).exists() for name in names):
+    listed = dict([*source.train_list, *source.test_list])
+    if not all((folder / name).exists() for name in listed):
         archive = root / source.filename
         if not archive.exists():
             _write(config, archive, _download(config, archive, source.tgz_md5, [source.url]))
-        with tarfile.open(fileobj=io.BytesIO(_verified(archive, source.tgz_md5))) as members:
-            for name in names:
-                content = members.extractfile(f"{source.base_folder}/{name}")
-                assert content is not None  # by the archive's checksum
-                _write(config, folder / name, content.read())
-    (images, labels), (test_images, test_labels) = (
-        _from_pickles([_verified(folder / name, md5) for name, md5 in listed])
-        for listed in (source.train_list, source.test_list)
-    )
-    return _raw(100 if config.name == "cifar100" else 10, images, labels, test_images, test_labels)
+        members = _members(archive, _verified(archive, source.tgz_md5), source.base_folder, listed)
+        for name, content in members.items():
+            _write(config, folder / name, content)
+    parts = []
+    for files in (source.train_list, source.test_list):
+        batches = [_from_pickle(folder / name, _verified(folder / name, md5)) for name, md5 in files]
+        parts += [np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])]
+    return _raw(config, 100 if config.name == "cifar100" else 10, (3, 32, 32), *parts)
 
 
 def _torchvision_class(name: str) -> Any:
@@ -80,7 +86,8 @@ def _torchvision_class(name: str) -> Any:
 def _verified(path: Path, md5: str) -> bytes:
     """Return the content of a file; raises DataError when it is not what its publisher signed with md5."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if _md5(content) != md5:
@@ -98,7 +105,7 @@ def _download(config: Any, path: Path, md5: str, urls: list[str]) -> bytes:
     for url in urls if config.download else []:
         try:
             content = _fetch(url, path.name)
-        except OSError as error:  # URLError and time-outs among them
+        except (OSError, HTTPException, ValueError) as error:  # URLError, time-outs; answers that are not HTTP
             reason = f"download failed: {' '.join(str(error).split())}"
             continue
         if _md5(content) == md5:
@@ -116,7 +123,7 @@ def _fetch(url: str, name: str) -> bytes:
     with urlopen(Request(url, headers={"User-Agent": "burgersgd"}), timeout=TIMEOUT) as response:
         total = int(response.headers.get("Content-Length", 0)) or None
         with tqdm.wrapattr(content, "write", total=total, desc=name, disable=None, leave=False) as sink:
-            while chunk := response.read(1 << 20):
+            while content.tell() < LARGEST and (chunk := response.read(min(1 << 20, LARGEST - content.tell()))):
                 sink.write(chunk)
     return content.getvalue()
 
@@ -135,22 +142,93 @@ def _write(config: Any, path: Path, content: bytes) -> None:
         raise DataError(f"dataset.root={config.root}: {path} cannot be written: {error.strerror}") from error
 
 
-def _from_idx(content: bytes) -> UInt8[ndarray, "n *image"]:
+def _members(archive: Path, content: bytes, folder: str, listed: dict[str, str]) -> dict[str, bytes]:
+    """Return the listed members of folder in a tar archive, each as its md5 says; raises DataError."""
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as members:
+            for name, md5 in listed.items():
+                member = members.getmember(f"{folder}/{name}")
+                file = members.extractfile(member) if member.isreg() else None
+                found[name] = b"" if file is None else file.read(LARGEST)
+                if _md5(found[name]) != md5:
+                    raise DataError(f"{archive}: {name} in it is corrupt (its checksum is wrong)")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
+        raise DataError(f"{archive} cannot be read: {_one_line(error)}") from error
+    return found
+
+
+def _from_idx(path: Path, content: bytes) -> UInt8[ndarray, "n *image"]:
     """Return the array in a file of MNIST's format: 0, 0, type 8 (uint8), number of dimensions, their sizes, values."""
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            values = file.read(LARGEST)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {_one_line(error)}") from error
+    dimensions = values[3] if values[:3] == b"\0\0\x08" and len(values) > 3 else 0
+    start = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", values[4:start]) if len(values) >= start else ()
+    if not shape or len(values) != start + math.prod(shape):
+        raise DataError(f"{path} is not a whole file of MNIST's format")
+    return np.frombuffer(values, np.uint8, offset=start).reshape(shape)
 
 
-def _from_pickles(contents: list[bytes]) -> tuple[UInt8[ndarray, "n 3 32 32"], list[int]]:
-    """Return images and labels of files in CIFAR's format; pickles, hence only to be called with verified content."""
-    batches = [pickle.loads(content, encoding="latin1") for content in contents]
-    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-    return images, [label for batch in batches for label in batch.get("labels", batch.get("fine_labels"))]
+class _Inert:
+    """What a pickled array or its type is read as: the file's arguments and its state, of which nothing is called."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-def _raw(classes: int, images: ndarray, labels: ndarray | list[int], test_images: ndarray, test_labels: Any) -> Raw:
-    def part(x: ndarray, y: ndarray | list[int]) -> Part:
-        return Part(torch.from_numpy(x.copy()), torch.from_numpy(np.array(y, dtype=np.int64)))
+class _DataOnly(pickle._Unpickler):
+    """Reads containers, numbers, text and arrays; whatever else a pickle asks for, it does not get to run.
 
-    return Raw("classification", classes, part(images, labels), test=part(test_images, test_labels))
+    The Python twin of pickle.Unpickler, which takes no more memory than the file has bytes: the one in C makes room for
+    whatever index the file names (LONG_BINPUT). BYTEARRAY8 does so in both.
+    """
+
+    dispatch = {  # noqa: RUF012  (a dict of the class in pickle)
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return _Inert for numpy's arrays and types."""
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
+            return _Inert
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _from_pickle(path: Path, content: bytes) -> tuple[UInt8[ndarray, "images 3 32 32"], Int64[ndarray, " labels"]]:
+    """Return images and labels of a file in CIFAR's format: a dict with an array "data" and a list of labels."""
+    try:
+        batch = _DataOnly(io.BytesIO(content), encoding="latin1").load()
+        _, shape, kind, column_order, data = batch["data"].state  # as numpy's arrays have it
+        labels = batch.get("labels", batch.get("fine_labels"))
+        if kind.arguments[0] != "u1" or column_order or not all(type(label) is int for label in labels):
+            raise ValueError("no array of bytes and list of integers")
+        values = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8)
+        return values.reshape(shape).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+    except Exception as error:  # almost anything, where a file is not what its format says
+        raise DataError(f"{path} is not a file of CIFAR's format ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _raw(
+    config: Any, classes: int, shape: tuple[int, ...], x: ndarray, y: ndarray, x_test: ndarray, y_test: ndarray
+) -> Raw:
+    """Return images (with a channel) and labels; raises DataError where the images are not of the data set's shape."""
+
+    def part(images: ndarray, labels: ndarray) -> Part:
+        if images.shape[1:] != shape or labels.ndim != 1:
+            found = f"images {list(images.shape[1:])} and labels {list(labels.shape)}"
+            raise DataError(f"dataset={config.name}: its files hold {found}, must be {list(shape)} and [n]")
+        images = images if len(shape) == 3 else images[:, None]
+        return Part(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
+
+    return Raw("classification", classes, part(x, y), test=part(x_test, y_test))

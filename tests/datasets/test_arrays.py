@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from burgersgd.config import NpzConfig
-from burgersgd.datasets import DataError, from_arrays, load
+from burgersgd.datasets import DataError, arrays, from_arrays, load
+from tests.datasets.damage import Damage, damages, refused_or_harmless
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((40, 3))
@@ -110,6 +111,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too large for float32": ({"x": X * 1e300, "y": LABELS}, "x has 120 values that are not finite in float32; .*"),
     "negative label": ({"x": X, "y": LABELS - 1}, r"y has the label -1; labels must be 0\.\.k-1"),
     "labels from 1": ({"x": X, "y": LABELS + 1}, "y has 4 different labels from 1 to 4; .*"),
+    "labels beyond int64": (
+        {"x": X, "y": np.where(LABELS == 1, 2**64 - 1, LABELS).astype(np.uint64)},
+        "y has 4 different labels from -1 to 3; .*",
+    ),
     "one class": ({"x": X, "y": LABELS * 0}, "y has 1 different labels from 0 to 0; .*"),
     "one-hot integers": ({"x": X, "y": np.eye(4, dtype=int)[LABELS]}, r"y has shape \(40, 4\); must be \[n\] .*"),
     "targets in space": ({"x": X, "y": np.zeros((40, 2, 2))}, r"y has shape .*"),
@@ -167,19 +172,70 @@ def test_a_single_saved_array_is_refused(tmp_path: Path) -> None:
         load(NpzConfig(path=str(tmp_path / "data.npy")))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_damaged_file_is_refused_or_harmless(place: float, bit: int, cut: bool, tmp_path: Path) -> None:
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=damages(), packed=st.booleans())
+def test_a_damaged_file_is_refused_or_harmless(damage: Damage, packed: bool, tmp_path: Path) -> None:
     config = write(tmp_path / "data.npz", x=X, y=LABELS)
+    if packed:
+        np.savez_compressed(config.path, x=X, y=LABELS)
     intact = load(config)
-    content = bytearray(Path(config.path).read_bytes())
-    at = int(place * len(content))
-    content[at] ^= 1 << bit
-    Path(config.path).write_bytes(content[:at] if cut else content)
-    with contextlib.suppress(DataError):
+    Path(config.path).write_bytes(damage.to(Path(config.path).read_bytes()))
+    with refused_or_harmless():
         damaged = load(config)
         assert torch.equal(damaged.train.inputs, intact.train.inputs)
         assert torch.equal(damaged.train.targets, intact.train.targets)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=damages() | damages(early=True), name=st.sampled_from(["x", "y"]))
+def test_a_damaged_array_in_an_archive_whose_checksums_are_right_is_one_line(
+    damage: Damage, name: str, tmp_path: Path
+) -> None:
+    config = write(tmp_path / "data.npz", x=X, y=LABELS)
+    with zipfile.ZipFile(config.path) as archive:
+        content = {member: archive.read(member) for member in archive.namelist()}
+    content[f"{name}.npy"] = damage.to(content[f"{name}.npy"])
+    with zipfile.ZipFile(config.path, "w") as archive:
+        for member, data in content.items():
+            archive.writestr(member, data)
+    with refused_or_harmless():
+        load(config)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_header_that_promises_fewer_rows_is_noticed(signed: bool, tmp_path: Path) -> None:
+    config = write(tmp_path / "data.npz", x=X, y=LABELS)
+    content = Path(config.path).read_bytes()
+    assert content.count(b"(40, 3)") == 1
+    Path(config.path).write_bytes(content.replace(b"(40, 3)", b"(30, 3)"))
+    if signed:
+        buffer = io.BytesIO()
+        np.save(buffer, X)
+        with zipfile.ZipFile(config.path, "w") as archive:
+            archive.writestr("x.npy", buffer.getvalue().replace(b"(40, 3)", b"(30, 3)"))
+    reason = r"there is more in it than its shape \(30, 3\) says" if signed else "Bad CRC-32"
+    with pytest.raises(DataError, match=rf"x cannot be read \({reason}"):
+        load(config)
+
+
+def test_more_than_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, x=np.zeros((1000, 1000)), y=np.arange(1000) % 2)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(arrays, "_memory", lambda: 2.0**20)
+    message = r"x cannot be read \(it unpacks to 0.00745 GiB, more than this machine has memory\)"
+    with pytest.raises(DataError, match=message):
+        load(NpzConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("member", ["../x.npy", "/tmp/x.npy", "x.npy/../../x.npy"])
+def test_members_are_found_by_their_exact_name_and_nothing_is_unpacked(member: str, tmp_path: Path) -> None:
+    config = write(tmp_path / "data.npz", y=LABELS)
+    with zipfile.ZipFile(config.path, "a") as archive:
+        archive.writestr(member, b"evil")
+    with pytest.raises(DataError, match="key x is missing; there is y"):
+        load(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
 
 
 def test_an_array_that_does_not_match_its_checksum_is_named(tmp_path: Path) -> None:

@@ -209,3 +209,36 @@ def test_moving_a_data_set_keeps_class_numbers() -> None:
     assert data.test.targets.dtype == torch.int64
     assert make(vectors()).to("cpu", torch.float64).validation.targets.dtype == torch.float64
     assert (data.input_shape, data.n_train, data.n_outputs) == ((1,), 36, CLASSES)
+
+
+X5 = torch.zeros(5, 1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (Raw("classification", 3, numbered()), "labels are 0 to 3, must be 0 to 2"),
+        (
+            Raw("classification", 4, numbered(), numbered()._replace(targets=-numbered().targets)),
+            "labels are -3 to 0, .*",
+        ),
+        (
+            Raw("classification", 4, numbered(), test=Part(torch.zeros(5, 1), torch.zeros(4).long())),
+            "5 inputs have 4 .*",
+        ),
+        (Raw("classification", 4, Part(torch.zeros(0, 1), torch.zeros(0).long())), "0 inputs have 0 targets"),
+        (Raw("regression", 1, Part(torch.zeros(9, 1), torch.full((9, 1), torch.inf))), "targets are not finite .*"),
+        (Raw("regression", 1, Part(torch.full((9, 1), torch.nan), torch.zeros(9, 1))), "inputs are not finite .*"),
+    ],
+)
+def test_data_of_any_source_is_checked(raw: Raw, message: str) -> None:
+    with pytest.raises(DataError, match=f"^dataset=numbered: {message}$"):
+        make(raw)
+
+
+def test_inputs_that_overflow_when_they_are_scaled_are_refused() -> None:
+    inputs = torch.tensor([[3e38], [-3e38]]).repeat(20, 1)
+    raw = Raw("classification", 2, Part(inputs, torch.arange(40) % 2))
+    assert make(raw).n_train == 24
+    with pytest.raises(DataError, match=r"^dataset=numbered: inputs are not finite in float32 once scaled; .*$"):
+        make(raw._replace(train=raw.train._replace(inputs=inputs + torch.arange(40)[:, None] * 1e37)), standardize=True)

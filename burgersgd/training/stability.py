@@ -1,0 +1,170 @@
+"""Why a run diverged, or will: the steps it takes against the curvature it meets (bounds of explicit Euler).
+
+On a quadratic of curvature a, y is multiplied at every step by 1 - lr (a + 1 / gamma), so that |.| < 1 asks for
+lr (a + 1 / gamma) < 2; momentum moves the bound. A loss is no quadratic, but its largest Hessian eigenvalue L, where
+the run was still well, is what lr has to be measured against.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd import streams
+from burgersgd.optimizers.langevin import Langevin
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.optimizers.paper import PaperLiteral, PaperSDE
+from burgersgd.optimizers.sgd import Sgd
+from burgersgd.streams import Purpose
+from burgersgd.training.gradients import Problem, split
+
+if TYPE_CHECKING:
+    from burgersgd.training.fleet import Fleet
+
+SAMPLES = 200
+"""Gradient evaluations of a budget at which lr / gamma is looked at before the start."""
+
+
+class Settings(NamedTuple):
+    """What decides whether one step of one run is stable on a quadratic; fields as in the rules' coefficients."""
+
+    lr: float
+    pull: float = 0.0  # 1 / gamma, 0 for rules without a fast point
+    slow_rate: float = 0.0  # x moves by slow_rate (y - x) in the same step
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """What stiffness must stay below: 2; 2 (1 + b) for heavy-ball momentum b, 2 (1 + b) / (1 + 2 b) Nesterov's."""
+        return 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
+
+    def stiffness(self, curvature: float) -> float:
+        """Return lr (curvature + weight decay + 1 / gamma), and what moving x at the same time adds to it.
+
+        The matrix [[1 - lr (a + 1 / gamma), lr / gamma], [s, 1 - s]] of (y, x) has an eigenvalue -1 where
+        lr (a + 1 / gamma) + s (1 - lr a / 2) is 2.
+        """
+        a = curvature + self.weight_decay
+        return self.lr * (a + self.pull) + self.slow_rate * (1 - self.lr * a / 2)
+
+
+def top_eigenvalue(problem: Problem, x: Float[Tensor, " d"], n_examples: int = 256, n_iterations: int = 20) -> float:
+    """Return the largest |eigenvalue| of the Hessian of one run's loss at x, as n_iterations of power iteration see it.
+
+    The loss is that of n_examples taken evenly from the training part, without dropout. The estimate |H v| with |v| = 1
+    is never above the truth; it is nan where the loss is not finite or cannot be differentiated twice. The same
+    arguments give the same number: v starts from the stream (0, STABILITY, 0).
+    """
+    n = len(problem.targets)
+    rows = torch.linspace(0, n - 1, min(n, n_examples), device=x.device).long()
+    leaf = x.detach().clone().requires_grad_()
+    # not problem.batch_loss: a module of the user's own would draw dropout masks, bfloat16 would round the curvature
+    outputs = problem.model.apply(split(leaf, problem.model.shapes), problem.inputs[rows], False, None)
+    loss = problem.loss.mean(outputs, problem.targets[rows])
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    if not gradient.requires_grad:  # linear in x
+        return 0.0
+    seed = torch.zeros(1, dtype=torch.int64, device=x.device)
+    v = streams.normal_(torch.empty_like(leaf)[None, None].detach(), seed, Purpose.STABILITY, 0)[0, 0]
+    norm = torch.linalg.vector_norm(v)
+    for _ in range(n_iterations):
+        v = v / norm
+        try:
+            (v,) = torch.autograd.grad(gradient, leaf, v, retain_graph=True)
+        except RuntimeError:  # an operation of the user's module that has no second derivative
+            return math.nan
+        norm = torch.linalg.vector_norm(v)
+        if not norm > 0:  # a flat place, or nan
+            break
+    return float(norm)
+
+
+def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
+    """Return the settings of every run at one gradient evaluation; None for rules whose bound is not known (AdamW)."""
+    rule = fleet.rule
+    if not isinstance(rule, Sgd | LocalEntropy | Langevin | PaperSDE | PaperLiteral):
+        return None
+    c = {name: column.tolist() for name, column in fleet.coefficients_at(step).items()}
+    absent = [0.0] * fleet.n_runs
+    pull, slow_rate = c.get("pull", absent), c.get("slow_rate", absent)
+    if isinstance(rule, LocalEntropy) and rule.gradients_per_cycle == 1:
+        # x follows at every step, by q (y - x): an eigenvalue is -1 where lr (a + (1 - q) / ((1 - q / 2) gamma)) is 2.
+        q = [step * weight for step, weight in zip(c["outer_step"], c["mean_weight"], strict=True)]
+        share = [0.0 if rule.inner_start == "reset" else (1 - q) / (1 - q / 2) for q in q]
+        pull = [p * s for p, s in zip(pull, share, strict=True)]
+    if isinstance(rule, PaperLiteral) and rule.period != 1:
+        slow_rate = absent  # x rests between its moves
+    nesterov = [getattr(rule, "nesterov", False)] * fleet.n_runs
+    decay = c.get("weight_decay", absent)
+    columns = zip(c["lr"], pull, slow_rate, c.get("momentum", absent), nesterov, decay, strict=True)
+    return [Settings(*run) for run in columns]
+
+
+def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
+    """Return for every run what is wrong with lr / gamma, whatever the loss, in one line; None where nothing is.
+
+    Looks at the whole budget: scoping makes gamma smaller, schedules make lr smaller.
+    """
+    steps = torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
+    columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
+    worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
+    lr = fleet.hyper["lr"].flatten().tolist()
+    return [lr_gamma_warning(*pair) for pair in zip(worst, lr, strict=True)] if worst else [None] * fleet.n_runs
+
+
+def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
+    """Return one line where the pull alone, at curvature 0, breaks the bound, else None; lr before any schedule."""
+    settings = settings._replace(weight_decay=0.0)
+    stiffness, bound = settings.stiffness(0.0), settings.bound
+    if settings.pull == 0 or stiffness < bound:
+        return None
+    remedy = f"optimizer.lr < {_below(lr * bound / stiffness)} or " if math.isfinite(stiffness) else ""
+    return (
+        f"{_formula(settings, None)} reaches {stiffness:.3g} >= {bound:.3g}: every step throws y further away from x; "
+        f"try {remedy}a larger optimizer.gamma (gamma_min with gamma_scoping)"
+    )
+
+
+def stability_hint(settings: Settings, lip: float) -> str:
+    """Return one line: which bound the settings break where the loss has curvature lip, or that they break none."""
+    if not math.isfinite(lip):
+        return "the curvature could not be measured; try a smaller optimizer.lr or trainer.clip_norm=1"
+    stiffness, bound = settings.stiffness(lip), settings.bound
+    compared = f"{_formula(settings, 'L')} = {stiffness:.3g} {'>=' if stiffness >= bound else '<'} {bound:.3g}"
+    compared += f" with L = {lip:.3g} (largest Hessian eigenvalue where the validation error was lowest)"
+    if stiffness < bound:
+        return f"{compared}: not unstable there; try trainer.clip_norm=1, and look at the scale of the data"
+    larger = ", or a larger optimizer.gamma" if settings._replace(pull=0.0).stiffness(lip) < bound else ""
+    rate = lip + settings.weight_decay + settings.pull + settings.slow_rate / settings.lr
+    return f"{compared}: try optimizer.lr < {_below(bound / rate)}{larger}"
+
+
+def divergence_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
+    """Return one line on why a run of a fleet diverged, from its settings at that step and the curvature at x.
+
+    x is the healthy point of the run to measure at, that of its lowest validation error: where the loss has already
+    blown up, its curvature is 0 or astronomical and says nothing about lr.
+    """
+    settings = settings_at(fleet, int(fleet.diverged_at[run]))
+    if settings is None:
+        return "no bound on lr is known for this optimizer; try a smaller optimizer.lr or trainer.clip_norm=1"
+    return stability_hint(settings[run], top_eigenvalue(fleet.problem, x))
+
+
+def _formula(settings: Settings, lip: str | None) -> str:
+    """Return stiffness in words, without the terms that are zero; at curvature 0 without lip."""
+    decay = " + weight_decay" if settings.weight_decay else ""
+    pull = " + 1 / gamma" if settings.pull else ""
+    product = "lr / gamma" if lip is None else f"lr * ({lip}{decay}{pull})" if decay or pull else f"lr * {lip}"
+    return product + (" + the step of x" if settings.slow_rate else "")
+
+
+def _below(value: float) -> str:
+    """Return two digits of a number that is a little smaller."""
+    return f"{0.95 * value:.2g}"  # rounding adds less than 5 %

@@ -29,6 +29,7 @@ from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import RunFolder, RunFolderError
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.stability import divergence_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
 
@@ -199,6 +200,8 @@ class _FleetRun:
         every, interval = trainer.checkpoint_every, 60 * trainer.checkpoint_minutes
         save_at = time.monotonic() + interval
         spent = fleet.evaluations
+        if spent == 0:
+            self._warn()
 
         def pause() -> bool:
             return self.interruption.requested is not None or time.monotonic() >= save_at
@@ -221,6 +224,17 @@ class _FleetRun:
                     save_at = time.monotonic() + interval
                 if told and not over:
                     self.interruption.raise_if_requested()
+
+    def _warn(self) -> None:
+        """Say where lr / gamma alone makes a run unstable: once for a fleet, and in each run's own log."""
+        warnings = lr_gamma_warnings(self.fleet)
+        for lane, warning in zip(self.lanes, warnings, strict=True):
+            if warning is not None and lane.folder is not None:
+                lane.folder.log.warning("%s", warning)
+        warned = [warning for warning in warnings if warning is not None]
+        if warned:
+            more = f" (and {len(warned) - 1} more runs)" if len(warned) > 1 else ""
+            _log.warning("%s%s", warned[0], more)
 
     def _record(self, point: Point) -> None:
         self.best.update(point, self.fleet)
@@ -281,7 +295,8 @@ class _FleetRun:
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
-            reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}"
+            reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
+            reason += divergence_hint(fleet, i, self.best.x[i])
         result = Result(
             config=lane.config,
             task=self.prepared.data.task,

@@ -29,7 +29,11 @@ def test_an_exploding_loss_is_a_divergence_and_no_nan_is_needed(compile: str) ->
     config.trainer.compile, config.trainer.explosion_factor, config.trainer.log_every = compile, 50.0, 1
     result = train(config, record=False, progress=False)
     assert result.state == "diverged"
-    assert result.reason == f"diverged at gradient evaluation {result.evaluations}, last loss {result.last_loss:g}"
+    when = (
+        f"diverged at gradient evaluation {result.evaluations}, last loss {result.last_loss:g}; lr * (L + 1 / gamma) = "
+    )
+    assert (result.reason or "").startswith(when)
+    assert "try optimizer.lr < " in (result.reason or "")
     fleet = prepare(
         [dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, explosion_factor=1e9))]
     ).fleet()
@@ -61,6 +65,21 @@ def test_one_exploding_run_of_a_fleet_leaves_its_siblings_alone() -> None:
         alone = train(config, record=False, progress=False)
         assert (alone.state, alone.evaluations) == (result.state, result.evaluations)
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
+
+
+def test_lr_over_gamma_beyond_the_bound_is_told_before_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = [
+        named(small_config(seed=s, optimizer=LocalEntropyConfig(lr=lr, gamma=0.1)), f"run{s}")
+        for s, lr in ((1, 0.19), (2, 0.21), (3, 0.3))
+    ]
+    train_fleet(configs, progress=False)
+    (warning,) = caplog.messages
+    assert warning.startswith("lr / gamma reaches 2.1 >= 2: ")
+    assert warning.endswith(" (and 1 more runs)")
+    assert "lr / gamma reaches 3 >= 2" in (tmp_path / "outputs/run3/log.txt").read_text()
+    assert "lr / gamma" not in (tmp_path / "outputs/run1/log.txt").read_text().replace("diverged", "")
 
 
 # --- memory

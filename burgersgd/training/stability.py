@@ -25,7 +25,7 @@ from burgersgd.training.gradients import Problem, split
 if TYPE_CHECKING:
     from burgersgd.training.fleet import Fleet
 
-SAMPLES = 200
+SAMPLES = 32
 """Gradient evaluations of a budget at which lr / gamma is looked at before the start."""
 
 

@@ -27,7 +27,7 @@ from burgersgd.losses import LOSSES
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.run import prepare
+from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
 from burgersgd.training.stability import (
@@ -212,7 +212,7 @@ def fleet_of(
     schedule = schedule or ScheduleConfig()
     return prepare(
         [small_config(optimizer=o, schedule=schedule, trainer=trainer, **changes) for o in optimizers]
-    )._fleet()
+    ).fleet()
 
 
 def settings_of(config: OptimizerConfig) -> Settings:

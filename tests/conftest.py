@@ -1,4 +1,4 @@
-"""Shared fixtures: small configurations, and one CPU thread so that tests do not fight for cores."""
+"""Shared fixtures: small configurations, one CPU thread so that tests do not fight for cores, patient examples."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from burgersgd.config import LocalEntropyConfig, MlpConfig, TrainConfig, TrainerConfig
+
+# A busy machine is no reason to fail, and the same commit always tries the same examples.
+PATIENT = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("patient", deadline=None, derandomize=True, suppress_health_check=PATIENT)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")

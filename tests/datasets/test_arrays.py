@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burgersgd.config import NpzConfig
@@ -167,7 +167,7 @@ def test_a_single_saved_array_is_refused(tmp_path: Path) -> None:
         load(NpzConfig(path=str(tmp_path / "data.npy")))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_file_is_refused_or_harmless(place: float, bit: int, cut: bool, tmp_path: Path) -> None:
     config = write(tmp_path / "data.npz", x=X, y=LABELS)

@@ -1,20 +1,20 @@
-"""Shared fixtures: small configurations, and one CPU thread so that tests do not fight for cores."""
+"""Shared fixtures: small configurations, one CPU thread so that tests do not fight for cores, patient examples."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from burgersgd.config import LocalEntropyConfig, MlpConfig, TrainConfig, TrainerConfig
 
-# The same examples every time: a suite that finds something new on an unrelated change helps nobody. `make soak` looks
-# for new ones.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
-hypothesis.settings.load_profile("repeatable")
+# A busy machine is no reason to fail, and the same commit always tries the same examples.
+PATIENT = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("patient", deadline=None, derandomize=True, suppress_health_check=PATIENT)
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")

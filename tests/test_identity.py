@@ -15,7 +15,7 @@ from burgersgd.identity import UNDECIDING, config_from, config_hash
 from tests.conftest import small_config
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.fixed_dictionaries({group: st.sampled_from(sorted(choices)) for group, choices in GROUPS.items()}))
 def test_a_configuration_survives_its_record(names: dict[str, str]) -> None:
     parts: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from burgersgd.datasets import Batches
@@ -20,7 +20,6 @@ def naive_epoch(batches: Batches, epoch: int, run: int) -> list[list[int]]:
     return [batches.indices(step, 1)[0, run, : batches.size(step)].tolist() for step in steps]
 
 
-@settings(deadline=None)
 @given(sizes=sizes, epoch=st.integers(0, 5), seed=st.integers(0, 2**63 - 1))
 def test_every_epoch_visits_every_example_once(sizes: tuple[int, int], epoch: int, seed: int) -> None:
     n, batch_size = sizes
@@ -30,7 +29,6 @@ def test_every_epoch_visits_every_example_once(sizes: tuple[int, int], epoch: in
         assert sorted(visited) == list(range(n))
 
 
-@settings(deadline=None)
 @given(sizes=sizes, epoch=st.integers(0, 5))
 def test_drop_last_gives_whole_batches_without_repetition(sizes: tuple[int, int], epoch: int) -> None:
     n, batch_size = sizes
@@ -40,7 +38,6 @@ def test_drop_last_gives_whole_batches_without_repetition(sizes: tuple[int, int]
     assert len({example for batch in visited for example in batch}) == batch_size * (n // batch_size)
 
 
-@settings(deadline=None)
 @given(
     sizes=sizes,
     blocks=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 60)), min_size=1, max_size=4),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from burgersgd.datasets import DataError, Dataset, Options, Part
@@ -33,7 +33,6 @@ def numbers(part: Part) -> list[int]:
     return [int(x) for x in part.inputs[:, 0]]
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(10, 80),
     validation=st.floats(0.1, 0.45),
@@ -86,7 +85,6 @@ def test_given_parts_are_used_as_they_are() -> None:
     assert sorted(numbers(data.train)) == list(range(N))
 
 
-@settings(deadline=None)
 @given(
     label_noise=st.floats(0, 0.99),
     train_size=st.integers(1, 36),

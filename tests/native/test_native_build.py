@@ -123,7 +123,7 @@ def test_two_processes_compile_at_once(sources: Path) -> None:
         "raise SystemExit(native.library('kernel').answer() != 42)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(240) for process in processes] == [0, 0]
     assert len(cached(sources)) == 1
 
 

@@ -18,6 +18,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
         monkeypatch.setenv(name, "nobody@example.org")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setattr(environment, "GIT_TIMEOUT_SECONDS", 120.0)  # a busy machine is no reason to give up
     git(tmp_path, "init", "--quiet")
     tmp_path.joinpath("file").write_text("one")
     return tmp_path

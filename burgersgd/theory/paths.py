@@ -29,13 +29,11 @@ def walk(
     gradient: Callable[[int, ndarray], ndarray],
     steps: int,
     noise: Noise,
-    *,
-    frozen: bool = True,
 ) -> Iterator[Any]:
-    """Yield the state after each of `steps` gradient evaluations from start ``[paths, d]``.
+    """Yield the state after each of `steps` gradient evaluations, and ends of cycles, from start ``[paths, d]``.
 
-    hyper holds floats or arrays ``[steps]``; gradient(k, y) is that of evaluation k at y ``[paths, d]``. frozen: the
-    rule's end_cycle is never called, so that x stays where only that moves it.
+    hyper holds floats or arrays ``[steps]``; gradient(k, y) is that of evaluation k at y ``[paths, d]``. A rule whose x
+    moves at the end of a cycle only keeps it frozen through a longer one.
     """
     step = torch.arange(steps).view(-1, 1, 1)
     cycle = rule.gradients_per_cycle
@@ -47,7 +45,7 @@ def walk(
         c = type(every)(*(field[k] for field in every))
         grad = torch.from_numpy(gradient(k, rule.gradient_at(c, state).numpy()))
         state = rule.step(c, state, grad, noise(k + 1))
-        if not frozen and (k + 1) % cycle == 0:
+        if (k + 1) % cycle == 0:
             state = rule.end_cycle(c, state)
         yield state
 

@@ -60,7 +60,10 @@ def exact_solutions() -> list[Row]:
 
 @check("cole_hopf")
 def hamilton_jacobi() -> list[Row]:
-    """-2 nu log psi solves (4.4), its slope Burgers' equation; with the printed sign not. Implements Eq. (4.4)."""
+    """-2 nu log psi solves (4.4), its slope Burgers' equation; with the printed sign not.
+
+    Implements Eq. (4.4).
+    """
 
     def phi(x: Array, t: float) -> Array:
         return cole_hopf.phi(x, t, NU, well)
@@ -271,7 +274,10 @@ def closed_forms() -> list[Row]:
 
 @check("local_entropy")
 def definition() -> list[Row]:
-    """(4.1), (4.2): as gamma -> 0 the local entropy is F; two misprints of (4.1) are not. Implements Eq. (4.2)."""
+    """(4.1), (4.2): as gamma -> 0 the local entropy is F; two misprints of (4.1) are not.
+
+    Implements Eq. (4.2).
+    """
     gamma, nu, x = 1e-3, 0.2, np.array([[0.4, -1.2]])
     curvature, center = np.array([[1.5, 0.2], [0.2, 0.8]]), np.zeros(2)
     F = float(x[0] @ curvature @ x[0]) / 2
@@ -375,7 +381,10 @@ def limits() -> list[Row]:
 
 @check("local_entropy")
 def burgers_flow() -> list[Row]:
-    """(4.3): the solver started from grad F reaches grad F_gamma at time gamma. Implements Eq. (4.3)."""
+    """(4.3): the solver started from grad F reaches grad F_gamma at time gamma.
+
+    Implements Eq. (4.3).
+    """
     loss, gamma, nu = local_entropy.RIPPLE, 0.5, 0.1
     errors = []
     nodes, weights = np.polynomial.legendre.leggauss(2)

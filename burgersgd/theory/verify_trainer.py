@@ -116,7 +116,7 @@ def network_and_gradients() -> list[Row]:
 def cycles(rule: LocalEntropy, start: Array, n: int, seed: int) -> Array:
     """Return x ``[chains]`` after n cycles of the rule on the quadratic, from x = y = start ``[1, chains]``."""
     noise, steps = normals(seed, *start.shape), n * rule.gradients_per_cycle
-    return last(walk(rule, HYPER, start, always(slope), steps, noise, frozen=False)).x.numpy().ravel()
+    return last(walk(rule, HYPER, start, always(slope), steps, noise)).x.numpy().ravel()
 
 
 def frozen(rule: Rule, hyper: dict[str, float], start: float, steps: int, seed: int) -> Array:

@@ -166,49 +166,35 @@ def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
 
     Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
     """
-    from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    from burgersgd.config import CONF_DIR, ConfigError
+    from burgersgd.config import ConfigError
+    from burgersgd.sweeps.compose import Composer, split_words
 
     flags = _hydra_flags(arguments)
-    words = [w for w in flags.overrides if not w.lstrip("+~").startswith("hydra/")]
-    try:
-        overrides = OverridesParser.create().parse_overrides(overrides=words)
-        grid = [words]
-        if flags.multirun:
-            grid = [
-                list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch
-            ]
-        elif any(o.is_sweep_override() for o in overrides):
-            raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
-        jobs = []
-        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            for job in grid:
-                node = compose("train", overrides=job)
-                jobs.append(OmegaConf.to_object(node))
-        return jobs
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+    hydra_words, words = split_words(flags.overrides)
+    composer = Composer(hydra_words)
+    overrides = composer.parse(words)
+    if flags.multirun:
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        return [composer.config(job) for batch in batches for job in batch]
+    if any(o.is_sweep_override() for o in overrides):
+        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+    return [composer.config(words)]
 
 
 def _help(arguments: Sequence[str]) -> int:
     """Print the groups with their choices, and the configuration that the arguments compose."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from burgersgd.config import CONF_DIR, GROUPS
+    from burgersgd.config import GROUPS
+    from burgersgd.sweeps.compose import Composer, split_words
 
+    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
     try:
-        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=_hydra_flags(arguments).overrides)
-    except HydraException as error:
-        return _fail(ValueError(_one_line(error)))
+        node = Composer(hydra_words).node(words)
+    except ValueError as error:
+        return _fail(error)
     print(
         "usage: burgersgd train [--multirun] [--cfg job] [--hydra-help] [GROUP=CHOICE ...] [KEY=VALUE ...]\n\ngroups:"
     )
@@ -219,26 +205,6 @@ def _help(arguments: Sequence[str]) -> int:
     print(OmegaConf.to_yaml(node))
     print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    """Return what Hydra or OmegaConf complains about, in one line."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text, reason = str(error), str(cause).splitlines()[0]
-    options = re.search(r"Could not find '([^/']+)/([^']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
-    if options:
-        group, choice, names = options.groups()
-        return f"{group}={choice}: must be one of {', '.join(names.split())}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return f"{unknown.group(1)}: no such key (burgersgd train --help lists them)"
-    wrong = re.search(r"Error merging override (\S.*)", text)
-    if wrong:
-        kind = re.search(r"could not be converted to (\w+)", reason)
-        return f"{wrong.group(1)}: " + (f"must be of type {kind.group(1).lower()}" if kind else reason)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 
 def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,8 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "run", "recording", "native", "theory"},
+    "cli": {"config", "run", "recording", "native", "theory", "sweeps"},
+    "sweeps": {"config", "identity", "recording", "run"},
     "config": {"optimizers"},
     "identity": {"config"},
     "run": {"build", "config", "datasets", "models", "training", "recording", "streams"},
@@ -28,7 +29,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "run"},
 }
-ONLY_THESE_KNOW_HYDRA = {"cli", "config"}
+ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
 
 
 def imports(path: Path) -> set[str]:

@@ -36,13 +36,16 @@ from burgersgd.datasets import Batches, Dataset, Part
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.recording.progress import Progress
+from burgersgd.recording.progress import Progress, SweepProgress
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.streams import Purpose
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem
 from burgersgd.training.loop import Point, fit
+
+Shown = bool | SweepProgress | None
+"""Where progress goes: see train."""
 
 SMALL = 4_000_000
 """Parameters times examples of a step below which several threads gain nothing, and lose on a busy machine."""
@@ -90,13 +93,14 @@ def train(
     dataset: UserData | None = None,
     overrides: Sequence[str] = (),
     record: bool = True,
-    progress: bool | None = None,
+    progress: Shown = None,
 ) -> Result:
     """Train one network and return the result; the same as `burgersgd train`.
 
     model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed
     set to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder
-    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere.
+    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere; a SweepProgress is told
+    instead of it.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written.
     """
@@ -113,7 +117,7 @@ def train_fleet(
     dataset: UserData | None = None,
     overrides: Sequence[Sequence[str]] | None = None,
     record: bool = True,
-    progress: bool | None = None,
+    progress: Shown = None,
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
@@ -125,7 +129,7 @@ def train_fleet(
 
 def fleet_key(config: TrainConfig) -> dict[str, Any]:
     """Return everything that runs of one fleet must have in common, by dotted key."""
-    free = {"seed", "run_name"}
+    free = {"seed", "run_name", *(f"sweep.{name}" for name in vars(config.sweep))}
     for part in ("optimizer", "schedule"):
         free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
     flat = {}
@@ -213,12 +217,12 @@ class Prepared:
     threads: int | None
     user_model: UserModel | None
 
-    def run(self, overrides: Sequence[Sequence[str]], *, record: bool, progress: bool | None) -> list[Result]:
+    def run(self, overrides: Sequence[Sequence[str]], *, record: bool, progress: Shown) -> list[Result]:
         """Train, record and return the results, as train_fleet does."""
         with _threads(self.threads):
             return self._run(overrides, record, progress)
 
-    def _run(self, overrides: Sequence[Sequence[str]], record: bool, progress: bool | None) -> list[Result]:
+    def _run(self, overrides: Sequence[Sequence[str]], record: bool, progress: Shown) -> list[Result]:
         config = self.configs[0]
         if (
             torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic
@@ -234,7 +238,10 @@ class Prepared:
                     folders[i] = stack.enter_context(self._folder(run_config, overrides[i]))
             title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
             percent = self.data.task == "classification"
-            bar = Progress(self.budget * n, title, enabled=progress, percent=percent)  # summed over the runs
+            if isinstance(progress, SweepProgress):
+                bar = progress.part(percent)
+            else:
+                bar = Progress(self.budget * n, title, enabled=progress, percent=percent)  # summed over the runs
             stack.callback(bar.close)
             points: list[Point] = []
             best = _Best(fleet)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -481,6 +482,30 @@ class DeviceConfig(Group):
     threads: int | None = opt(None, at_least=1)
 
 
+# ------------------------------------------------------------------------------------------------------------- sweep
+
+
+@dataclass
+class SweepConfig(Group):
+    """What --multirun tries: see burgersgd/sweeps/space.py."""
+
+    group: ClassVar[str] = "sweep"
+    name: str | None = None
+    sampler: str = opt("grid", choices=("grid", "random", "sobol", "optuna"))
+    n_samples: int = opt(16, at_least=1)
+    batch: int = opt(16, at_least=1)
+    seed: int = opt(0, at_least=0)
+    objective: str = opt("last", choices=("last", "best"))
+    zip: list[str] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    max_runs: int | None = opt(None, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise self.error("name", "must be a folder's name of letters, digits and _ . -")
+
+
 @dataclass
 class TrainConfig(Group):
     """One run."""
@@ -492,6 +517,7 @@ class TrainConfig(Group):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = opt(0, at_least=0, below=2**63)
     output_root: str = "outputs"
     run_name: str | None = None
@@ -534,6 +560,7 @@ GROUPS: dict[str, dict[str, type[Group]]] = {
     },
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
     "trainer": {"default": TrainerConfig},
+    "sweep": dict.fromkeys(("default", "seeds", "tuning"), SweepConfig),
 }
 """Group -> choice -> class: the names that a command line may use."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from burgersgd import __version__
 if TYPE_CHECKING:
     from burgersgd.config import TrainConfig
     from burgersgd.run import Result
+    from burgersgd.sweeps.sweep import Sweep
 
 EPILOG = """\
 examples:
@@ -68,10 +68,12 @@ def _train(arguments: list[str]) -> int:
         return _help(arguments)
     if not _only_informs(arguments):
         native.compile_ahead("normals", "mlp_gradient")
+        if _hydra_flags(arguments).multirun:
+            return _sweep(arguments)
         try:
-            jobs = compose_jobs(arguments)
+            config = compose_job(arguments)
             with _interruptible() as interrupted:
-                job.prepare(jobs)
+                job.prepare(config)
         except ValueError as error:  # ConfigError, DataError: one line that says what to do
             return _fail(error)
         if interrupted:
@@ -81,59 +83,58 @@ def _train(arguments: list[str]) -> int:
     return 130 if interrupted else job.exit_code
 
 
+def _sweep(arguments: list[str]) -> int:
+    """Check every job of a sweep, train them, and show how they ended."""
+    from burgersgd.sweeps.sweep import Sweep, train_job
+
+    words = _hydra_flags(arguments).overrides
+    try:
+        with _interruptible() as interrupted:
+            sweep = Sweep(words)
+    except ValueError as error:
+        return _fail(error)
+    if interrupted:
+        return 130
+    for note in sweep.notes:
+        print(f"burgersgd: {note}", file=sys.stderr)
+    at = arguments.index(words[-1]) + 1 if words else len(arguments)  # argparse wants them beside one another
+    with _interruptible() as interrupted:
+        _run_hydra([*arguments[:at], *sweep.added, *arguments[at:]], train_job, sweep)
+    if sweep.started:
+        print(sweep.report(), flush=True)
+    return 130 if interrupted else sweep.exit_code
+
+
 class _Job:
-    """What Hydra calls for every job; it never raises and never exits, but remembers how the jobs ended."""
+    """What Hydra calls for a single run; it never raises and never exits, but remembers how the run ended."""
 
     def __init__(self) -> None:
-        self.failures: list[str] = []
-        self.results: list[Result] = []
-        self.n_jobs = 0
+        self.exit_code = 0
 
-    def prepare(self, configs: Sequence[TrainConfig]) -> None:
-        """Check data, model and budget of every job before the first one starts; raises ValueError."""
+    def prepare(self, config: TrainConfig) -> None:
+        """Check data, model and budget before anything is written; raises ValueError."""
         from burgersgd.run import check_output, prepare
 
-        self.n_jobs = len(configs)
-        for config in configs:
-            check_output(config)
-            prepare([config])
+        check_output(config)
+        prepare([config])
 
     def __call__(self, cfg: Any) -> float:
         from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
         from omegaconf import OmegaConf
 
         from burgersgd.recording.progress import summary
         from burgersgd.run import train
 
-        hydra = HydraConfig.get()
-        overrides = list(hydra.overrides.task)
+        overrides = list(HydraConfig.get().overrides.task)
         try:
             config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-            if hydra.mode == RunMode.MULTIRUN:
-                name = f"{hydra.job.num:03d}_" + ",".join(map(_short, overrides))
-                config = dataclasses.replace(config, output_root=hydra.sweep.dir, run_name=name[:100])
             result = train(config, overrides=overrides)
         except ValueError as error:
-            _fail(error)
-            self.failures.append(str(error))
+            self.exit_code = _fail(error)
             return float("inf")
-        self.results.append(result)
+        self.exit_code = 3 if result.state == "diverged" else 0
         print(summary(**_summary_fields(result)), flush=True)
         return result.objective
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the whole command."""
-        if self.failures:
-            return 1 if self.n_jobs > 1 else 2
-        return 3 if self.n_jobs == 1 and any(r.state == "diverged" for r in self.results) else 0
-
-
-def _short(override: str) -> str:
-    """Return an override without the group of its key: part of the name of a job's folder."""
-    key, _, value = override.partition("=")
-    return f"{key.rpartition('.')[2]}={value}".replace("/", "_")
 
 
 def _summary_fields(result: Result) -> dict[str, Any]:
@@ -161,26 +162,22 @@ def _summary_fields(result: Result) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ composing and Hydra
 
 
-def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
-    """Return the checked configuration of every job that the arguments ask for (one, or a grid with --multirun).
+def compose_job(arguments: Sequence[str]) -> TrainConfig:
+    """Return the checked configuration of a single run.
 
     Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     from burgersgd.config import ConfigError
     from burgersgd.sweeps.compose import Composer, split_words
 
-    flags = _hydra_flags(arguments)
-    hydra_words, words = split_words(flags.overrides)
+    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
     composer = Composer(hydra_words)
-    overrides = composer.parse(words)
-    if flags.multirun:
-        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-        return [composer.config(job) for batch in batches for job in batch]
-    if any(o.is_sweep_override() for o in overrides):
+    if any(override.is_sweep_override() for override in composer.parse(words)):
         raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
-    return [composer.config(words)]
+    config = composer.config(words)
+    if config.sweep.params:
+        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    return config
 
 
 def _help(arguments: Sequence[str]) -> int:
@@ -224,7 +221,8 @@ def _yaml_infinity(argument: str) -> str:
     return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)
 
 
-def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float]) -> None:
+def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sweep | None = None) -> None:
+    """Let Hydra call the task, or our launcher and sweeper train the sweep, which they find at the task."""
     import hydra
 
     from burgersgd.config import CONF_DIR
@@ -232,6 +230,7 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float]) -> None:
     def train(cfg: Any) -> float:
         return task(cfg)
 
+    train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
     saved = sys.argv
     sys.argv = ["burgersgd", *arguments]
     try:

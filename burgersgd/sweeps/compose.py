@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from burgersgd.config import CONF_DIR, ConfigError, TrainConfig, register_schemas
+from burgersgd.config import CONF_DIR, ConfigError, SweepConfig, TrainConfig, register_schemas
 
 T = TypeVar("T")
 ROOT = "train"
@@ -62,6 +62,15 @@ class Composer:
         """Return the checked configuration of one job."""
         return _refusing(lambda: OmegaConf.to_object(self._node(self.parse(words))))  # pyright: ignore[reportReturnType]
 
+    def sweep(self, words: Sequence[str]) -> SweepConfig:
+        """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
+        for override in (overrides := self.parse(words)):
+            if _of_sweep(override) and override.is_sweep_override():
+                raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
+        fixed = [o for o in overrides if not o.is_sweep_override()]
+        own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
+        return _refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
+
     def _node(self, overrides: list[Override]) -> DictConfig:
         choices: list[str] = []
         settings: list[Override] = []
@@ -86,6 +95,10 @@ class Composer:
                 del node["hydra"]
             self._bases[choices] = pickle.dumps(node)
         return self._bases[choices]
+
+
+def _of_sweep(override: Override) -> bool:
+    return override.key_or_group.partition(".")[0] == "sweep"
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

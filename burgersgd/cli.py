@@ -11,7 +11,6 @@ Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run div
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import logging
 import os
@@ -27,6 +26,7 @@ from burgersgd import __version__
 if TYPE_CHECKING:
     from burgersgd.config import TrainConfig
     from burgersgd.run import Result
+    from burgersgd.sweeps.sweep import Sweep
 
 EPILOG = """\
 examples:
@@ -90,11 +90,17 @@ def _train(arguments: list[str]) -> int:
 def _train_jobs(arguments: list[str]) -> int:
     from burgersgd import native
 
-    job = _Job()
+    job, flags = _Job(), _hydra_flags(arguments)
+    for flag in ("config_name", "config_path", "config_dir"):
+        if value := getattr(flags, flag):
+            error = f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
+            return _fail(ValueError(error))
     if not _only_informs(arguments):
         native.compile_ahead("normals", "mlp_gradient")
+        if flags.multirun:
+            return _sweep(arguments)
         try:
-            job.prepare(compose_jobs(arguments))
+            job.prepare(compose_job(arguments))
         except ValueError as error:  # ConfigError, DataError: one line that says what to do
             return _fail(error)
     _run_hydra(arguments, job)
@@ -142,60 +148,58 @@ def _resume(flags: argparse.Namespace) -> int:
     return 3 if result.state == "diverged" else 0
 
 
+def _sweep(arguments: list[str]) -> int:
+    """Check every job of a sweep, train them, and show how they ended."""
+    from burgersgd.sweeps.sweep import Sweep, train_job
+
+    words = _hydra_flags(arguments).overrides
+    try:
+        sweep = Sweep(words)
+    except ValueError as error:
+        return _fail(error)
+    for note in sweep.notes:
+        print(f"burgersgd: {note}", file=sys.stderr)
+    at = arguments.index(words[-1]) + 1 if words else len(arguments)  # argparse wants them beside one another
+    try:
+        _run_hydra([*arguments[:at], *sweep.added, *arguments[at:]], train_job, sweep)
+    finally:  # interrupted, too
+        if sweep.started:
+            print(sweep.report(), flush=True)
+    return sweep.exit_code
+
+
 class _Job:
-    """What Hydra calls for every job; it never raises and never exits, but remembers how the jobs ended."""
+    """What Hydra calls for a single run; it never raises and never exits, but remembers how the run ended."""
 
     def __init__(self) -> None:
-        self.failures: list[str] = []
-        self.results: list[Result] = []
-        self.n_jobs = 0
+        self.exit_code = 0
 
-    def prepare(self, configs: Sequence[TrainConfig]) -> None:
-        """Check data, model and budget of every job before the first one starts; raises ValueError."""
+    def prepare(self, config: TrainConfig) -> None:
+        """Check data, model and budget before anything is written; raises ValueError."""
         from burgersgd.prepare import prepare
         from burgersgd.run import check_output
 
-        self.n_jobs = len(configs)
-        for config in configs:
-            check_output(config)
-            prepare([config])
+        check_output(config)
+        prepare([config])
 
     def __call__(self, cfg: Any) -> float:
         from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
         from omegaconf import OmegaConf
 
         from burgersgd.recording.progress import summary
         from burgersgd.run import train
 
-        hydra = HydraConfig.get()
-        overrides = list(hydra.overrides.task)
+        overrides = list(HydraConfig.get().overrides.task)
         try:
             config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-            if hydra.mode == RunMode.MULTIRUN:
-                name = f"{hydra.job.num:03d}_" + ",".join(map(_short, overrides))
-                config = dataclasses.replace(config, output_root=hydra.sweep.dir, run_name=name[:100])
             result = train(config, overrides=overrides)
-        except ValueError as error:
+        except ValueError as error:  # what could be checked before was: this went wrong in mid-run
             _fail(error)
-            self.failures.append(str(error))
+            self.exit_code = 1
             return float("inf")
-        self.results.append(result)
+        self.exit_code = 3 if result.state == "diverged" else 0
         print(summary(**_summary_fields(result)), flush=True)
         return result.objective
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the whole command."""
-        if self.failures:
-            return 1
-        return 3 if self.n_jobs == 1 and any(r.state == "diverged" for r in self.results) else 0
-
-
-def _short(override: str) -> str:
-    """Return an override without the group of its key: part of the name of a job's folder."""
-    key, _, value = override.partition("=")
-    return f"{key.rpartition('.')[2]}={value}".replace("/", "_")
 
 
 def _summary_fields(result: Result) -> dict[str, Any]:
@@ -223,58 +227,36 @@ def _summary_fields(result: Result) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ composing and Hydra
 
 
-def compose_jobs(arguments: Sequence[str]) -> list[TrainConfig]:
-    """Return the checked configuration of every job that the arguments ask for (one, or a grid with --multirun).
+def compose_job(arguments: Sequence[str]) -> TrainConfig:
+    """Return the checked configuration of a single run.
 
     Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from burgersgd.config import ConfigError
+    from burgersgd.sweeps.compose import Composer, split_words
 
-    from burgersgd.config import CONF_DIR, ConfigError
-
-    flags = _hydra_flags(arguments)
-    for flag in ("config_name", "config_path", "config_dir"):
-        if value := getattr(flags, flag):
-            raise ConfigError(
-                f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
-            )
-    try:
-        overrides = OverridesParser.create().parse_overrides(overrides=flags.overrides)
-        grid = [flags.overrides]
-        if flags.multirun:
-            grid = [
-                list(job) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None) for job in batch
-            ]
-        elif any(o.is_sweep_override() for o in overrides):
-            raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
-        jobs = []
-        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            for job in grid:
-                node = compose("train", overrides=job)
-                jobs.append(OmegaConf.to_object(node))
-        return jobs
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
+    composer = Composer(hydra_words)
+    if any(override.is_sweep_override() for override in composer.parse(words)):
+        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+    config = composer.config(words)
+    if config.sweep.params:
+        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    return config
 
 
 def _help(arguments: Sequence[str]) -> int:
     """Print the groups with their choices, and the configuration that the arguments compose."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    from burgersgd.config import CONF_DIR, GROUPS
+    from burgersgd.config import GROUPS
+    from burgersgd.sweeps.compose import Composer, split_words
 
+    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
     try:
-        with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-            node = compose("train", overrides=_hydra_flags(arguments).overrides)
-    except HydraException as error:
-        return _fail(ValueError(_one_line(error)))
+        node = Composer(hydra_words).node(words)
+    except ValueError as error:
+        return _fail(error)
     print(
         "usage: burgersgd train [--multirun] [--cfg job] [--hydra-help] [GROUP=CHOICE ...] [KEY=VALUE ...]\n\ngroups:"
     )
@@ -285,32 +267,6 @@ def _help(arguments: Sequence[str]) -> int:
     print(OmegaConf.to_yaml(node))
     print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    """Return what Hydra or OmegaConf complains about, in one line."""
-    from hydra.errors import OverrideParseException
-
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text, reason = str(error), str(cause).splitlines()[0]
-    options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
-    if options:
-        group, choice, names = options.groups()
-        return f"{group}={choice}: must be one of {', '.join(names.split())}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return f"{unknown.group(1)}: no such key (burgersgd train --help lists them)"
-    wrong = re.search(r"Error merging override (\S.*)", text)
-    if wrong:
-        kind = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
-        if kind:
-            reason = f"must be of type {(kind[1] or kind[2]).lower()}"
-        return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 
 def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -330,7 +286,8 @@ def _yaml_infinity(argument: str) -> str:
     return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)
 
 
-def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float]) -> None:
+def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sweep | None = None) -> None:
+    """Let Hydra call the task, or our launcher and sweeper train the sweep, which they find at the task."""
     import hydra
 
     from burgersgd.config import CONF_DIR
@@ -338,6 +295,7 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float]) -> None:
     def train(cfg: Any) -> float:
         return task(cfg)
 
+    train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
     saved = sys.argv
     sys.argv = ["burgersgd", *arguments]
     try:

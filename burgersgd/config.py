@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -102,8 +103,10 @@ class Group:
 def _converted(kind: str, value: Any) -> Any:
     """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
     number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
-    if kind == "list[int]" and isinstance(value, list | tuple):
-        return [_converted("int", v) for v in value]
+    if kind.startswith("list[") and isinstance(value, list | tuple):
+        return [_converted(kind[5:-1], v) for v in value]
+    if kind.startswith("dict[str, ") and isinstance(value, dict):
+        return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
     if number and isinstance(value, number) and not isinstance(value, bool):
         return int(value) if kind == "int" else float(value)
     plain = {"bool": bool, "str": str}.get(kind) or globals().get(kind)
@@ -508,6 +511,30 @@ class DeviceConfig(Group):
     threads: int | None = opt(None, at_least=1)
 
 
+# ------------------------------------------------------------------------------------------------------------- sweep
+
+
+@dataclass
+class SweepConfig(Group):
+    """What --multirun tries: see burgersgd/sweeps/space.py."""
+
+    group: ClassVar[str] = "sweep"
+    name: str | None = None
+    sampler: str = opt("grid", choices=("grid", "random", "sobol", "optuna"))
+    n_samples: int = opt(16, at_least=1)
+    batch: int = opt(16, at_least=1)
+    seed: int = opt(0, at_least=0)
+    objective: str = opt("last", choices=("last", "best"))
+    zip: list[str] = field(default_factory=list)
+    params: dict[str, str] = field(default_factory=dict)
+    max_runs: int | None = opt(None, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise self.error("name", "must be a folder's name of letters, digits and _ . -")
+
+
 @dataclass
 class TrainConfig(Group):
     """One run."""
@@ -519,6 +546,7 @@ class TrainConfig(Group):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = opt(0, at_least=0, below=2**63)
     output_root: str = "outputs"
     run_name: str | None = None
@@ -565,6 +593,7 @@ GROUPS: dict[str, dict[str, type[Group]]] = {
     },
     "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
     "trainer": {"default": TrainerConfig},
+    "sweep": dict.fromkeys(("default", "seeds", "tuning"), SweepConfig),
 }
 """Group -> choice -> class: the names that a command line may use."""
 

@@ -29,10 +29,11 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
             parts[key] = value
             continue
         choices = GROUPS[key]
-        name = value.get("name", next(iter(choices)))
-        if name not in choices:
-            raise ConfigError(f"{key}={name}: must be one of {', '.join(choices)}")
-        parts[key] = _built(choices[name], value, f"{key}.")
+        only = next(iter(choices.values())) if len(set(choices.values())) == 1 else None
+        cls = only or choices.get(value.get("name"))
+        if cls is None:
+            raise ConfigError(f"{key}={value.get('name')}: must be one of {', '.join(choices)}")
+        parts[key] = _built(cls, value, f"{key}.")
     return _built(TrainConfig, parts, "")
 
 

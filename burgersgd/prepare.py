@@ -47,7 +47,7 @@ SMALL = 4_000_000
 
 def fleet_key(config: TrainConfig) -> dict[str, Any]:
     """Return everything that runs of one fleet must have in common, by dotted key."""
-    free = {"seed", "run_name"}
+    free = {"seed", "run_name", *(f"sweep.{name}" for name in vars(config.sweep))}
     for part in ("optimizer", "schedule"):
         free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
     flat = {}

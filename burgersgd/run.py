@@ -41,7 +41,8 @@ def train(
 
     model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed
     set to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder
-    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere.
+    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere; a SweepProgress is told
+    instead of it.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written; later
     Interrupted (a KeyboardInterrupt) where the process is told to stop: `resume` goes on from there.

@@ -96,14 +96,15 @@ class Trainer:
         results: dict[int, Result] = {}
         with ExitStack() as stack:
             self.interruption = stack.enter_context(interruptible())
+            percent = prepared[0].data.task == "classification"
             if isinstance(progress, Progress):
                 self.bar = progress
+                self.bar.percent = percent
             else:
                 config, n = lanes[0].config, len(lanes)
                 title = config.optimizer.name if n == 1 else f"{n} runs of {config.optimizer.name}"
                 total = sum(p.budget * len(p.configs) for p in prepared)
                 done = sum(lane.evaluations for lane in lanes)
-                percent = prepared[0].data.task == "classification"
                 self.bar = Progress(total, title, enabled=progress, initial=done, percent=percent)
                 stack.callback(self.bar.close)
             for (members, group), ready in zip(fleets, prepared, strict=True):

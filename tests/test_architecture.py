@@ -9,8 +9,9 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "interruption", "prepare", "run", "recording", "native", "revisit", "theory"},
+    "cli": {"config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"},
     "revisit": {"build", "config", "identity", "prepare", "recording", "run"},
+    "sweeps": {"config", "identity", "interruption", "prepare", "recording", "run", "trainer"},
     "config": {"optimizers"},
     "identity": {"config"},
     "interruption": set(),
@@ -33,7 +34,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"config", "run"},
 }
-ONLY_THESE_KNOW_HYDRA = {"cli", "config"}
+ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
 
 
 def imports(path: Path) -> set[str]:

@@ -13,8 +13,7 @@ import pytest
 import torch
 import yaml
 
-from burgersgd.cli import compose_jobs, main
-from burgersgd.config import register_schemas
+from burgersgd.cli import main
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
 
 SHORT = ["trainer.budget=40", "model.width=8", "trainer.compile=off"]
@@ -149,9 +148,9 @@ def test_a_diverging_run_exits_3_and_says_when(tmp_path: Path, capsys: pytest.Ca
 def test_a_multirun_trains_every_job_and_survives_a_diverging_one(tmp_path: Path) -> None:
     assert run(["--multirun", *SHORT, "optimizer=sgd", "optimizer.lr=0.1,1e30", "seed=1,2"]) == 0
     (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
-    folders = sorted(path for path in sweep.iterdir() if path.is_dir())
-    assert [read_status(folder)["state"] for folder in folders] == ["completed", "completed", "diverged", "diverged"]
-    assert "lr=0.1" in folders[0].name
+    folders = [path for path in sweep.iterdir() if path.is_dir()]
+    ended = [(read_config(folder)["optimizer"]["lr"], read_status(folder)["state"]) for folder in folders]
+    assert sorted(ended) == 2 * [(0.1, "completed")] + 2 * [(1e30, "diverged")]
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 
@@ -166,12 +165,6 @@ def test_errors_of_a_regression_are_not_shown_in_per_cent(tmp_path: Path, capsys
 def test_yaml_infinity_is_understood(tmp_path: Path) -> None:
     assert run([*SHORT, "optimizer.gamma=.inf"]) == 0
     assert read_config(only_folder(tmp_path))["optimizer"]["gamma"] == float("inf")
-
-
-def test_a_grid_is_composed_job_by_job() -> None:
-    register_schemas()
-    jobs = compose_jobs(["--multirun", "seed=range(3)", "optimizer=sgd,adamw"])
-    assert [(j.seed, j.optimizer.name) for j in jobs] == [(s, o) for s in range(3) for o in ("sgd", "adamw")]
 
 
 def burgersgd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

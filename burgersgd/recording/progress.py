@@ -6,6 +6,7 @@ import shlex
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -43,7 +44,7 @@ class Progress:
         self._description = description
         self._stream = sys.stderr if stream is None else stream
         self._initial = initial
-        self._percent = percent
+        self.percent = percent
         self._evaluations = initial
         self._train_loss: float | None = None
         self._validation_error: float | None = None
@@ -114,7 +115,7 @@ class Progress:
         if self._train_loss is not None:
             numbers.append(f"loss {self._train_loss:.4g}")
         if self._validation_error is not None:
-            numbers.append(f"val. error {_error(self._validation_error, self._percent)}")
+            numbers.append(f"val. error {_error(self._validation_error, self.percent)}")
         return numbers
 
 
@@ -123,6 +124,61 @@ def _has_room(stream: TextIO) -> bool:
     with contextlib.suppress(OSError):  # a stream that is a terminal by its own account
         return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
     return stream.isatty()
+
+
+class SweepProgress(Progress):
+    """Shows how far a sweep is, by the gradient evaluations and the lowest validation error of all its runs so far.
+
+    Fleets that train in this process `add` to it; `done` counts what is over, here or elsewhere. `expect` tells how
+    many runs and evaluations there will be in all, as far as it is known.
+    """
+
+    def __init__(self, stream: TextIO | None = None, enabled: bool | None = None) -> None:
+        super().__init__(1, "sweep", stream, enabled)
+        self._runs_done = self._runs = self._evaluations_done = 0
+        self._said = ""  # of the runs that are done, in the last line
+
+    def expect(self, runs: int, evaluations: int) -> None:
+        """Set the number of runs of the whole sweep and the sum of their budgets."""
+        self._runs, self._total = runs, max(evaluations, 1)
+        if self._bar is not None:
+            self._bar.total = self._total
+        self._describe()
+
+    def done(self, runs: int, evaluations: int) -> None:
+        """Count runs that are over, with the sum of their budgets, however much of it they spent."""
+        self._runs_done += runs
+        self._evaluations_done += evaluations
+        self._describe()
+        self.update(self._evaluations_done)
+
+    def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
+        """Tell how many gradient evaluations of the sweep are done, and an error, of which the lowest is kept."""
+        if validation_error is not None and self._validation_error is not None:
+            validation_error = min(validation_error, self._validation_error)
+        super().update(evaluations, None, validation_error)
+
+    def close(self) -> None:
+        """Show the last state, with the runs that were done since; may be called twice."""
+        if self._said != self._description:
+            self._shown = None
+        super().close()
+
+    def _print(self) -> None:
+        super()._print()
+        self._said = self._description
+
+    def _describe(self) -> None:
+        self._description = f"{self._runs_done}/{self._runs} runs"
+        if self._bar is not None:
+            self._bar.set_description_str(self._description, refresh=False)
+
+    def _numbers(self) -> list[str]:
+        numbers = [] if self._validation_error is None else [f"best {_error(self._validation_error, self.percent)}"]
+        elapsed, new = time.monotonic() - self._started, self._evaluations - self._initial
+        if self._bar is None and new > 0:  # the bar tells it itself
+            numbers.insert(0, f"{tqdm.format_interval(elapsed * (self._total - self._evaluations) / new)} left")
+        return numbers
 
 
 def summary(
@@ -179,6 +235,40 @@ def summary(
     if where is not None:  # to be copied: never wrapped
         blocks.append("\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items()))
     return "\n".join([rule, "\n\n".join(blocks), rule])
+
+
+def sweep_summary(
+    *,
+    completed: int,
+    diverged: int,
+    failed: Sequence[tuple[str, str]],
+    folder: Path,
+    elsewhere: int = 0,
+    best_error: float | None = None,
+    best_job: str = "",
+    best_folder: Path | None = None,
+    objective: str = "last",
+    percent: bool = True,
+) -> str:
+    """Return a finished sweep as text: how many runs ended how, the best of them, and each job that failed, and why.
+
+    best_error is the lowest validation error, at the end of the runs (objective "last") or in them ("best"); best_job
+    and best_folder are what tells that run from the others, and its folder. elsewhere counts the runs that another
+    process trains.
+    """
+    rule = "-" * WIDTH
+    counts = f"{completed} completed, {diverged} diverged, {len(failed)} failed"
+    counts += f", {elsewhere} trained by another process" if elsewhere else ""
+    lines = [_entry("runs", f"{completed + diverged + len(failed) + elsewhere}: {counts}")]
+    if best_error is not None:
+        when = "at the end" if objective == "last" else "at its best"
+        lines.append(_entry("lowest error", f"validation error {_error(best_error, percent)} {when}, {best_job}"))
+    lines += [_entry("failed", f"{job}: {reason}") for job, reason in failed]
+    where = shown_path(folder)
+    files = {} if best_folder is None else {"best run": shown_path(best_folder)}
+    files |= {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
+    table = "\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items())
+    return "\n".join([rule, *lines, "", table, rule])
 
 
 def _block(entries: dict[str, str | None]) -> str:

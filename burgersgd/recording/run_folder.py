@@ -381,7 +381,7 @@ def begun(path: Path) -> bool:
     """
     if (path / STATUS).exists():
         return True
-    if not path.exists():
+    if not path.is_dir():
         return False
     if not _claim(path.absolute()):
         raise RunInUseError(f"{path}: another process is training this run")

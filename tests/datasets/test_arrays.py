@@ -172,7 +172,7 @@ def test_a_single_saved_array_is_refused(tmp_path: Path) -> None:
         load(NpzConfig(path=str(tmp_path / "data.npy")))
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(damage=damages(), packed=st.booleans())
 def test_a_damaged_file_is_refused_or_harmless(damage: Damage, packed: bool, tmp_path: Path) -> None:
     config = write(tmp_path / "data.npz", x=X, y=LABELS)
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_refused_or_harmless(damage: Damage, packed: bool, tmp
         assert torch.equal(damaged.train.targets, intact.train.targets)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(damage=damages() | damages(early=True), name=st.sampled_from(["x", "y"]))
 def test_a_damaged_array_in_an_archive_whose_checksums_are_right_is_one_line(
     damage: Damage, name: str, tmp_path: Path

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from burgersgd.recording import progress
-from burgersgd.recording.progress import Progress, summary
+from burgersgd.recording.progress import Progress, SweepProgress, summary, sweep_summary
 
 
 class Terminal(io.StringIO):
@@ -166,6 +166,40 @@ def test_update_writes_nothing_when_nothing_is_due(stream: io.StringIO, clock: l
     assert stream.getvalue() == before
 
 
+def test_a_sweep_is_one_bar_for_all_its_fleets(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = SweepProgress(stream)
+    shown.expect(6, 6_000)
+    clock[0] += 1.0
+    shown.add(2_000, train_loss=0.5, validation_error=0.25)
+    shown.add(2_000, validation_error=0.5)  # the lowest error stays
+    shown.done(4, 4_000)
+    clock[0] += 1.0
+    shown.add(1_000)
+    shown.done(2, 2_000)
+    for _ in range(2):
+        shown.close()
+    assert stream.getvalue().splitlines() == [
+        "0/6 runs  33%  2,000/6,000, 2.00k grad/s, 00:02 left, best 25.00 %",
+        "0/6 runs  67%  4,000/6,000, 4.00k grad/s, 00:00 left, best 25.00 %",
+        "4/6 runs  83%  5,000/6,000, 2.50k grad/s, 00:00 left, best 25.00 %",
+        "6/6 runs 100%  6,000/6,000, 3.00k grad/s, 00:00 left, best 25.00 %",
+    ]
+
+
+def test_the_bar_of_a_sweep_may_go_back_when_a_fleet_starts_again() -> None:
+    stream = Terminal()
+    shown = SweepProgress(stream)
+    shown.expect(2, 2_000)
+    shown.percent = False
+    shown.add(1_500, validation_error=0.5)
+    shown.add(-1_000, validation_error=0.125)
+    shown.done(1, 1_000)
+    shown.close()
+    last = stream.getvalue().replace("\n", "").split("\r")[-1]
+    assert re.match(r"1/2 runs  50%\|.*grad/s, .* left, best 0.125\s*$", last)
+
+
 COMPLETED: dict[str, Any] = {
     "optimizer": "local_entropy (lr=0.1, nu=0.001, gamma=0.1, inner_steps=20, burn_in=0, averaging=uniform)",
     "data": "digits, 1,078 train / 359 validation / 360 test",
@@ -221,6 +255,41 @@ def test_summary_shows_what_there_is() -> None:
     assert "0 in 0.0 s\n\n  test loss             0.5\n---" in summary(**nothing, test_loss=0.5)
     long: dict[str, Any] = COMPLETED | {"seconds": 200.0}
     assert "20,000 in 03:20 (100 grad/s)" in summary(**long)
+
+
+def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed = [("seed=3", "cannot write there: No space left on device"), ("seed=4", "MemoryError: no more")]
+    shown = sweep_summary(
+        completed=61,
+        diverged=1,
+        failed=failed,
+        folder=tmp_path / "outputs" / "s",
+        best_error=0.0223,
+        best_job="optimizer.nu=1e-6 seed=3",
+        best_folder=tmp_path / "outputs" / "s" / "abc",
+        objective="best",
+    )
+    rule = "-" * 80
+    assert shown.splitlines() == [
+        rule,
+        "  runs                  64: 61 completed, 1 diverged, 2 failed",
+        "  lowest error          validation error 2.23 % at its best, optimizer.nu=1e-6",
+        "                        seed=3",
+        "  failed                seed=3: cannot write there: No space left on device",
+        "  failed                seed=4: MemoryError: no more",
+        "",
+        "  best run              outputs/s/abc",
+        "  folder                outputs/s",
+        "  look at it with       tensorboard --logdir outputs/s",
+        rule,
+    ]
+    nothing = sweep_summary(completed=0, diverged=2, failed=[], folder=tmp_path)
+    assert "2: 0 completed, 2 diverged, 0 failed\n\n  folder" in nothing
+    exact = sweep_summary(completed=1, diverged=0, failed=[], folder=tmp_path, best_error=0.5, percent=False)
+    assert "validation error 0.5 at the end" in exact
 
 
 def test_summary_never_breaks_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ def run(*arguments: str) -> int:
 
 
 def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str]) -> None:
-    started = time.process_time()
     assert run() == 0
     shown = capsys.readouterr()
     assert "FAILS" not in shown.out

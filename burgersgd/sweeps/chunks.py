@@ -1,0 +1,114 @@
+"""A chunk of jobs, trained as one fleet: the unit of work of every launcher, in this process or in another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from burgersgd.config import TrainConfig
+from burgersgd.prepare import fleet_key
+from burgersgd.recording.progress import SweepProgress
+from burgersgd.recording.run_folder import ENDED, RunFolderError, read_status
+from burgersgd.run import train_jobs
+from burgersgd.trainer import Prune, Result
+
+
+class Job(NamedTuple):
+    """One run to be trained and recorded in a folder of its own, whose name is the run's."""
+
+    config: TrainConfig
+    folder: Path
+    overrides: tuple[str, ...]
+
+
+Chunk = list[Job]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; errors as in Result, nan where there are none."""
+
+    state: Literal["completed", "diverged", "pruned", "failed", "elsewhere"]
+    """elsewhere: another process trains it."""
+    folder: Path
+    validation_error: float = math.nan
+    best_validation_error: float = math.nan
+    test_error: float = math.nan
+    evaluations: int = 0
+    seconds: float = 0.0
+    error: Exception | None = None
+    """Why a failed job failed."""
+
+    def objective(self, which: str) -> float:
+        """Return what a search minimises, the validation error: the last or the best one, +inf of a diverged run."""
+        if self.state in ("diverged", "failed"):
+            return math.inf
+        return self.best_validation_error if which == "best" else self.validation_error
+
+
+def chunks_of(jobs: Sequence[Job], max_runs: int | None) -> list[Chunk]:
+    """Return the jobs grouped by what cannot vary inside a fleet, no group with more than max_runs of them."""
+    groups: dict[str, Chunk] = {}
+    for job in jobs:
+        groups.setdefault(group_name(job.config), []).append(job)
+    chunks = []
+    for group in groups.values():
+        n = -(-len(group) // (max_runs or len(group)))
+        chunks += [group[i * len(group) // n : (i + 1) * len(group) // n] for i in range(n)]  # of like size
+    return chunks
+
+
+def group_name(config: TrainConfig) -> str:
+    """Return text that is the same for runs that may share a fleet."""
+    return repr(sorted(fleet_key(config).items()))
+
+
+def stored(folder: Path) -> Outcome | None:
+    """Return how a job ended whose folder says that it is over, or None."""
+    try:
+        status = read_status(folder)
+    except RunFolderError:
+        return None
+    if status["state"] not in ENDED:
+        return None
+    numbers = ("validation_error", "best_validation_error", "test_error", "evaluations", "seconds")
+    return Outcome(status["state"], folder, **{name: status[name] for name in numbers})
+
+
+def train_chunk(
+    chunk: Chunk, progress: SweepProgress | Literal[False] = False, prune: Prune | None = None
+) -> list[Outcome]:
+    """Train jobs that may share a fleet, each in its folder, from wherever that stands; return how they ended.
+
+    Raises Interrupted and nothing else: where the fleet fails, its halves are trained one after the other, so that a
+    job that cannot be trained costs no other job its result.
+    """
+    configs = [dataclasses.replace(j.config, output_root=str(j.folder.parent), run_name=j.folder.name) for j in chunk]
+    try:
+        results = train_jobs(configs, [job.overrides for job in chunk], progress=progress, prune=prune)
+        return [_outcome(job.folder, result) for job, result in zip(chunk, results, strict=True)]
+    except Exception as error:
+        failure = error.with_traceback(None)  # its frames would keep the memory of the fleet
+    if len(chunk) == 1:
+        return [Outcome("failed", chunk[0].folder, error=failure)]
+    half = len(chunk) // 2
+    return train_chunk(chunk[:half], progress, prune) + train_chunk(chunk[half:], progress, prune)
+
+
+def _outcome(folder: Path, result: Result | None) -> Outcome:
+    if result is None:
+        return Outcome("elsewhere", folder)
+    return Outcome(
+        result.state,
+        folder,
+        result.validation_error,
+        result.best_validation_error,
+        result.test_error,
+        result.evaluations,
+        result.seconds,
+        RunFolderError(result.reason) if result.state == "failed" else None,
+    )

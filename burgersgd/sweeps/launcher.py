@@ -1,0 +1,149 @@
+"""Hydra's side of a sweep: the launcher that trains jobs together, and the sweeper that hands it all of them at once.
+
+Hydra imports this module at every start (through hydra_plugins/burgersgd.py): what takes long is imported in functions.
+With a task function that is not a Sweep's, both do what Hydra's basic ones do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from burgersgd.recording.progress import SweepProgress
+    from burgersgd.sweeps.chunks import Chunk, Outcome
+    from burgersgd.sweeps.sweep import Sweep
+
+
+@dataclass
+class FleetLauncherConf:
+    """hydra/launcher=fleet."""
+
+    _target_: str = "hydra_plugins.burgersgd.FleetLauncher"
+
+
+@dataclass
+class FleetSweeperConf:
+    """hydra/sweeper=fleet; its settings are the group sweep."""
+
+    _target_: str = "hydra_plugins.burgersgd.FleetSweeper"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="fleet", node=FleetLauncherConf, provider="burgersgd")
+ConfigStore.instance().store(group="hydra/sweeper", name="fleet", node=FleetSweeperConf, provider="burgersgd")
+
+
+class FleetLauncher(BasicLauncher):
+    """Trains the jobs of a Sweep in fleets, in this process; `train_chunks` is what other places to train override."""
+
+    sweep: Sweep | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.sweep = getattr(task_function, "sweep", None)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Return one JobReturn per list of overrides, in their order: the objective, or why the job failed."""
+        if self.sweep is None:
+            return super().launch(job_overrides, initial_job_idx)
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.task_function is not None
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        jobs = [list(words) for words in job_overrides]
+        callbacks = self.hydra_context.callbacks
+        asked = callbacks.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        configs = [self._job_config(words, initial_job_idx + i) for i, words in enumerate(jobs)] if asked else []
+        for config in configs:
+            callbacks.on_job_start(config=config, task_function=self.task_function)
+        outcomes = self.sweep.train(jobs, folder, self.train_chunks)
+        returns = [self._job_return(words, outcome) for words, outcome in zip(jobs, outcomes, strict=True)]
+        for config, job_return in zip(configs, returns, strict=bool(configs)):
+            job_return.hydra_cfg = config
+            callbacks.on_job_end(config=config, job_return=job_return)
+        return returns
+
+    def train_chunks(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterable[tuple[Chunk, list[Outcome]]]:
+        """Yield every chunk with its outcomes, in any order, as soon as it is trained."""
+        from burgersgd.sweeps.chunks import train_chunk
+
+        return ((chunk, train_chunk(chunk, progress)) for chunk in chunks)
+
+    def _job_return(self, words: list[str], outcome: Outcome) -> JobReturn:
+        """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB)."""
+        assert self.sweep is not None
+        failed = outcome.error is not None
+        job_return = JobReturn(
+            overrides=words,
+            cfg=None if failed else self.sweep.composer.node(words),
+            hydra_cfg=self.config,
+            working_dir=os.getcwd(),
+            task_name=JobRuntime.instance().get("name"),
+            status=JobStatus.FAILED if failed else JobStatus.COMPLETED,
+        )
+        job_return.return_value = outcome.error if failed else outcome.objective(self.sweep.settings.objective)
+        return job_return
+
+    def _job_config(self, words: list[str], index: int) -> DictConfig:
+        """Return the configuration of one job with Hydra's own part, for the user's callbacks."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(index), index
+        return config
+
+
+class FleetSweeper(Sweeper):
+    """Hands the jobs of a Sweep to the launcher, all at once or as a search asks for them.
+
+    They are composed and checked already, and one that fails does not end the sweep. A launcher that is not ours gets
+    `train_job` for a task.
+    """
+
+    def __init__(self) -> None:
+        self._sweep: Sweep | None = None
+        self._basic: Sweeper | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra gives and set up the launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self._sweep = getattr(task_function, "sweep", None)
+        if self._sweep is None:
+            # Neither imported above nor a base class: Hydra executes its plugins' modules anew when it looks for them.
+            from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+            self._basic = BasicSweeper(max_batch_size=None)
+            self._basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+            return
+        from burgersgd.sweeps.sweep import train_job
+
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, train_job, config)
+        if isinstance(self.launcher, FleetLauncher):
+            self.launcher.sweep = self._sweep
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Return the JobReturns of all jobs, batch by batch; how they ended is kept in the Sweep."""
+        if self._basic is not None:
+            return self._basic.sweep(arguments)
+        assert self._sweep is not None
+        assert self.config is not None
+        assert self.launcher is not None
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        with contextlib.suppress(OSError):  # then no job can write there, and its failure says so
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+        return self._sweep.run(self.launcher.launch, folder)

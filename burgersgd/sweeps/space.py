@@ -1,0 +1,156 @@
+"""What a sweep tries: values and ranges of keys, written in Hydra's syntax, and how they become jobs.
+
+`KEY=a,b,c`, `choice(...)`, `range(...)` and `glob(...)` list values, which form a grid; `sweep.zip` walks the lists of
+some keys in step. `interval(a,b)` is a range to sample from, `tag(log, interval(a,b))` one on a logarithmic scale,
+`int(interval(a,b))` one of whole numbers, both ends among them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+
+from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.sweeps.compose import Composer
+
+Words = list[str]
+"""The overrides of one job."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range of numbers of which samples are taken."""
+
+    key: str
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+    def at(self, u: float) -> str:
+        """Return the override at u in [0, 1): uniform u gives uniform (or log-uniform) values, of six digits."""
+        low, high = self.low, self.high + 1 if self.whole else self.high
+        value = math.exp(math.log(low) + u * math.log(high / low)) if self.log else low + u * (high - low)
+        if self.whole:
+            return f"{self.key}={min(math.floor(value), int(self.high))}"
+        return f"{self.key}={min(max(float(f'{value:.6g}'), low), high)!r}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Keys that vary together: a list of settings, each of them one override of every key."""
+
+    keys: tuple[str, ...]
+    settings: list[tuple[str, ...]]
+
+
+class Space:
+    """All that a sweep may try. Raises ConfigError of one line for what does not go together.
+
+    words: overrides of a command line, without those of Hydra's own keys.
+    """
+
+    def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
+        presets = composer.parse([f"{key}={values}" for key, values in settings.params.items()])
+        overrides = {o.get_key_element(): o for o in (*presets, *composer.parse(words))}  # the last of a key counts
+        self.settings = settings
+        self.ranges = [_range(key, o) for key, o in overrides.items() if isinstance(o.value(), IntervalSweep)]
+        lists = {key: _values(key, o) for key, o in overrides.items() if not isinstance(o.value(), IntervalSweep)}
+        self.fixed = [words[0] for key, words in lists.items() if not overrides[key].is_sweep_override()]
+        swept = {key: words for key, words in lists.items() if overrides[key].is_sweep_override()}
+        self.axes = _axes(swept, settings.zip)
+        if self.ranges and settings.sampler == "grid":
+            line = overrides[self.ranges[0].key].input_line
+            raise ConfigError(f"{line}: sweep.sampler=grid has no use for a range, must be random, sobol or optuna")
+        if settings.sampler in ("random", "sobol") and not self.ranges:
+            raise settings.error("sampler", "needs a range, such as optimizer.nu='tag(log, interval(1e-9,1e-5))'")
+        if settings.sampler == "optuna" and not self.ranges and not self.axes:
+            raise settings.error("sampler", "needs something to choose from")
+
+    def jobs(self) -> list[Words]:
+        """Return the overrides of all jobs of a grid, random or sobol sampler, last list fastest, then the samples."""
+        samples = self._samples() if self.ranges else [[]]
+        combinations = itertools.product(*(axis.settings for axis in self.axes))
+        return [
+            [*self.fixed, *itertools.chain(*combination), *sample]
+            for combination, sample in itertools.product(combinations, samples)
+        ]
+
+    def corners(self) -> list[Words]:
+        """Return some jobs that use every listed value and the ends of every range: what to check of a search."""
+        first = [axis.settings[0] for axis in self.axes]
+        varied = [first] + [
+            [*first[:i], other, *first[i + 1 :]] for i, axis in enumerate(self.axes) for other in axis.settings[1:]
+        ]
+        ends = ([r.at(0.0) for r in self.ranges], [r.at(1.0) for r in self.ranges])
+        jobs = [(first, ends[1])] * bool(self.ranges) + [(combination, ends[0]) for combination in varied]
+        return [[*self.fixed, *itertools.chain(*combination), *end] for combination, end in jobs]
+
+    def _samples(self) -> list[Words]:
+        """Return n_samples points of the ranges; more samples begin with the same points."""
+        n, d = self.settings.n_samples, len(self.ranges)
+        generator = np.random.default_rng(self.settings.seed)
+        if self.settings.sampler == "random":
+            points = generator.random((n, d))
+        else:
+            from scipy.stats import qmc
+
+            points = qmc.Sobol(d, scramble=True, rng=generator).random_base2((n - 1).bit_length())[:n]
+        return [[r.at(u) for r, u in zip(self.ranges, point, strict=True)] for point in points]
+
+
+def _values(key: str, override: Override) -> Words:
+    """Return the override, or one for each of the values that it lists. Raises ConfigError where it lists none."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    try:
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (HydraException, ValueError) as error:
+        raise ConfigError(f"{override.input_line}: {error}") from error
+    if not values:
+        raise ConfigError(f"{override.input_line}: has no values, there is nothing to train")
+    return values
+
+
+def _range(key: str, override: Override) -> Range:
+    sweep = override.value()
+    assert isinstance(sweep, IntervalSweep)
+    low, high, tags = sweep.start, sweep.end, set(sweep.tags)
+    assert low is not None
+    assert high is not None
+
+    def refused(allowed: str) -> ConfigError:
+        return ConfigError(f"{override.input_line}: {allowed}")
+
+    if tags - {"log"}:
+        raise refused(f"tag {min(tags - {'log'})} is not known, must be log")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise refused("the ends of a range must be finite, the first the smaller one")
+    if "log" in tags and low <= 0:
+        raise refused("a range on a logarithmic scale must be > 0")
+    return Range(key, low, high, "log" in tags, isinstance(low, int))
+
+
+def _axes(swept: dict[str, Words], zipped: list[str]) -> list[Axis]:
+    shown = f"sweep.zip=[{','.join(zipped)}]"
+    for key in zipped:
+        if key not in swept:
+            raise ConfigError(f"{shown}: {key} has no list of values to walk")
+    lengths = {key: len(swept[key]) for key in zipped}
+    if len(set(lengths.values())) > 1:
+        differ = ", ".join(f"{key} has {n}" for key, n in lengths.items())
+        raise ConfigError(f"{shown}: lists that are walked in step must have as many values: {differ}")
+    axes = []
+    for key in swept:
+        if key not in zipped:
+            axes.append(Axis((key,), [(word,) for word in swept[key]]))
+        elif key == next(k for k in swept if k in zipped):  # at the place of the first of them
+            keys = tuple(k for k in swept if k in zipped)
+            axes.append(Axis(keys, list(zip(*(swept[k] for k in keys), strict=True))))
+    return axes

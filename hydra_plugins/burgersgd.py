@@ -1,0 +1,11 @@
+"""Where Hydra looks for plugins: it takes a launcher or a sweeper only from a module of this package."""
+
+import burgersgd.sweeps.launcher as ours
+
+
+class FleetLauncher(ours.FleetLauncher):
+    """hydra/launcher=fleet."""
+
+
+class FleetSweeper(ours.FleetSweeper):
+    """hydra/sweeper=fleet."""

@@ -35,6 +35,7 @@ examples:
   burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 seed=range(3)
   burgersgd train --help                               all groups and keys
   burgersgd train resume=RUN                           go on with a run that was stopped
+  burgersgd status SWEEP                               how the jobs of a sweep stand
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
   burgersgd rerun RUN --check                          the same run again: are the bits the same?
@@ -337,11 +338,15 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
-def _revisit(command: str, arguments: list[str]) -> int:
-    from burgersgd import revisit
-
-    handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}
+def _look(command: str, arguments: list[str]) -> int:
     try:
+        if command == "status":
+            from burgersgd.sweeps import status
+
+            return status.main(arguments)
+        from burgersgd import revisit
+
+        handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}
         return handlers[command](arguments)
     except ValueError as error:
         return _fail(error)
@@ -349,9 +354,7 @@ def _revisit(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    "evaluate": functools.partial(_revisit, "evaluate"),
-    "export": functools.partial(_revisit, "export"),
-    "rerun": functools.partial(_revisit, "rerun"),
+    **{word: functools.partial(_look, word) for word in ("status", "evaluate", "export", "rerun")},
     "verify": _verify,
     "traffic": _traffic,
 }

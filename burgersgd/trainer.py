@@ -334,6 +334,7 @@ class _FleetRun:
 
 
 _RECORDED = (
+    "task",
     "evaluations",
     "seconds",
     "test_error",

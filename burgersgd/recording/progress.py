@@ -6,7 +6,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -239,27 +239,23 @@ def summary(
 
 def sweep_summary(
     *,
-    completed: int,
-    diverged: int,
+    states: Mapping[str, int],
     failed: Sequence[tuple[str, str]],
     folder: Path,
-    elsewhere: int = 0,
     best_error: float | None = None,
     best_job: str = "",
     best_folder: Path | None = None,
     objective: str = "last",
     percent: bool = True,
 ) -> str:
-    """Return a finished sweep as text: how many runs ended how, the best of them, and each job that failed, and why.
+    """Return a sweep as text: how many jobs are in which state, the best of them, and each job that failed, and why.
 
     best_error is the lowest validation error, at the end of the runs (objective "last") or in them ("best"); best_job
-    and best_folder are what tells that run from the others, and its folder. elsewhere counts the runs that another
-    process trains.
+    and best_folder are what tells that run from the others, and its folder.
     """
     rule = "-" * WIDTH
-    counts = f"{completed} completed, {diverged} diverged, {len(failed)} failed"
-    counts += f", {elsewhere} trained by another process" if elsewhere else ""
-    lines = [_entry("runs", f"{completed + diverged + len(failed) + elsewhere}: {counts}")]
+    counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
     if best_error is not None:
         when = "at the end" if objective == "last" else "at its best"
         lines.append(_entry("lowest error", f"validation error {_error(best_error, percent)} {when}, {best_job}"))

@@ -21,6 +21,7 @@ from burgersgd.run import check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
 from burgersgd.sweeps.space import Space, Words
+from burgersgd.sweeps.status import note_jobs
 
 PLUGIN = "hydra_plugins.burgersgd"
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
@@ -147,6 +148,7 @@ class Sweep:
                 left.append(Job(self.plan(first).config, place, first))
             else:
                 end(words, done)
+        note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
         self._progress = self._progress or SweepProgress()
         self._progress.expect(len(left), sum(self._budget(job) for job in left))
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
@@ -185,9 +187,12 @@ class Sweep:
         best = min(finite, key=lambda pair: pair[0], default=None)
         plan = None if best is None else self.plan(best[1])
         return sweep_summary(
-            completed=len(finite),
-            diverged=sum(end == math.inf for _, end in ends),
-            elsewhere=sum(isinstance(end, float) and math.isnan(end) for _, end in ends),
+            states={
+                "completed": len(finite),
+                "diverged": sum(end == math.inf for _, end in ends),
+                "failed": len(failed),
+                "trained by another process": sum(isinstance(end, float) and math.isnan(end) for _, end in ends),
+            },
             failed=failed,
             objective=self.settings.objective,
             best_error=None if best is None else best[0],

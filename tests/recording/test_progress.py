@@ -263,8 +263,7 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
     monkeypatch.chdir(tmp_path)
     failed = [("seed=3", "cannot write there: No space left on device"), ("seed=4", "MemoryError: no more")]
     shown = sweep_summary(
-        completed=61,
-        diverged=1,
+        states={"completed": 61, "diverged": 1, "failed": 2, "waiting": 0},
         failed=failed,
         folder=tmp_path / "outputs" / "s",
         best_error=0.0223,
@@ -275,7 +274,7 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
     rule = "-" * 80
     assert shown.splitlines() == [
         rule,
-        "  runs                  64: 61 completed, 1 diverged, 2 failed",
+        "  jobs                  64: 61 completed, 1 diverged, 2 failed",
         "  lowest error          validation error 2.23 % at its best, optimizer.nu=1e-6",
         "                        seed=3",
         "  failed                seed=3: cannot write there: No space left on device",
@@ -286,9 +285,9 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
         "  look at it with       tensorboard --logdir outputs/s",
         rule,
     ]
-    nothing = sweep_summary(completed=0, diverged=2, failed=[], folder=tmp_path)
-    assert "2: 0 completed, 2 diverged, 0 failed\n\n  folder" in nothing
-    exact = sweep_summary(completed=1, diverged=0, failed=[], folder=tmp_path, best_error=0.5, percent=False)
+    nothing = sweep_summary(states={"completed": 0, "diverged": 2}, failed=[], folder=tmp_path)
+    assert "2: 2 diverged\n\n  folder" in nothing
+    exact = sweep_summary(states={"completed": 1}, failed=[], folder=tmp_path, best_error=0.5, percent=False)
     assert "validation error 0.5 at the end" in exact
 
 

@@ -1,0 +1,107 @@
+"""How a sweep stands, read from its folder: `burgersgd status SWEEP`. The list of its jobs is kept there too."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from burgersgd.recording.claims import is_claimed
+from burgersgd.recording.files import RunFolderError, append, read_text
+from burgersgd.recording.progress import sweep_summary
+from burgersgd.recording.run_folder import read_status
+
+JOBS = "jobs.jsonl"
+STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
+
+
+class JobState(NamedTuple):
+    """One job of a sweep as its folder shows it."""
+
+    name: str
+    """Of its folder."""
+    words: str
+    """The overrides that tell it from the others."""
+    state: str
+    """One of STATES; interrupted, too, where its process died."""
+    reason: str
+    validation_error: float
+    percent: bool
+    """Whether errors are shares of wrong classes."""
+
+
+def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
+    """Add jobs, name -> the overrides that tell it from the others, to the list in the sweep's folder."""
+    known = _noted(folder)
+    lines = [json.dumps({"name": name, "overrides": words}) for name, words in jobs.items() if name not in known]
+    with contextlib.suppress(RunFolderError):  # then no job can write there either, and its failure says so
+        if lines:
+            append(folder / JOBS, ("\n".join(lines) + "\n").encode())
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    try:
+        lines = read_text(folder / JOBS).splitlines()
+    except RunFolderError:
+        return {}
+    noted = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # half a line of a process that was killed
+            noted[json.loads(line)["name"]] = json.loads(line)["overrides"]
+    return noted
+
+
+def job_states(folder: Path) -> list[JobState]:
+    """Return the jobs of a sweep, in the order in which they were asked for. Raises RunFolderError for no sweep."""
+    noted = _noted(folder)
+    if not noted:
+        raise RunFolderError(f"{folder}: no sweep is there (no {JOBS})")
+    return [_state(folder / name, words) for name, words in noted.items()]
+
+
+def _state(path: Path, words: str) -> JobState:
+    try:
+        status = read_status(path)
+    except RunFolderError:
+        return JobState(path.name, words, "running" if is_claimed(path) else "waiting", "", math.nan, True)
+    state, reason = status["state"], status.get("reason") or ""
+    if state == "running" and not is_claimed(path):
+        state, reason = "interrupted", "its process died"
+    percent = status.get("task") != "regression"
+    return JobState(path.name, words, state, reason, status.get("validation_error", math.nan), percent)
+
+
+def find_sweep(name: str) -> Path:
+    """Return the folder of a sweep, given itself or by its name below outputs/multirun."""
+    given = Path(name)
+    return given if given.is_dir() else Path("outputs", "multirun", name)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `burgersgd status SWEEP [--jobs]`; 1 where a job has failed."""
+    parser = argparse.ArgumentParser(prog="burgersgd status", description="Show how the jobs of a sweep stand.")
+    parser.add_argument("sweep", metavar="SWEEP", help="its name, or its folder")
+    parser.add_argument("--jobs", action="store_true", help="a line for every job")
+    given = parser.parse_args(arguments)
+    folder = find_sweep(given.sweep)
+    jobs = job_states(folder)
+    if given.jobs:
+        for job in jobs:
+            error = "" if math.isnan(job.validation_error) else f"validation error {job.validation_error:.4g}"
+            print(f"{job.name}  {job.state:<12}{error:<26}{job.words}{f'  ({job.reason})' if job.reason else ''}")
+    best = min((job for job in jobs if job.state == "completed"), key=lambda job: job.validation_error, default=None)
+    shown = sweep_summary(
+        states={state: sum(job.state == state for job in jobs) for state in STATES},
+        failed=[(job.words, job.reason) for job in jobs if job.state == "failed"],
+        folder=folder,
+        best_error=None if best is None else best.validation_error,
+        best_job="" if best is None else best.words,
+        best_folder=None if best is None else folder / best.name,
+        percent=best is None or best.percent,
+    )
+    print(shown)
+    return int(any(job.state == "failed" for job in jobs))

@@ -1,0 +1,189 @@
+"""Named sweeps: run again, killed, grown, shared by two processes, they train what is left and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burgersgd.cli import main
+from burgersgd.recording import claims
+from burgersgd.recording.run_folder import RunFolder, read_status
+from burgersgd.sweeps.status import job_states
+from burgersgd.training.fleet import Fleet
+from tests.test_resume import Killed, assert_same, kill
+
+__all__ = ["kill"]
+JOBS = [
+    "trainer.budget=60",
+    "trainer.checkpoint_every=11",
+    "model.width=8",
+    "trainer.compile=off",
+    "trainer.precision=float64",
+    "seed=range(3)",
+    "optimizer.nu=1e-6,1e-5",
+]
+
+
+def sweep(*words: str) -> int:
+    return main(["train", "--multirun", *words])
+
+
+def folders(name: str) -> dict[str, Path]:
+    return {path.name: path for path in Path("outputs/multirun", name).iterdir() if path.is_dir()}
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the list of all steps that fleets take from now on: their numbers of runs."""
+    taken: list[int] = []
+    original = Fleet.advance
+
+    def counting(self: Fleet, n: int, pause: Any = None) -> None:
+        before = self.evaluations
+        original(self, n, pause)
+        taken.extend([self.n_runs] * (self.evaluations - before))
+
+    monkeypatch.setattr(Fleet, "advance", counting)
+    return taken
+
+
+def test_the_same_command_again_trains_nothing_and_tells_the_same(
+    steps: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    first = capsys.readouterr().out
+    assert len(steps) == 60
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    assert len(steps) == 60
+    assert capsys.readouterr().out == first
+    assert sweep(*JOBS[:-2], "seed=range(4)", "optimizer.nu=1e-6,1e-5", "sweep.name=s") == 0  # a larger grid
+    assert steps[60:] == [2] * 60  # the new seed, two values of nu
+    assert "8: 8 completed" in capsys.readouterr().out
+
+
+def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) -> None:
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    assert sweep(*JOBS, "sweep.name=s", "trainer.log_every=5", "device=cpu", "trainer.checkpoint_minutes=1") == 0
+    assert sweep("trainer.epochs=1.77", *JOBS[1:], "sweep.name=s") == 0  # 60 evaluations
+    assert len(steps) == 60
+
+
+@pytest.mark.parametrize("moment", [3, 25, 59])
+def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> None:
+    assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
+    kill(60 + moment)  # in the second of two fleets
+    with pytest.raises(Killed):
+        sweep(*JOBS, "sweep.name=killed", "sweep.max_runs=3")
+    states = [read_status(path)["state"] for path in folders("killed").values()]
+    assert sorted(states) == ["completed"] * 3 + ["running"] * 3
+    assert sweep(*JOBS, "sweep.name=killed", "sweep.max_runs=3") == 0
+    assert folders("killed").keys() == folders("undisturbed").keys()
+    for name, folder in folders("undisturbed").items():
+        assert_same(folder, folders("killed")[name])
+
+
+def test_a_sweep_that_is_told_to_stop_saves_all_runs_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
+    original = Fleet._eager_step
+
+    def told(self: Fleet, k: int, ends_cycle: bool) -> None:
+        if k == 33:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, k, ends_cycle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fleet, "_eager_step", told)
+        assert sweep(*JOBS, "sweep.name=told", "sweep.max_runs=3") == 75
+    states = [state.state for state in job_states(Path("outputs/multirun/told"))]
+    assert states == ["interrupted"] * 3 + ["waiting"] * 3
+    assert main(["status", "told"]) == 0
+    assert "6: 3 interrupted, 3 waiting" in capsys.readouterr().out
+    assert sweep(*JOBS, "sweep.name=told", "sweep.max_runs=3") == 0
+    for name, folder in folders("undisturbed").items():
+        assert_same(folder, folders("told")[name])
+
+
+def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
+    steps: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*JOBS[:5], "optimizer=sgd", "optimizer.lr=0.1,1e200", "seed=1,2", "sweep.name=s"]
+    metrics = RunFolder.metrics
+
+    def failing(self: RunFolder, row: Any) -> None:
+        if row["evaluations"] == 30 and "seed: 2" in (self.path / ".hydra/config.yaml").read_text():
+            shutil.copy(self.path / "metrics.csv", "kept.csv")
+            from burgersgd.recording.files import RunFolderError
+
+            raise RunFolderError("cannot write metrics.csv: No space left on device")
+        metrics(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "metrics", failing)
+        assert sweep(*words) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "4: 1 completed, 2 diverged, 1 failed" in out
+    assert "failed optimizer.lr=0.1 seed=2: cannot write metrics.csv: No space left on device" in out
+    assert main(["status", "s"]) == 1
+    assert "No space left on device" in " ".join(capsys.readouterr().out.split())
+    before = len(steps)
+    assert sweep(*words) == 0
+    assert steps[before:] == [1] * (60 - 22)  # from the checkpoint of the one that failed
+    assert "4: 2 completed, 2 diverged" in capsys.readouterr().out
+    assert main(["status", "outputs/multirun/s", "--jobs"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert sum("completed" in line and "validation error" in line for line in shown[:4]) == 2
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from burgersgd.recording import claims
+assert claims.claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    name, folder = next(iter(folders("s").items()))
+    shutil.rmtree(folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        capsys.readouterr()
+        before = len(steps)
+        assert sweep(*JOBS, "sweep.name=s") == 0
+        assert len(steps) == before
+        assert "6: 5 completed, 1 trained by another process" in capsys.readouterr().out
+        assert {s.name: s.state for s in job_states(Path("outputs/multirun/s"))}[name] == "running"
+        other.kill()  # a dead process holds nothing
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    assert len(steps) == before + 60
+    assert not claims.is_claimed(folder)
+
+
+def test_what_is_no_sweep_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("burgersgd: error: outputs/multirun/nothing: no sweep is there")
+
+
+def test_half_a_line_in_the_list_of_jobs_is_no_job() -> None:
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    file = Path("outputs/multirun/s/jobs.jsonl")
+    assert [json.loads(line)["name"] for line in file.read_text().splitlines()] == [
+        state.name for state in job_states(file.parent)
+    ]
+    file.write_text(file.read_text() + '{"name": "ab')
+    assert len(job_states(file.parent)) == 6

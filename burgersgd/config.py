@@ -1,7 +1,6 @@
 """The schema of conf/: what can be set, of which type, in which range, and what each name stands for.
 
-Every group is a dataclass whose fields carry their range; building one checks it. Hydra composes the YAML files of
-conf/
+Every group is a dataclass whose fields carry their range; setting one checks it. Hydra composes the YAML files of conf/
 into these classes, and from Python they are used directly::
 
     TrainConfig(optimizer=LocalEntropyConfig(nu=1e-6), trainer=TrainerConfig(epochs=20), seed=3)

@@ -387,6 +387,7 @@ def timed_command(overrides: Sequence[str], cache: Path, output: Path) -> tuple[
 RULES = {
     "sgd": ("SgdConfig", {}),
     "sgd, momentum": ("SgdConfig", {"momentum": 0.9}),
+    "gd": ("GdConfig", {}),
     "adamw": ("AdamWConfig", {}),
     "langevin": ("LangevinConfig", {}),
     "local_entropy": ("LocalEntropyConfig", {}),
@@ -402,25 +403,27 @@ RULES = {
 def print_memory() -> None:
     rows, megabytes, d = [], 2**20, 0
     for rule in RULES:
-        steps, run = (in_child("memory", rule, kind, threads=1) for kind in ("steps", "run"))
-        d = steps["d_bytes"]
-        copies = steps["state"] + 1 + steps["noise"] + 1  # state, gradient, noise, one temporary
-        expected = steps["data"] + copies * d + steps["activations"]
-        cells = (steps["data"], d * copies, steps["activations"], expected, steps["peak"], run["peak"])
-        ratio = steps["peak"] / expected
-        rows.append(
-            [rule, str(steps["state"]), str(steps["noise"]), *(f"{c / megabytes:.0f}" for c in cells), f"{ratio:.2f}"]
+        off, auto, run = (
+            in_child("memory", rule, *kind, threads=1)
+            for kind in (("off", "steps"), ("auto", "steps"), ("auto", "run"))
         )
+        d = off["d_bytes"]
+        copies = off["state"] + 1 + off["noise"] + 1  # state, gradient, noise, one temporary
+        expected = off["data"] + copies * d + off["activations"]
+        cells = (off["data"], d * copies, off["activations"], expected, auto["peak"], off["peak"], run["peak"])
+        ratios = [f"{part['peak'] / expected:.2f}" for part in (auto, off)]
+        rows.append([rule, str(off["state"]), str(off["noise"]), *(f"{c / megabytes:.0f}" for c in cells), *ratios])
     print("\n### Peak memory of a run, MNIST-shaped network\n")
     print(
         f"MiB; one copy of d is {d / megabytes:.1f} MiB. Expected: data + (state + gradient + noise + one temporary) + "
-        "activations. Peaks: increase of the resident memory of a process that has trained a small network before.\n"
+        "activations. Peaks: increase of the resident memory of a process that has trained a small network before, "
+        "with compile=auto and compile=off.\n"
     )
-    vectors = ["state, copies of d", "noise", "data", "vectors", "activations", "expected"]
-    print_table(["rule", *vectors, "peak of the steps", "peak of a whole run", "steps / expected"], rows)
+    head = ["rule", "state, copies of d", "noise", "data", "vectors", "activations", "expected", "steps, auto"]
+    print_table([*head, "steps, off", "whole run, auto", "auto / expected", "off / expected"], rows)
 
 
-def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[str, Any]:
+def measure_memory(options: argparse.Namespace, rule: str, engine: str, kind: str) -> dict[str, Any]:
     """Return the bytes of a run's parts, and the peak of the steps alone or of a run with evaluations and result."""
     bind(1)
     import bench_rivals
@@ -432,11 +435,11 @@ def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[st
     optimizer = getattr(config, class_name)(lr=1e-4, **settings)
 
     def train(work: Any) -> Any:
-        run = work.config(optimizer, "off", 60)
+        run = work.config(optimizer, engine, 20)
         if kind == "run":
             return burgersgd.train(run, dataset=work.data, record=False, progress=False)
         fleet = bench_rivals.prepare([run], dataset=work.data).fleet()
-        fleet.advance(60)
+        fleet.advance(20)
         return fleet
 
     train(bench_rivals.WORKLOADS["w1"])
@@ -448,6 +451,7 @@ def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[st
     work = bench_rivals.WORKLOADS["w3"]
     trained = train(work)
     peak = resident("VmHWM") - before
+    batch_size = len(work.data.train.targets) if optimizer.full_batch else work.batch_size
     hidden, parts = sum(work.hidden), (work.data.train, work.data.validation, work.data.test)
     return {
         "d_bytes": 4 * work.d,
@@ -455,7 +459,7 @@ def measure_memory(options: argparse.Namespace, rule: str, kind: str) -> dict[st
         "noise": int(trained.rule.noisy) if kind == "steps" else None,
         "data": sum(t.numel() * t.element_size() for part in parts for t in part),
         # inputs, every layer before and after its activation, and as much for the gradients of the widest layer
-        "activations": 4 * work.batch_size * (work.widths[0] + 2 * hidden + 2 * max(work.hidden) + 2 * work.widths[-1]),
+        "activations": 4 * batch_size * (work.widths[0] + 2 * hidden + 2 * max(work.hidden) + 2 * work.widths[-1]),
         "peak": peak,
     }
 

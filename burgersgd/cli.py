@@ -100,6 +100,8 @@ def _sweep(arguments: list[str]) -> int:
     at = arguments.index(words[-1]) + 1 if words else len(arguments)  # argparse wants them beside one another
     with _interruptible() as interrupted:
         _run_hydra([*arguments[:at], *sweep.added, *arguments[at:]], train_job, sweep)
+    if sweep.error is not None:
+        return _fail(sweep.error)
     if sweep.started:
         print(sweep.report(), flush=True)
     return 130 if interrupted else sweep.exit_code

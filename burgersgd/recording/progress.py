@@ -117,7 +117,7 @@ class SweepProgress(Progress):
     """Shows how far a sweep is, by the gradient evaluations and the lowest validation error of all its runs so far.
 
     Fleets that train in this process report to `part`; `done` counts what is over, here or elsewhere. `expect` tells
-    how many runs and evaluations there will be in all, as far as it is known.
+    what is to come, as far as it is known.
     """
 
     def __init__(self, stream: TextIO | None = None, enabled: bool | None = None) -> None:
@@ -126,8 +126,9 @@ class SweepProgress(Progress):
         self._said = ""  # of the runs that are done, in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
-        """Set the number of runs of the whole sweep and the sum of their budgets."""
-        self._runs, self._total = runs, max(evaluations, 1)
+        """Tell how many runs are still to be done, and the sum of their budgets."""
+        self._runs = self._runs_done + runs
+        self._total = max(self._evaluations_done + evaluations, 1)
         if self._bar is not None:
             self._bar.total = self._total
         self._describe()

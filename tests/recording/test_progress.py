@@ -164,6 +164,7 @@ def test_a_sweep_is_one_bar_for_all_its_fleets(clock: list[float]) -> None:
     part.update(4_000, validation_error=0.5)  # the lowest error stays
     part.close()
     shown.done(4, 4_000)
+    shown.expect(2, 2_000)  # as it was said before
     part = shown.part()
     clock[0] += 1.0
     part.update(1_000)

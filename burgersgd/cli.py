@@ -166,7 +166,7 @@ def _sweep(arguments: list[str]) -> int:
     finally:  # interrupted, too
         if sweep.started:
             print(sweep.report(), flush=True)
-    return sweep.exit_code
+    return sweep.exit_code if sweep.error is None else _fail(sweep.error)
 
 
 class _Job:

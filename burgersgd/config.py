@@ -527,6 +527,8 @@ class SweepConfig(Group):
     zip: list[str] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     max_runs: int | None = opt(None, at_least=1)
+    prune: str = opt("none", choices=("none", "median", "halving"))
+    prune_from: float = opt(0.1, above=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,7 +65,7 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune(point) may tell at each point of metrics which runs to stop. A fleet that
+    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that
     does not fit into memory goes on as two. Raises ConfigError naming the first key that differs and must not.
     """
     prepared = prepare(configs, model=model, dataset=dataset)

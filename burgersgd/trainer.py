@@ -33,8 +33,8 @@ from burgersgd.training.stability import divergence_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
 
-Prune = Callable[[Point], Tensor | None]
-"""Which runs ``[runs]`` of a fleet to stop at a point of metrics; None stops nothing."""
+Prune = Callable[[int], Callable[[Point], Tensor]]
+"""Budget of a fleet -> what tells at each of its points which runs ``[runs]`` to stop."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class _FleetRun:
     def __init__(
         self, prepared: Prepared, lanes: list[Lane], interruption: Interruption, bar: Progress, prune: Prune | None
     ) -> None:
-        self.prepared, self.lanes, self.interruption, self.bar, self.prune = prepared, lanes, interruption, bar, prune
+        self.prepared, self.lanes, self.interruption, self.bar = prepared, lanes, interruption, bar
+        self.prune = None if prune is None else prune(prepared.budget)
         self.counted = 0
         """Gradient evaluations that the bar was told."""
         budget, trainer = prepared.budget, prepared.configs[0].trainer
@@ -188,6 +189,7 @@ class _FleetRun:
             self.fleet.restore(checkpoints)
             self.best.restore([checkpoint["best"] for checkpoint in checkpoints])
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+            self._remind()
         if not lanes[0].final and bool(self.fleet.alive.any()):
             try:
                 self._spend()
@@ -245,9 +247,19 @@ class _FleetRun:
                     lane.record(point.row(i))
         if all(lane.failure is not None for lane in self.lanes):
             raise RunFolderError(self.lanes[0].failure)
-        stopped = None if self.prune is None else self.prune(point)
-        if stopped is not None:
-            self.fleet.stop(stopped)
+        if self.prune is not None:
+            self.fleet.stop(self.prune(point))
+
+    def _remind(self) -> None:
+        """Show the points so far to what stops runs: it compares histories."""
+        if self.prune is None:
+            return
+        errors = [{row["evaluations"]: row["validation_error"] for row in lane.rows} for lane in self.lanes]
+        for evaluations in sorted({row["evaluations"] or 0 for lane in self.lanes for row in lane.rows}):
+            known = torch.tensor([math.nan if (e := run.get(evaluations)) is None else e for run in errors])
+            alive = torch.tensor([evaluations in run for run in errors])
+            if not bool(known.isnan().all()):
+                self.prune(Point(int(evaluations), 0.0, 0.0, alive, validation_error=known))
 
     def _recording(self, lane: Lane) -> contextlib.AbstractContextManager[None]:
         return lane.recording(alone=len(self.lanes) == 1)

@@ -55,6 +55,12 @@ def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path
     assert (folder / "metrics.csv").is_file()
 
 
+def test_the_wheel_brings_hydras_plugin_along(installed: Path, tmp_path: Path) -> None:
+    words = ("--multirun", "trainer.budget=40", "seed=1,2", "sweep.name=s")
+    assert "2: 2 completed" in run(installed / "burgersgd", "train", *words, cwd=tmp_path).stdout
+    assert len([path for path in (tmp_path / "outputs" / "multirun" / "s").iterdir() if path.is_dir()]) == 2
+
+
 def test_the_wheel_compiles_its_own_c_sources(installed: Path, tmp_path: Path) -> None:
     code = "from burgersgd import native; print(native.library('normals'), native.library('mlp_gradient'))"
     shown = run(installed / "python", "-c", code, cwd=tmp_path, BURGERSGD_CACHE=str(tmp_path / "cache")).stdout

@@ -139,8 +139,9 @@ class SweepProgress(Progress):
         self._said = ""  # of the runs that are done, in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
-        """Set the number of runs of the whole sweep and the sum of their budgets."""
-        self._runs, self._total = runs, max(evaluations, 1)
+        """Tell how many runs are still to be done, and the sum of their budgets."""
+        self._runs = self._runs_done + runs
+        self._total = max(self._evaluations_done + evaluations, 1)
         if self._bar is not None:
             self._bar.total = self._total
         self._describe()

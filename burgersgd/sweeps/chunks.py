@@ -14,7 +14,8 @@ from burgersgd.prepare import fleet_key
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import ENDED, RunFolderError, read_status
 from burgersgd.run import train_jobs
-from burgersgd.trainer import Prune, Result
+from burgersgd.sweeps.pruning import pruning
+from burgersgd.trainer import Result
 
 
 class Job(NamedTuple):
@@ -79,9 +80,7 @@ def stored(folder: Path) -> Outcome | None:
     return Outcome(status["state"], folder, **{name: status[name] for name in numbers})
 
 
-def train_chunk(
-    chunk: Chunk, progress: SweepProgress | Literal[False] = False, prune: Prune | None = None
-) -> list[Outcome]:
+def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) -> list[Outcome]:
     """Train jobs that may share a fleet, each in its folder, from wherever that stands; return how they ended.
 
     Raises Interrupted and nothing else: where the fleet fails, its halves are trained one after the other, so that a
@@ -89,14 +88,15 @@ def train_chunk(
     """
     configs = [dataclasses.replace(j.config, output_root=str(j.folder.parent), run_name=j.folder.name) for j in chunk]
     try:
-        results = train_jobs(configs, [job.overrides for job in chunk], progress=progress, prune=prune)
+        words, prune = [job.overrides for job in chunk], pruning(configs[0].sweep)
+        results = train_jobs(configs, words, progress=progress, prune=prune)
         return [_outcome(job.folder, result) for job, result in zip(chunk, results, strict=True)]
     except Exception as error:
         failure = error.with_traceback(None)  # its frames would keep the memory of the fleet
     if len(chunk) == 1:
         return [Outcome("failed", chunk[0].folder, error=failure)]
     half = len(chunk) // 2
-    return train_chunk(chunk[:half], progress, prune) + train_chunk(chunk[half:], progress, prune)
+    return train_chunk(chunk[:half], progress) + train_chunk(chunk[half:], progress)
 
 
 def _outcome(folder: Path, result: Result | None) -> Outcome:

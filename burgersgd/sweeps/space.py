@@ -34,12 +34,14 @@ class Range:
     whole: bool = False
 
     def at(self, u: float) -> str:
-        """Return the override at u in [0, 1): uniform u gives uniform (or log-uniform) values, of six digits."""
+        """Return the override at u in [0, 1]: uniform u gives uniform (or log-uniform) values."""
         low, high = self.low, self.high + 1 if self.whole else self.high
-        value = math.exp(math.log(low) + u * math.log(high / low)) if self.log else low + u * (high - low)
-        if self.whole:
-            return f"{self.key}={min(math.floor(value), int(self.high))}"
-        return f"{self.key}={min(max(float(f'{value:.6g}'), low), high)!r}"
+        return self.word(math.exp(math.log(low) + u * math.log(high / low)) if self.log else low + u * (high - low))
+
+    def word(self, value: float) -> str:
+        """Return the override for a value in the range, of six digits."""
+        value = math.floor(value) if self.whole else float(f"{value:.6g}")
+        return f"{self.key}={min(max(value, self.low), self.high)!r}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from burgersgd.recording.progress import SweepProgress, sweep_summary
 from burgersgd.run import check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
+from burgersgd.sweeps.search import Search, check_optuna
 from burgersgd.sweeps.space import Space, Words
 from burgersgd.sweeps.status import note_jobs
 
@@ -61,18 +63,25 @@ class Sweep:
         self.settings = self.composer.sweep(words)
         if self.settings.name is not None and "hydra.sweep.dir" not in chosen:
             self.added.append(f"hydra.sweep.dir=${{output_root}}/multirun/{self.settings.name}")
+        self.error: ConfigError | None = None
+        """Why the sweep could not go on, if it could not."""
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._checked: dict[str, tuple[int, bool]] = {}
         self._ends: dict[tuple[str, ...], float | Exception] = {}
+        self._pruned_at: dict[tuple[str, ...], int] = {}
+        """Gradient evaluations of the jobs that were stopped early."""
         self._folder = Path()
         self._progress: SweepProgress | None = None
+        self._later = 0  # jobs that a search will propose after those it has proposed
         if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
             self.space, self.jobs = None, []
             self._check([_first_values(self.composer.parse(words))])
             return
         self.space = Space(words, self.settings, self.composer)
+        if self.settings.sampler == "optuna":
+            check_optuna()
         self.jobs = [] if self.settings.sampler == "optuna" else self.space.jobs()
         self._check(self.jobs or self.space.corners())
         names = {self.plan(job).name for job in self.jobs}
@@ -113,7 +122,32 @@ class Sweep:
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self._folder = folder
-        return [self._launched(launch, self.jobs, 0)]
+        if self.settings.sampler != "optuna":
+            return [self._launched(launch, self.jobs, 0)]
+        try:
+            return self._search(launch, folder)
+        except ConfigError as error:
+            self.error = error
+            return []
+
+    def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
+        """Launch what a search proposes, until it has proposed enough."""
+        assert self.space is not None
+        search = Search(self.space, folder if self.settings.name is not None else None)
+        for words in search.told():
+            done = stored(folder / self.plan(words).name)
+            if done is not None:
+                self._ends[tuple(words)] = done.objective(self.settings.objective)
+        batches: list[Sequence[JobReturn]] = []
+        while trials := search.ask():
+            self._later = search.n_left
+            batches.append(self._launched(launch, [*itertools.chain(*trials.values())], sum(map(len, batches))))
+            for number, jobs in trials.items():
+                ends = [self._ends[tuple(job)] for job in jobs]
+                stopped = [self._pruned_at[tuple(job)] for job in jobs if tuple(job) in self._pruned_at]
+                objectives = [None if isinstance(end, Exception) else end for end in ends]
+                search.tell(number, objectives, pruned_at=max(stopped, default=None))
+        return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
         returns = launch(jobs, first)
@@ -133,6 +167,8 @@ class Sweep:
             for key in words:
                 outcomes[key] = outcome
                 self._ends[key] = outcome.objective(self.settings.objective) if outcome.error is None else outcome.error
+                if outcome.state == "pruned":
+                    self._pruned_at[key] = outcome.evaluations
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         for words in map(tuple, jobs):
@@ -150,7 +186,9 @@ class Sweep:
                 end(words, done)
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
         self._progress = self._progress or SweepProgress()
-        self._progress.expect(len(left), sum(self._budget(job) for job in left))
+        budgets = [self._budget(job) for job in left]
+        later = self._later * sum(budgets) // max(len(left), 1)
+        self._progress.expect(len(left) + self._later, sum(budgets) + later)
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
             for job, outcome in zip(chunk, ended, strict=True):
                 end(places[job.folder], outcome)
@@ -188,7 +226,8 @@ class Sweep:
         plan = None if best is None else self.plan(best[1])
         return sweep_summary(
             states={
-                "completed": len(finite),
+                "completed": len(finite) - len(self._pruned_at),
+                "stopped early": len(self._pruned_at),
                 "diverged": sum(end == math.inf for _, end in ends),
                 "failed": len(failed),
                 "trained by another process": sum(isinstance(end, float) and math.isnan(end) for _, end in ends),

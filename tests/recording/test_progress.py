@@ -174,6 +174,7 @@ def test_a_sweep_is_one_bar_for_all_its_fleets(clock: list[float]) -> None:
     shown.add(2_000, train_loss=0.5, validation_error=0.25)
     shown.add(2_000, validation_error=0.5)  # the lowest error stays
     shown.done(4, 4_000)
+    shown.expect(2, 2_000)  # as it was said before
     clock[0] += 1.0
     shown.add(1_000)
     shown.done(2, 2_000)

@@ -1,0 +1,155 @@
+"""sweep.sampler=optuna: the tree-structured Parzen estimator proposes a fleet of trials at a time (ask and tell).
+
+What is proposed depends on sweep.seed, the number of the trial and what was told before, and on nothing else: a search
+that was interrupted and goes on proposes what it would have proposed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from burgersgd.config import ConfigError
+from burgersgd.identity import UNDECIDING
+from burgersgd.sweeps.space import Axis, Space, Words
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+STUDY = "optuna.db"
+STARTUP = 10
+"""Trials that are drawn at random before the estimator knows enough; at least the first batch."""
+
+
+def check_optuna() -> None:
+    """Raise ConfigError where Optuna is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("sweep.sampler=optuna: needs Optuna, pip install 'burgersgd[optuna]'")
+
+
+class Search:
+    """A study of Optuna: trials of the space, each one job or, where seeds are listed, one job per seed.
+
+    folder: where the study is kept, to go on with it; None keeps it in memory. Raises ConfigError where the study that
+    is there already is of other settings, or cannot be written.
+    """
+
+    def __init__(self, space: Space, folder: Path | None) -> None:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        repeats = [axis for axis in space.axes if "seed" in axis.keys]
+        self._repeats = list(itertools.chain.from_iterable(axis.settings for axis in repeats)) or [()]
+        self._choices = {_name(axis): _labels(axis) for axis in space.axes if axis not in repeats}
+        self._ranges = {r.key: r for r in space.ranges}
+        self._distributions = _distributions(space, self._choices)
+        storage = None if folder is None else f"sqlite:///{folder / STUDY}"
+        try:
+            self._study = optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
+        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise ConfigError(f"cannot use {storage}: {str(error).splitlines()[0]}") from error
+        listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
+        fixed = [word for word in space.fixed if _root(word) not in UNDECIDING[""]]
+        of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
+        before = self._study.user_attrs.get("of", of)
+        if before != of:
+            other = ", ".join(sorted(set(before) - set(of))) or f"nothing of {', '.join(sorted(set(of) - set(before)))}"
+            raise ConfigError(f"sweep.name={space.settings.name}: is a search with {other}; use another name")
+        self._study.set_user_attr("of", of)
+
+    @property
+    def n_left(self) -> int:
+        """How many jobs are still to be proposed."""
+        return max(0, self._space.settings.n_samples - len(self._trials())) * len(self._repeats)
+
+    def ask(self) -> dict[int, list[Words]]:
+        """Return the next trials by their numbers, those first that were proposed and never told: each one's jobs.
+
+        Nothing is left when it is empty. Batches end at multiples of sweep.batch, whenever the search was interrupted.
+        """
+        from optuna.trial import TrialState
+
+        settings, trials = self._space.settings, self._trials()
+        waiting = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        n = len(trials)
+        stop = min(settings.n_samples, -(-n // settings.batch) * settings.batch)
+        if not waiting and stop <= n:
+            stop = min(settings.n_samples, n + settings.batch)
+        try:
+            for number in range(n, stop):
+                self._study.sampler = self._sampler(number)
+                self._study.ask(self._distributions)
+        except ValueError as error:  # Optuna's: other kinds of ranges than before
+            raise ConfigError(f"sweep.name={settings.name}: is a search in other ranges: {error}") from error
+        return {trial.number: self.jobs(trial) for trial in self._trials() if trial.state == TrialState.RUNNING}
+
+    def tell(self, number: int, objectives: Sequence[float | None], pruned_at: int | None = None) -> None:
+        """Tell how the jobs of a trial ended: their mean counts, +inf where one diverged, and None is a failed one.
+
+        pruned_at: the gradient evaluations after which the trial was stopped; the mean is what it had reached.
+        """
+        from optuna.trial import Trial, TrialState
+
+        values = [value for value in objectives if value is not None]
+        if len(values) < len(objectives):
+            self._study.tell(number, state=TrialState.FAIL)
+        elif pruned_at is None:
+            self._study.tell(number, float(np.mean(values)))
+        else:
+            trial = self._trials()[number]
+            Trial(self._study, trial._trial_id).report(float(np.mean(values)), pruned_at)
+            self._study.tell(number, state=TrialState.PRUNED)
+
+    def told(self) -> list[Words]:
+        """Return the jobs of all trials that are over."""
+        return [job for trial in self._trials() if trial.state.is_finished() for job in self.jobs(trial)]
+
+    def jobs(self, trial: FrozenTrial) -> list[Words]:
+        """Return the overrides of the jobs of a trial."""
+        words = list(self._space.fixed)
+        for name, value in trial.params.items():
+            words += self._choices[name][value] if name in self._choices else [self._ranges[name].word(value)]
+        return [[*words, *repeat] for repeat in self._repeats]
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _sampler(self, number: int) -> Any:
+        from optuna.samplers import TPESampler
+
+        settings = self._space.settings
+        seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+        with warnings.catch_warnings():  # Optuna 4 calls constant_liar experimental: trials of a batch keep apart
+            warnings.simplefilter("ignore")
+            return TPESampler(seed=seed, constant_liar=True, n_startup_trials=max(STARTUP, settings.batch))
+
+
+def _distributions(space: Space, choices: dict[str, dict[Any, tuple[str, ...]]]) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    distributions: dict[str, Any] = {name: CategoricalDistribution(list(labels)) for name, labels in choices.items()}
+    for r in space.ranges:
+        kind = IntDistribution if r.whole else FloatDistribution
+        distributions[r.key] = kind(r.low, r.high, log=r.log)  # pyright: ignore[reportArgumentType]
+    return distributions
+
+
+def _name(axis: Axis) -> str:
+    return ",".join(axis.keys)
+
+
+def _labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
+    """Return the settings of an axis by what Optuna calls them: the values after the keys."""
+    return {",".join(word.partition("=")[2] for word in setting): setting for setting in axis.settings}
+
+
+def _root(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].partition(".")[0]

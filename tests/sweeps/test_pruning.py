@@ -1,0 +1,83 @@
+"""Runs of a fleet that are stopped early: against the definitions, written out as loops."""
+
+from __future__ import annotations
+
+import statistics
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from burgersgd.sweeps.pruning import HalvingPruning, MedianPruning
+
+
+class Point(NamedTuple):
+    evaluations: int
+    alive: Tensor
+    validation_error: Tensor | None
+
+
+def curves() -> list[list[float]]:
+    """Return errors by point and run, no two alike: some fall slowly but far, some are soon at their plateaus."""
+    generator = torch.Generator().manual_seed(3)
+    noise = 0.05 * torch.rand(10, 9, generator=generator, dtype=torch.float64)
+    falling = torch.linspace(1, 0, 10)[:, None] * torch.linspace(0.8, 1.2, 5)
+    plateaus = torch.ones(10, 1) * torch.tensor([0.4, 0.5, 0.7, 0.8])
+    return (torch.cat([plateaus, falling], dim=1) + noise).tolist()
+
+
+def stopped(rule: MedianPruning | HalvingPruning, errors: list[list[float]]) -> list[int | None]:
+    """Return after how many evaluations (10 per point) each run is stopped."""
+    runs = len(errors[0])
+    ends: list[int | None] = [None] * runs
+    for k, row in enumerate(errors):
+        alive = torch.tensor([end is None for end in ends])
+        between = rule(Point(10 * k + 5, alive, None))  # a point without validation stops nothing
+        assert not between.any()
+        for run in rule(Point(10 * k, alive, torch.tensor(row))).nonzero().flatten().tolist():
+            ends[run] = 10 * k
+    return ends
+
+
+def test_a_run_is_stopped_whose_lowest_error_is_above_the_median_of_the_means() -> None:
+    errors, runs = curves(), 9
+    seen: list[list[float]] = [[] for _ in range(runs)]
+    ends: list[int | None] = [None] * runs
+    for k, row in enumerate(errors):
+        for run in range(runs):
+            if ends[run] is None:
+                seen[run].append(row[run])
+        median = statistics.median(map(statistics.mean, seen))
+        for run in range(runs):
+            if ends[run] is None and 10 * k >= 30 and min(seen[run]) > median:
+                ends[run] = 10 * k
+    assert stopped(MedianPruning(warm_up=30), errors) == ends
+    assert len({end for end in ends if end is not None}) >= 2  # they are not all stopped at once
+    assert None in ends
+
+
+def test_successive_halving_keeps_the_best_third_at_every_rung() -> None:
+    errors = curves()
+    ends = stopped(HalvingPruning(budget=90, smallest=10, eta=3), errors)
+    at_10 = sorted(range(9), key=lambda run: min(errors[k][run] for k in (0, 1)))
+    kept = sorted(at_10[:3], key=lambda run: min(errors[k][run] for k in (0, 1, 2, 3)))
+    assert [run for run, end in enumerate(ends) if end == 10] == sorted(at_10[3:])
+    assert [run for run, end in enumerate(ends) if end == 30] == sorted(kept[1:])
+    assert [run for run, end in enumerate(ends) if end is None] == kept[:1]
+
+
+@pytest.mark.parametrize("rule", [MedianPruning(0), HalvingPruning(budget=90, smallest=1, eta=2)])
+def test_a_single_run_and_equal_runs_are_not_all_stopped(rule: MedianPruning | HalvingPruning) -> None:
+    assert stopped(rule, [[0.5]] * 10) == [None]
+    fresh = type(rule)(*((0,) if isinstance(rule, MedianPruning) else (90, 1, 2)))
+    assert None in stopped(fresh, [[0.5, 0.5, 0.5, 0.5]] * 10)
+
+
+def test_a_diverged_run_is_neither_stopped_nor_taken_for_a_good_one() -> None:
+    alive = torch.tensor([True, True, False, True, True])
+    error = torch.tensor([0.5, 0.4, torch.nan, 0.3, 0.6])
+    # It counts as infinitely bad: the median is 0.5, without it 0.45 or less.
+    assert MedianPruning(0)(Point(0, alive, error)).tolist() == [False, False, False, False, True]
+    halving = HalvingPruning(budget=4, smallest=1, eta=2)
+    assert halving(Point(1, alive, error)).tolist() == [True, False, False, False, True]  # the first rung: 2 of 5

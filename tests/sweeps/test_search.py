@@ -1,0 +1,213 @@
+"""The search by Optuna: batches of trials, the same whenever it is interrupted, and no trial twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burgersgd.cli import main
+from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.sweeps.compose import Composer
+from burgersgd.sweeps.space import Space, Words
+
+if importlib.util.find_spec("optuna") is None:
+    pytest.skip("Optuna is not installed", allow_module_level=True)
+
+from optuna import load_study
+from optuna.trial import TrialState
+
+from burgersgd.sweeps.search import Search
+
+LR = "optimizer.lr=tag(log, interval(1e-4,1))"
+WORDS = ["model.width=8", LR, "optimizer=sgd,adamw", "trainer.batch_size=int(interval(8,64))"]
+
+
+def space(words: list[str] = WORDS, **settings: Any) -> Space:
+    return Space(words, SweepConfig(**({"sampler": "optuna", "n_samples": 11, "batch": 4} | settings)), Composer())
+
+
+def value(words: Words, key: str) -> str:
+    return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+
+def loss(words: Words) -> float:
+    """A bowl with its bottom at lr = 0.01 of adamw."""
+    return (math.log10(float(value(words, "optimizer.lr"))) + 2) ** 2 + (value(words, "optimizer") == "sgd")
+
+
+def all_of(search: Search) -> list[list[Words]]:
+    """Go through the search and return the jobs of its trials in their order."""
+    made = {}
+    while trials := search.ask():
+        made |= trials
+        for number, jobs in trials.items():
+            search.tell(number, [loss(job) for job in jobs])
+    return [made[number] for number in sorted(made)]
+
+
+def trials(folder: Path) -> list[Any]:
+    return load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db").trials
+
+
+def test_a_batch_is_asked_at_once_and_all_of_them_are_as_many_as_wanted() -> None:
+    search = Search(space(), None)
+    sizes = []
+    while batch := search.ask():
+        sizes.append(len(batch))
+        for number, jobs in batch.items():
+            ((words),) = jobs
+            assert words[0] == "model.width=8"
+            assert 1e-4 <= float(value(words, "optimizer.lr")) <= 1
+            assert value(words, "optimizer") in ("sgd", "adamw")
+            assert 8 <= int(value(words, "trainer.batch_size")) <= 64
+            search.tell(number, [loss(words)])
+    assert sizes == [4, 4, 3]
+    assert search.n_left == 0
+
+
+def test_the_search_finds_the_bottom_of_a_bowl() -> None:
+    losses = [loss(words) for (words,) in all_of(Search(space(n_samples=48, batch=8), None))]
+    assert min(losses) < 0.01  # lr within 26 %; of the 4 decades these are 5 %
+    first, last = sum(losses[:16]) / 16, sum(losses[-16:]) / 16
+    assert last < first / 2
+
+
+def test_proposals_depend_on_the_seed_alone_and_more_of_them_begin_with_the_same() -> None:
+    few, many = all_of(Search(space(n_samples=8), None)), all_of(Search(space(), None))
+    assert many[:8] == few
+    assert all_of(Search(space(n_samples=8, seed=1), None)) != few
+
+
+@pytest.mark.parametrize("killed", ["while asking", "while training", "while telling", "between batches"])
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
+    killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = all_of(Search(space(), None))
+    search = Search(space(), tmp_path)
+    for number, jobs in search.ask().items():
+        search.tell(number, [loss(jobs[0])])
+    if killed == "while asking":
+        ask, asked = search._study.ask, []
+
+        def dying(*arguments: Any) -> Any:
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            asked.append(ask(*arguments))
+
+        monkeypatch.setattr(search._study, "ask", dying)
+        with pytest.raises(KeyboardInterrupt):
+            search.ask()
+    elif killed != "between batches":
+        batch = search.ask()
+        if killed == "while telling":
+            for number in list(batch)[:3]:
+                search.tell(number, [loss(batch[number][0])])
+    again = Search(space(), tmp_path)
+    all_of(again)
+    (done,) = [[[words] for words in Search(space(), tmp_path).told()]]
+    assert done == undisturbed
+    assert [trial.state for trial in trials(tmp_path)] == [TrialState.COMPLETE] * 11
+
+
+def test_a_longer_search_goes_on_with_a_shorter_one(tmp_path: Path) -> None:
+    all_of(Search(space(n_samples=4), tmp_path))
+    more = Search(space(n_samples=6), tmp_path)
+    assert more.n_left == 2
+    assert sorted(more.ask()) == [4, 5]
+    numbers = [trial.number for trial in trials(tmp_path)]
+    assert numbers == list(range(6))
+
+
+def test_diverged_is_infinite_and_failed_is_no_value(tmp_path: Path) -> None:
+    search = Search(space([*WORDS, "seed=1,2"], n_samples=4), tmp_path)
+    ends: list[list[float | None]] = [[0.5, 0.25], [math.inf, 0.25], [None, 0.25], [0.5, 0.5]]
+    batch = search.ask()
+    assert [[value(words, "seed") for words in jobs] for jobs in batch.values()] == [["1", "2"]] * 4
+    for number in batch:
+        search.tell(number, ends[number], pruned_at=30 if number == 3 else None)
+    told = trials(tmp_path)
+    assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "FAIL", "PRUNED"]
+    assert [trial.value for trial in told[:2]] == [0.375, math.inf]
+    assert told[3].intermediate_values == {30: 0.5}
+    assert search.n_left == 0
+
+
+def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
+    words = [LR, "seed=range(3)", "optimizer.momentum=0,0.5", "optimizer.nesterov=false,true"]
+    zipped = ["optimizer.momentum", "optimizer.nesterov"]
+    search = Search(space(words, n_samples=4, zip=zipped), None)
+    assert search.n_left == 12
+    for jobs in search.ask().values():
+        assert [job[-1] for job in jobs] == ["seed=0", "seed=1", "seed=2"]
+        assert len({tuple(job[:-1]) for job in jobs}) == 1
+        pair = {word for word in jobs[0] if word.startswith(("optimizer.momentum", "optimizer.nesterov"))}
+        assert pair in (
+            {"optimizer.momentum=0", "optimizer.nesterov=False"},
+            {"optimizer.momentum=0.5", "optimizer.nesterov=True"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        (["model.width=9", *WORDS[1:]], {}, "sweep.name=s: is a search with model.width=8; use another name"),
+        ([*WORDS, "loss=logistic"], {}, "sweep.name=s: is a search with nothing of loss=logistic; use another name"),
+        ([*WORDS[:2], "optimizer=sgd,gd", WORDS[3]], {}, "is a search with optimizer=sgd adamw; use another name"),
+        (WORDS, {"objective": "best"}, "is a search with sweep.objective=last; use another name"),
+        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: is a search in other ranges: "),
+        ([*WORDS, "output_root=elsewhere"], {}, None),
+    ],
+)
+def test_a_study_of_other_settings_is_not_gone_on_with(
+    words: list[str], settings: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    search = Search(space(name="s", n_samples=4), tmp_path)
+    assert len(search.ask()) == 4
+    other = space(words, name="s", n_samples=8, batch=8, **settings)
+    if message is None:
+        assert len(Search(other, tmp_path).ask()) == 8
+        return
+    with pytest.raises(ConfigError) as caught:
+        Search(other, tmp_path).ask()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_study_that_cannot_be_kept_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot use sqlite:///.*nowhere/optuna\.db: .*unable to open") as caught:
+        Search(space(), tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd", "seed=1,2"]
+    search = ["sweep.sampler=optuna", "optimizer.lr=tag(log, interval(0.01,1e300))", "sweep.batch=2", "sweep.name=s"]
+    assert main(["train", "--multirun", *words, *search, "sweep.n_samples=3"]) == 0
+    assert "6/6 runs 100%" in capsys.readouterr().err
+    folder = tmp_path / "outputs" / "multirun" / "s"
+    before = trials(folder)
+    assert main(["train", "--multirun", *words, *search, "sweep.n_samples=4"]) == 0
+    shown = capsys.readouterr()
+    assert "2/2 runs 100%" in shown.err
+    assert "jobs                  8: " in shown.out  # of the whole search
+    after = trials(folder)
+    assert [trial.params for trial in after[:3]] == [trial.params for trial in before]
+    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 4
+    assert not any(math.isnan(trial.value) for trial in after)
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 8
+    assert main(["train", "--multirun", *words, "model.depth=1", *search]) == 2
+    assert "is a search with nothing of model.depth=1; use another name" in capsys.readouterr().err
+
+
+def test_without_optuna_a_search_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
+    assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
+    assert "sweep.sampler=optuna: needs Optuna, pip install 'burgersgd[optuna]'" in capsys.readouterr().err

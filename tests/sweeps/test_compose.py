@@ -19,7 +19,7 @@ KINDS = [
     ["optimizer=sgd", "optimizer=langevin", "optimizer.temperature=0.5"],  # the last choice wins
     ["seed=1", "seed=2"],
     ["model.widths=[8,4]", "model.activation=tanh"],
-    ["model={width:5,depth:1}"],  # a dictionary is no choice of a group
+    ["model.width=7", "model={width:5,depth:1}", "model.depth=3"],  # a dictionary is no choice of a group
     ["trainer.budget=null", "trainer.drop_last=true"],
     ["optimizer.gamma=inf"],
     ["++optimizer.lr=0.25", "run_name='with space, comma and = sign'"],

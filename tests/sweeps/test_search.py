@@ -20,6 +20,7 @@ if importlib.util.find_spec("optuna") is None:
 from optuna import load_study
 from optuna.trial import TrialState
 
+from burgersgd.sweeps import search as search_module
 from burgersgd.sweeps.search import Search
 
 LR = "optimizer.lr=tag(log, interval(1e-4,1))"
@@ -86,6 +87,7 @@ def test_proposals_depend_on_the_seed_alone_and_more_of_them_begin_with_the_same
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(search_module, "STARTUP", 1)  # all but the first batch depend on what was told before
     undisturbed = all_of(Search(space(), None))
     search = Search(space(), tmp_path)
     for number, jobs in search.ask().items():

@@ -78,7 +78,7 @@ def named(config: TrainConfig, name: str, **trainer: Any) -> TrainConfig:
 def left_behind(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return all that a run leaves behind, but for the time it took."""
     metrics = {name: repr(values) for name, values in read_metrics(folder).items() if name != "seconds"}
-    status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated")}
+    status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated", "fleet_size")}
     checkpoint = read_checkpoint(folder)
     for key in ("seconds", "metrics_bytes", "config_hash", "fleet"):
         checkpoint.pop(key)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
 from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets.prepare import memory
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
@@ -28,6 +29,9 @@ UserData = Dataset | tuple[Any, Any]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+
+STATE_BYTES = 16
+"""Of a parameter, at the least: x, y, the gradient and a sum, in float32."""
 
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
@@ -110,7 +114,12 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
             raise ConfigError(str(error)) from error
     assert isinstance(settings, MlpConfig)
     hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    return Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    d = sum(math.prod(shape) for shape in network.shapes)
+    if STATE_BYTES * d > memory():
+        size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
+        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+    return network
 
 
 def own_start(own: UserModel | None, seed: int) -> Tensor:

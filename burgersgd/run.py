@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -207,14 +208,28 @@ def repeat(
 def check_output(config: TrainConfig) -> None:
     """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
     path = Path(config.output_root).absolute()
-    if config.run_name is not None and (path / config.run_name).exists():
-        raise config.error("run_name", f"the folder {path / config.run_name} exists already")
+    _check_name(config, "output_root", path)
+    if config.run_name is not None:
+        _check_name(config, "run_name", path / config.run_name)
+        if (path / config.run_name).exists():
+            raise config.error("run_name", f"the folder {path / config.run_name} exists already")
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
+
+
+def _check_name(config: TrainConfig, key: str, path: Path) -> None:
+    """Raise ConfigError where the system has no folders of that name: it is too long, or a part of it is."""
+    for name in (*path.parts, path):
+        try:
+            os.stat(name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError as error:
+            raise config.error(key, f"cannot be a folder: {error.strerror}") from error
 
 
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:

@@ -108,6 +108,7 @@ def prepare(
         engine=chosen,
         threads=threads,
         user_model=model,
+        own_data=dataset is not None,
     )
 
 
@@ -134,6 +135,8 @@ class Prepared:
     engine: str
     threads: int | None
     user_model: UserModel | None
+    own_data: bool
+    """Whether the data are arrays or a Dataset of the user's own."""
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +21,11 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.compiled_step import why_not_compiled
 from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient
+
+_log = logging.getLogger("burgersgd")
 
 UserModel = nn.Module | Callable[[], nn.Module]
 UserData = Dataset | tuple[Any, Any]
@@ -175,6 +178,8 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
 def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
     """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
     asked, model = config.trainer.compile, problem.model
+    if asked == "on" and (reason := why_not_compiled(device.type)):
+        raise config.trainer.error("compile", f"torch.compile does not work here ({reason})")
     if asked in ("on", "off"):
         return "compiled" if asked == "on" else "eager"
     c_works = device.type == "cpu" and native.library("normals") is not None
@@ -185,8 +190,15 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
         if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
-    can_compile = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
-    repaid = budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
-    if asked == "auto" and can_compile and repaid:
-        return "compiled"
-    return "native_update" if c_works else "eager"
+    otherwise = "native_update" if c_works else "eager"
+    if asked == "auto" and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
+        return compiled_or(otherwise, device)
+    return otherwise
+
+
+def compiled_or(otherwise: str, device: torch.device) -> str:
+    """Return the engine compiled where torch.compile works, else the other one, and say so."""
+    reason = why_not_compiled(device.type)
+    if reason is not None:
+        _log.warning("torch.compile does not work here (%s): going on with engine %s", reason, otherwise)
+    return "compiled" if reason is None else otherwise

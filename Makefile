@@ -27,6 +27,7 @@ bench: .venv/.bench
 
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)
+	$(BIN)/python scripts/soak_kills.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -48,9 +48,8 @@ def command(folder: Path, arguments: list[str], environment: dict[str, str]) -> 
 
 
 @pytest.mark.skipif(not READ_ONLY.joinpath("self").exists(), reason="needs Linux")
-@pytest.mark.parametrize("home", [str(READ_ONLY), ""])
-def test_a_home_that_cannot_be_written_or_is_not_there_changes_nothing(home: str, tmp_path: Path) -> None:
-    done = command(tmp_path, SHORT, {"HOME": home})
+def test_a_home_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    done = command(tmp_path, SHORT, {"HOME": str(READ_ONLY)})
     assert (done.returncode, done.stdout[:3]) == (0, "---"), done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith("local_entropy")] == []
     assert read_status(tmp_path / "outputs" / "run")["engine"] == "native"

@@ -21,6 +21,7 @@ from burgersgd.build import (
     UserData,
     UserModel,
     budget_of,
+    compiled_or,
     dataset_of,
     device_of,
     engine_of,
@@ -99,6 +100,8 @@ def prepare(
         if engine in ("native", "native_update") and native.library("normals") is None:
             chosen = "eager"
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        if engine == "compiled":
+            chosen = compiled_or("eager", device)
     return Prepared(
         configs=list(configs),
         data=on_device,

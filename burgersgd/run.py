@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -216,6 +217,8 @@ def repeat(
 def check_output(config: TrainConfig) -> None:
     """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
     path = Path(config.output_root).absolute()
+    _check_name(config, "output_root", path)
+    _check_name(config, "run_name", path / (config.run_name or ""))
     try:
         if config.run_name is not None and (path / config.run_name).exists():
             raise config.error("run_name", f"the folder {path / config.run_name} exists already")
@@ -224,6 +227,17 @@ def check_output(config: TrainConfig) -> None:
             pass
     except OSError as error:
         raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
+
+
+def _check_name(config: TrainConfig, key: str, path: Path) -> None:
+    """Raise ConfigError where the system has no folders of that name: it is too long, or a part of it is."""
+    for name in (*path.parts, path):
+        try:
+            os.stat(name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError as error:
+            raise config.error(key, f"cannot be a folder: {error.strerror}") from error
 
 
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:

@@ -528,6 +528,7 @@ class SweepConfig(Group):
     zip: list[str] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     max_runs: int | None = opt(None, at_least=1)
+    workers: int | None = opt(None, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

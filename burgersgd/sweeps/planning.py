@@ -31,6 +31,8 @@ from burgersgd.sweeps.workers import Pool
 PLAN = "plan.json"
 REPAID_SECONDS = 10.0
 """A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
+WORTH_A_LOOK_SECONDS = 1.0
+"""What a group takes at least, by the speed of a processor, before its speed is measured."""
 LOOK_SECONDS = 0.2
 """Of one measurement."""
 MEMORY_SHARE = 0.8
@@ -185,7 +187,7 @@ def best_size(rates: Rates, jobs: int, workers: int) -> int:
 
     def seconds(runs: int) -> float:
         chunks = -(-jobs // runs)
-        return -(-chunks // workers) * -(-jobs // chunks) / rates[runs]
+        return -(-chunks // workers) * jobs / chunks / rates[runs]
 
     return min(rates, key=seconds)
 
@@ -253,7 +255,7 @@ class LocalTrainer:
                 group_name(configs[0]), chunk, [job for job in chunk if id(job) in new], prepared, size, seconds
             )
             decided = self.settings.workers is not None and self.settings.max_runs is not None
-            if len(jobs) > 1 and not decided and seconds * len(chunk) > 1:  # worth a look
+            if len(jobs) > 1 and not decided and seconds * len(chunk) > WORTH_A_LOOK_SECONDS:
                 runs = max(1, min(16, len(chunk), group.most(workers=1)))
                 for rate in memory.measured(group, 0, [runs], lambda configs: rate_of(configs, threads=1)).values():
                     group.seconds_per_run = prepared.budget / rate

@@ -537,6 +537,7 @@ class SweepConfig(Group):
     max_runs: int | None = opt(None, at_least=1)
     prune: str = opt("none", choices=("none", "median", "halving"))
     prune_from: float = opt(0.1, above=0, below=1)
+    workers: int | None = opt(None, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -207,10 +207,11 @@ def _from_pickle(path: Path, content: bytes) -> tuple[UInt8[ndarray, "images 3 3
         batch = _DataOnly(io.BytesIO(content), encoding="latin1").load()
         _, shape, kind, column_order, data = batch["data"].state  # as numpy's arrays have it
         labels = batch.get("labels", batch.get("fine_labels"))
-        if kind.arguments[0] != "u1" or column_order or not all(type(label) is int for label in labels):
+        if kind.arguments[0] != "u1" or not all(type(label) is int for label in labels):
             raise ValueError("no array of bytes and list of integers")
         values = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8)
-        return values.reshape(shape).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+        images = values.reshape(shape, order="F" if column_order else "C").reshape(-1, 3, 32, 32)
+        return images, np.array(labels, dtype=np.int64)
     except Exception as error:  # almost anything, where a file is not what its format says
         raise DataError(f"{path} is not a file of CIFAR's format ({one_line(error)})") from error
 

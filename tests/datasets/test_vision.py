@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -307,8 +307,9 @@ def test_a_pickle_can_make_nothing_but_data(content: bytes, reason: str, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_array_pickled_by_todays_numpy_is_read_too(tmp_path: Path) -> None:
-    images = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_pickled_by_todays_numpy_is_read_too(order: Literal["C", "F"], tmp_path: Path) -> None:
+    images = np.asarray(rng.integers(0, 256, (4, 3072), dtype=np.uint8), order=order)
     read, labels = vision._from_pickle(tmp_path, pickle.dumps({"data": images, "fine_labels": [3, 1, 99, 0]}))
     assert np.array_equal(read, images.reshape(4, 3, 32, 32))
     assert labels.tolist() == [3, 1, 99, 0]

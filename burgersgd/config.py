@@ -116,7 +116,7 @@ def _converted(kind: str, value: Any) -> Any:
         return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
     if number and isinstance(value, number) and not isinstance(value, bool):
         return int(value) if kind == "int" else float(value)
-    plain = {"bool": bool, "str": str}.get(kind) or globals().get(kind)
+    plain = {"bool": bool, "str": str, "Any": object}.get(kind) or globals().get(kind)
     if plain is None or not isinstance(value, plain):
         raise TypeError
     return value

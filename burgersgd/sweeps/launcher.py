@@ -90,6 +90,9 @@ class FleetLauncher(BasicLauncher):
             if self.sweep.settings.sampler != "optuna":  # whose next batch has use for the workers
                 trainer.close()
 
+    def close(self) -> None:
+        """Let go of what training needed, after the last batch of jobs."""
+
     def _job_return(self, words: list[str], outcome: Outcome) -> JobReturn:
         """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB)."""
         assert self.sweep is not None
@@ -154,4 +157,8 @@ class FleetSweeper(Sweeper):
         with contextlib.suppress(OSError):  # then no job can write there, and its failure says so
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        return self._sweep.run(self.launcher.launch, folder)
+        try:
+            return self._sweep.run(self.launcher.launch, folder)
+        finally:
+            if isinstance(self.launcher, FleetLauncher):
+                self.launcher.close()

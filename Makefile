@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 READY := .venv/.ready
 
-.PHONY: train test check format bench clean
+.PHONY: train test check format bench soak clean
 
 train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
@@ -24,6 +24,10 @@ format: $(READY)
 bench: .venv/.bench
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 	$(BIN)/python scripts/bench_burgers.py
+
+soak: $(READY)
+	$(BIN)/python scripts/soak.py $(ARGS)
+	$(BIN)/python scripts/soak_kills.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

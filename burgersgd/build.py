@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,19 +15,26 @@ from torch import Tensor, nn
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
 from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets.prepare import memory
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.compiled_step import why_not_compiled
 from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient
+
+_log = logging.getLogger("burgersgd")
 
 UserModel = nn.Module | Callable[[], nn.Module]
 UserData = Dataset | tuple[Any, Any]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 """Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+
+STATE_BYTES = 16
+"""Of a parameter, at the least: x, y, the gradient and a sum, in float32."""
 
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
@@ -110,7 +117,12 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
             raise ConfigError(str(error)) from error
     assert isinstance(settings, MlpConfig)
     hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    return Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    d = sum(math.prod(shape) for shape in network.shapes)
+    if STATE_BYTES * d > memory():
+        size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
+        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+    return network
 
 
 def own_start(own: UserModel | None, seed: int) -> Tensor:
@@ -166,6 +178,8 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
 def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
     """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
     asked, model = config.trainer.compile, problem.model
+    if asked == "on" and (reason := why_not_compiled(device.type)):
+        raise config.trainer.error("compile", f"torch.compile does not work here ({reason})")
     if asked in ("on", "off"):
         return "compiled" if asked == "on" else "eager"
     c_works = device.type == "cpu" and native.library("normals") is not None
@@ -176,8 +190,15 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
         if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
-    can_compile = device.type == "cuda" or any(shutil.which(c) for c in ("g++", "clang++", "c++", "cl"))
-    repaid = budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf)
-    if asked == "auto" and can_compile and repaid:
-        return "compiled"
-    return "native_update" if c_works else "eager"
+    otherwise = "native_update" if c_works else "eager"
+    if asked == "auto" and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
+        return compiled_or(otherwise, device)
+    return otherwise
+
+
+def compiled_or(otherwise: str, device: torch.device) -> str:
+    """Return the engine compiled where torch.compile works, else the other one, and say so."""
+    reason = why_not_compiled(device.type)
+    if reason is not None:
+        _log.warning("torch.compile does not work here (%s): going on with engine %s", reason, otherwise)
+    return "compiled" if reason is None else otherwise

@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from burgersgd import __version__
 
@@ -68,9 +68,12 @@ def _train(arguments: list[str]) -> int:
     from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
     from burgersgd.recording.progress import shown_path
 
-    arguments = [_yaml_infinity(a) for a in arguments]
+    arguments = sorted(map(_yaml_infinity, arguments), key=_is_flag)  # Hydra wants the overrides beside one another
     schema.register_schemas()
-    flags = _hydra_flags(arguments)
+    try:
+        flags = _hydra_flags(arguments)
+    except ValueError as error:
+        return _fail(error)
     if flags.help:
         return _help(arguments)
     try:
@@ -90,21 +93,26 @@ def _train(arguments: list[str]) -> int:
 
 def _train_jobs(arguments: list[str]) -> int:
     from burgersgd import native
+    from burgersgd.sweeps.compose import refusing
 
     job, flags = _Job(), _hydra_flags(arguments)
-    for flag in ("config_name", "config_path", "config_dir"):
+    for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
         if value := getattr(flags, flag):
             error = f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
             return _fail(ValueError(error))
-    if not _only_informs(arguments):
-        native.compile_ahead("normals", "mlp_gradient")
-        if flags.multirun:
-            return _sweep(arguments)
-        try:
+    try:
+        if flags.hydra_help:
+            arguments = ["--hydra-help"]  # which takes no overrides
+        elif flags.cfg or flags.info or flags.shell_completion:  # Hydra prints something and runs nothing
+            compose_job(arguments)
+        else:
+            native.compile_ahead("normals", "mlp_gradient")
+            if flags.multirun:
+                return _sweep(arguments)
             job.prepare(compose_job(arguments))
-        except ValueError as error:  # ConfigError, DataError: one line that says what to do
-            return _fail(error)
-    _run_hydra(arguments, job)
+        refusing(lambda: _run_hydra(arguments, job))  # flags that do not go together, hydra.run.dir=${nothing}
+    except ValueError as error:  # ConfigError, DataError: one line that says what to do
+        return _fail(error)
     return job.exit_code
 
 
@@ -271,15 +279,22 @@ def _help(arguments: Sequence[str]) -> int:
 
 
 def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return Hydra's flags and the overrides; raises ConfigError for a flag that there is not."""
     from hydra._internal.utils import get_args_parser
 
-    return get_args_parser().parse_args(list(arguments))
+    from burgersgd.config import ConfigError
+
+    def refuse(message: str) -> NoReturn:  # instead of a page of usage
+        raise ConfigError(f"{message} (burgersgd train --help)")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    return parser.parse_args(list(arguments))
 
 
-def _only_informs(arguments: Sequence[str]) -> bool:
-    """Whether Hydra is to print something (--cfg, --info, --hydra-help) instead of running."""
-    flags = _hydra_flags(arguments)
-    return bool(flags.hydra_help or flags.cfg or flags.info or flags.shell_completion)
+def _is_flag(argument: str) -> bool:
+    """Whether an argument is no override: a flag, or the value of one."""
+    return argument.startswith("-") or not ("=" in argument or argument.startswith("~"))
 
 
 def _yaml_infinity(argument: str) -> str:
@@ -322,7 +337,7 @@ def _complete(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"burgersgd: error: {error}", file=sys.stderr)
+    print(f"burgersgd: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return 2
 
 

@@ -18,6 +18,28 @@ UNDECIDING = {
 """Group -> keys that decide only where, how and how visibly a run is computed (epochs become the budget)."""
 
 
+OWN = "own"
+"""Name that a record gives to a model or data of the user's own."""
+
+
+def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, Any]:
+    """Return a configuration as plain values; model is the class of the user's own module, data whether they are."""
+    plain = dataclasses.asdict(config)
+    if model is not None:
+        plain["model"] = {"name": OWN, "class": model}
+    if data:
+        plain["dataset"] |= {"name": OWN, "options_of": plain["dataset"]["name"]}
+    return plain
+
+
+def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
+    """Raise ConfigError where a run was made with a model or data of the user's own, and they are not given again."""
+    for key, given in (("model", model), ("dataset", dataset)):
+        if record[key].get("name") == OWN and given is None:
+            what = f"{key}={record[key].get('class', OWN)}"
+            raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
+
+
 def config_from(record: Mapping[str, Any]) -> TrainConfig:
     """Return the configuration whose `dataclasses.asdict` is record, checked like any other.
 
@@ -28,9 +50,13 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
         if key not in GROUPS:
             parts[key] = value
             continue
+        if value.get("name") == OWN:
+            if key == "model":
+                continue
+            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value["options_of"]}
         choices = GROUPS[key]
         only = next(iter(choices.values())) if len(set(choices.values())) == 1 else None
-        cls = only or choices.get(value.get("name"))
+        cls = only or choices.get(str(value.get("name")))
         if cls is None:
             raise ConfigError(f"{key}={value.get('name')}: must be one of {', '.join(choices)}")
         parts[key] = _built(cls, value, f"{key}.")

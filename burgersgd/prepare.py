@@ -21,6 +21,7 @@ from burgersgd.build import (
     UserData,
     UserModel,
     budget_of,
+    compiled_or,
     dataset_of,
     device_of,
     engine_of,
@@ -99,6 +100,8 @@ def prepare(
         if engine in ("native", "native_update") and native.library("normals") is None:
             chosen = "eager"
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        if engine == "compiled":
+            chosen = compiled_or("eager", device)
     return Prepared(
         configs=list(configs),
         data=on_device,
@@ -108,6 +111,7 @@ def prepare(
         engine=chosen,
         threads=threads,
         user_model=model,
+        own_data=dataset is not None,
     )
 
 
@@ -134,6 +138,8 @@ class Prepared:
     engine: str
     threads: int | None
     user_model: UserModel | None
+    own_data: bool
+    """Whether the data are arrays or a Dataset of the user's own."""
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:

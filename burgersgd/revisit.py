@@ -14,7 +14,7 @@ from torch import Tensor
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
-from burgersgd.identity import config_from
+from burgersgd.identity import check_own, config_from
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
@@ -49,8 +49,9 @@ def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
     """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train."""
-    checkpoint = read_checkpoint(folder)
-    prepared = prepare([config_from(read_config(folder))], model=model, dataset=dataset)
+    checkpoint, record = read_checkpoint(folder), read_config(folder)
+    check_own(record, model, dataset)
+    prepared = prepare([config_from(record)], model=model, dataset=dataset)
     x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
     measured = {}
     with prepared.torch_settings():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,12 +15,14 @@ from typing import Any
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import TrainConfig
-from burgersgd.identity import config_from, config_hash
+from burgersgd.identity import check_own, config_from, config_hash, own_record
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
+    FolderTakenError,
     RunFolder,
+    RunFolderError,
     RunInUseError,
     begun,
     complete_checkpoints,
@@ -68,6 +71,8 @@ def train_fleet(
     Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that
     does not fit into memory goes on as two. Raises ConfigError naming the first key that differs and must not.
     """
+    if model is not None:  # then what the configuration says of a model means nothing
+        configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
     prepared = prepare(configs, model=model, dataset=dataset)
     overrides = overrides or [()] * len(configs)
     with ExitStack() as stack:
@@ -120,6 +125,8 @@ def resume_fleet(
 
 def _go_on(folders: Sequence[RunFolder], trainer: Trainer, progress: bool | Progress | None) -> list[Result]:
     complete_checkpoints([folder.path for folder in folders])
+    for folder in folders:
+        check_own(read_config(folder.path), trainer.model, trainer.dataset)
     return trainer.run([Lane.reopened(folder) for folder in folders], progress)
 
 
@@ -133,6 +140,7 @@ def _continued(
 ) -> Path:
     """Return a new run folder that begins as a run ended (or stopped) and has a larger budget; or folder itself."""
     with RunFolder.reopen(folder) as opened:
+        check_own(read_config(folder), model, dataset)
         lane = Lane.reopened(opened)
         root = lane.config.output_root if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
@@ -196,7 +204,9 @@ def repeat(
     progress: bool | Progress | None = None,
 ) -> Result:
     """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
-    config = dataclasses.replace(config_from(read_config(folder)), run_name=None)
+    record = read_config(folder)
+    check_own(record, model, dataset)
+    config = dataclasses.replace(config_from(record), run_name=None)
     lane, trainer = Lane(config, begins_with=choices), Trainer(model, dataset, None)
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:
@@ -207,23 +217,38 @@ def repeat(
 def check_output(config: TrainConfig) -> None:
     """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
     path = Path(config.output_root).absolute()
-    if config.run_name is not None and (path / config.run_name).exists():
-        raise config.error("run_name", f"the folder {path / config.run_name} exists already")
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    _check_name(config, "output_root", path)
+    _check_name(config, "run_name", path / (config.run_name or ""))
     try:
+        if config.run_name is not None and (path / config.run_name).exists():
+            raise config.error("run_name", f"the folder {path / config.run_name} exists already")
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
 
 
+def _check_name(config: TrainConfig, key: str, path: Path) -> None:
+    """Raise ConfigError where the system has no folders of that name: it is too long, or a part of it is."""
+    for name in (*path.parts, path):
+        try:
+            os.stat(name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError as error:
+            raise config.error(key, f"cannot be a folder: {error.strerror}") from error
+
+
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
-    root, plain = Path(config.output_root), dataclasses.asdict(config)
+    own = None if prepared.user_model is None else type(prepared.problem.model.module()).__name__
+    root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
     device = str(prepared.problem.inputs.device)
     if config.run_name is not None:
         return RunFolder.create(root / config.run_name, plain, overrides, device, metrics)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{config.optimizer.name}_{prepared.data.name}"
-    suffixes = ("", *(f"_{k}" for k in range(2, 10_000)))
-    path = next(root / (name + suffix) for suffix in suffixes if not (root / (name + suffix)).exists())
-    return RunFolder.create(path, plain, overrides, device, metrics)
+    for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
+        with contextlib.suppress(FolderTakenError, RunInUseError):  # by a run that started in the same second
+            return RunFolder.create(root / (name + suffix), plain, overrides, device, metrics)
+    raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")

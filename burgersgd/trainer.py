@@ -306,10 +306,12 @@ class _FleetRun:
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason = ("completed", None) if alive else ("pruned", None)
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
+        if alive and not self._measured["validation_loss"][i] <= float(fleet.loss_limit[i]):
+            diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
             reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
-            reason += divergence_hint(fleet, i, self.best.x[i])
+            reason += divergence_hint(fleet, i, diverged_at, self.best.x[i])
         result = Result(
             config=lane.config,
             task=self.prepared.data.task,
@@ -374,7 +376,8 @@ class _Best:
         """Look at a point that was validated."""
         if point.validation_error is None:
             return
-        better = (point.validation_error < self.error) & point.alive
+        assert point.validation_loss is not None
+        better = (point.validation_error < self.error) & point.alive & torch.isfinite(point.validation_loss)
         self.error = torch.where(better, point.validation_error.double(), self.error)
         self.at = torch.where(better, point.evaluations, self.at)
         self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)

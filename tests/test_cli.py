@@ -98,6 +98,30 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["--multirun", "optimizer.nu=1e-5,-1"], "optimizer.nu=-1.0: must be >= 0"),
         (["output_root=file/below"], "output_root=file/below: cannot write there"),
         (["=x"], "="),
+        (["--foo"], "unrecognized arguments: --foo (burgersgd train --help)"),
+        (["--cfg", "nowhere"], "argument --cfg/-c: invalid choice: 'nowhere'"),
+        (["--cfg", "job", "optimizer.lr=abc"], "optimizer.lr=abc: must be of type float"),
+        (["--cfg", "job", "--run"], "Only one of --run, --multirun, --cfg, --info"),
+        (["--resolve"], "The --resolve flag can only be used"),
+        (["--experimental-rerun", "x"], "--experimental-rerun=x: must be left out"),
+        (["hydra.sweeper.params={seed:'1,2'}"], "hydra.sweeper.params"),
+        (["optimizer.name=adamw"], "optimizer.name=adamw: must be one of local_entropy"),
+        (["run_name=" + 300 * "x"], "xxx: cannot be a folder: File name too long"),
+        (["output_root=" + 300 * "x"], "xxx: cannot be a folder: File name too long"),
+        (["run_name='two\nlines'"], "must be text without control characters"),
+        (["optimizer.lr='\n'"], "optimizer.lr="),
+        (["model.width=1000000000"], "parameters would take 1.49e+10 GiB, more than this machine has memory"),
+        (["dataset=mnist1d", "dataset.n_samples=1000000000000"], "dataset=mnist1d: would take 5.36e+05 GiB, more than"),
+        (["dataset=two_spirals", "dataset.n_samples=1000000000000"], "dataset=two_spirals: would take"),
+        (
+            ["dataset=teacher_student", "loss=squared_error", "dataset.teacher_width=100000000"],
+            "dataset=teacher_student: would take",
+        ),
+        (
+            ["dataset=teacher_student", "loss=squared_error", "dataset.noise=1e300"],
+            "dataset=teacher_student: targets are not finite in float32",
+        ),
+        (["dataset=two_spirals", "dataset.turns=1e308"], "dataset=two_spirals: inputs are not finite in float32"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
@@ -195,6 +219,19 @@ def test_cfg_prints_the_composed_configuration() -> None:
     shown = burgersgd("train", "--cfg", "job", "optimizer=sgd")
     assert shown.returncode == 0
     assert yaml.safe_load(shown.stdout)["optimizer"]["name"] == "sgd"
+
+
+def test_flags_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["optimizer=sgd", "--cfg", "job", "optimizer.lr=0.25", "seed=3"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["optimizer"]["lr"], shown["seed"]) == (0.25, 3)
+
+
+def test_hydras_help_is_shown_whatever_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["--hydra-help", "optimizer.lr=abc"])
+    assert ended.value.code in (None, 0)
+    assert "Hydra" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: TrainerConfig(drop_last=1), "trainer.drop_last=1: must be of type bool"),  # pyright: ignore
         (lambda: TrainerConfig(budget=10**16), "trainer.budget=10000000000000000: must be >= 1 and < 9.0072e+15"),
         (lambda: TrainerConfig(log_every=2**63), "trainer.log_every=9223372036854775808: must fit into 64 bits"),
+        (lambda: DigitsConfig(name="mnist"), "dataset.name=mnist: must be one of digits"),
+        (lambda: SgdConfig(name="gd"), "optimizer.name=gd: must be one of sgd"),
+        (lambda: MlpConfig(init_scale=1e39), "model.init_scale=1e+39: must be > 0 and <= 1e+06"),
+        (lambda: DeviceConfig(threads=2**20), "device.threads=1048576: must be >= 1 and <= 1024"),
+        (lambda: NpzConfig(path="a\0b"), r"dataset.path='a\x00b': must be text without control characters"),
+        (lambda: NpzConfig(path="a\nb"), "must be text without control characters"),
+        (lambda: TrainConfig(run_name="\udcff"), "must be text without control characters"),
         (lambda: SweepConfig(name="a/b"), "sweep.name=a/b: must be a folder's name of letters, digits and _ . -"),
         (lambda: SweepConfig(name=".."), "sweep.name=..: must be a folder's name"),
         (lambda: SweepConfig(sampler="halton"), "sweep.sampler=halton: must be one of grid, random, sobol, optuna"),

@@ -14,6 +14,7 @@ from burgersgd.config import (
     AdamWConfig,
     ConfigError,
     CosineScheduleConfig,
+    DeviceConfig,
     LangevinConfig,
     LocalEntropyConfig,
     MlpConfig,
@@ -23,6 +24,7 @@ from burgersgd.config import (
     SgdConfig,
     TrainConfig,
 )
+from burgersgd.recording.claims import release
 from burgersgd.recording.run_folder import (
     STAGED,
     RunFolder,
@@ -33,6 +35,7 @@ from burgersgd.recording.run_folder import (
     read_status,
 )
 from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
+from burgersgd.training.compiled_step import CompiledStep
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 
@@ -55,8 +58,6 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Any:
         step(self, k, ends_cycle)
 
     def no_clean_up(self: RunFolder, kind: Any, exception: Any, trace: Any) -> None:
-        from burgersgd.recording.claims import release
-
         release(self.path)  # as the system does for a dead process
 
     def after(steps: int) -> None:
@@ -77,7 +78,7 @@ def named(config: TrainConfig, name: str, **trainer: Any) -> TrainConfig:
 def left_behind(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return all that a run leaves behind, but for the time it took."""
     metrics = {name: repr(values) for name, values in read_metrics(folder).items() if name != "seconds"}
-    status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated")}
+    status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated", "fleet_size")}
     checkpoint = read_checkpoint(folder)
     for key in ("seconds", "metrics_bytes", "config_hash", "fleet"):
         checkpoint.pop(key)
@@ -157,6 +158,51 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert [int(n or 0) for n in result.metrics["evaluations"]] == read_metrics(result.folder or tmp_path)[
         "evaluations"
     ]
+
+
+def test_a_killed_compiled_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = small_config(
+        optimizer=LocalEntropyConfig(lr=0.13, nu=1e-5, inner_steps=5, integrator="leimkuhler_matthews")
+    )
+    config = named(config, "undisturbed", compile="on", log_every=7, checkpoint_every=11)
+    train(config, progress=False)
+    step = CompiledStep.run
+
+    def dying(self: CompiledStep, k: int, ends_cycle: bool) -> None:
+        if k == 28:
+            raise Killed
+        step(self, k, ends_cycle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CompiledStep, "run", dying)
+        patch.setattr(RunFolder, "__exit__", lambda self, *a: release(self.path))
+        with pytest.raises(Killed):
+            train(named(config, "killed"), progress=False)
+    assert read_checkpoint(tmp_path / "outputs/killed")["evaluations"] == 22
+    assert resume(tmp_path / "outputs/killed", progress=False).engine == "compiled"
+    assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/killed")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_bits(compile: str, kill: Any, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config(), device=DeviceConfig(name="cuda"))
+    config = named(config, "undisturbed", compile=compile, log_every=7, checkpoint_every=11)
+    train(config, progress=False)
+    advance = Fleet.advance
+
+    def dying(self: Fleet, n: int, pause: Any = None) -> None:
+        if self.evaluations >= 28:
+            raise Killed
+        advance(self, n, pause)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fleet, "advance", dying)
+        with pytest.raises(Killed):
+            train(named(config, "killed"), progress=False)
+    resume(tmp_path / "outputs/killed", progress=False)
+    assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/killed")
 
 
 def test_dropout_with_replacement_and_a_schedule_go_on_too(kill: Any, tmp_path: Path) -> None:

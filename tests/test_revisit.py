@@ -6,14 +6,15 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from burgersgd.cli import main
-from burgersgd.config import LocalEntropyConfig, MlpConfig
+from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, TwoSpiralsConfig
 from burgersgd.models.mlp import Mlp
-from burgersgd.recording.run_folder import RunFolderError, read_checkpoint, read_status
+from burgersgd.recording.run_folder import RunFolderError, read_checkpoint, read_config, read_status
 from burgersgd.revisit import evaluate, rerun, state_dict
 from burgersgd.run import resume, train, train_fleet
 from tests.conftest import small_config
@@ -136,3 +137,23 @@ def test_modules_of_ones_own_export_without_the_module(tmp_path: Path) -> None:
     net.double().load_state_dict(exported)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), result.model.parameters(), strict=True))
     assert math.isfinite(evaluate(tmp_path / "outputs/own", model=net)["test_loss"])
+    assert read_config(tmp_path / "outputs/own")["model"] == {"name": "own", "class": "Sequential"}
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+        evaluate(tmp_path / "outputs/own")
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+        resume(tmp_path / "outputs/own", budget=80)
+    longer = resume(tmp_path / "outputs/own", budget=80, model=net, progress=False)
+    assert longer.evaluations == 80
+
+
+def test_arrays_of_ones_own_are_needed_again_with_their_options(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(300, 5)), rng.integers(0, 2, size=300)
+    config = named(small_config(dataset=TwoSpiralsConfig(label_noise=0.2, test_fraction=0.3)), "own")
+    result = train(config, dataset=arrays, progress=False)
+    record = read_config(tmp_path / "outputs/own")["dataset"]
+    assert (record["name"], record["options_of"], record["label_noise"]) == ("own", "two_spirals", 0.2)
+    with pytest.raises(ConfigError, match=r"^dataset=own: is the user's own; give it again"):
+        resume(tmp_path / "outputs/own", progress=False)
+    again = resume(tmp_path / "outputs/own", dataset=arrays, progress=False)
+    assert (again.test_loss, again.task) == (result.test_loss, "classification")

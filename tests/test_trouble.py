@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,20 @@ def test_lr_over_gamma_beyond_the_bound_is_told_before_the_start(
     assert warning.endswith(" (and 1 more runs)")
     assert "lr / gamma reaches 3 >= 2" in (tmp_path / "outputs/run3/log.txt").read_text()
     assert "lr / gamma" not in (tmp_path / "outputs/run1/log.txt").read_text().replace("diverged", "")
+
+
+def test_a_blow_up_in_the_last_update_is_a_divergence_too() -> None:
+    config = small_config(optimizer=SgdConfig(lr=1e300), trainer=TrainerConfig(budget=1, precision="float64"))
+    result = train(config, record=False, progress=False)
+    assert (result.state, result.evaluations, result.objective) == ("diverged", 1, math.inf)
+
+
+def test_runs_that_begin_in_the_same_second_find_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # each looked before the other had made its folder
+    folders = [train(small_config(), progress=False).folder for _ in range(3)]
+    assert len(set(folders)) == 3
 
 
 # --- memory

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from burgersgd.datasets.arrays import from_arrays, npz
 from burgersgd.datasets.batches import Batches
 from burgersgd.datasets.dataset import DataError, Dataset, Part
@@ -35,4 +37,6 @@ def load(config: Any) -> Dataset:
     options = Options.of(config)  # checked before anything is read or downloaded
     if config.name not in LOADERS:
         raise DataError(f"dataset={config.name}: must be one of {', '.join(LOADERS)}")
-    return prepare(config.name, LOADERS[config.name](config), options)
+    with np.errstate(over="ignore", invalid="ignore"):  # prepare refuses what is not finite
+        raw = LOADERS[config.name](config)
+    return prepare(config.name, raw, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,8 +14,8 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets
-from burgersgd.datasets.prepare import Options, Raw, prepare
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets, one_line
+from burgersgd.datasets.prepare import Options, Raw, memory, prepare
 
 KEYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
@@ -69,7 +68,7 @@ def _read(path: Path) -> dict[str, ndarray]:
                 arrays[reading] = _member(archive, f"{reading}.npy")
     except Exception as error:  # a damaged file makes zipfile and numpy raise almost anything
         raise DataError(
-            f"{reading} cannot be read ({_one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
+            f"{reading} cannot be read ({one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
         ) from error
     return arrays
 
@@ -77,7 +76,7 @@ def _read(path: Path) -> dict[str, ndarray]:
 def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
     """Return one array of an archive, read to its end: only there zipfile compares its checksum."""
     size = archive.getinfo(name).file_size
-    if size > _memory():
+    if size > memory():
         raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than this machine has memory")
     with archive.open(name) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
@@ -86,19 +85,11 @@ def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
     return array
 
 
-def _memory() -> float:
-    """Return the bytes of memory of this machine, inf where it does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
-
-
 def _array(key: str, value: ArrayLike) -> ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise DataError(f"{key} is not an array ({_one_line(error)})") from error
+        raise DataError(f"{key} is not an array ({one_line(error)})") from error
 
 
 def _raw(arrays: dict[str, ndarray]) -> Raw:
@@ -183,7 +174,3 @@ def _number_of_classes(key: str, labels: Tensor) -> int:
 def _kind(x: Tensor) -> str:
     kind = "real" if x.is_floating_point() else "integer"
     return f"{kind} [{', '.join(['n', *map(str, x.shape[1:])])}]"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

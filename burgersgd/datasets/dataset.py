@@ -17,6 +17,11 @@ class DataError(ValueError):
     """The data cannot be used; the message is one line that says what to do about it."""
 
 
+def one_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Part(NamedTuple):
     """Examples: inputs ``[n, *input_shape]``, targets class numbers ``[n]`` or real outputs ``[n, outputs]``."""
 

@@ -11,6 +11,7 @@ contained in the larger one, so that a study of one option does not change anoth
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,8 +109,9 @@ def _check(name: str, part: Part, raw: Raw) -> None:
         lowest, highest = (int(label) for label in torch.aminmax(targets))
         if lowest < 0 or highest >= raw.n_outputs:
             raise DataError(f"dataset={name}: labels are {lowest} to {highest}, must be 0 to {raw.n_outputs - 1}")
-    if raw.task == "regression" and not _finite(targets):
-        raise DataError(f"dataset={name}: targets are not finite in float32")
+    for kind, values in (("inputs", inputs), ("targets", targets)):
+        if values.is_floating_point() and not _finite(values):
+            raise DataError(f"dataset={name}: {kind} are not finite in float32")
 
 
 def _finite(x: Tensor) -> bool:
@@ -131,6 +133,14 @@ def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
     rest = order[n_test:]
     validation = raw.validation if raw.validation is not None else _take(raw.train, rest[:n_validation])
     return _take(raw.train, rest[n_validation:]), validation, test
+
+
+def memory() -> float:
+    """Return the bytes of memory of this machine, inf where it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def _share(n: int, key: str, options: Options) -> int:

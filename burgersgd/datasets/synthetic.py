@@ -11,8 +11,8 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray
 from numpy.lib.stride_tricks import sliding_window_view
 
-from burgersgd.datasets.dataset import Part
-from burgersgd.datasets.prepare import NOISE, POINTS, TEACHER, Raw, generator
+from burgersgd.datasets.dataset import DataError, Part
+from burgersgd.datasets.prepare import NOISE, POINTS, TEACHER, Raw, generator, memory
 
 DIGIT_CURVES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
@@ -44,6 +44,7 @@ def mnist1d(config: Any) -> Raw:
     read off at 40 points. Procedure and constants are theirs, the random numbers are not: this is not their file.
     """
     n = config.n_samples
+    _check_size(config, n * CANVAS)
     rng = generator(config.seed, POINTS)
     labels = np.arange(n) % 10
 
@@ -86,6 +87,7 @@ def gaussian_smooth(x: Float64[ndarray, "n length"], sigma: float) -> Float64[nd
 def two_spirals(config: Any) -> Raw:
     """Return points ``[n_samples, 2]`` on two interleaved spirals (turns rounds, radius 1) plus noise."""
     n = config.n_samples
+    _check_size(config, 2 * n)
     labels = np.arange(n) % 2
     radius = np.sqrt(generator(config.seed, POINTS).random(n))  # equally dense along the curve
     angle = 2 * np.pi * config.turns * radius + np.pi * labels
@@ -100,8 +102,11 @@ def teacher_student(config: Any) -> Raw:
     The teacher has teacher_depth hidden layers of teacher_width units, weights N(0, 1 / fan-in), biases N(0, 1); its
     outputs have mean 0 and variance 1 over the inputs, to which noise of standard deviation `noise` is added.
     """
+    n, width, depth = config.n_samples, config.teacher_width, config.teacher_depth
+    examples = max(n, PROBE_SIZE) * (config.input_dim + width + config.outputs)
+    _check_size(config, examples + width * (config.input_dim + width * depth + config.outputs))
     rng = generator(config.seed, TEACHER)
-    widths = [config.input_dim, *[config.teacher_width] * config.teacher_depth, config.outputs]
+    widths = [config.input_dim, *[width] * depth, config.outputs]
     layers = [
         (rng.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in), rng.standard_normal(fan_out))
         for fan_in, fan_out in pairwise(widths)
@@ -114,10 +119,17 @@ def teacher_student(config: Any) -> Raw:
 
     # Its scale is the teacher's own, measured apart, so that it depends on no example and on no n_samples.
     probe = teacher(rng.standard_normal((PROBE_SIZE, config.input_dim)))
-    inputs = generator(config.seed, POINTS).standard_normal((config.n_samples, config.input_dim))
+    inputs = generator(config.seed, POINTS).standard_normal((n, config.input_dim))
     outputs = (teacher(inputs) - probe.mean(0)) / probe.std(0)
     outputs += config.noise * generator(config.seed, NOISE).standard_normal(outputs.shape)
     return Raw("regression", config.outputs, Part(_float_tensor(inputs), _float_tensor(outputs)))
+
+
+def _check_size(config: Any, numbers: int) -> None:
+    """Raise DataError where so many float64 numbers do not fit into the memory of this machine."""
+    if 8 * numbers > memory():
+        size = f"{8 * numbers / 2**30:.3g} GiB"
+        raise DataError(f"dataset={config.name}: would take {size}, more than this machine has memory; make it smaller")
 
 
 def _classification(inputs: Float64[ndarray, "n features"], labels: Int64[ndarray, " n"], classes: int) -> Raw:

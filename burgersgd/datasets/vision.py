@@ -28,7 +28,7 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from burgersgd.datasets.dataset import DataError, Part
+from burgersgd.datasets.dataset import DataError, Part, one_line
 from burgersgd.datasets.prepare import Raw
 
 CLASSES = {
@@ -154,7 +154,7 @@ def _members(archive: Path, content: bytes, folder: str, listed: dict[str, str])
                 if _md5(found[name]) != md5:
                     raise DataError(f"{archive}: {name} in it is corrupt (its checksum is wrong)")
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
-        raise DataError(f"{archive} cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{archive} cannot be read: {one_line(error)}") from error
     return found
 
 
@@ -164,7 +164,7 @@ def _from_idx(path: Path, content: bytes) -> UInt8[ndarray, "n *image"]:
         with gzip.open(io.BytesIO(content)) as file:
             values = file.read(LARGEST)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     dimensions = values[3] if values[:3] == b"\0\0\x08" and len(values) > 3 else 0
     start = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", values[4:start]) if len(values) >= start else ()
@@ -207,16 +207,13 @@ def _from_pickle(path: Path, content: bytes) -> tuple[UInt8[ndarray, "images 3 3
         batch = _DataOnly(io.BytesIO(content), encoding="latin1").load()
         _, shape, kind, column_order, data = batch["data"].state  # as numpy's arrays have it
         labels = batch.get("labels", batch.get("fine_labels"))
-        if kind.arguments[0] != "u1" or column_order or not all(type(label) is int for label in labels):
+        if kind.arguments[0] != "u1" or not all(type(label) is int for label in labels):
             raise ValueError("no array of bytes and list of integers")
         values = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8)
-        return values.reshape(shape).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
+        images = values.reshape(shape, order="F" if column_order else "C").reshape(-1, 3, 32, 32)
+        return images, np.array(labels, dtype=np.int64)
     except Exception as error:  # almost anything, where a file is not what its format says
-        raise DataError(f"{path} is not a file of CIFAR's format ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} is not a file of CIFAR's format ({one_line(error)})") from error
 
 
 def _raw(

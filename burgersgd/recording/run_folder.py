@@ -80,6 +80,10 @@ class RunInUseError(RunFolderError):
     """Another process works on the run."""
 
 
+class FolderTakenError(RunFolderError):
+    """There is something already where a new run folder was to be made."""
+
+
 class RunFolder:
     """Writes everything that one run leaves behind.
 
@@ -434,7 +438,8 @@ def _claimed(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()
         if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
-            raise RunFolderError(f"cannot create run folder {path}: {one_line(error)}") from error
+            kind = FolderTakenError if isinstance(error, FileExistsError) else RunFolderError
+            raise kind(f"cannot create run folder {path}: {one_line(error)}") from error
         raise
 
 

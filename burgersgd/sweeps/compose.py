@@ -43,7 +43,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
-        _, self._files = _refusing(
+        _, self._files = refusing(
             lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
         )
 
@@ -51,16 +51,16 @@ class Composer:
         """Return the overrides that the words of a command line stand for."""
         for word in words:
             if word not in self._parsed:
-                self._parsed.update(_refusing(lambda word=word: {word: self._parser.parse_overrides([word])[0]}))
+                self._parsed.update(refusing(lambda word=word: {word: self._parser.parse_overrides([word])[0]}))
         return [self._parsed[word] for word in words]
 
     def node(self, words: Sequence[str]) -> DictConfig:
         """Return the composed configuration of one job, as `hydra.compose` does."""
-        return _refusing(lambda: self._node(self.parse(words)))
+        return refusing(lambda: self._node(self.parse(words)))
 
     def config(self, words: Sequence[str]) -> TrainConfig:
         """Return the checked configuration of one job."""
-        return _refusing(lambda: OmegaConf.to_object(self._node(self.parse(words))))  # pyright: ignore[reportReturnType]
+        return refusing(lambda: OmegaConf.to_object(self._node(self.parse(words))))  # pyright: ignore[reportReturnType]
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
@@ -69,7 +69,7 @@ class Composer:
                 raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
         fixed = [o for o in overrides if not o.is_sweep_override()]
         own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
-        return _refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
+        return refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
 
     def launcher(self) -> DictConfig:
         """Return which launcher Hydra's own keys choose, and its settings: the node hydra.launcher."""
@@ -95,7 +95,10 @@ class Composer:
     def _base(self, choices: tuple[str, ...]) -> bytes:
         if choices not in self._bases:
             words = [*self._hydra_overrides, *choices]
-            node = self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
+            try:
+                node = self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
+            except AttributeError as error:  # OmegaConf's, when a dict meets null
+                raise ConfigError(f"{' '.join(self._hydra_overrides)}: cannot be merged") from error
             with open_dict(node):
                 del node["hydra"]
             self._bases[choices] = pickle.dumps(node)
@@ -114,7 +117,8 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours
 
 
-def _refusing(compose: Callable[[], T]) -> T:
+def refusing(compose: Callable[[], T]) -> T:
+    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses."""
     try:
         return compose()
     except (HydraException, OmegaConfBaseException) as error:

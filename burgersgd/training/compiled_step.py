@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import types
 from collections.abc import Callable
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from burgersgd.training.fleet import Block, Draws, Fleet
 
 _PROGRAM_NUMBERS = itertools.count()
+
+
+@functools.cache
+def why_not_compiled(device: str) -> str | None:
+    """Return in one line why torch.compile does not work here, on that type of device; None where it does.
+
+    There may be no compiler, or no folder for its cache. Asked once in a process, by compiling next to nothing.
+    """
+    try:
+        torch.compile(_next_to_nothing, fullgraph=True)(torch.zeros(4, device=device))
+    except Exception as error:  # anything: of the system, of dynamo, of the compiler
+        return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+    return None
+
+
+def _next_to_nothing(x: Tensor) -> Tensor:
+    return x + 1
 
 
 def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:

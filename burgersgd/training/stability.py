@@ -145,13 +145,13 @@ def stability_hint(settings: Settings, lip: float) -> str:
     return f"{compared}: try optimizer.lr < {_below(bound / rate)}{larger}"
 
 
-def divergence_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
-    """Return one line on why a run of a fleet diverged, from its settings at that step and the curvature at x.
+def divergence_hint(fleet: Fleet, run: int, step: int, x: Float[Tensor, " d"]) -> str:
+    """Return one line on why a run of a fleet diverged at a step, from its settings there and the curvature at x.
 
     x is the healthy point of the run to measure at, that of its lowest validation error: where the loss has already
     blown up, its curvature is 0 or astronomical and says nothing about lr.
     """
-    settings = settings_at(fleet, int(fleet.diverged_at[run]))
+    settings = settings_at(fleet, step)
     if settings is None:
         return "no bound on lr is known for this optimizer; try a smaller optimizer.lr or trainer.clip_norm=1"
     return stability_hint(settings[run], top_eigenvalue(fleet.problem, x))

@@ -222,7 +222,7 @@ def test_more_than_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, x=np.zeros((1000, 1000)), y=np.arange(1000) % 2)
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(arrays, "_memory", lambda: 2.0**20)
+    monkeypatch.setattr(arrays, "memory", lambda: 2.0**20)
     message = r"x cannot be read \(it unpacks to 0.00745 GiB, more than this machine has memory\)"
     with pytest.raises(DataError, match=message):
         load(NpzConfig(path=str(path)))

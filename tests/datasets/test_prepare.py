@@ -235,8 +235,8 @@ def test_data_of_any_source_is_checked(raw: Raw, message: str) -> None:
 
 
 def test_inputs_that_overflow_when_they_are_scaled_are_refused() -> None:
-    inputs = torch.tensor([[3e38], [-3e38]]).repeat(20, 1)
+    inputs = torch.tensor([[3e38], [3e38], [3e38], [-3e38]]).repeat(10, 1)
     raw = Raw("classification", 2, Part(inputs, torch.arange(40) % 2))
     assert make(raw).n_train == 24
     with pytest.raises(DataError, match=r"^dataset=numbered: inputs are not finite in float32 once scaled; .*$"):
-        make(raw._replace(train=raw.train._replace(inputs=inputs + torch.arange(40)[:, None] * 1e37)), standardize=True)
+        make(raw, standardize=True)

@@ -351,7 +351,7 @@ def test_a_run_that_diverges_is_told_its_own_bound_and_its_siblings_are_not_aske
     start = fleet.x.clone()
     fleet.advance(20)
     assert fleet.alive.tolist() == [True, False]
-    hint = divergence_hint(fleet, 1, start[1])
+    hint = divergence_hint(fleet, 1, int(fleet.diverged_at[1]), start[1])
     lip = top_eigenvalue(fleet.problem, start[1])
     assert hint.startswith("lr * L = ")
     assert float(hint.split()[4]) == pytest.approx(1e100 * lip, rel=1e-2)
@@ -367,7 +367,7 @@ def test_a_schedule_counts_at_the_step_that_diverged() -> None:
     fleet.advance(20)
     step = int(fleet.diverged_at[0])
     assert 0 <= step < 10
-    hint = divergence_hint(fleet, 0, start)
+    hint = divergence_hint(fleet, 0, int(fleet.diverged_at[0]), start)
     assert hint.startswith("lr * (L + 1 / gamma) = ")
     expected = 1e100 * (step + 1) / 10 * (top_eigenvalue(fleet.problem, start) + 1 / 0.7)
     assert float(hint.split()[8]) == pytest.approx(expected, rel=1e-2)
@@ -376,4 +376,6 @@ def test_a_schedule_counts_at_the_step_that_diverged() -> None:
 def test_adamw_has_no_such_bound() -> None:
     fleet = fleet_of([AdamWConfig()])
     assert settings_at(fleet, 0) is None
-    assert divergence_hint(fleet, 0, fleet.x[0]).startswith("no bound on lr is known for this optimizer")
+    assert divergence_hint(fleet, 0, int(fleet.diverged_at[0]), fleet.x[0]).startswith(
+        "no bound on lr is known for this optimizer"
+    )

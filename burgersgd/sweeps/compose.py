@@ -74,7 +74,7 @@ class Composer:
     def launcher(self) -> DictConfig:
         """Return which launcher Hydra's own keys choose, and its settings: the node hydra.launcher."""
         load = self._loader.load_configuration
-        return _refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher)
+        return refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher)
 
     def _node(self, overrides: list[Override]) -> DictConfig:
         choices: list[str] = []

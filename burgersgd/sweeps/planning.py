@@ -47,18 +47,21 @@ Rates = dict[int, float]
 
 
 def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threads: int | None = None) -> float:
-    """Return the gradient evaluations per second of a fleet, measured for about so long. Raises as prepare does."""
+    """Return the gradient evaluations per second of a fleet, measured for so long. Raises as prepare does."""
     prepared = prepare(configs, threads=threads)
     with prepared.torch_settings():
         fleet = prepared.fleet()
         fleet.advance(1)
-        n, spent, started = 1, 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - started) < seconds:
-            n = max(1, min(2 * n, fleet.budget))
+        n, best, until = 1, 0.0, time.perf_counter() + seconds
+        while (started := time.perf_counter()) < until:
+            n = min(n, fleet.budget)
             fleet.evaluations = min(fleet.evaluations, fleet.budget - n)  # a step costs the same wherever it is
             fleet.advance(n)
-            spent += n
-        return spent * fleet.n_runs / elapsed
+            elapsed = time.perf_counter() - started
+            best = max(best, n * fleet.n_runs / elapsed)  # the fastest stretch: the least disturbed by other programs
+            if elapsed < seconds / 8:
+                n *= 2
+        return best
 
 
 # ---------------------------------------------------------------------------------------------------------- memory
@@ -183,13 +186,14 @@ def sizes_to_try(limit: int) -> list[int]:
 
 
 def best_size(rates: Rates, jobs: int, workers: int) -> int:
-    """Return the size of fleets with which the last of the workers is done first."""
+    """Return the size of fleets with which the last of the workers is done first, about: a large one if in doubt."""
 
     def seconds(runs: int) -> float:
         chunks = -(-jobs // runs)
         return -(-chunks // workers) * jobs / chunks / rates[runs]
 
-    return min(rates, key=seconds)
+    least = min(map(seconds, rates))
+    return max(runs for runs in rates if seconds(runs) <= 1.05 * least)
 
 
 class LocalTrainer:

@@ -53,15 +53,16 @@ class Pool:
 
         Raises WorkerDiedError where one dies of it, and what `planning.rate_of` raises.
         """
-        for worker in self.workers:
-            worker.send("measure", list(configs))
-        answers = []
         for i, worker in enumerate(self.workers):
+            if worker.connection.closed:
+                self.workers[i] = self._start(i)
+            self.workers[i].send("measure", list(configs))
+        answers = []
+        for worker in self.workers:
             try:
                 answers.append(worker.connection.recv()[1])
             except (EOFError, OSError):
                 answers.append(WorkerDiedError(worker.end()))
-                self.workers[i] = self._start(i)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -80,8 +81,10 @@ class Pool:
                 if interruption.requested is not None:
                     interruption.settle()
                     raise self._interrupted(interruption.requested)
-                for worker in self.workers:
+                for i, worker in enumerate(self.workers):
                     if worker.chunk is None and waiting:
+                        if worker.connection.closed:
+                            self.workers[i] = worker = self._start(i)
                         worker.begin(waiting.popleft())
                 busy = {worker.connection: i for i, worker in enumerate(self.workers) if worker.chunk}
                 for connection in wait(list(busy), POLL_SECONDS):
@@ -93,7 +96,6 @@ class Pool:
                     except (EOFError, OSError):
                         how = worker.end()
                         progress.add(-worker.counted)
-                        self.workers[i] = self._start(i)
                         deaths[number[id(chunk)]] += 1
                         if deaths[number[id(chunk)]] == 1:
                             waiting.appendleft(chunk)
@@ -176,7 +178,8 @@ class _Worker:
             self.connection.send(message)
 
     def end(self) -> str:
-        """Make sure that the process has ended and return how."""
+        """Make sure that the process has ended and return how; its place is free for another one."""
+        self.chunk = None
         self.process.join(1.0)
         if self.process.exitcode is None:
             self.process.kill()

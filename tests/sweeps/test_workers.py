@@ -101,8 +101,6 @@ def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry
         (outcomes,) = [outcomes for _, outcomes in pool.train([again], telling)]
         assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
         assert "was killed by SIGKILL, twice" in str(outcomes[0].error)
-        short = [jobs(tmp_path / "after", range(1))]
-        assert [outcomes[0].state for _, outcomes in pool.train(short, progress)] == ["completed"]
 
 
 def test_told_to_stop_all_workers_save_their_runs(tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ import contextlib
 import importlib.util
 import logging
 import os
-import pickle
 import signal
 import socket
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -108,12 +107,13 @@ class ChunkTask:
         That is to end or requeue the process; at the SIGTERM of a SLURM preemption, to go on until the end is near.
         """
         from burgersgd.sweeps.chunks import train_chunk
+        from burgersgd.sweeps.workers import sendable
 
         with contextlib.suppress(OSError):  # of a machine without that folder
             os.chdir(self.folder)
         while True:
             try:
-                return [_portable(outcome) for outcome in train_chunk(chunk)]
+                return [sendable(outcome) for outcome in train_chunk(chunk)]
             except Interrupted as interrupted:
                 handler = signal.getsignal(interrupted.signal)
                 if not callable(handler):
@@ -125,15 +125,6 @@ class ChunkTask:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, chunk)
-
-
-def _portable(outcome: Outcome) -> Outcome:
-    """Return the outcome with an error that can be read back in another process."""
-    try:
-        pickle.loads(pickle.dumps(outcome.error))
-    except Exception:
-        return replace(outcome, error=ClusterError(f"{type(outcome.error).__name__}: {outcome.error}"))
-    return outcome
 
 
 class ClusterLauncher(FleetLauncher):

@@ -220,7 +220,7 @@ def _work(connection: Connection, threads: int, gpu: str | None) -> None:
                     connection.send(("measured", _or_error(rate_of, *content)))
                 else:
                     outcomes = train_chunk(content[0], _Relay(connection))  # pyright: ignore[reportArgumentType]
-                    connection.send(("done", [_sendable(outcome) for outcome in outcomes]))
+                    connection.send(("done", [sendable(outcome) for outcome in outcomes]))
     except Interrupted as interrupted:
         with contextlib.suppress(OSError):
             connection.send(("interrupted", interrupted.signal, interrupted.folders))
@@ -263,5 +263,6 @@ def _sendable_error(error: Exception) -> Exception:
     return error
 
 
-def _sendable(outcome: Outcome) -> Outcome:
+def sendable(outcome: Outcome) -> Outcome:
+    """Return the outcome with an error that can be read back in another process."""
     return outcome if outcome.error is None else dataclasses.replace(outcome, error=_sendable_error(outcome.error))

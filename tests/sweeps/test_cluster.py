@@ -19,8 +19,9 @@ from burgersgd.config import ConfigError
 from burgersgd.recording.run_folder import CONFIG, read_checkpoint, read_config, read_metrics, read_status
 from burgersgd.sweeps import cluster
 from burgersgd.sweeps.chunks import Job, Outcome, spread, train_chunk
-from burgersgd.sweeps.cluster import ClusterError, FleetRayLauncher, FleetSlurmLauncher, _portable
+from burgersgd.sweeps.cluster import FleetRayLauncher, FleetSlurmLauncher
 from burgersgd.sweeps.sweep import Sweep
+from burgersgd.sweeps.workers import sendable
 from tests.conftest import small_config
 from tests.sweeps.test_sweep import SGD, sweep
 from tests.sweeps.trouble import TroubledTask, attempts
@@ -294,7 +295,7 @@ class _OddError(Exception):
 
 def test_errors_come_back_from_another_process() -> None:
     kept = Outcome("failed", Path(), error=ConfigError("as it was"))
-    assert _portable(kept) is kept
-    odd = _portable(Outcome("failed", Path(), error=_OddError(1, 2))).error
-    assert isinstance(odd, ClusterError)
+    assert sendable(kept) == kept
+    odd = sendable(Outcome("failed", Path(), error=_OddError(1, 2))).error
+    assert isinstance(odd, RuntimeError)
     assert str(odd) == "_OddError: 1 and 2"

@@ -24,6 +24,7 @@ format: $(READY)
 bench: .venv/.bench
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 	$(BIN)/python scripts/bench_burgers.py
+	$(BIN)/python scripts/bench_sweep.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

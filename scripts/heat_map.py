@@ -1,6 +1,6 @@
 """Draw a finished sweep over two keys as a heat map: the mean validation error at the end over whatever else varied.
 
-    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6,1e-5 optimizer.gamma=1,10,100,inf "seed=range(8)"
+    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6 optimizer.gamma=1,10,100,inf "seed=range(8)"
     python scripts/heat_map.py outputs/multirun/map optimizer.gamma optimizer.nu docs/sweep.png
 
 Prints the table that it draws. A diverged run makes its cell diverge.
@@ -9,11 +9,11 @@ Prints the table that it draws. A diverged run makes its cell diverge.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib as mpl
 
@@ -35,7 +35,7 @@ def main() -> None:
     for job in job_states(options.sweep):
         folder = options.sweep / job.name
         config, status = read_config(folder), read_status(folder)
-        x, y = (float(functools.reduce(lambda d, k: d[k], key.split("."), config)) for key in (options.x, options.y))
+        x, y = (value_of(config, key) for key in (options.x, options.y))
         cells[x, y].append(100 * status["validation_error"] if status["state"] == "completed" else math.inf)
     xs, ys = sorted({x for x, _ in cells}), sorted({y for _, y in cells})
     n = {len(errors) for errors in cells.values()}
@@ -59,6 +59,13 @@ def main() -> None:
             axes.text(i, j, shown, ha="center", va="center", color="white" if value > middle else "black")
     figure.colorbar(image, label=f"validation error, % (mean of {', '.join(map(str, n))} seeds)")
     figure.savefig(options.output, dpi=150)
+
+
+def value_of(config: Any, key: str) -> float:
+    """Return what a configuration has under a dotted key."""
+    for name in key.split("."):
+        config = config[name]
+    return float(config)
 
 
 def words(errors: list[float]) -> str:

@@ -10,7 +10,7 @@ train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,14 +10,14 @@ from pathlib import Path
 CHILD = """
 import signal, sys
 import torch
-from burgersgd.cli import compose_jobs
+from burgersgd.cli import compose_job
 from burgersgd.config import register_schemas
 from burgersgd.prepare import prepare
 from burgersgd.run import resume, train
 seconds, folder, *arguments = sys.argv[1:]
 torch.set_num_threads(1)
 register_schemas()
-(config,) = compose_jobs(arguments)
+config = compose_job(arguments)
 prepare([config])
 if float(seconds):
     signal.setitimer(signal.ITIMER_VIRTUAL, float(seconds))  # SIGVTALRM ends a process that does not handle it

@@ -82,6 +82,7 @@ def ray_of_two() -> Iterator[None]:
 
 @needs_ray
 @pytest.mark.usefixtures("ray_of_two")
+@pytest.mark.slow
 def test_ray_trains_the_same_although_processes_are_lost(tmp_path: Path, trouble: Callable[..., None]) -> None:
     trouble({1: "kill", 3: "terminate"})
     assert sweep(*WORDS, "seed=1,2,3,4", "sweep.name=there", "hydra/launcher=fleet_ray") == 0
@@ -125,6 +126,7 @@ def test_a_ray_that_cannot_be_reached_is_one_line(
 
 
 @needs_submitit
+@pytest.mark.slow
 def test_submitit_requeues_what_is_preempted_and_starts_again_what_is_lost(
     tmp_path: Path, trouble: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +202,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 @needs_submitit
+@pytest.mark.slow
 def test_a_job_array_with_what_was_asked_for_and_a_job_that_fails(
     tmp_path: Path, slurm: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

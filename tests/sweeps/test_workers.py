@@ -70,6 +70,7 @@ def assert_equal(folder: Path, other: Path, rel: float) -> None:
             assert repr(ours[name]) == repr(theirs[name])
 
 
+@pytest.mark.slow
 def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry(tmp_path: Path) -> None:
     native = TrainerConfig(budget=40, batch_size=30, compile="native")
     kinds = {"eager": ({}, 1e-10), "native": ({"trainer": native}, 0)}
@@ -103,6 +104,7 @@ def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry
         assert "was killed by SIGKILL, twice" in str(outcomes[0].error)
 
 
+@pytest.mark.slow
 def test_told_to_stop_all_workers_save_their_runs(tmp_path: Path) -> None:
     chunks = [jobs(tmp_path, seeds, trainer=LONG) for seeds in (range(2), range(2, 3), range(3, 4))]
     stop: set[str] = set()

@@ -86,8 +86,8 @@ def test_a_coarse_grid_warns_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     [
         ("scenario=blue", "scenario=blue: must be one of red_light, green_light, jam, ring, riemann"),
         ("nu=-1", "nu=-1.0: must be >= 0"),
-        ("nu=nan", "nu=nan: must be finite and >= 0"),
-        ("nu=inf", "nu=inf: must be finite and >= 0"),
+        ("nu=nan", "nu=nan: must be >= 0 and finite"),
+        ("nu=inf", "nu=inf: must be >= 0 and finite"),
         ("nu=thick", "nu=thick: must be of type float"),
         ("cells=4", "cells=4: must be >= 16 and <= 100000"),
         ("cells=1e3", "cells=1e3: must be of type int"),

@@ -10,7 +10,7 @@ train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -24,6 +24,7 @@ format: $(READY)
 bench: .venv/.bench
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 	$(BIN)/python scripts/bench_burgers.py
+	$(BIN)/python scripts/bench_sweep.py $(if $(findstring --quick,$(ARGS)),--quick)
 
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)

@@ -116,7 +116,7 @@ def _converted(kind: str, value: Any) -> Any:
         return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
     if number and isinstance(value, number) and not isinstance(value, bool):
         return int(value) if kind == "int" else float(value)
-    plain = {"bool": bool, "str": str}.get(kind) or globals().get(kind)
+    plain = {"bool": bool, "str": str, "Any": object}.get(kind) or globals().get(kind)
     if plain is None or not isinstance(value, plain):
         raise TypeError
     return value
@@ -537,6 +537,7 @@ class SweepConfig(Group):
     max_runs: int | None = opt(None, at_least=1)
     prune: str = opt("none", choices=("none", "median", "halving"))
     prune_from: float = opt(0.1, above=0, below=1)
+    workers: int | None = opt(None, at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

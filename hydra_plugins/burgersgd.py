@@ -1,5 +1,6 @@
 """Where Hydra looks for plugins: it takes a launcher or a sweeper only from a module of this package."""
 
+import burgersgd.sweeps.cluster as cluster
 import burgersgd.sweeps.launcher as ours
 
 
@@ -9,3 +10,11 @@ class FleetLauncher(ours.FleetLauncher):
 
 class FleetSweeper(ours.FleetSweeper):
     """hydra/sweeper=fleet."""
+
+
+class FleetRayLauncher(cluster.FleetRayLauncher):
+    """hydra/launcher=fleet_ray."""
+
+
+class FleetSlurmLauncher(cluster.FleetSlurmLauncher):
+    """hydra/launcher=fleet_slurm."""

@@ -1,26 +1,82 @@
-"""What a sweep costs before it trains: composing and checking its jobs, in ms per job.
+"""Measure sweeps and print the Markdown tables of docs/benchmarks.md, Sweeps: `python scripts/bench_sweep.py --quick`.
 
-Run: python scripts/bench_sweep.py [--jobs 1000]
+Sections: compose (ms per job before anything is trained), fleets (a gradient evaluation of R runs together, nothing
+recorded, one thread), sweeps (the launcher's own way of training jobs, everything recorded, against the same jobs one
+after the other and under joblib), command (a whole `burgersgd train --multirun`). Rivals take turns, round by round;
+ratios are computed per round. Tables go to stdout, progress to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
 
+import torch
+from bench_rivals import INNER_STEPS, WORKLOADS, Burgers, JaxEntropySgd, Rival, TorchSgd, Workload, loaded_batches
+from benchmark import Times, print_header, print_table, say, speed_ratio, take_turns
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from burgersgd.config import CONF_DIR
+from burgersgd.config import CONF_DIR, DeviceConfig, LocalEntropyConfig, NpzConfig, SweepConfig
+from burgersgd.recording.progress import SweepProgress
+from burgersgd.sweeps.chunks import Job, train_chunk
+from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.sweep import Sweep
+
+SECTIONS = ("compose", "fleets", "sweeps", "command")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+P1 = "P1 torch SGD, DataLoader"
+OURS, IN_TURN, JOBLIB = "burgersgd --multirun", "one after the other", "joblib"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=1000)
-    n = parser.parse_args().jobs
-    words = ["optimizer=sgd,local_entropy,adamw,langevin", "optimizer.lr=0.1,0.2,0.3,0.4,0.5", f"seed=range({n // 20})"]
+    options = parse()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    torch.set_num_threads(1)
+    print_header(options)
+    if "compose" in options.sections:
+        print_composition(200 if options.quick else 1000)
+    for name in options.workloads:
+        work = dataclasses.replace(WORKLOADS[name], jax_steps=5 * INNER_STEPS)
+        if "fleets" in options.sections:
+            print_fleets(options, work)
+        if "sweeps" in options.sections:
+            print_sweeps(options, work)
+    if "command" in options.sections:
+        print_command(3 if options.quick else options.rounds)
 
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default="w1,w2,w3", help="of w1,w2,w3")
+    parser.add_argument("--runs", default="1,4,16,64,256", help="sizes of fleets; of w3 those up to 16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement, at least one sweep")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="of " + ",".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="w1 and w3, 3 rounds of 0.3 s, fleets of 1, 16 and 64")
+    options = parser.parse_args()
+    if options.quick:
+        options.workloads, options.rounds, options.seconds, options.runs = "w1,w3", 3, 0.3, "1,16,64"
+    for key in ("workloads", "sections", "runs"):
+        setattr(options, key, getattr(options, key).split(","))
+    options.runs = [int(runs) for runs in options.runs]
+    return options
+
+
+# --------------------------------------------------------------------------------------------------------- composing
+
+
+def print_composition(n: int) -> None:
+    words = ["optimizer=sgd,local_entropy,adamw,langevin", "optimizer.lr=0.1,0.2,0.3,0.4,0.5", f"seed=range({n // 20})"]
     start, cpu = time.perf_counter(), time.process_time()
     jobs = Sweep(words).jobs
     ours, cpu = (
@@ -32,8 +88,143 @@ def main() -> None:
         for job in few:
             OmegaConf.to_object(compose("train", overrides=job))
         hydras = 1e3 * (time.perf_counter() - start) / len(few)
-    print(f"{len(jobs)} jobs of 4 optimizers, composed, checked and named, each: {ours:.2f} ms ({cpu:.2f} ms of CPU)")
-    print(f"hydra.compose alone, each: {hydras:.0f} ms")
+    print(f"- {len(jobs)} jobs of 4 optimizers, composed, checked and named: {ours:.2f} ms each ({cpu:.2f} ms of CPU)")
+    print(f"- hydra.compose alone: {hydras:.0f} ms each", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ fleets
+
+
+def print_fleets(options: argparse.Namespace, work: Workload) -> None:
+    """Print what a gradient evaluation of one run costs in fleets of R, on one thread, against JAX."""
+    sizes = [runs for runs in options.runs if not work.mnist_shaped or runs <= 16]
+    makers: dict[str, Callable[[], Rival]] = {P1: lambda: TorchSgd(work, loaded_batches(work))}
+    makers |= {f"fleet, R = {runs}": lambda runs=runs: Burgers(work, "auto", runs) for runs in sizes}
+    if not work.mnist_shaped:
+        wanted = [runs for runs in sizes if runs <= 64]
+        makers |= {f"JAX, R = {r}": lambda r=r: JaxEntropySgd(work, "threefry2x32", True, r) for r in wanted}
+    times = take_turns(makers, options.rounds, options.seconds)
+    print_times(f"{work.title}: nothing recorded, one thread (JAX: all cores)", times)
+
+
+def print_times(title: str, times: Times, others: tuple[str, ...] = ()) -> None:
+    rows = []
+    for name, values in times.items():
+        ratios = (f"{speed_ratio(times, name, other):.2f}" for other in (P1, *others))
+        rows.append([name, f"{median(values):,.1f}", f"{min(values):,.1f}-{max(values):,.1f}", *ratios])
+    print(f"\n### {title}\n")
+    print_table(["", "us per evaluation", "min-max", "x P1", *(f"x {other}" for other in others)], rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+
+
+class RecordedSweep:
+    """Jobs that differ in their seeds, each trained for `unit` evaluations and recorded in a folder of its own."""
+
+    def __init__(self, work: Workload, runs: int, budget: int, train: Callable[[list[Job]], None]) -> None:
+        self.runs, self.unit, self.warm_up, self.train = runs, budget, budget, train
+        config = work.config(LocalEntropyConfig(inner_steps=INNER_STEPS), "auto", budget)
+        # as often as a run of the default length is logged and validated, were it as long
+        often = dataclasses.replace(config.trainer, log_every=max(20, budget // 200), eval_every=max(20, budget // 50))
+        self.config = dataclasses.replace(config, trainer=often)
+        if work.mnist_shaped:
+            self.config = dataclasses.replace(self.config, dataset=NpzConfig(path=str(_npz(work))))
+
+    def advance(self, n: int) -> None:
+        """Train n / unit sweeps."""
+        for _ in range(n // self.unit):
+            with tempfile.TemporaryDirectory() as folder:
+                configs = [dataclasses.replace(self.config, seed=seed) for seed in range(self.runs)]
+                self.train([Job(config, Path(folder, str(config.seed)), ()) for config in configs])
+
+
+def _npz(work: Workload) -> Path:
+    import numpy as np
+
+    path = Path(tempfile.gettempdir(), f"burgersgd-bench-{os.getpid()}.npz")
+    if not path.exists():
+        parts = (work.data.train, work.data.validation, work.data.test)
+        np.savez(path, x=torch.cat([p.inputs for p in parts]).numpy(), y=torch.cat([p.targets for p in parts]).numpy())
+    return path
+
+
+def one_after_the_other(jobs: list[Job], threads: int = 1) -> None:
+    for job in jobs:
+        device = DeviceConfig(name="cpu", threads=threads)
+        _checked(train_chunk([job._replace(config=dataclasses.replace(job.config, device=device))]))
+
+
+def _checked(outcomes: list[Any]) -> None:
+    for outcome in outcomes:
+        if outcome.state != "completed":
+            raise RuntimeError(f"{outcome.folder}: {outcome.state}: {outcome.error}")
+
+
+def under_joblib(jobs: list[Job]) -> None:
+    """One process per core, which joblib keeps from one call to the next."""
+    import joblib  # pyright: ignore[reportMissingImports]
+
+    joblib.Parallel(n_jobs=CORES)(joblib.delayed(one_after_the_other)([job]) for job in jobs)
+
+
+def launched() -> Callable[[list[Job]], None]:
+    """Return the launcher's way, whose workers are kept and whose measurements are those of the first sweep."""
+    trainer = LocalTrainer(SweepConfig(workers=CORES))
+    plan: list[bytes] = []
+
+    def train(jobs: list[Job]) -> None:
+        file = jobs[0].folder.parent / "plan.json"
+        if plan:
+            file.write_bytes(plan[0])
+        for _, outcomes in trainer.train([jobs], SweepProgress(enabled=False)):
+            _checked(outcomes)
+        if file.exists() and not plan:
+            plan.append(file.read_bytes())
+            say(f"   planned in fleets of {', '.join(str(len(fleet)) for fleet in _fleets(plan[0]))}")
+
+    return train
+
+
+def _fleets(plan: bytes) -> list[list[str]]:
+    import json
+
+    return json.loads(plan)["fleets"]
+
+
+def print_sweeps(options: argparse.Namespace, work: Workload) -> None:
+    """Print what a gradient evaluation costs in a sweep that is recorded, against other ways to train the same jobs."""
+    for runs in (4,) if work.mnist_shaped else [r for r in options.runs if r in (64, 256)]:
+        budget = 20 if work.mnist_shaped else 2000
+        makers: dict[str, Callable[[], Rival]] = {P1: lambda: TorchSgd(work, loaded_batches(work))}
+        ways: dict[str, Callable[[list[Job]], None]] = {OURS: launched(), IN_TURN: one_after_the_other}
+        if work.mnist_shaped:
+            ways[f"{IN_TURN}, {CORES} threads"] = lambda jobs: one_after_the_other(jobs, CORES)
+        ways[JOBLIB] = under_joblib
+        for name, way in ways.items():
+            n = (
+                runs if name == OURS else min(runs, 8)
+            )  # of the others, an evaluation costs the same whatever their number
+            makers[name] = lambda way=way, n=n, budget=budget: RecordedSweep(work, n, budget, way)
+        times = take_turns(makers, options.rounds, options.seconds)
+        title = f"{work.title}: {runs} jobs of {budget:,} evaluations, recorded, {CORES} processes"
+        print_times(title, times, (IN_TURN, JOBLIB))
+
+
+# ----------------------------------------------------------------------------------------------------------- command
+
+
+def print_command(rounds: int) -> None:
+    seconds, evaluations = [], 64 * 5000
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "burgersgd", "train", "--multirun", "seed=range(64)"]
+            start = time.perf_counter()
+            subprocess.run([*command, "trainer.budget=5000", f"output_root={folder}"], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+        say(f"   command: {seconds[-1]:.1f} s")
+    print(f"\n- `burgersgd train --multirun 'seed=range(64)' trainer.budget=5000`: {median(seconds):.1f} s", end=" ")
+    print(f"({min(seconds):.1f}-{max(seconds):.1f}), {1e6 * median(seconds) / evaluations:.1f} us per evaluation")
 
 
 if __name__ == "__main__":

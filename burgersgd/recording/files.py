@@ -12,6 +12,10 @@ from typing import Any, BinaryIO
 
 import yaml
 
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""The ones in C, ten times as fast, where PyYAML has them: a sweep writes and reads a file for each of its runs."""
+
 
 class RunFolderError(ValueError):
     """A run folder that cannot be created, written or read: one line naming the path and the reason."""
@@ -87,7 +91,7 @@ def one_line(error: BaseException) -> str:
 def to_yaml(value: Any, path: Path) -> str:
     """Return plain values as YAML; path is the run folder that an error names. Raises RunFolderError."""
     try:
-        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+        return yaml.dump(value, Dumper=YAML_DUMPER, sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as error:  # the value holds more than numbers, text, lists and dicts
         raise RunFolderError(f"cannot create run folder {path}: {one_line(error)}") from error
 

@@ -136,6 +136,8 @@ class SweepProgress(Progress):
     def __init__(self, stream: TextIO | None = None, enabled: bool | None = None) -> None:
         super().__init__(1, "sweep", stream, enabled)
         self._runs_done = self._runs = self._evaluations_done = 0
+        self.under_way = 0
+        """Gradient evaluations that other processes have reported of runs that are not done."""
         self._said = ""  # of the runs that are done, in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
@@ -151,7 +153,7 @@ class SweepProgress(Progress):
         self._runs_done += runs
         self._evaluations_done += evaluations
         self._describe()
-        self.update(self._evaluations_done)
+        self.update(self._evaluations_done + self.under_way)
 
     def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
         """Tell how many gradient evaluations of the sweep are done, and an error, of which the lowest is kept."""

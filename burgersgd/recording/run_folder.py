@@ -25,6 +25,7 @@ import yaml
 from burgersgd.recording.claims import LOCK, claim, release
 from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.files import (
+    YAML_LOADER,
     RunFolderError,
     append,
     csv_number,
@@ -335,7 +336,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the resolved configuration of the run folder `path`."""
     file = Path(path) / CONFIG
     try:
-        return yaml.safe_load(read_text(file))
+        return yaml.load(read_text(file), Loader=YAML_LOADER)
     except yaml.YAMLError as error:
         raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
 

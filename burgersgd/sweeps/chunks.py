@@ -56,11 +56,20 @@ def chunks_of(jobs: Sequence[Job], max_runs: int | None) -> list[Chunk]:
     groups: dict[str, Chunk] = {}
     for job in jobs:
         groups.setdefault(group_name(job.config), []).append(job)
-    chunks = []
-    for group in groups.values():
-        n = -(-len(group) // (max_runs or len(group)))
-        chunks += [group[i * len(group) // n : (i + 1) * len(group) // n] for i in range(n)]  # of like size
-    return chunks
+    return [part for group in groups.values() for part in _parts(group, -(-len(group) // (max_runs or len(group))))]
+
+
+def spread(chunks: Sequence[Chunk], n: int) -> list[Chunk]:
+    """Return the chunks, the longest ones in parts, so that there are n of them or none holds more than one job."""
+    parts = [1] * len(chunks)
+    for _ in range(min(n, sum(map(len, chunks))) - len(chunks)):
+        parts[max(range(len(chunks)), key=lambda i: len(chunks[i]) / parts[i])] += 1
+    return [part for chunk, k in zip(chunks, parts, strict=True) for part in _parts(chunk, k)]
+
+
+def _parts(chunk: Chunk, n: int) -> list[Chunk]:
+    """Return n parts of like size."""
+    return [chunk[i * len(chunk) // n : (i + 1) * len(chunk) // n] for i in range(n)]
 
 
 def group_name(config: TrainConfig) -> str:

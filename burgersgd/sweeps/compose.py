@@ -71,6 +71,11 @@ class Composer:
         own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
         return refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
 
+    def launcher(self) -> DictConfig:
+        """Return which launcher Hydra's own keys choose, and its settings: the node hydra.launcher."""
+        load = self._loader.load_configuration
+        return refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher)
+
     def _node(self, overrides: list[Override]) -> DictConfig:
         choices: list[str] = []
         settings: list[Override] = []

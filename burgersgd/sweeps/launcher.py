@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from burgersgd.recording.progress import SweepProgress
     from burgersgd.sweeps.chunks import Chunk, Outcome
+    from burgersgd.sweeps.planning import LocalTrainer
     from burgersgd.sweeps.sweep import Sweep
 
 
@@ -46,9 +47,10 @@ ConfigStore.instance().store(group="hydra/sweeper", name="fleet", node=FleetSwee
 
 
 class FleetLauncher(BasicLauncher):
-    """Trains the jobs of a Sweep in fleets, in this process; `train_chunks` is what other places to train override."""
+    """Trains the jobs of a Sweep in fleets on this machine; `train_chunks` is what other places to train override."""
 
     sweep: Sweep | None = None
+    _trainer: LocalTrainer | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives."""
@@ -77,10 +79,19 @@ class FleetLauncher(BasicLauncher):
         return returns
 
     def train_chunks(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterable[tuple[Chunk, list[Outcome]]]:
-        """Yield every chunk with its outcomes, in any order, as soon as it is trained."""
-        from burgersgd.sweeps.chunks import train_chunk
+        """Yield all jobs with their outcomes, in chunks of any size and order, as soon as they are trained."""
+        from burgersgd.sweeps.planning import LocalTrainer
 
-        return ((chunk, train_chunk(chunk, progress)) for chunk in chunks)
+        assert self.sweep is not None
+        trainer = self._trainer = self._trainer or LocalTrainer(self.sweep.settings)
+        try:
+            yield from trainer.train(chunks, progress)
+        finally:
+            if self.sweep.settings.sampler != "optuna":  # whose next batch has use for the workers
+                trainer.close()
+
+    def close(self) -> None:
+        """Let go of what training needed, after the last batch of jobs."""
 
     def _job_return(self, words: list[str], outcome: Outcome) -> JobReturn:
         """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB)."""
@@ -146,4 +157,8 @@ class FleetSweeper(Sweeper):
         with contextlib.suppress(OSError):  # then no job can write there, and its failure says so
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        return self._sweep.run(self.launcher.launch, folder)
+        try:
+            return self._sweep.run(self.launcher.launch, folder)
+        finally:
+            if isinstance(self.launcher, FleetLauncher):
+                self.launcher.close()

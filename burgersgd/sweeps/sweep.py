@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
@@ -60,6 +60,8 @@ class Sweep:
             except ImportError as error:
                 raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
         self.composer = Composer([*hydra_words, *self.added])
+        if "hydra/launcher" in chosen:
+            _check_launcher(self.composer.launcher())
         self.settings = self.composer.sweep(words)
         if self.settings.name is not None and "hydra.sweep.dir" not in chosen:
             self.added.append(f"hydra.sweep.dir=${{output_root}}/multirun/{self.settings.name}")
@@ -122,10 +124,10 @@ class Sweep:
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self._folder = folder
-        if self.settings.sampler != "optuna":
-            return [self._launched(launch, self.jobs, 0)]
         try:
-            return self._search(launch, folder)
+            if self.settings.sampler == "optuna":
+                return self._search(launch, folder)
+            return [self._launched(launch, self.jobs, 0)]
         except ConfigError as error:
             self.error = error
             return []
@@ -251,6 +253,14 @@ def train_job(cfg: Any) -> float:
     if outcome.error is not None:
         raise outcome.error
     return outcome.objective(config.sweep.objective)
+
+
+def _check_launcher(node: DictConfig) -> None:
+    """Raise ConfigError where a launcher of ours cannot be made with its settings; others are not looked at."""
+    settings: dict[str, Any] = OmegaConf.to_container(node)  # pyright: ignore[reportAssignmentType]
+    module, _, name = settings.pop("_target_").rpartition(".")
+    if module == PLUGIN:
+        getattr(importlib.import_module(PLUGIN), name)(**settings)
 
 
 def _first_values(overrides: Sequence[Override]) -> Words:

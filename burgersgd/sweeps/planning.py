@@ -1,0 +1,321 @@
+"""How the jobs of a sweep are cut into fleets and spread over processes: by what fits the memory, and is fastest.
+
+A run does not depend on its company, so only rounding depends on the choice (with the native engine, no bit). It is
+kept in `plan.json` of the sweep's folder: the same command again forms the same fleets and measures nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burgersgd.config import ConfigError, SweepConfig, TrainConfig
+from burgersgd.prepare import Prepared, prepare
+from burgersgd.recording.files import read_json, replacing, to_json
+from burgersgd.recording.progress import SweepProgress
+from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, train_chunk
+from burgersgd.sweeps.workers import Pool
+
+PLAN = "plan.json"
+REPAID_SECONDS = 10.0
+"""A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
+WORTH_A_LOOK_SECONDS = 1.0
+"""What a group takes at least, by the speed of a processor, before its speed is measured."""
+LOOK_SECONDS = 0.2
+"""Of one measurement."""
+MEMORY_SHARE = 0.8
+"""Of the memory that is available, fleets may take so much."""
+WORKER_BYTES = 500 << 20
+"""What a process takes before it trains: PyTorch."""
+
+_log = logging.getLogger("burgersgd")
+
+Rates = dict[int, float]
+"""Runs in a fleet -> gradient evaluations per second of one process."""
+
+
+def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threads: int | None = None) -> float:
+    """Return the gradient evaluations per second of a fleet, measured for so long. Raises as prepare does."""
+    prepared = prepare(configs, threads=threads)
+    with prepared.torch_settings():
+        fleet = prepared.fleet()
+        fleet.advance(1)
+        n, best, until = 1, 0.0, time.perf_counter() + seconds
+        while (started := time.perf_counter()) < until:
+            n = min(n, fleet.budget)
+            fleet.evaluations = min(fleet.evaluations, fleet.budget - n)  # a step costs the same wherever it is
+            fleet.advance(n)
+            elapsed = time.perf_counter() - started
+            best = max(best, n * fleet.n_runs / elapsed)  # the fastest stretch: the least disturbed by other programs
+            if elapsed < seconds / 8:
+                n *= 2
+        return best
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the bytes that may still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = []
+    with contextlib.suppress(OSError, ValueError):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # a container: "max" is no number
+        most, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(most - used)
+    if not limits:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # macOS
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(limits, default=1 << 62))
+
+
+def run_bytes(prepared: Prepared) -> int:
+    """Return about how many bytes one run of a fleet takes: a fleet of one is built and takes one eager step."""
+    one = dataclasses.replace(prepared, configs=prepared.configs[:1], engine="eager")
+    kept = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fleet = one.fleet()
+        fleet.advance(1)
+    vectors = 6 + sum(value is not None for value in fleet.state)  # initial and best x, gradient, noise, result, spare
+    activations = 0 if prepared.engine == "native" else 2 * kept
+    return vectors * fleet.d * fleet.x.element_size() + activations
+
+
+# ------------------------------------------------------------------------------------------------------------ plan
+
+
+@dataclass
+class Group:
+    """Jobs that may share a fleet."""
+
+    name: str
+    jobs: Chunk
+    new: Chunk
+    """Those that were in no fleet before."""
+    prepared: Prepared
+    bytes_per_run: int
+    seconds_per_run: float
+    """About, on one core."""
+
+    def most(self, workers: int) -> int:
+        """Return the runs of a fleet that fit the memory, beside those of the other workers."""
+        device = self.prepared.problem.inputs.device
+        free = MEMORY_SHARE * available_memory(device)
+        if device.type == "cpu" and workers > 1:
+            data = self.prepared.problem.inputs.nbytes
+            free = free / workers - WORKER_BYTES - 2 * data
+        return math.floor(free / max(1, self.bytes_per_run))
+
+
+class Memory:
+    """What is known of a sweep from `plan.json`: the fleets that were formed, and how fast fleets are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / PLAN
+        known: dict[str, Any] = {}
+        with contextlib.suppress(RunFolderError):  # a new sweep
+            known = read_json(self.path)
+        self.fleets: list[list[str]] = known.get("fleets", [])
+        """Names of runs that were begun together, where not all were that could have been."""
+        self.rates: dict[str, dict[str, float]] = known.get("rates", {})
+        """Group, machine and workers -> runs in a fleet -> gradient evaluations per second of one process."""
+
+    def save(self) -> None:
+        """Write what is known; a folder that cannot be written to keeps nothing."""
+        if self.fleets or self.rates:
+            with contextlib.suppress(OSError), replacing(self.path) as stream:
+                stream.write(to_json({"fleets": self.fleets, "rates": self.rates}).encode())
+
+    def measured(self, group: Group, workers: int, sizes: Sequence[int], measure: Measure) -> Rates:
+        """Return how fast fleets of the given sizes are, in rising order until they get slower."""
+        text = f"{group.name} {os.cpu_count()} {workers}"
+        known = self.rates.setdefault(hashlib.sha256(text.encode()).hexdigest()[:12], {})
+        rates: Rates = {}
+        for runs in sizes:
+            if str(runs) not in known:
+                try:
+                    known[str(runs)] = measure([job.config for job in group.jobs[:runs]])
+                except (MemoryError, RuntimeError, ValueError) as error:  # training will tell, job by job
+                    _log.debug("cannot measure a fleet of %d: %s", runs, error)
+                    break
+            rates[runs] = known[str(runs)]
+            if rates[runs] < 0.8 * max(rates.values()):
+                break
+        return rates
+
+    def formed(self, jobs: Sequence[Job]) -> tuple[list[Chunk], list[Job]]:
+        """Return the jobs of each fleet that was formed before, and those that are in none."""
+        fleet_of = {name: i for i, fleet in enumerate(self.fleets) for name in fleet}
+        formed: dict[tuple[int, str], Chunk] = {}
+        new = []
+        for job in jobs:
+            if job.folder.name in fleet_of:
+                formed.setdefault((fleet_of[job.folder.name], group_name(job.config)), []).append(job)
+            else:
+                new.append(job)
+        return list(formed.values()), new
+
+
+Measure = Callable[[list[TrainConfig]], float]
+
+
+def sizes_to_try(limit: int) -> list[int]:
+    """Return the sizes of fleets to measure: 1, 4, 16, ... and limit."""
+    return [4**k for k in range(16) if 4**k < limit] + [limit]
+
+
+def best_size(rates: Rates, jobs: int, workers: int) -> int:
+    """Return the size of fleets with which the last of the workers is done first, about: a large one if in doubt."""
+
+    def seconds(runs: int) -> float:
+        chunks = -(-jobs // runs)
+        return -(-chunks // workers) * jobs / chunks / rates[runs]
+
+    least = min(map(seconds, rates))
+    return max(runs for runs in rates if seconds(runs) <= 1.05 * least)
+
+
+class LocalTrainer:
+    """Trains jobs on this machine: in this process or, where that is faster, in workers, kept until `close`."""
+
+    def __init__(self, settings: SweepConfig) -> None:
+        self.settings = settings
+        self.pool: Pool | None = None
+
+    def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
+        """Yield all jobs with their outcomes, in chunks of its own. Raises Interrupted, every run saved."""
+        jobs = [job for chunk in chunks for job in chunk]
+        if not jobs:
+            return
+        memory = Memory(jobs[0].folder.parent)
+        planned, new = memory.formed(jobs)
+        groups, unprepared = self._groups(memory, jobs, {id(job) for job in new})
+        planned += unprepared
+        fits = []
+        for group in groups:
+            if group.most(workers=1) >= 1:
+                fits.append(group)
+                continue
+            here = {id(job) for job in group.jobs}
+            planned = [chunk for chunk in planned if id(chunk[0]) not in here]
+            yield group.jobs, [Outcome("failed", job.folder, error=_too_large(group)) for job in group.jobs]
+        workers = self._start_workers(fits)
+        for group in fits:
+            cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
+            planned += cut
+            if len(cut) > 1:
+                memory.fleets += [[job.folder.name for job in chunk] for chunk in cut]
+        memory.save()
+        if self.settings.max_runs is not None:
+            planned = [part for chunk in planned for part in chunks_of(chunk, self.settings.max_runs)]
+        if workers == 1 or self.pool is None:
+            yield from ((chunk, train_chunk(chunk, progress)) for chunk in planned)
+            return
+        seconds = {id(job): group.seconds_per_run for group in fits for job in group.jobs}
+        planned.sort(key=lambda chunk: -sum(seconds.get(id(job), 0.0) for job in chunk))  # the longest first
+        yield from self.pool.train(planned, progress)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
+
+    def _groups(self, memory: Memory, jobs: Sequence[Job], new: set[int]) -> tuple[list[Group], list[Chunk]]:
+        """Return the groups, looked at, and chunks of jobs that cannot even be prepared: training will tell why."""
+        groups, unprepared = [], []
+        for chunk in chunks_of(jobs, None):
+            configs = [job.config for job in chunk]
+            try:
+                prepared = prepare(configs)
+                size = _run_bytes_if_they_matter(prepared)
+            except Exception:
+                unprepared.append([job for job in chunk if id(job) in new])
+                continue
+            # on one core if nothing is in the way
+            seconds = prepared.budget * (15e-6 + 6 * prepared.problem.d * prepared.batch_size / 200e9)
+            group = Group(
+                group_name(configs[0]), chunk, [job for job in chunk if id(job) in new], prepared, size, seconds
+            )
+            decided = self.settings.workers is not None and self.settings.max_runs is not None
+            if len(jobs) > 1 and not decided and seconds * len(chunk) > WORTH_A_LOOK_SECONDS:
+                runs = max(1, min(16, len(chunk), group.most(workers=1)))
+                for rate in memory.measured(group, 0, [runs], lambda configs: rate_of(configs, threads=1)).values():
+                    group.seconds_per_run = prepared.budget / rate
+            groups.append(group)
+        return groups, [chunk for chunk in unprepared if chunk]
+
+    def _start_workers(self, groups: Sequence[Group]) -> int:
+        """Return the number of processes to train in, 1 for this one alone, and have that many workers ready."""
+        n_jobs = sum(len(group.jobs) for group in groups)
+        if n_jobs < 2:
+            return 1
+        config, device = groups[0].prepared.configs[0], groups[0].prepared.problem.inputs.device
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        room = max(1, cores // (config.device.threads or 1)) if device.type == "cpu" else 1
+        if device.type == "cuda" and config.device.index == 0:
+            room = torch.cuda.device_count()
+        workers = min(n_jobs, self.settings.workers or room)
+        if self.settings.workers is None and not _long(groups):
+            workers = 1
+        if workers > 1 and (self.pool is None or self.pool.n != workers):
+            self.close()
+            self.pool = Pool(workers, max(1, cores // workers), gpus=device.type == "cuda")
+        return workers
+
+    def _cut(self, memory: Memory, group: Group, workers: int, alone: bool) -> list[Chunk]:
+        """Return the new jobs of a group as fleets. alone: there is not enough besides to keep all workers busy."""
+        if not group.new:
+            return []
+        limit = min(len(group.new), max(1, group.most(workers)))
+        if alone:
+            limit = min(limit, -(-len(group.new) // workers))
+        if self.settings.max_runs is not None:
+            return chunks_of(group.new, min(limit, self.settings.max_runs))
+        if group.prepared.engine != "compiled" and _long([group]):
+            measure = rate_of if workers == 1 or self.pool is None else self.pool.measure
+            if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
+                limit = best_size(rates, len(group.new), workers)
+        return chunks_of(group.new, limit)
+
+
+def _long(groups: Sequence[Group]) -> bool:
+    """Whether measurements and workers are repaid."""
+    return sum(group.seconds_per_run * len(group.jobs) for group in groups) > REPAID_SECONDS
+
+
+def _run_bytes_if_they_matter(prepared: Prepared) -> int:
+    """Return run_bytes, or 0 where all runs together are small beyond doubt."""
+    problem = prepared.problem
+    numbers = 32 * problem.d + 1000 * prepared.batch_size
+    if len(prepared.configs) * 8 * numbers < available_memory(problem.inputs.device) / 10:
+        return 0
+    return run_bytes(prepared)
+
+
+def _too_large(group: Group) -> ConfigError:
+    needed, free = group.bytes_per_run / 1e9, available_memory(group.prepared.problem.inputs.device) / 1e9
+    return ConfigError(
+        f"one run needs about {needed:.2g} GB of memory, {free:.2g} are free: a smaller model or batch may fit"
+    )

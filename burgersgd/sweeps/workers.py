@@ -1,0 +1,268 @@
+"""Chunks trained on processes of this machine: one per core, or per GPU, started once and used for all of them.
+
+On a CPU one process per core beats one process with a thread per core: threads wait for one another at every step,
+which is dear where other programs run besides, and a process records its own runs (docs/benchmarks.md, Sweeps).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from burgersgd.config import TrainConfig
+from burgersgd.interruption import Interrupted, interruptible
+from burgersgd.recording.progress import Progress, SweepProgress
+from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
+
+POLL_SECONDS = 0.1
+"""How long a signal may wait until the workers hear of it, and between two reports of how far one is."""
+PATIENCE_SECONDS = 60.0
+"""How long workers may take to save their runs."""
+
+
+class WorkerDiedError(RuntimeError):
+    """A process ended that should not have; the message says how."""
+
+
+class Pool:
+    """n worker processes with so many threads each; gpus: worker i sees the i-th GPU alone."""
+
+    def __init__(self, n: int, threads: int, gpus: bool = False) -> None:
+        self.n, self._threads, self._gpus = n, threads, gpus
+        self.workers = [self._start(i) for i in range(n)]
+
+    def _start(self, i: int) -> _Worker:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(k) for k in range(self.n)]
+        return _Worker(self._threads, devices[i] if self._gpus else None)
+
+    def measure(self, configs: Sequence[TrainConfig]) -> float:
+        """Return the gradient evaluations per second of one worker while all of them train such a fleet.
+
+        Raises WorkerDiedError where one dies of it, and what `planning.rate_of` raises.
+        """
+        for i, worker in enumerate(self.workers):
+            if worker.connection.closed:
+                self.workers[i] = self._start(i)
+            self.workers[i].send("measure", list(configs))
+        answers = []
+        for worker in self.workers:
+            try:
+                answers.append(worker.connection.recv()[1])
+            except (EOFError, OSError):
+                answers.append(WorkerDiedError(worker.end()))
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return sum(answers) / self.n
+
+    def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
+        """Yield every chunk with its outcomes, as soon as it is trained.
+
+        The chunk of a worker that dies is begun once more, from its checkpoints; then its jobs have failed. Raises
+        Interrupted where this process or a worker is told to stop, after all workers have saved their runs.
+        """
+        waiting, deaths = deque(chunks), dict.fromkeys(range(len(chunks)), 0)
+        number = {id(chunk): i for i, chunk in enumerate(chunks)}
+        with interruptible() as interruption, interruption.deferred(), self._closed_if_left():
+            while waiting or any(worker.chunk for worker in self.workers):
+                if interruption.requested is not None:
+                    interruption.settle()
+                    raise self._interrupted(interruption.requested)
+                for i, worker in enumerate(self.workers):
+                    if worker.chunk is None and waiting:
+                        if worker.connection.closed:
+                            self.workers[i] = worker = self._start(i)
+                        worker.begin(waiting.popleft())
+                busy = {worker.connection: i for i, worker in enumerate(self.workers) if worker.chunk}
+                for connection in wait(list(busy), POLL_SECONDS):
+                    worker = self.workers[i := busy[connection]]  # pyright: ignore[reportArgumentType]
+                    chunk = worker.chunk
+                    assert chunk is not None
+                    try:
+                        kind, *content = worker.connection.recv()
+                    except (EOFError, OSError):
+                        how = worker.end()
+                        progress.add(-worker.counted)
+                        deaths[number[id(chunk)]] += 1
+                        if deaths[number[id(chunk)]] == 1:
+                            waiting.appendleft(chunk)
+                            continue
+                        error = WorkerDiedError(f"its worker process {how}, twice; the system may be out of memory")
+                        yield chunk, [Outcome("failed", job.folder, error=error) for job in chunk]
+                        continue
+                    if kind == "progress":
+                        worker.counted += content[0]
+                        progress.percent = content[2]
+                        progress.add(content[0], None, content[1])
+                    elif kind == "interrupted":  # by somebody else than this process
+                        worker.chunk = None
+                        raise self._interrupted(content[0], content[1])
+                    else:
+                        worker.chunk = None
+                        progress.under_way = sum(other.counted for other in self.workers if other.chunk)
+                        yield chunk, content[0]
+
+    def _interrupted(self, number: int, folders: Sequence[Path] = ()) -> Interrupted:
+        """Tell all workers to stop and return what is to be raised once they have."""
+        interrupted = Interrupted(number)
+        interrupted.folders = list(folders)
+        for worker in self.workers:
+            worker.send("stop")
+        until = time.monotonic() + PATIENCE_SECONDS
+        left = [worker for worker in self.workers if worker.chunk]
+        while left and time.monotonic() < until:
+            for worker in list(left):
+                with contextlib.suppress(EOFError, OSError):
+                    if not worker.connection.poll(POLL_SECONDS):
+                        continue
+                    kind, *content = worker.connection.recv()
+                    if kind == "progress":
+                        continue
+                    if kind == "interrupted":
+                        interrupted.folders += content[1]
+                left.remove(worker)
+        return interrupted
+
+    @contextlib.contextmanager
+    def _closed_if_left(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all workers; one that still trains saves its runs. May be called twice."""
+        for worker in self.workers:
+            worker.send("stop")
+        for worker in self.workers:
+            worker.process.join(PATIENCE_SECONDS)
+            worker.end()
+        self.workers = []
+
+
+class _Worker:
+    """One worker, seen from the process that started it."""
+
+    def __init__(self, threads: int, gpu: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, threads, gpu), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.chunk: Chunk | None = None
+        self.counted = 0
+        """Gradient evaluations of the chunk so far."""
+
+    def begin(self, chunk: Chunk) -> None:
+        """Have a chunk trained."""
+        self.chunk, self.counted = chunk, 0
+        self.send("train", chunk)
+
+    def send(self, *message: Any) -> None:
+        """Send a message; one to a dead worker is lost, which the next `recv` tells."""
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def end(self) -> str:
+        """Make sure that the process has ended and return how; its place is free for another one."""
+        self.chunk = None
+        self.process.join(1.0)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+        code = self.process.exitcode or 0
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+# ------------------------------------------------------------------------------------------------- in the worker
+
+
+def _work(connection: Connection, threads: int, gpu: str | None) -> None:
+    """Do what the other end asks for, until it says stop or is gone."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        with interruptible() as interruption:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; one decides
+            tasks: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+
+            def listen() -> None:
+                with contextlib.suppress(EOFError, OSError):
+                    while (message := connection.recv())[0] != "stop":
+                        tasks.put(message)
+                if interruption.requested is None:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+            threading.Thread(target=listen, daemon=True).start()
+            import torch
+
+            from burgersgd.sweeps.planning import rate_of
+
+            torch.set_num_threads(threads)
+            while True:
+                kind, *content = tasks.get()
+                if kind == "measure":
+                    connection.send(("measured", _or_error(rate_of, *content)))
+                else:
+                    outcomes = train_chunk(content[0], _Relay(connection))  # pyright: ignore[reportArgumentType]
+                    connection.send(("done", [sendable(outcome) for outcome in outcomes]))
+    except Interrupted as interrupted:
+        with contextlib.suppress(OSError):
+            connection.send(("interrupted", interrupted.signal, interrupted.folders))
+    except OSError:  # nobody is there to be told
+        pass
+
+
+class _Relay(Progress):
+    """Tells the other end of a connection what a fleet tells its bar."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(1, "", enabled=False)
+        self._connection, self._told, self._next = connection, 0, 0.0
+
+    def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
+        """Tell at most every POLL_SECONDS."""
+        self._evaluations = evaluations
+        if validation_error is not None:
+            known = validation_error if self._validation_error is None else self._validation_error
+            self._validation_error = min(validation_error, known)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + POLL_SECONDS
+            with contextlib.suppress(OSError):  # the other end is gone, and this process soon told to stop
+                self._connection.send(("progress", evaluations - self._told, self._validation_error, self.percent))
+            self._told = evaluations
+
+
+def _or_error(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return _sendable_error(error)
+
+
+def _sendable_error(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def sendable(outcome: Outcome) -> Outcome:
+    """Return the outcome with an error that can be read back in another process."""
+    return outcome if outcome.error is None else dataclasses.replace(outcome, error=_sendable_error(outcome.error))

@@ -1,0 +1,196 @@
+"""Sweeps on several processes: the same folders, nothing lost when one dies or all are told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burgersgd.config import MlpConfig, SweepConfig, TrainerConfig
+from burgersgd.interruption import Interrupted, interruptible
+from burgersgd.recording.files import read_json
+from burgersgd.recording.progress import SweepProgress
+from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
+from burgersgd.sweeps import planning
+from burgersgd.sweeps.chunks import Chunk, Job, Outcome, train_chunk
+from burgersgd.sweeps.planning import LocalTrainer, best_size
+from burgersgd.sweeps.workers import Pool
+from tests.conftest import small_config
+
+LONG = TrainerConfig(budget=10_000_000, batch_size=30, compile="off", log_every=100, checkpoint_every=100)
+
+
+def jobs(root: Path, seeds: range, **changes: Any) -> Chunk:
+    """Return jobs that differ in their seeds."""
+    return [Job(small_config(seed, **changes), root / str(seed), ()) for seed in seeds]
+
+
+@contextlib.contextmanager
+def pool_of(n: int) -> Iterator[Pool]:
+    pool = Pool(n, threads=1)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+class Telling(SweepProgress):
+    """Calls a function as soon as a worker says how far it is."""
+
+    def __init__(self, tell: Any) -> None:
+        super().__init__(enabled=False)
+        self.tell = tell
+
+    def add(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
+        super().add(evaluations, train_loss, validation_error)
+        if evaluations > 0:
+            self.tell()
+
+
+def metrics(folder: Path) -> dict[str, list[Any]]:
+    return {name: column for name, column in read_metrics(folder).items() if name != "seconds"}
+
+
+def assert_equal(folder: Path, other: Path, rel: float) -> None:
+    assert {path.name.partition(".")[0] for path in folder.iterdir()} == {
+        path.name.partition(".")[0] for path in other.iterdir()
+    }
+    ours, theirs = metrics(folder), metrics(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if rel:
+            assert ours[name] == pytest.approx(theirs[name], rel=rel, nan_ok=True)
+        else:
+            assert repr(ours[name]) == repr(theirs[name])
+
+
+def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry(tmp_path: Path) -> None:
+    native = TrainerConfig(budget=40, batch_size=30, compile="native")
+    kinds = {"eager": ({}, 1e-10), "native": ({"trainer": native}, 0)}
+    chunks: list[Chunk] = []
+    for name, (changes, _) in kinds.items():
+        train_chunk(jobs(tmp_path / "one" / name, range(4), **changes))
+        chunks += [jobs(tmp_path / "many" / name, half, **changes) for half in (range(2), range(2, 4))]
+    with pool_of(2) as pool:
+        progress = SweepProgress(enabled=False)
+        progress.expect(8, 8 * 40)
+        ended = {id(chunk): outcomes for chunk, outcomes in pool.train(chunks, progress)}
+        assert sorted(ended) == sorted(map(id, chunks))
+        for outcomes, chunk in ((ended[id(chunk)], chunk) for chunk in chunks):
+            assert [(o.state, o.folder) for o in outcomes] == [("completed", job.folder) for job in chunk]
+        for name, (_, rel) in kinds.items():
+            for seed in range(4):
+                assert_equal(tmp_path / "many" / name / str(seed), tmp_path / "one" / name / str(seed), rel)
+
+        victims = iter([pool.workers[0].process.pid])  # killed once, at the first sign of life
+        trainer = TrainerConfig(budget=4000, batch_size=30, compile="off", log_every=50, checkpoint_every=200)
+        (chunk,) = [jobs(tmp_path / "killed", range(1), trainer=trainer)]
+        telling = Telling(lambda: [os.kill(pid, signal.SIGKILL) for pid in victims if pid])
+        (outcomes,) = [outcomes for _, outcomes in pool.train([chunk], telling)]
+        assert outcomes[0].state == "completed"
+        assert outcomes[0].evaluations == 4000
+
+        again = jobs(tmp_path / "twice", range(2), trainer=LONG)
+        telling = Telling(lambda: os.kill(pool.workers[0].process.pid or 0, signal.SIGKILL))
+        (outcomes,) = [outcomes for _, outcomes in pool.train([again], telling)]
+        assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+        assert "was killed by SIGKILL, twice" in str(outcomes[0].error)
+
+
+def test_told_to_stop_all_workers_save_their_runs(tmp_path: Path) -> None:
+    chunks = [jobs(tmp_path, seeds, trainer=LONG) for seeds in (range(2), range(2, 3), range(3, 4))]
+    stop: set[str] = set()
+
+    def tell() -> None:
+        begun = {path.parent.name for path in tmp_path.glob(f"*/{CHECKPOINT}")}
+        if begun >= {"0", "1", "2"} and not stop:
+            stop.add("told")
+            signal.raise_signal(signal.SIGTERM)
+
+    with pool_of(2) as pool, pytest.raises(Interrupted) as caught, interruptible():
+        list(pool.train(chunks, Telling(tell)))
+    assert caught.value.signal == signal.SIGTERM
+    assert sorted(folder.name for folder in caught.value.folders) == ["0", "1", "2"]
+    for folder in caught.value.folders:
+        assert read_status(folder)["state"] == "interrupted"
+    assert not (tmp_path / "3").exists()
+    assert pool.workers == []
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let every sweep seem long, and fleets of two be the fastest; return the sizes of the fleets that are measured."""
+    measured: list[int] = []
+
+    def rate(configs: Any, *arguments: Any, **words: Any) -> float:
+        measured.append(len(configs))
+        return {1: 0.5e-3, 2: 1e-3}.get(len(configs), 0.9e-3)
+
+    monkeypatch.setattr(planning, "rate_of", rate)
+    monkeypatch.setattr(planning, "sizes_to_try", lambda limit: sorted({1, min(2, limit), limit}))
+    monkeypatch.setattr(planning, "WORTH_A_LOOK_SECONDS", 0.0)
+    return measured
+
+
+def trained(trainer: LocalTrainer, chunk: Chunk) -> list[tuple[list[int], list[Outcome]]]:
+    progress = SweepProgress(enabled=False)
+    ended = trainer.train([chunk], progress)
+    return [([job.config.seed for job in part], outcomes) for part, outcomes in ended]
+
+
+def test_the_fastest_fleets_are_formed_and_formed_again(tmp_path: Path, in_process: list[int]) -> None:
+    all_jobs = jobs(tmp_path, range(5))
+    trainer = LocalTrainer(SweepConfig(workers=1))
+    fleets = [seeds for seeds, _ in trained(trainer, all_jobs)]
+    assert fleets == [[0], [1, 2], [3, 4]]
+    assert in_process == [5, 1, 2, 5]  # a look, then the sizes
+    plan = read_json(tmp_path / planning.PLAN)
+    assert plan["fleets"] == [["0"], ["1", "2"], ["3", "4"]]
+
+    in_process.clear()
+    fleets = [
+        seeds
+        for seeds, _ in trained(LocalTrainer(SweepConfig(workers=1)), [*jobs(tmp_path, range(5, 7)), *all_jobs[2:]])
+    ]
+    assert in_process == []  # though the sweep has grown
+    assert sorted(fleets) == [[2], [3, 4], [5, 6]]
+    fleets = [seeds for seeds, _ in trained(LocalTrainer(SweepConfig(workers=1, max_runs=1)), all_jobs)]
+    assert fleets == [[seed] for seed in range(5)]
+
+
+def test_fleets_fit_the_memory_and_a_run_that_does_not_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planning.run_bytes(planning.prepare([small_config()]))
+    monkeypatch.setattr(planning, "available_memory", lambda device: round(2.5 * run / planning.MEMORY_SHARE))
+    large = jobs(tmp_path, range(5, 6), model=MlpConfig(widths=[300, 300]))
+    progress = SweepProgress(enabled=False)
+    ended = list(LocalTrainer(SweepConfig()).train([jobs(tmp_path, range(5)), large], progress))
+    assert sorted(len(chunk) for chunk, _ in ended) == [1, 1, 2, 2]
+    (failed,) = [outcome for _, outcomes in ended for outcome in outcomes if outcome.state == "failed"]
+    assert failed.folder == large[0].folder
+    assert "GB of memory" in str(failed.error)
+    assert not failed.folder.exists()
+
+
+def test_the_memory_of_a_run_grows_with_its_vectors_and_its_activations() -> None:
+    def size(**changes: Any) -> int:
+        return planning.run_bytes(planning.prepare([small_config(**changes)]))
+
+    d = planning.prepare([small_config()]).problem.d
+    assert 8 * 8 * d < size() < 1_000_000  # x, y, mean and best x are certain
+    wide = small_config().trainer
+    assert size(trainer=dataclasses.replace(wide, batch_size=300)) > 2 * size()
+    assert size(trainer=dataclasses.replace(wide, batch_size=300, compile="native", precision="float32")) < size()
+
+
+def test_the_last_of_the_workers_is_done_first() -> None:
+    assert best_size({1: 100.0, 32: 200.0}, 64, workers=2) == 32
+    assert best_size({1: 100.0, 4: 90.0}, 64, workers=2) == 1  # where batching loses, there are no batches
+    assert best_size({1: 100.0, 3: 110.0}, 3, workers=2) == 1  # one worker would have nothing to do

@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -68,7 +68,7 @@ def _train(arguments: list[str]) -> int:
     from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
     from burgersgd.recording.progress import shown_path
 
-    arguments = sorted(map(_yaml_infinity, arguments), key=_is_flag)  # Hydra wants the overrides beside one another
+    arguments = _in_order(map(_yaml_infinity, arguments))
     schema.register_schemas()
     try:
         flags = _hydra_flags(arguments)
@@ -292,9 +292,21 @@ def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(arguments))
 
 
-def _is_flag(argument: str) -> bool:
-    """Whether an argument is no override: a flag, or the value of one."""
-    return argument.startswith("-") or not ("=" in argument or argument.startswith("~"))
+def _in_order(arguments: Iterable[str]) -> list[str]:
+    """Return the overrides, of each key the last one alone, and then the flags with their values.
+
+    Hydra wants the overrides beside one another, and in a sweep would try what is set twice both ways.
+    """
+    flags: list[str] = []
+    last: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if key.startswith("-") or not (equals or key.startswith("~")):
+            flags.append(argument)
+        else:
+            last.pop(key, None)  # the order is that of the last ones
+            last[key] = argument
+    return [*last.values(), *flags]
 
 
 def _yaml_infinity(argument: str) -> str:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +60,10 @@ class Row(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ fuzzing
 
 
-def fuzzed(n: int, seed: int) -> list[Row]:
+def fuzzed(n: int, seed: int) -> Iterator[Row]:
     """Try n command lines of nonsense and as many whose every value is allowed."""
-    return [
-        _fuzzed(
-            n, seed, fuzz.nonsense(), "a mistake is one line on stderr, exit code 2 and nothing on the disk", False
-        ),
-        _fuzzed(n, seed, fuzz.overrides(), "a command whose every value is in its range trains", True),
-    ]
+    yield _fuzzed(n, seed, fuzz.nonsense(), "a mistake is one line, exit code 2 and nothing on the disk", False)
+    yield _fuzzed(n, seed, fuzz.overrides(), "a command whose every value is in its range trains", True)
 
 
 def _fuzzed(n: int, seed: int, lines: Any, promise: str, accepted_only: bool) -> Row:
@@ -126,7 +122,7 @@ def resources() -> Resources:
     return Resources(resident, len(os.listdir("/proc/self/fd")), threads, len(os.listdir(tempfile.gettempdir())))
 
 
-def leaks(n: int, seed: int) -> list[Row]:
+def leaks(n: int, seed: int) -> Iterator[Row]:
     """Train n short runs in this process, each with a run folder; every fifth by the command line."""
     held: list[Resources] = []
     with tempfile.TemporaryDirectory() as private, _temporary_files_in(Path(private) / "tmp"):
@@ -148,7 +144,7 @@ def leaks(n: int, seed: int) -> list[Row]:
         f"memory {growth:+.2f} MiB over the last {len(later):,} runs ({end.memory:.0f} MiB), {end.files} files and "
         f"{end.threads} threads open, {end.temporary} temporary files left"
     )
-    return [Row("many runs in one process leak nothing", f"{n:,} runs", result, failures)]
+    yield Row("many runs in one process leak nothing", f"{n:,} runs", result, failures)
 
 
 @contextlib.contextmanager
@@ -183,7 +179,7 @@ def _short_run(k: int, seed: int, root: Path) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- main
 
-PARTS: dict[str, tuple[Callable[[int, int], list[Row]], int, str]] = {
+PARTS: dict[str, tuple[Callable[[int, int], Iterator[Row]], int, str]] = {
     "fuzz": (fuzzed, 1000, "command lines of each kind"),
     "leaks": (leaks, 1000, "short runs in one process"),
 }
@@ -204,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (part, _, _) in PARTS.items():
         n = getattr(options, name)
         started = time.monotonic()
-        for row in part(n, options.seed) if n else []:
+        for row in part(n, options.seed) if n else ():
             minutes = (time.monotonic() - started) / 60
             print(f"| {row.promise} | {row.tried} | {row.result} | {minutes:.1f} |", flush=True)
             failures += row.failures

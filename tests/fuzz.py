@@ -253,6 +253,8 @@ def complaints(outcome: Outcome, accepted_only: bool = False) -> list[str]:
     elif outcome.code in (0, 1, 3):
         if not set(outcome.states) <= {"completed", "diverged"}:
             found.append(f"runs ended as {outcome.states}")
+        if outcome.code == 1 and not outcome.states:
+            found.append("exit code 1 without a run")
         if accepted_only and len(outcome.states) != 1:
             found.append(f"{len(outcome.states)} runs left a status")
         if "Traceback" in outcome.err:

@@ -227,6 +227,13 @@ def test_flags_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -
     assert (shown["optimizer"]["lr"], shown["seed"]) == (0.25, 3)
 
 
+def test_of_what_is_set_twice_the_last_one_counts(tmp_path: Path) -> None:
+    assert run([*SHORT, "--multirun", "optimizer.lr=abc", "seed=1,2", "optimizer.lr=0.1,0.2", "seed=3"]) == 0
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    configs = [read_config(path.parent) for path in sweep.glob("*/status.json")]
+    assert sorted((config["optimizer"]["lr"], config["seed"]) for config in configs) == [(0.1, 3), (0.2, 3)]
+
+
 def test_hydras_help_is_shown_whatever_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(["--hydra-help", "optimizer.lr=abc"])

@@ -1,6 +1,7 @@
 """Draw a finished sweep over two keys as a heat map: the mean validation error at the end over whatever else varied.
 
-    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6 optimizer.gamma=1,10,100,inf "seed=range(8)"
+    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6,1e-5 \\
+        optimizer.gamma=0.1,1,10,100,.inf "seed=range(8)"
     python scripts/heat_map.py outputs/multirun/map optimizer.gamma optimizer.nu docs/sweep.png
 
 Prints the table that it draws. A diverged run makes its cell diverge.
@@ -56,7 +57,7 @@ def main() -> None:
     for j, row in enumerate(means):
         for i, value in enumerate(row):
             shown = f"{value:.2f}" if math.isfinite(value) else "diverged"
-            axes.text(i, j, shown, ha="center", va="center", color="white" if value > middle else "black")
+            axes.text(i, j, shown, ha="center", va="center", color="white" if middle < value < math.inf else "black")
     figure.colorbar(image, label=f"validation error, % (mean of {', '.join(map(str, n))} seeds)")
     figure.savefig(options.output, dpi=150)
 

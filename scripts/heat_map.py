@@ -1,6 +1,6 @@
-"""Draw a finished sweep over two keys as a heat map: the mean validation error at the end over whatever else varied.
+r"""Draw a finished sweep over two keys as a heat map: the mean validation error at the end over whatever else varied.
 
-    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6,1e-5 \\
+    burgersgd train --multirun sweep.name=map optimizer.nu=0,1e-8,1e-7,1e-6,1e-5 \
         optimizer.gamma=0.1,1,10,100,.inf "seed=range(8)"
     python scripts/heat_map.py outputs/multirun/map optimizer.gamma optimizer.nu docs/sweep.png
 

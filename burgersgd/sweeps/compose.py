@@ -97,8 +97,8 @@ class Composer:
             words = [*self._hydra_overrides, *choices]
             try:
                 node = self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
-            except AttributeError as error:  # OmegaConf's, when a dict meets null
-                raise ConfigError(f"{' '.join(self._hydra_overrides)}: cannot be merged") from error
+            except (AttributeError, TypeError) as error:  # in Hydra: a dict meets null, a list is no name of a file
+                raise ConfigError(f"{' '.join(words)}: cannot be composed") from error
             with open_dict(node):
                 del node["hydra"]
             self._bases[choices] = pickle.dumps(node)

@@ -168,9 +168,8 @@ def _sweep(arguments: list[str]) -> int:
         return _fail(error)
     for note in sweep.notes:
         print(f"burgersgd: {note}", file=sys.stderr)
-    at = arguments.index(words[-1]) + 1 if words else len(arguments)  # argparse wants them beside one another
     try:
-        _run_hydra([*arguments[:at], *sweep.added, *arguments[at:]], train_job, sweep)
+        _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (_in_order)
     finally:  # interrupted, too
         if sweep.started:
             print(sweep.report(), flush=True)

@@ -18,7 +18,6 @@ from burgersgd.recording.run_folder import (
     RunFolder,
     RunFolderError,
     read_checkpoint,
-    read_config,
     read_status,
 )
 
@@ -49,7 +48,7 @@ class Lane:
         Raises RunFolderError where folder and checkpoint do not fit, ConfigError for the configuration of another
         version.
         """
-        lane = cls(config_from(read_config(folder.path)), folder)
+        lane = cls(config_from(folder.config), folder)
         lane.reload()
         if lane.checkpoint is None:
             return lane

@@ -68,8 +68,8 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that
-    does not fit into memory goes on as two. Raises ConfigError naming the first key that differs and must not.
+    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
+    on as two. Raises ConfigError naming the first key that differs and must not.
     """
     if model is not None:  # then what the configuration says of a model means nothing
         configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
@@ -81,7 +81,7 @@ def train_fleet(
             with prepared.torch_settings():  # whose number of threads is recorded
                 for lane, words in zip(lanes, overrides, strict=True):
                     lane.folder = stack.enter_context(_new_folder(prepared, lane.config, words))
-        return Trainer(model, dataset, prune).run(lanes, progress)
+        return Trainer(model, dataset, prune).run(lanes, progress, prepared)
 
 
 def resume(
@@ -126,7 +126,7 @@ def resume_fleet(
 def _go_on(folders: Sequence[RunFolder], trainer: Trainer, progress: bool | Progress | None) -> list[Result]:
     complete_checkpoints([folder.path for folder in folders])
     for folder in folders:
-        check_own(read_config(folder.path), trainer.model, trainer.dataset)
+        check_own(folder.config, trainer.model, trainer.dataset)
     return trainer.run([Lane.reopened(folder) for folder in folders], progress)
 
 
@@ -140,7 +140,7 @@ def _continued(
 ) -> Path:
     """Return a new run folder that begins as a run ended (or stopped) and has a larger budget; or folder itself."""
     with RunFolder.reopen(folder) as opened:
-        check_own(read_config(folder), model, dataset)
+        check_own(opened.config, model, dataset)
         lane = Lane.reopened(opened)
         root = lane.config.output_root if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
@@ -211,7 +211,7 @@ def repeat(
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:
         lane.folder = stack.enter_context(_new_folder(prepared, config, ()))
-        return trainer.run([lane], progress)[0]
+        return trainer.run([lane], progress, prepared)[0]
 
 
 def check_output(config: TrainConfig) -> None:

@@ -83,8 +83,10 @@ class Trainer:
     dataset: UserData | None
     prune: Prune | None
 
-    def run(self, lanes: Sequence[Lane], progress: bool | Progress | None) -> list[Result]:
-        """Return the results of all lanes, in their order."""
+    def run(
+        self, lanes: Sequence[Lane], progress: bool | Progress | None, ready: Prepared | None = None
+    ) -> list[Result]:
+        """Return the results of all lanes, in their order; ready are new lanes that are prepared already."""
         if not lanes:
             return []
         groups: dict[str, list[int]] = {}
@@ -92,7 +94,7 @@ class Trainer:
             lane = lanes[i]
             groups.setdefault(repr((lane.evaluations, lane.choices, lane.final, lane.fleet["id"])), []).append(i)
         fleets = [([lanes[i] for i in group], group) for group in groups.values()]
-        prepared = [self.prepare(members) for members, _ in fleets]
+        prepared = [self.prepare(members) for members, _ in fleets] if ready is None else [ready]
         results: dict[int, Result] = {}
         with ExitStack() as stack:
             self.interruption = stack.enter_context(interruptible())
@@ -266,7 +268,8 @@ class _FleetRun:
 
     def _save(self) -> None:
         """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
-        recorded = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.folder is not None]
+        there = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
+        recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
         for i, lane, folder in recorded:
             with self._recording(lane):
                 folder.stage_checkpoint(self._checkpoint(i, folder.metrics_bytes()))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.prepare import prepare
 from burgersgd.recording import run_folder
-from burgersgd.recording.run_folder import RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
+from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
 from burgersgd.run import resume, resume_fleet, train, train_fleet
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
@@ -171,6 +171,7 @@ def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(
     status = read_status(folder)
     assert (status["state"], status["reason"]) == ("failed", results[1].reason)
     assert read_checkpoint(folder)["evaluations"] == 11  # earlier files are intact
+    assert not (folder / STAGED).exists()  # and nothing is written any more
     train(named(configs[1], "undisturbed"), progress=False)
     resume(folder, progress=False)
     for s in (1, 3):

@@ -99,7 +99,8 @@ class RunFolder:
         self.state = "running"
         self.log = logging.Logger("burgersgd.run", logging.INFO)  # not in logging's registry: one per folder
         self.log.addHandler(_AppendingHandler(self.path / LOG))
-        self._config = config
+        self.config = config
+        """The resolved configuration in plain values."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
 
     @classmethod
@@ -190,7 +191,7 @@ class RunFolder:
         """Return events in a file that sorts behind all that are there."""
         stamps = [int(path.name.split(".")[3]) for path in self.path.glob("events.out.tfevents.*")]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
-        return TensorBoardEvents(functools.partial(append, events), flat_hparams(self._config))
+        return TensorBoardEvents(functools.partial(append, events), flat_hparams(self.config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
         """Append one row to metrics.csv and to TensorBoard; `row` is keyed by COLUMNS, missing entries stay empty.

@@ -74,8 +74,8 @@ class Pool:
         The chunk of a worker that dies is begun once more, from its checkpoints; then its jobs have failed. Raises
         Interrupted where this process or a worker is told to stop, after all workers have saved their runs.
         """
-        waiting, deaths = deque(chunks), dict.fromkeys(range(len(chunks)), 0)
-        number = {id(chunk): i for i, chunk in enumerate(chunks)}
+        waiting = deque(chunks)
+        lost: set[int] = set()  # chunks whose worker has died, by identity
         with interruptible() as interruption, interruption.deferred(), self._closed_if_left():
             while waiting or any(worker.chunk for worker in self.workers):
                 if interruption.requested is not None:
@@ -96,8 +96,8 @@ class Pool:
                     except (EOFError, OSError):
                         how = worker.end()
                         progress.add(-worker.counted)
-                        deaths[number[id(chunk)]] += 1
-                        if deaths[number[id(chunk)]] == 1:
+                        if id(chunk) not in lost:
+                            lost.add(id(chunk))
                             waiting.appendleft(chunk)
                             continue
                         error = WorkerDiedError(f"its worker process {how}, twice; the system may be out of memory")

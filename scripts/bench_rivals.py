@@ -465,7 +465,7 @@ def profile(work: Workload, compile: str) -> dict[str, Callable[[], Rival]]:
     assert block is not None
     assert draws is not None
     assert block.indices is not None
-    c, xi, indices = fleet._rows[0], None if draws.xi is None else draws.xi[0], block.indices[0]
+    c, xi, indices = fleet._row(0), None if draws.xi is None else draws.xi[0], block.indices[0]
     grads = [grad.clone() for grad in fleet._gradient(state.y, indices, None)[0]]
     apart = type(state)(*(None if field is None else field.clone() for field in state))  # is moved for ever, in place
 

@@ -48,14 +48,15 @@ class Killed(BaseException):
 def kill(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the process end after so many steps of the fleet in hand, without any clean-up in the run folder."""
     left = [10**9]
-    step = Fleet._eager_step
+    steps = Fleet._steps
 
-    def counting(self: Fleet, k: int, ends_cycle: bool) -> None:
+    def counting(self: Fleet, k: int, stop: int) -> int:
         if left[0] == 0:
             left[0] = 10**9
             raise Killed
-        left[0] -= 1
-        step(self, k, ends_cycle)
+        reached = steps(self, k, min(stop, k + left[0]))
+        left[0] -= reached - k
+        return reached
 
     def no_clean_up(self: RunFolder, kind: Any, exception: Any, trace: Any) -> None:
         release(self.path)  # as the system does for a dead process
@@ -63,7 +64,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Any:
     def after(steps: int) -> None:
         left[0] = steps
 
-    monkeypatch.setattr(Fleet, "_eager_step", counting)
+    monkeypatch.setattr(Fleet, "_steps", counting)
     original = RunFolder.__exit__
     monkeypatch.setattr(
         RunFolder, "__exit__", lambda self, *a: no_clean_up(self, *a) if a[0] is Killed else original(self, *a)

@@ -67,15 +67,18 @@ class Runs(RuleBasedStateMachine):
 
     def go(self, steps: int | None, ending: str) -> None:
         """Begin or go on; after so many steps the process dies or is told to stop."""
-        step, taken = Fleet._eager_step, [0]
+        advance, taken = Fleet._steps, [0]
 
-        def patched(fleet: Fleet, k: int, ends_cycle: bool) -> None:
+        def patched(fleet: Fleet, k: int, stop: int) -> int:
             if taken[0] == steps:
                 if ending == "killed":
                     raise Killed
                 signal.raise_signal(signal.SIGTERM)
-            taken[0] += 1
-            step(fleet, k, ends_cycle)
+            if steps is not None and taken[0] < steps:
+                stop = min(stop, k + steps - taken[0])
+            reached = advance(fleet, k, stop)
+            taken[0] += reached - k
+            return reached
 
         leave = RunFolder.__exit__
 
@@ -83,7 +86,7 @@ class Runs(RuleBasedStateMachine):
             release(folder.path) if kind is Killed else leave(folder, kind, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Fleet, "_eager_step", patched)
+            patch.setattr(Fleet, "_steps", patched)
             patch.setattr(RunFolder, "__exit__", left)
             try:
                 begun = self.folder is not None

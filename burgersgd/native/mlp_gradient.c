@@ -37,6 +37,26 @@ typedef struct { /* mirrored by native_gradient._Plan */
     int64_t workspace_size;       /* bytes for one thread, from mlp_gradient_workspace_* */
 } Plan;
 
+typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
+    const Plan *gradient;
+    void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad);
+    const void *update_plan;
+    const void *at;               /* [runs, d]: the vector of the state where gradients are taken */
+    void *grad;                   /* threads * d numbers */
+    int64_t d;
+    double clip_norm;             /* longest gradient, infinity: any */
+    int64_t first, steps;         /* gradient evaluations [first, first + steps) */
+    const int64_t *sizes;         /* [steps]: examples in the batch */
+    const int64_t *indices;       /* [steps, runs, batch] with these strides */
+    int64_t indices_step, indices_run;
+    const void *coefficients;     /* [steps, fields, runs] */
+    int64_t coefficients_step;
+    uint8_t *alive;               /* and the other records of training/fleet.py, [runs] each */
+    int64_t *diverged_at;
+    void *last_loss, *loss_sum, *grad_norm;
+    const void *loss_limit;
+} Steps;
+
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define PANEL 4 /* vectors in a panel of columns */
@@ -431,7 +451,7 @@ static F(Places) F(places)(const Plan *plan) {
 int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).size * (int64_t)sizeof(REAL); }
 
 static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch, REAL *grad,
-                   REAL *loss, REAL *squared_norm) {
+                   REAL *loss, REAL *norm) {
     const int64_t *widths = plan->widths, layers = plan->layers;
     const F(Places) places = F(places)(plan);
     REAL *panel = workspace + places.panel, *bias = workspace + places.bias;
@@ -482,12 +502,12 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
         dz = da;
     }
     *loss = (REAL)mean;
-    *squared_norm = (REAL)F(squared_norm)(first[layers], grad);
+    *norm = (REAL)sqrt(F(squared_norm)(first[layers], grad)); /* torch.sqrt may round otherwise, by the number of runs */
 }
 
 int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row, const int64_t *indices,
                         int64_t indices_row, int64_t batch, REAL *grad, int64_t grad_row, REAL *loss,
-                        REAL *squared_norm) {
+                        REAL *norm) {
     if (batch < 1 || batch > plan->max_batch) return BATCH_OUT_OF_RANGE;
     for (int64_t r = 0; r < plan->runs; r++)
         for (int64_t i = 0; i < batch; i++)
@@ -498,13 +518,65 @@ int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row
 #pragma omp parallel for num_threads(plan->threads) schedule(dynamic)
         for (int64_t r = 0; r < plan->runs; r++)
             F(run)(plan, (REAL *)(workspace + omp_get_thread_num() * plan->workspace_size), params + r * params_row,
-                   indices + r * indices_row, batch, grad + r * grad_row, loss + r, squared_norm + r);
+                   indices + r * indices_row, batch, grad + r * grad_row, loss + r, norm + r);
         return OK;
     }
 #endif
     for (int64_t r = 0; r < plan->runs; r++)
         F(run)(plan, (REAL *)workspace, params + r * params_row, indices + r * indices_row, batch, grad + r * grad_row,
-               loss + r, squared_norm + r);
+               loss + r, norm + r);
+    return OK;
+}
+
+/* All steps of one run, as Fleet._eager_step does them. */
+static void F(run_steps)(const Steps *s, int64_t r, REAL *workspace, REAL *grad) {
+    REAL *last_loss = (REAL *)s->last_loss + r, *loss_sum = (REAL *)s->loss_sum + r, *grad_norm = (REAL *)s->grad_norm + r;
+    const REAL limit = ((const REAL *)s->loss_limit)[r];
+    for (int64_t k = 0; k < s->steps; k++) {
+        REAL loss, norm;
+        if (s->alive[r]) {
+            F(run)(s->gradient, workspace, (const REAL *)s->at + r * s->d,
+                   s->indices + k * s->indices_step + r * s->indices_run, s->sizes[k], grad, &loss, &norm);
+            if (loss <= limit && isfinite(norm)) {
+                *last_loss = loss, *grad_norm = norm;
+                if (isfinite(s->clip_norm)) { /* training/gradients.clipped */
+                    REAL factor = ((REAL)1 / norm) * (REAL)s->clip_norm;
+                    if (factor < 1)
+                        for (int64_t j = 0; j < s->d; j++) grad[j] *= factor;
+                }
+                s->update(s->update_plan, (const REAL *)s->coefficients + k * s->coefficients_step,
+                          (uint64_t)(s->first + k + 1), r, grad);
+            } else {
+                s->alive[r] = 0;
+                s->diverged_at[r] = s->first + k;
+            }
+        }
+        *loss_sum += *last_loss;
+    }
+}
+
+/* A run goes through all steps before the next one: its vectors stay in cache. */
+int64_t F(mlp_steps)(const Steps *s) {
+    const Plan *plan = s->gradient;
+    for (int64_t k = 0; k < s->steps; k++) {
+        if (s->sizes[k] < 1 || s->sizes[k] > plan->max_batch) return BATCH_OUT_OF_RANGE;
+        for (int64_t r = 0; r < plan->runs; r++)
+            for (int64_t i = 0; i < s->sizes[k]; i++)
+                if ((uint64_t)s->indices[k * s->indices_step + r * s->indices_run + i] >= (uint64_t)plan->examples)
+                    return INDEX_OUT_OF_RANGE;
+    }
+#ifdef _OPENMP
+    if (plan->threads > 1) {
+#pragma omp parallel for num_threads(plan->threads) schedule(dynamic)
+        for (int64_t r = 0; r < plan->runs; r++) {
+            int thread = omp_get_thread_num();
+            F(run_steps)(s, r, (REAL *)((char *)plan->workspace + thread * plan->workspace_size),
+                         (REAL *)s->grad + thread * s->d);
+        }
+        return OK;
+    }
+#endif
+    for (int64_t r = 0; r < plan->runs; r++) F(run_steps)(s, r, plan->workspace, s->grad);
     return OK;
 }
 

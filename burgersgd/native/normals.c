@@ -33,6 +33,7 @@ static inline float sqrt1(float a) { return __builtin_sqrtf(a); }
 #define BLOCKS (BYTES / 8) /* Philox blocks in one vector */
 #define PAIRS (BYTES / 4)  /* pairs of words, so Box-Muller radii, in one vector */
 #define GROUP 32           /* values in a group */
+#define VECTORS (16 / PAIRS) /* of pairs in a group */
 #define LOW UINT64_C(0xffffffff)
 
 typedef uint64_t u64s __attribute__((vector_size(BYTES)));
@@ -56,22 +57,32 @@ static row_t row_of(uint64_t seed, uint32_t purpose, uint64_t step) {
     return row;
 }
 
-/* Words (2p, 2p + 1) of PAIRS consecutive pairs p, from the blocks first_block, first_block + 1, ...
- * Each 64-bit lane carries one block; only the low half of a lane counts until the end. */
+/* Words (2p, 2p + 1) of the 16 pairs p of a group, PAIRS in a vector, from the blocks first_block, first_block + 1, ...
+ * Each 64-bit lane carries one block; only the low half of a lane counts until the end. The vectors of a group go through
+ * the rounds side by side: a round waits for the products of the one before. */
 static inline __attribute__((always_inline)) void philox(const row_t *row, uint32_t first_block, u32s *even, u32s *odd) {
-    u64s c0, c1 = row->counter[0] - (u64s){}, c2 = row->counter[1] - (u64s){}, c3 = row->counter[2] - (u64s){};
-    for (int lane = 0; lane < BLOCKS; lane++) c0[lane] = (uint32_t)(first_block + lane);
+    u64s c0[VECTORS], c1[VECTORS], c2[VECTORS], c3[VECTORS];
     const u64s m0 = UINT64_C(0xD2511F53) - (u64s){}, m1 = UINT64_C(0xCD9E8D57) - (u64s){};
-#pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) {
-        u64s p0 = WIDE_PRODUCT(c0, m0), p1 = WIDE_PRODUCT(c2, m1);
-        c0 = (p1 >> 32) ^ c1 ^ row->round_keys[i][0];
-        c2 = (p0 >> 32) ^ c3 ^ row->round_keys[i][1];
-        c1 = p1;
-        c3 = p0;
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) {
+        for (int lane = 0; lane < BLOCKS; lane++) c0[v][lane] = (uint32_t)(first_block + v * BLOCKS + lane);
+        c1[v] = row->counter[0] - (u64s){}, c2[v] = row->counter[1] - (u64s){}, c3[v] = row->counter[2] - (u64s){};
     }
-    *even = (u32s)((c0 & LOW) | (c2 << 32)); /* little-endian: words 0, 2 of block 0, words 0, 2 of block 1, ... */
-    *odd = (u32s)((c1 & LOW) | (c3 << 32));
+#pragma GCC unroll 10
+    for (int i = 0; i < 10; i++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            u64s p0 = WIDE_PRODUCT(c0[v], m0), p1 = WIDE_PRODUCT(c2[v], m1);
+            c0[v] = (p1 >> 32) ^ c1[v] ^ row->round_keys[i][0];
+            c2[v] = (p0 >> 32) ^ c3[v] ^ row->round_keys[i][1];
+            c1[v] = p1;
+            c3[v] = p0;
+        }
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) {
+        even[v] = (u32s)((c0[v] & LOW) | (c2[v] << 32)); /* little-endian: words 0, 2 of block 0, words 0, 2 of block 1, ... */
+        odd[v] = (u32s)((c1[v] & LOW) | (c3[v] << 32));
+    }
 }
 
 /* Box-Muller: radius sqrt(-2 log u) with u = (a + 1/2) / 2^32, angle 2 pi b / 2^32.
@@ -109,25 +120,25 @@ static inline __attribute__((always_inline)) void box_muller(u32s a, u32s b, flo
 
 /* The 32 normals of a group: the cosines of its 16 pairs, then their sines. */
 static inline __attribute__((always_inline)) void group_of_normals(const row_t *row, uint32_t first_block, float *out) {
-    for (int i = 0; i < 16 / PAIRS; i++) {
-        u32s even, odd;
+    u32s even[VECTORS], odd[VECTORS];
+    philox(row, first_block, even, odd);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) {
         floats cosines, sines;
-        philox(row, first_block + i * BLOCKS, &even, &odd);
-        box_muller(even, odd, &cosines, &sines);
-        memcpy(out + i * PAIRS, &cosines, BYTES);
-        memcpy(out + 16 + i * PAIRS, &sines, BYTES);
+        box_muller(even[v], odd[v], &cosines, &sines);
+        memcpy(out + v * PAIRS, &cosines, BYTES);
+        memcpy(out + 16 + v * PAIRS, &sines, BYTES);
     }
 }
 
 static inline void group_of_words(const row_t *row, uint32_t first_block, uint32_t *out) {
-    for (int i = 0; i < 16 / PAIRS; i++) {
-        u32s even, odd;
-        philox(row, first_block + i * BLOCKS, &even, &odd);
+    u32s even[VECTORS], odd[VECTORS];
+    philox(row, first_block, even, odd);
+    for (int v = 0; v < VECTORS; v++)
         for (int lane = 0; lane < PAIRS; lane++) {
-            out[2 * (i * PAIRS + lane)] = even[lane];
-            out[2 * (i * PAIRS + lane) + 1] = odd[lane];
+            out[2 * (v * PAIRS + lane)] = even[v][lane];
+            out[2 * (v * PAIRS + lane) + 1] = odd[v][lane];
         }
-    }
 }
 
 /* Values [from, to) of one row, from a multiple of GROUP. */

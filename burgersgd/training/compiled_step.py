@@ -76,13 +76,13 @@ class CompiledStep:
             self.programs[size] = self._program(block, draws, size)
         self.programs[size]()
         if ends_cycle:
-            fleet._write(fleet.rule.end_cycle(fleet._rows[step - block.first], fleet.state))
+            fleet._write(fleet.rule.end_cycle(fleet._row(step), fleet.state))
 
     def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
         fleet = self.fleet
         rule, problem, clip_norm, draw_length = fleet.rule, fleet.problem, fleet.clip_norm, fleet.draw_length
         factor = fleet.explosion_factor
-        row_type, state_type = type(fleet._rows[0]), type(fleet.state)
+        row_type, state_type = type(fleet._exact), type(fleet.state)
 
         def one_step(
             state: tuple[Tensor | None, ...],

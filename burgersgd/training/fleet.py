@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from burgersgd import schedules, streams
@@ -18,6 +19,8 @@ from burgersgd.streams import Purpose
 from burgersgd.training.compiled_step import CompiledStep, frozen, limit_after
 from burgersgd.training.fused_update import FusedUpdate
 from burgersgd.training.gradients import Problem, clipped, eager_gradient, gradient_in_pieces
+from burgersgd.training.native_gradient import NativeGradient
+from burgersgd.training.native_steps import NativeSteps
 
 BLOCK = 64
 """Steps whose coefficients and batch indices are computed at once."""
@@ -92,15 +95,22 @@ class Fleet:
         self._block: Block | None = None
         self._draws: Draws | None = None
         self._exact: Any = None  # coefficients of the block in float64
-        self._rows: list[Any] = []  # and in the runs' precision, step by step
+        self._rows: list[Any] | None = None  # and in the runs' precision, step by step
         self._compiled = CompiledStep(self) if self.engine == "compiled" else None
         self._fused, pieces = None, None
         if self.engine == "native_update" and self.n_runs == 1:
             pieces = [math.prod(shape) for shape in self.problem.model.shapes]
+        exact = self._coefficients(0, 1)
+        c = type(exact)(*(field[0].to(self.device, self.dtype) for field in exact))
+        self._moves_at_cycle_end = self.rule.end_cycle(c, self.state) is not self.state
+        self._native_steps: NativeSteps | None = None
         if self.engine in ("native", "native_update"):
-            self._fused = FusedUpdate.make(self.rule, self.state, self._coefficients(0, 1), self.seeds, pieces)
+            self._fused = FusedUpdate.make(self.rule, self.state, c, self.seeds, pieces)
         if self.engine == "native":
-            self._gradient = self._native_gradient()
+            self._gradient, kernel = self._native_gradient()
+            at = self.rule.gradient_at(c, self.state)
+            if self._fused is not None and any(field is at for field in self.state):
+                self._native_steps = NativeSteps(kernel, self._fused, at, self.clip_norm)
         else:
             self._gradient = self._gradient_in_pieces if self._fused and pieces else self._autograd_gradient
         self.uniform_shape = (self.n_runs, self.batches.batch_size, self.problem.model.n_uniform)
@@ -188,23 +198,40 @@ class Fleet:
             if self._draws is None or self._draws.first != first:
                 self._draws = self._draw(first)
             stop = min(end, first + self.draw_length)
-            for step in range(self.evaluations, stop):
-                ends = (step + 1) % self.rule.gradients_per_cycle == 0
-                if self._compiled is not None:
-                    self._compiled.run(step, ends)
-                else:
-                    self._eager_step(step, ends)
+            while self.evaluations < stop:
+                self.evaluations = self._steps(self.evaluations, stop)
                 if pause is not None and pause():
-                    self.evaluations = step + 1
                     return
-            self.evaluations = stop
+
+    def _steps(self, step: int, stop: int) -> int:
+        """Spend gradient evaluation number `step`, natively more of those before `stop`; return the next number."""
+        cycle = self.rule.gradients_per_cycle
+        if self._compiled is not None:
+            self._compiled.run(step, (step + 1) % cycle == 0)
+            return step + 1
+        if self._native_steps is None or step == 0:  # the first loss decides on the largest one
+            self._eager_step(step, (step + 1) % cycle == 0)
+            return step + 1
+        block = self._block
+        assert block is not None
+        cycle_end = (step // cycle + 1) * cycle if self._moves_at_cycle_end else stop
+        stop = min(stop, cycle_end, step + self._native_steps.most)
+        rows = slice(step - block.first, stop - block.first)
+        indices = self._full_batch.expand(stop - step, -1, -1) if block.indices is None else block.indices[rows]
+        records = {name: getattr(self, name) for name in _RECORDS}
+        sizes = [self.batches.size(k) for k in range(step, stop)]
+        self._native_steps(step, sizes, indices, block.coefficients[rows], records)
+        self.all_alive = bool(self.alive.all())
+        if self._moves_at_cycle_end and stop == cycle_end:
+            self._write(self.rule.end_cycle(self._row(stop - 1), self.state))
+        return stop
 
     def _eager_step(self, step: int, ends_cycle: bool) -> None:
         block, draws, rule, state = self._block, self._draws, self.rule, self.state
         assert block is not None
         assert draws is not None
         j, k = step - block.first, step - draws.first
-        c, xi = self._rows[j], None if draws.xi is None else draws.xi[k]
+        c, xi = self._row(step), None if draws.xi is None else draws.xi[k]
         indices, uniform = None if block.indices is None else block.indices[j], None
         size = self.batches.size(step)
         if size < self.batches.batch_size and indices is not None:
@@ -274,9 +301,7 @@ class Fleet:
         pieces = [grad.contiguous().view(1, -1) for grad in grads]
         return pieces, loss, torch.nn.utils.get_total_norm(pieces)[None]
 
-    def _native_gradient(self) -> Callable[..., Gradient]:
-        from burgersgd.training.native_gradient import NativeGradient
-
+    def _native_gradient(self) -> tuple[Callable[..., Gradient], NativeGradient]:
         problem = self.problem
         kernel = NativeGradient(
             problem.model.widths,  # pyright: ignore[reportAttributeAccessIssue]
@@ -287,14 +312,17 @@ class Fleet:
             self.n_runs,
             self.batches.batch_size,
         )
-        everything = torch.arange(problem.inputs.shape[0]).expand(self.n_runs, -1).contiguous()
-        grad, loss, squared_norm = torch.empty_like(self.x), self.last_loss.clone(), self.last_loss.clone()
+        grad, loss, norm = torch.empty_like(self.x), self.last_loss.clone(), self.last_loss.clone()
 
         def gradient(at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
-            kernel(at, everything if indices is None else indices, grad, loss, squared_norm)
-            return [grad], loss.clone(), squared_norm.sqrt()
+            kernel(at, self._full_batch if indices is None else indices, grad, loss, norm)
+            return [grad], loss.clone(), norm.clone()
 
-        return gradient
+        return gradient, kernel
+
+    @functools.cached_property
+    def _full_batch(self) -> Int64[Tensor, "runs n"]:
+        return torch.arange(self.problem.inputs.shape[0]).expand(self.n_runs, -1)
 
     # ------------------------------------------------------------------------------------------ inputs of a block
 
@@ -308,6 +336,16 @@ class Fleet:
         factor = schedules.factor(self.schedule, self.schedule_hyper, clock)
         return self.rule.coefficients(self.hyper, factor.expand(n_steps, self.n_runs, 1), clock)
 
+    def _row(self, step: int) -> Any:
+        """Return the coefficients of one step of the block in the runs' precision, each ``[runs, 1]``."""
+        block, kind = self._block, type(self._exact)
+        assert block is not None
+        if self._native_steps is not None:  # which seldom asks
+            return kind(*block.coefficients[step - block.first].unbind(0))
+        if self._rows is None:
+            self._rows = list(map(kind, *(field.unbind(0) for field in block.coefficients.unbind(1))))
+        return self._rows[step - block.first]
+
     def _normal(self, first: int, n_steps: int, out: Tensor | None = None) -> Tensor | None:
         if not self.rule.noisy:
             return None
@@ -320,7 +358,7 @@ class Fleet:
         c = self._exact = self._coefficients(first, BLOCK)
         coefficients = torch.stack([field.expand(BLOCK, self.n_runs, 1) for field in c], dim=1)
         coefficients = coefficients.to(self.device, self.dtype)
-        self._rows = list(map(type(c), *(field.unbind(0) for field in coefficients.unbind(1))))
+        self._rows = None
         full_batch = self.batches.batch_size == self.problem.inputs.shape[0] and not self.batches.with_replacement
         indices = None if full_batch else self.batches.indices(first, BLOCK)
         old = self._block

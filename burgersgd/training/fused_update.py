@@ -67,6 +67,11 @@ static void row(const plan_t *p, const real *coefficients, uint64_t step, int64_
     }}
 }}
 
+/* Run r with a gradient that lies elsewhere, in one piece. */
+void update_run(const plan_t *p, const real *coefficients, uint64_t step, int64_t r, const real *grad) {{
+    part(p, coefficients, step, r, 0, p->d, grad);
+}}
+
 void update(const plan_t *p, const real *coefficients, uint64_t step) {{
     const int64_t groups = (p->d + GROUP - 1) / GROUP;
     if (p->threads == 1) {{
@@ -191,7 +196,7 @@ def source(rule: Rule, layout: _Layout, dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def _compiled(rule: Rule, layout: _Layout, dtype: torch.dtype) -> Any:
+def _compiled(rule: Rule, layout: _Layout, dtype: torch.dtype) -> ctypes.CDLL | None:
     try:
         text = source(rule, layout, dtype)
     except (TypeError, AttributeError):  # an operation that is not known here
@@ -201,13 +206,13 @@ def _compiled(rule: Rule, layout: _Layout, dtype: torch.dtype) -> Any:
         return None
     library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
     library.update.restype = None
-    return library.update
+    return library
 
 
 class FusedUpdate:
     """rule.step on the whole state, in place, as one C loop; None from `make` where that cannot be."""
 
-    def __init__(self, function: Any, state: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int]) -> None:
+    def __init__(self, library: ctypes.CDLL, state: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int]) -> None:
         fields = [field for field in state if field is not None]
         runs, d = fields[0].shape
 
@@ -226,7 +231,9 @@ class FusedUpdate:
 
         starts = torch.tensor([0, *pieces]).cumsum(0)
         threads = torch.get_num_threads()
-        self._function = function
+        self._function = library.update
+        self.run_function = ctypes.cast(library.update_run, ctypes.c_void_p)
+        """update_run of the C text, for training/native_steps.py."""
         self._kept_alive = (fields, seeds, starts)
         self._grads = (ctypes.c_void_p * len(pieces))()
         self._plan = Plan(
@@ -240,7 +247,7 @@ class FusedUpdate:
         )
         for i, field in enumerate(fields):
             self._plan.fields[i] = field.data_ptr()
-        self._address = ctypes.addressof(self._plan)
+        self.plan_address = ctypes.addressof(self._plan)
 
     @classmethod
     def make(
@@ -254,8 +261,8 @@ class FusedUpdate:
         some = next(field for field in state if field is not None)
         if some.dtype not in (torch.float32, torch.float64):
             return None
-        function = _compiled(rule, layout, some.dtype)
-        return None if function is None else cls(function, state, seeds, pieces or [some.shape[1]])
+        library = _compiled(rule, layout, some.dtype)
+        return None if library is None else cls(library, state, seeds, pieces or [some.shape[1]])
 
     def __call__(
         self,
@@ -268,4 +275,4 @@ class FusedUpdate:
         for i, grad in enumerate(grads):
             self._grads[i] = grad.data_ptr()
         self._plan.alive = alive.data_ptr()
-        self._function(self._address, coefficients.data_ptr(), step + 1)
+        self._function(self.plan_address, coefficients.data_ptr(), step + 1)

@@ -113,7 +113,7 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
         optional = {
             "train_loss": fleet.take_mean_loss(since).cpu(),
             "learning_rate": c["lr"],
-            "gradient_norm": fleet.grad_norm.cpu(),
+            "gradient_norm": fleet.grad_norm.to("cpu", copy=True),
             "x_y_distance": None if distance is None else distance.cpu(),
             "temperature": c["noise_scale"] ** 2 / (2 * c["lr"]) if "noise_scale" in c else torch.zeros_like(c["lr"]),
         }
@@ -124,6 +124,6 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
         evaluations=fleet.evaluations,
         epoch=fleet.evaluations / fleet.batches.evaluations_per_epoch,
         seconds=seconds,
-        alive=fleet.alive.cpu(),
+        alive=fleet.alive.to("cpu", copy=True),  # the fleet writes into its own
         **optional,
     )

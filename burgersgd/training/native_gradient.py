@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -35,7 +36,7 @@ class _Plan(ctypes.Structure):
 
 
 class NativeGradient:
-    """The mini-batch loss, its gradient and the gradient's squared norm, of several runs one after the other.
+    """The mini-batch loss, its gradient and the gradient's norm, of several runs one after the other.
 
     A run's numbers are the same bits alone, beside others, and with any number of threads. The parameters of a run are
     one vector W_1 (row-major [out, in], as in nn.Linear), b_1, W_2, b_2, ..., of the network (2.2)-(2.4); the loss is
@@ -117,9 +118,7 @@ class NativeGradient:
         self.n_runs = n_runs
         self.max_batch = max_batch
         self.n_params = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
-        code = library("mlp_gradient", _MACROS[dtype])
-        assert code is not None
-        self._kernel = code[f"mlp_gradient_{_SUFFIXES[dtype]}"]
+        self._kernel = self.function("mlp_gradient")
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._kernel.argtypes = [
             *(pointer, pointer, integer, pointer, integer),
@@ -139,15 +138,30 @@ class NativeGradient:
             targets=targets.data_ptr(),
         )
         self._plan.widths[: len(widths)] = list(widths)
-        size = code[f"mlp_gradient_workspace_{_SUFFIXES[dtype]}"]
+        size = self.function("mlp_gradient_workspace")
         size.argtypes, size.restype = [pointer], integer
         self._plan.workspace_size = size(ctypes.addressof(self._plan))
         workspace = torch.zeros(self._plan.threads * self._plan.workspace_size, dtype=torch.uint8)
         self._plan.workspace = workspace.data_ptr()
-        self._plan_address = ctypes.addressof(self._plan)
+        self.plan_address = ctypes.addressof(self._plan)
+        """Of the Plan in mlp_gradient.c."""
+        self.threads = self._plan.threads
         self._kept_alive = (inputs, targets, workspace)
         self._checked: tuple[Tensor | None, ...] = (None, None, None)
         self._rows = (0, 0)
+
+    def function(self, name: str) -> Any:
+        """Return a function of mlp_gradient.c for this precision."""
+        code = library("mlp_gradient", _MACROS[self.dtype])
+        assert code is not None
+        return code[f"{name}_{_SUFFIXES[self.dtype]}"]
+
+    def raise_for(self, status: int, batch: int) -> None:
+        """Raise for what a function of mlp_gradient.c answered: IndexError or ValueError; batch is the largest one."""
+        if status == 1:  # enum status
+            raise IndexError(f"indices outside the training set of {self._plan.examples} examples")
+        if status == 2:
+            raise ValueError(f"batch={batch}: must be 1 to {self.max_batch}")
 
     def __call__(
         self,
@@ -155,9 +169,9 @@ class NativeGradient:
         indices: Int64[Tensor, "runs batch"],
         grad: Float[Tensor, "runs d"],
         loss: Float[Tensor, " runs"],
-        squared_norm: Float[Tensor, " runs"],
+        norm: Float[Tensor, " runs"],
     ) -> None:
-        """Write `grad`, `loss` and `squared_norm` of the batches of training rows `indices`, all in params' dtype.
+        """Write `grad`, `loss` and `norm` of the batches of training rows `indices`, all in params' dtype.
 
         The step of a loop: the same outputs in every call are checked only once, new params in a microsecond. Raises
         ValueError for a tensor of the wrong shape, type or layout and for a batch above max_batch, IndexError for an
@@ -167,12 +181,12 @@ class NativeGradient:
         if (
             grad is not checked[0]
             or loss is not checked[1]
-            or squared_norm is not checked[2]
+            or norm is not checked[2]
             or params.shape != grad.shape
             or params.dtype is not self.dtype
             or not params.is_contiguous()
         ):
-            self._check(params, grad, loss, squared_norm)
+            self._check(params, grad, loss, norm)
         else:
             self._rows = (self.n_params, self._rows[1])
         n_runs, batch = indices.shape
@@ -184,7 +198,7 @@ class NativeGradient:
             )
         params_row, grad_row = self._rows
         status = self._kernel(
-            self._plan_address,
+            self.plan_address,
             params.data_ptr(),
             params_row,
             indices.data_ptr(),
@@ -193,20 +207,17 @@ class NativeGradient:
             grad.data_ptr(),
             grad_row,
             loss.data_ptr(),
-            squared_norm.data_ptr(),
+            norm.data_ptr(),
         )
-        if status == 1:  # enum status
-            raise IndexError(f"indices outside the training set of {self._plan.examples} examples")
-        if status == 2:
-            raise ValueError(f"batch={batch}: must be 1 to {self.max_batch}")
+        self.raise_for(status, batch)
 
-    def _check(self, params: Tensor, grad: Tensor, loss: Tensor, squared_norm: Tensor) -> None:
+    def _check(self, params: Tensor, grad: Tensor, loss: Tensor, norm: Tensor) -> None:
         """Check the layout of the tensors once: a loop passes the same ones in every step."""
         for name, tensor, shape in (
             ("params", params, (self.n_runs, self.n_params)),
             ("grad", grad, (self.n_runs, self.n_params)),
             ("loss", loss, (self.n_runs,)),
-            ("squared_norm", squared_norm, (self.n_runs,)),
+            ("norm", norm, (self.n_runs,)),
         ):
             contiguous = tensor[0].is_contiguous() if tensor.ndim == 2 else tensor.is_contiguous()
             if tensor.shape != shape or tensor.dtype != self.dtype or tensor.device.type != "cpu" or not contiguous:
@@ -215,4 +226,4 @@ class NativeGradient:
                     f"must be {self.dtype} {list(shape)} on the CPU, each row contiguous"
                 )
         self._rows = (params.stride(0), grad.stride(0))
-        self._checked = (grad, loss, squared_norm)
+        self._checked = (grad, loss, norm)

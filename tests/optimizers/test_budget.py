@@ -24,6 +24,7 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.prepare import prepare
+from burgersgd.training.native_steps import NativeSteps
 
 CYCLES = [
     (LocalEntropyConfig(inner_steps=4, burn_in=3), 7),
@@ -41,7 +42,7 @@ CYCLES = [
 @pytest.mark.parametrize(("optimizer", "cycle"), CYCLES, ids=lambda value: getattr(value, "name", str(value)))
 @pytest.mark.parametrize("engine", ["off", "auto"])
 def test_the_budget_is_what_is_spent_and_x_moves_at_cycle_ends_only(
-    optimizer: OptimizerConfig, cycle: int, engine: str
+    optimizer: OptimizerConfig, cycle: int, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = TrainerConfig(budget=25, batch_size=20, compile=engine)
     config = TrainConfig(model=MlpConfig(depth=0), optimizer=optimizer, trainer=trainer)
@@ -53,7 +54,14 @@ def test_the_budget_is_what_is_spent_and_x_moves_at_cycle_ends_only(
         calls.append(at.clone())
         return gradient(at, *rest)
 
+    native_steps = NativeSteps.__call__
+
+    def counting_natively(self: NativeSteps, first: int, sizes: list[int], *rest: Any) -> None:
+        calls.extend(fleet.rule.gradient_at(None, fleet.state).clone() for _ in sizes)
+        native_steps(self, first, sizes, *rest)
+
     fleet._gradient = counting
+    monkeypatch.setattr(NativeSteps, "__call__", counting_natively)
     moved_at = []
     for k in range(1, prepared.budget + 1):
         before = fleet.x.clone()

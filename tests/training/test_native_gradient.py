@@ -93,14 +93,14 @@ def make_indices(runs: int, batch: int, seed: int = 2) -> Tensor:
 def test_equals_autograd(widths: list[int], activation: str, loss: str, batch: int, dtype: torch.dtype) -> None:
     inputs, targets = make_data(widths, loss, dtype)
     params, indices = make_params(widths, 1, dtype), make_indices(1, batch)
-    grad, value, squared_norm = outputs_like(params)
-    NativeGradient(widths, activation, loss, inputs, targets, 1, 127)(params, indices, grad, value, squared_norm)
+    grad, value, norm = outputs_like(params)
+    NativeGradient(widths, activation, loss, inputs, targets, 1, 127)(params, indices, grad, value, norm)
     rows = indices[0]
     expected_value, expected = oracle(widths, activation, loss, params[0], inputs[rows], targets[rows])
     tolerance = TOLERANCE[dtype]
     assert (grad[0] - expected).norm() <= tolerance * expected.norm()
     assert abs(value[0] - expected_value) <= tolerance * abs(expected_value)
-    assert abs(squared_norm[0] - grad[0].double().square().sum()) <= tolerance * squared_norm[0]
+    assert abs(norm[0] - grad[0].double().norm()) <= tolerance * norm[0]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -108,8 +108,8 @@ def test_large_outputs_neither_overflow_nor_lose_the_gradient(activation: str) -
     for loss, widths in (("cross_entropy", [6, 20, 20]), ("logistic", [6, 20, 1])):
         inputs, targets = make_data(widths, loss, torch.float32)
         params, indices = 30 * make_params(widths, 1, torch.float32), make_indices(1, 64)
-        grad, value, squared_norm = outputs_like(params)
-        NativeGradient(widths, activation, loss, inputs, targets, 1, 64)(params, indices, grad, value, squared_norm)
+        grad, value, norm = outputs_like(params)
+        NativeGradient(widths, activation, loss, inputs, targets, 1, 64)(params, indices, grad, value, norm)
         rows = indices[0]
         data = (inputs[rows].double(), targets[rows] if loss == "cross_entropy" else targets[rows].double())
         expected_value, expected = oracle(widths, activation, loss, params[0].double(), *data)
@@ -123,9 +123,9 @@ def test_tanh_and_its_derivative_are_accurate_everywhere() -> None:
         points = torch.cat([torch.linspace(-12, 12, 999), torch.logspace(-7, 0, 99), torch.tensor([0.0])]).to(dtype)
         kernel = NativeGradient([1, 1, 1], "tanh", "squared_error", points[:, None], points[:, None] * 0, 1, 1)
         params = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=dtype)
-        grad, value, squared_norm = outputs_like(params)
+        grad, value, norm = outputs_like(params)
         for i, x in enumerate(points.double()):
-            kernel(params, torch.tensor([[i]]), grad, value, squared_norm)
+            kernel(params, torch.tensor([[i]]), grad, value, norm)
             output = grad[0, 3].double() / 2  # d loss / d b_2 = 2 tanh(x)
             assert abs(output - x.tanh()) <= tolerance * x.tanh().abs()
             slope = 2 * output * (1 - output.square())  # d loss / d b_1
@@ -139,9 +139,9 @@ def test_softmax_is_accurate_down_to_vanishing_probabilities() -> None:
         targets = torch.ones(len(points), dtype=torch.int64)
         kernel = NativeGradient([1, 2], "relu", "cross_entropy", points[:, None], targets, 1, 1)
         params = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=dtype)
-        grad, value, squared_norm = outputs_like(params)
+        grad, value, norm = outputs_like(params)
         for i, x in enumerate(points.double()):
-            kernel(params, torch.tensor([[i]]), grad, value, squared_norm)
+            kernel(params, torch.tensor([[i]]), grad, value, norm)
             assert abs(grad[0, 2] - x.sigmoid()) <= tolerance * x.sigmoid()
 
 
@@ -150,9 +150,9 @@ def test_relu_has_slope_zero_at_zero() -> None:
     inputs, targets = torch.zeros(4, 2), torch.ones(4, 1)
     params = make_params(widths, 1, torch.float32)
     params[0, 6:9] = 0  # b_1: every hidden unit sits at the kink
-    grad, value, squared_norm = outputs_like(params)
+    grad, value, norm = outputs_like(params)
     NativeGradient(widths, "relu", "squared_error", inputs, targets, 1, 4)(
-        params, torch.arange(4)[None], grad, value, squared_norm
+        params, torch.arange(4)[None], grad, value, norm
     )
     assert (grad[0, :9] == 0).all()
     assert grad[0, -1] != 0
@@ -189,10 +189,10 @@ def test_batches_of_any_size_up_to_the_maximum() -> None:
     inputs, targets = make_data(widths, "cross_entropy", torch.float64)
     params = make_params(widths, 1, torch.float64)
     kernel = NativeGradient(widths, "relu", "cross_entropy", inputs, targets, 1, 64)
-    grad, value, squared_norm = outputs_like(params)
+    grad, value, norm = outputs_like(params)
     for batch in (64, 3, 17, 1, 64):
         indices = make_indices(1, batch, seed=batch)
-        kernel(params, indices, grad, value, squared_norm)
+        kernel(params, indices, grad, value, norm)
         rows = indices[0]
         expected_value, expected = oracle(widths, "relu", "cross_entropy", params[0], inputs[rows], targets[rows])
         assert (grad[0] - expected).norm() <= 1e-12 * expected.norm()
@@ -219,15 +219,15 @@ def test_non_finite_numbers_reach_the_loss_or_the_norm(
         cases.append((spoiled, inputs))
     for params, data in cases:
         kernel = NativeGradient(widths, activation, loss, data, targets, 1, 64)
-        grad, value, squared_norm = outputs_like(params)
-        kernel(params, indices, grad, value, squared_norm)
+        grad, value, norm = outputs_like(params)
+        kernel(params, indices, grad, value, norm)
         expected_value, expected = oracle(widths, activation, loss, params[0], data[:64], targets[:64])
         survives = bool(expected_value.isfinite() and expected.isfinite().all())  # tanh(inf) = 1 forgets
-        assert bool(value.isfinite() and squared_norm.isfinite()) == survives
+        assert bool(value.isfinite() and norm.isfinite()) == survives
         assert not (survives and bad != bad), "a NaN never vanishes"
         # The workspace must not remember: the same kernel gives finite numbers for finite parameters and rows.
-        kernel(healthy, indices[:, 11:], grad, value, squared_norm)
-        assert all(bool(output.isfinite().all()) for output in (grad, value, squared_norm))
+        kernel(healthy, indices[:, 11:], grad, value, norm)
+        assert all(bool(output.isfinite().all()) for output in (grad, value, norm))
 
 
 def test_a_diverged_run_leaves_the_others_alone() -> None:
@@ -298,27 +298,27 @@ def test_wrong_arguments_are_refused_at_the_call() -> None:
     inputs, targets = make_data(widths, "cross_entropy", torch.float32)
     params = make_params(widths, 2, torch.float32)
     kernel = NativeGradient(widths, "relu", "cross_entropy", inputs, targets, 2, 8)
-    grad, value, squared_norm = outputs_like(params)
+    grad, value, norm = outputs_like(params)
     indices = make_indices(2, 8)
     with pytest.raises(IndexError, match="131"):
-        kernel(params, torch.full((2, 8), N), grad, value, squared_norm)
+        kernel(params, torch.full((2, 8), N), grad, value, norm)
     with pytest.raises(IndexError, match="131"):
-        kernel(params, torch.full((2, 8), -1), grad, value, squared_norm)
+        kernel(params, torch.full((2, 8), -1), grad, value, norm)
     assert grad.isnan().all()
     with pytest.raises(ValueError, match="batch=9"):
-        kernel(params, make_indices(2, 9), grad, value, squared_norm)
+        kernel(params, make_indices(2, 9), grad, value, norm)
     with pytest.raises(ValueError, match="batch=0"):
-        kernel(params, make_indices(2, 0), grad, value, squared_norm)
+        kernel(params, make_indices(2, 0), grad, value, norm)
     with refused("indices"):
-        kernel(params, make_indices(3, 8), grad, value, squared_norm)
+        kernel(params, make_indices(3, 8), grad, value, norm)
     with refused("indices"):
-        kernel(params, make_indices(8, 2).T, grad, value, squared_norm)
+        kernel(params, make_indices(8, 2).T, grad, value, norm)
     with refused("params"):
-        kernel(params.double(), indices, grad, value, squared_norm)
+        kernel(params.double(), indices, grad, value, norm)
     with refused("grad"):
-        kernel(params, indices, grad[:, :-1], value, squared_norm)
-    with refused("squared_norm"):
-        kernel(params, indices, grad, value, squared_norm.double())
+        kernel(params, indices, grad[:, :-1], value, norm)
+    with refused("norm"):
+        kernel(params, indices, grad, value, norm.double())
 
 
 def test_worthwhile_where_dispatch_outweighs_the_arithmetic() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import math
@@ -154,7 +153,7 @@ def probe(problem: Problem) -> None:
 
 def module_at(model: Model, x: Tensor) -> nn.Module:
     """Return an ordinary module at x, on the CPU, in evaluation mode."""
-    module = copy.deepcopy(model.module()).to("cpu", x.dtype)
+    module = model.module().to("cpu", x.dtype)
     nn.utils.vector_to_parameters(x.detach().cpu(), module.parameters())
     return module.eval()
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from burgersgd import __version__
+from burgersgd.own_process import seldom_collecting
 
 if TYPE_CHECKING:
     from burgersgd.config import TrainConfig
@@ -389,10 +390,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def run() -> None:
     """Entry point of the installed command."""
-    try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    with seldom_collecting():
+        try:
+            code = main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader (head, less) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
     sys.exit(code)

@@ -280,7 +280,7 @@ class _FleetRun:
 
     def _checkpoint(self, i: int, metrics_bytes: int) -> dict[str, Any]:
         """Return all that the run needs to go on, and what tells whether it may."""
-        model, lane = self.prepared.problem.model, self.lanes[i]
+        lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
             "code": code_version(),
             "config_hash": self.hashes[i],
@@ -291,8 +291,13 @@ class _FleetRun:
             "logged": self.position.logged,
             "seconds": self.position.seconds,
             "metrics_bytes": metrics_bytes,
-            "parameters": [[name, list(p.shape)] for name, p in model.module().named_parameters()],
+            "parameters": self._parameters,
         }
+
+    @functools.cached_property
+    def _parameters(self) -> list[list[Any]]:
+        """Names and shapes of the parameters in an ordinary module."""
+        return [[name, list(p.shape)] for name, p in self.prepared.problem.model.module().named_parameters()]
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:

@@ -9,9 +9,13 @@ import burgersgd
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
-    "cli": {"config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"},
+    "cli": {
+        *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
+        "own_process",
+    },
     "revisit": {"build", "config", "identity", "prepare", "recording", "run"},
-    "sweeps": {"config", "identity", "interruption", "prepare", "recording", "run", "trainer"},
+    "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
+    "own_process": {"sweeps"},
     "config": {"optimizers"},
     "identity": {"config"},
     "interruption": set(),

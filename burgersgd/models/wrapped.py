@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -40,5 +41,5 @@ class Wrapped:
         return functional_call(self._module, dict(zip(self.names, params, strict=True)), (inputs,))
 
     def module(self) -> nn.Module:
-        """Return the module itself."""
-        return self._module
+        """Return a copy of the module."""
+        return copy.deepcopy(self._module)

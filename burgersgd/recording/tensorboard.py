@@ -11,8 +11,8 @@ hyperparameter table from the first run it meets, and a sweep over optimizers wo
 Without one it collects them from all runs.
 """
 
-import io
 import math
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -115,7 +115,6 @@ def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> by
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-    from tensorboard.summary.writer.record_writer import RecordWriter
 
     def hparams_value(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary.Value:
         return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
@@ -142,12 +141,21 @@ def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> by
                 data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
                 yield hparams_value(metadata.SESSION_END_INFO_TAG, data)
 
-    buffer = io.BytesIO()
-    records = RecordWriter(buffer)
-    if first:
-        records.write(Event(wall_time=items[0].wall_time, file_version="brain.Event:2").SerializeToString())
+    events = [Event(wall_time=items[0].wall_time, file_version="brain.Event:2")] if first else []
     for item in items:
         step = item.evaluations if isinstance(item, Scalars) else 0
-        event = Event(wall_time=item.wall_time, step=step, summary=Summary(value=values(item)))
-        records.write(event.SerializeToString())
-    return buffer.getvalue()
+        events.append(Event(wall_time=item.wall_time, step=step, summary=Summary(value=values(item))))
+    return b"".join(_framed(event.SerializeToString()) for event in events)
+
+
+def _framed(data: bytes) -> bytes:
+    """Return data as a record of an event file. tensorboard's own RecordWriter computes the checksums in Python."""
+    length = struct.pack("<Q", len(data))
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def _checksum(data: bytes) -> bytes:
+    import google_crc32c  # in C
+
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)  # masked, as TensorFlow does

@@ -33,7 +33,7 @@ REPAID_SECONDS = 10.0
 """A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
 WORTH_A_LOOK_SECONDS = 1.0
 """What a group takes at least, by the speed of a processor, before its speed is measured."""
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.1
 """Of one measurement."""
 MEMORY_SHARE = 0.8
 """Of the memory that is available, fleets may take so much."""

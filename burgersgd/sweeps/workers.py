@@ -23,6 +23,7 @@ from typing import Any
 
 from burgersgd.config import TrainConfig
 from burgersgd.interruption import Interrupted, interruptible
+from burgersgd.own_process import worker
 from burgersgd.recording.progress import Progress, SweepProgress
 from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
 
@@ -160,7 +161,7 @@ class _Worker:
     def __init__(self, threads: int, gpu: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, threads, gpu), daemon=True)
+        self.process = context.Process(target=worker, args=(theirs, threads, gpu), daemon=True)
         self.process.start()
         theirs.close()
         self.chunk: Chunk | None = None
@@ -192,8 +193,8 @@ class _Worker:
 # ------------------------------------------------------------------------------------------------- in the worker
 
 
-def _work(connection: Connection, threads: int, gpu: str | None) -> None:
-    """Do what the other end asks for, until it says stop or is gone."""
+def work(connection: Connection, threads: int, gpu: str | None) -> None:
+    """Do in a process of its own what the other end asks for, until it says stop or is gone."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:

@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from burgersgd import own_process
 from burgersgd.config import TrainConfig
 from burgersgd.interruption import Interrupted, interruptible
-from burgersgd.own_process import worker
 from burgersgd.recording.progress import Progress, SweepProgress
 from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
 
@@ -161,7 +161,7 @@ class _Worker:
     def __init__(self, threads: int, gpu: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=worker, args=(theirs, threads, gpu), daemon=True)
+        self.process = context.Process(target=own_process.worker, args=(theirs, threads, gpu), daemon=True)
         self.process.start()
         theirs.close()
         self.chunk: Chunk | None = None

@@ -206,7 +206,8 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets)
+        native = self.engine == "native"
+        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets, native)
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:

@@ -450,19 +450,21 @@ static F(Places) F(places)(const Plan *plan) {
 
 int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).size * (int64_t)sizeof(REAL); }
 
-static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch, REAL *grad,
-                   REAL *loss, REAL *norm) {
+/* Number of W_l's first parameter, for every layer l; the last entry is d. */
+static void F(first_parameters)(const Plan *plan, int64_t *first) {
+    first[0] = 0;
+    for (int64_t l = 0; l < plan->layers; l++) first[l + 1] = first[l] + (plan->widths[l] + 1) * plan->widths[l + 1];
+}
+
+/* The activations of all layers for the rows of a batch; return the outputs [batch, stride]. */
+static REAL *F(forward)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch) {
     const int64_t *widths = plan->widths, layers = plan->layers;
     const F(Places) places = F(places)(plan);
-    REAL *panel = workspace + places.panel, *bias = workspace + places.bias;
-    int64_t first[MAX_LAYERS + 1]; /* number of W_l's first parameter */
-    first[0] = 0;
-    for (int64_t l = 0; l < layers; l++) first[l + 1] = first[l] + (widths[l] + 1) * widths[l + 1];
-
-    REAL *inputs = workspace + places.activation[0];
+    REAL *panel = workspace + places.panel, *bias = workspace + places.bias, *inputs = workspace + places.activation[0];
+    int64_t first[MAX_LAYERS + 1];
+    F(first_parameters)(plan, first);
     for (int64_t i = 0; i < batch; i++)
         F(copy_row)(inputs + i * F(stride)(widths[0]), (const REAL *)plan->inputs + indices[i] * widths[0], widths[0]);
-
     for (int64_t l = 0; l < layers; l++) { /* Z = A W^T + b */
         int64_t in = widths[l], out = widths[l + 1], stride = F(stride)(out);
         const REAL *w = params + first[l];
@@ -476,16 +478,28 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
         }
         if (l < layers - 1) F(activate)(plan->activation, batch, stride, z);
     }
+    return workspace + places.activation[layers];
+}
 
-    REAL *dz = workspace + places.activation[layers]; /* the outputs become their gradient */
-    int64_t out = widths[layers], stride = F(stride)(out);
-    double mean = plan->loss == CROSS_ENTROPY   ? F(cross_entropy)(batch, out, stride, plan->targets, indices, dz)
-                  : plan->loss == SQUARED_ERROR ? F(squared_error)(batch, out, stride, plan->targets, indices, dz)
-                                                : F(logistic)(batch, stride, plan->targets, indices, dz);
+/* Mean loss of the batch; the outputs become their gradient. */
+static double F(mean_loss)(const Plan *plan, const int64_t *indices, int64_t batch, REAL *outputs) {
+    int64_t out = plan->widths[plan->layers], stride = F(stride)(out);
+    return plan->loss == CROSS_ENTROPY   ? F(cross_entropy)(batch, out, stride, plan->targets, indices, outputs)
+           : plan->loss == SQUARED_ERROR ? F(squared_error)(batch, out, stride, plan->targets, indices, outputs)
+                                         : F(logistic)(batch, stride, plan->targets, indices, outputs);
+}
+
+static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch, REAL *grad,
+                   REAL *loss, REAL *norm) {
+    const int64_t *widths = plan->widths, layers = plan->layers;
+    const F(Places) places = F(places)(plan);
+    REAL *panel = workspace + places.panel, *dz = F(forward)(plan, workspace, params, indices, batch);
+    int64_t first[MAX_LAYERS + 1];
+    F(first_parameters)(plan, first);
+    *loss = (REAL)F(mean_loss)(plan, indices, batch, dz);
 
     for (int64_t l = layers - 1; l >= 0; l--) {
-        int64_t in = widths[l], in_stride = F(stride)(in);
-        out = widths[l + 1], stride = F(stride)(out);
+        int64_t in = widths[l], in_stride = F(stride)(in), out = widths[l + 1], stride = F(stride)(out);
         const REAL *w = params + first[l], *a = workspace + places.activation[l];
         REAL *dw = grad + first[l];
         for (int64_t k = 0; k < in; k += PANEL * LANES) /* dW = dZ^T A */
@@ -501,7 +515,6 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
         F(activate_backward)(plan->activation, batch, in_stride, a, da);
         dz = da;
     }
-    *loss = (REAL)mean;
     *norm = (REAL)sqrt(F(squared_norm)(first[layers], grad)); /* torch.sqrt may round otherwise, by the number of runs */
 }
 
@@ -526,6 +539,42 @@ int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row
         F(run)(plan, (REAL *)workspace, params + r * params_row, indices + r * indices_row, batch, grad + r * grad_row,
                loss + r, norm + r);
     return OK;
+}
+
+/* Sum of the losses of all examples; wrong: how many are not put into the class that labels name, where there are labels. */
+static void F(evaluate_run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *rows, const int64_t *labels,
+                            double *loss, double *wrong) {
+    int64_t n = plan->widths[plan->layers], stride = F(stride)(n);
+    *loss = *wrong = 0;
+    for (int64_t first = 0; first < plan->examples; first += plan->max_batch) {
+        int64_t batch = plan->examples - first < plan->max_batch ? plan->examples - first : plan->max_batch;
+        REAL *outputs = F(forward)(plan, workspace, params, rows + first, batch);
+        for (int64_t i = 0; labels && i < batch; i++) {
+            const REAL *z = outputs + i * stride;
+            int64_t class = plan->loss == LOGISTIC ? z[0] > 0 : 0;
+            for (int64_t j = 1; j < n; j++) /* the first of the largest; NaN counts as the largest, as in torch.argmax */
+                if (z[j] > z[class] || (isnan(z[j]) && !isnan(z[class]))) class = j;
+            *wrong += class != labels[first + i];
+        }
+        *loss += F(mean_loss)(plan, rows + first, batch, outputs) * (double)batch;
+    }
+}
+
+/* Of every run; rows are 0, 1, ..., examples - 1. */
+void F(mlp_evaluate)(const Plan *plan, const REAL *params, int64_t params_row, const int64_t *rows, const int64_t *labels,
+                     double *loss, double *wrong) {
+    char *workspace = plan->workspace;
+#ifdef _OPENMP
+    if (plan->threads > 1) {
+#pragma omp parallel for num_threads(plan->threads) schedule(dynamic)
+        for (int64_t r = 0; r < plan->runs; r++)
+            F(evaluate_run)(plan, (REAL *)(workspace + omp_get_thread_num() * plan->workspace_size), params + r * params_row,
+                            rows, labels, loss + r, wrong + r);
+        return;
+    }
+#endif
+    for (int64_t r = 0; r < plan->runs; r++)
+        F(evaluate_run)(plan, (REAL *)workspace, params + r * params_row, rows, labels, loss + r, wrong + r);
 }
 
 /* All steps of one run, as Fleet._eager_step does them. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch.func import vmap
 from burgersgd.losses import Loss
 from burgersgd.models import Model
 from burgersgd.training.gradients import split
+from burgersgd.training.native_gradient import NativeGradient
 
 CHUNK = 4096
 """Examples evaluated at once."""
@@ -27,17 +29,36 @@ class Evaluator:
     inputs: Float[Tensor, "n *shape"]
     labels: Tensor
     targets: Tensor
+    native: bool = False
+    """Whether to compute it in C, as the engine of that name computes gradients."""
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
         """Return mean loss and error of every run: share of wrong classes, or root mean squared error in regression."""
-        if x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
+        if self.native:
+            loss, error = self._native_sums(x)
+        elif x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:
             loss, error = vmap(self._sums)(x)
         n = len(self.labels)
         return loss / n, error / n if self.classification else torch.sqrt(error / n)
+
+    def _native_sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        network: Any = self.model
+        inputs = self.inputs.flatten(1)
+        kernel = NativeGradient(
+            network.widths,
+            network.activation,
+            self.loss.name,
+            inputs,
+            self.targets,
+            len(x),
+            max(1, min(128, len(inputs))),
+        )
+        loss, wrong = kernel.evaluate(x, self.labels if self.classification else None)
+        return loss.to(x.dtype), (wrong if self.classification else loss).to(x.dtype)
 
     def _sums(self, x: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
         views = split(x, self.model.shapes)

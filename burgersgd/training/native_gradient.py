@@ -211,6 +211,34 @@ class NativeGradient:
         )
         self.raise_for(status, batch)
 
+    def evaluate(
+        self, params: Float[Tensor, "runs d"], labels: Int64[Tensor, " n"] | None
+    ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
+        """Return the losses of all n examples, summed, and how many are not classified as labelled: float64 each.
+
+        max_batch examples at a time; params are contiguous.
+        """
+        if params.shape != (self.n_runs, self.n_params) or params.dtype != self.dtype or not params.is_contiguous():
+            raise ValueError(
+                f"params is {params.dtype} {list(params.shape)}: "
+                f"must be contiguous {self.dtype} {[self.n_runs, self.n_params]}"
+            )
+        loss, wrong = (torch.zeros(self.n_runs, dtype=torch.float64) for _ in range(2))
+        rows = torch.arange(self._plan.examples)
+        kernel, pointer = self.function("mlp_evaluate"), ctypes.c_void_p
+        kernel.argtypes = [pointer, pointer, ctypes.c_int64, pointer, pointer, pointer, pointer]
+        kernel.restype = None
+        kernel(
+            self.plan_address,
+            params.data_ptr(),
+            self.n_params,
+            rows.data_ptr(),
+            None if labels is None else labels.data_ptr(),
+            loss.data_ptr(),
+            wrong.data_ptr(),
+        )
+        return loss, wrong
+
     def _check(self, params: Tensor, grad: Tensor, loss: Tensor, norm: Tensor) -> None:
         """Check the layout of the tensors once: a loop passes the same ones in every step."""
         for name, tensor, shape in (

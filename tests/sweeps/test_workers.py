@@ -166,6 +166,24 @@ def test_the_fastest_fleets_are_formed_and_formed_again(tmp_path: Path, in_proce
     assert fleets == [[seed] for seed in range(5)]
 
 
+def test_a_size_that_seems_slow_is_measured_again(
+    tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate, disturbed = planning.rate_of, [2]
+
+    def with_somebody_else_running(configs: Any, *arguments: Any, **words: Any) -> float:
+        calm = rate(configs, *arguments, **words)
+        if len(configs) in disturbed:
+            disturbed.remove(len(configs))
+            return calm / 10
+        return calm
+
+    monkeypatch.setattr(planning, "rate_of", with_somebody_else_running)
+    fleets = [seeds for seeds, _ in trained(LocalTrainer(SweepConfig(workers=1)), jobs(tmp_path, range(5)))]
+    assert fleets == [[0], [1, 2], [3, 4]]
+    assert in_process == [5, 1, 2, 2, 5]
+
+
 def test_fleets_fit_the_memory_and_a_run_that_does_not_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

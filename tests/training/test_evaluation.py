@@ -1,0 +1,76 @@
+"""Evaluation in C is evaluation in PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from burgersgd.config import (
+    DatasetConfig,
+    DigitsConfig,
+    LossConfig,
+    MlpConfig,
+    TeacherStudentConfig,
+    TrainConfig,
+    TrainerConfig,
+    TwoSpiralsConfig,
+)
+from burgersgd.prepare import Prepared, prepare
+
+PROBLEMS: list[tuple[str, DatasetConfig]] = [
+    ("cross_entropy", DigitsConfig()),
+    ("squared_error", DigitsConfig()),
+    ("squared_error", TeacherStudentConfig()),
+    ("logistic", TwoSpiralsConfig()),
+]
+
+
+def prepared(loss: str, dataset: DatasetConfig, n_runs: int, precision: str, threads: int = 1) -> Prepared:
+    trainer = TrainerConfig(budget=40, batch_size=30, precision=precision, compile="native")
+    model = MlpConfig(depth=2, width=13, activation="tanh")
+    configs = [
+        TrainConfig(seed=s, loss=LossConfig(name=loss), dataset=dataset, model=model, trainer=trainer)
+        for s in range(n_runs)
+    ]
+    return prepare(configs, threads=threads)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(("n_runs", "threads"), [(1, 1), (5, 1), (5, 3)])
+@pytest.mark.parametrize(("loss", "dataset"), PROBLEMS, ids=lambda value: getattr(value, "name", value))
+def test_native_evaluation_is_that_of_torch(
+    loss: str, dataset: DatasetConfig, n_runs: int, threads: int, precision: str
+) -> None:
+    ready = prepared(loss, dataset, n_runs, precision, threads)
+    with ready.torch_settings():
+        x = ready.fleet().x * torch.linspace(0.5, 1.5, n_runs, dtype=ready.problem.inputs.dtype)[:, None]
+        for part in ("train", "validation", "test"):
+            evaluator = ready.evaluator(getattr(ready.data, part))
+            assert evaluator.native
+            assert len(evaluator.labels) % 128, "a short last batch is to be seen"
+            got, expected = evaluator(x), dataclasses.replace(evaluator, native=False)(x)
+            for a, b in zip(got, expected, strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b, rtol=3e-6 if precision == "float32" else 1e-13, atol=0)
+
+
+def test_a_run_is_evaluated_alike_in_any_company() -> None:
+    ready = prepared("cross_entropy", DigitsConfig(), 4, "float32")
+    x, evaluator = ready.fleet().x, ready.evaluator(ready.data.validation)
+    for a, b in zip(evaluator(x), evaluator(x[2:3]), strict=True):
+        assert torch.equal(a[2:3], b)
+
+
+def test_networks_that_have_blown_up_are_evaluated_alike() -> None:
+    ready = prepared("cross_entropy", DigitsConfig(), 3, "float64")
+    x = ready.fleet().x.clone()
+    x[0, -7] = math.nan  # the bias of class 3: argmax takes the first NaN
+    x[1, -2] = math.inf
+    x[2, -2] = -math.inf
+    evaluator = ready.evaluator(ready.data.test)
+    got, expected = evaluator(x), dataclasses.replace(evaluator, native=False)(x)
+    assert torch.equal(got[1], expected[1])
+    assert got[0].isfinite().tolist() == expected[0].isfinite().tolist() == [False, False, False]

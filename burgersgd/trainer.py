@@ -258,7 +258,8 @@ class _FleetRun:
             return
         errors = [{row["evaluations"]: row["validation_error"] for row in lane.rows} for lane in self.lanes]
         for evaluations in sorted({row["evaluations"] or 0 for lane in self.lanes for row in lane.rows}):
-            known = torch.tensor([math.nan if (e := run.get(evaluations)) is None else e for run in errors])
+            at = [math.nan if (e := run.get(evaluations)) is None else e for run in errors]
+            known = torch.tensor(at, dtype=torch.float64)
             alive = torch.tensor([evaluations in run for run in errors])
             if not bool(known.isnan().all()):
                 self.prune(Point(int(evaluations), 0.0, 0.0, alive, validation_error=known))

@@ -251,8 +251,8 @@ class RunFolder:
         with replacing(path) as stream:
             try:
                 torch.save(plain, stream)
-            except RuntimeError as error:  # how torch's archive writer reports a full disk
-                raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
+            except RuntimeError as error:  # torch's archive writer hides a full disk behind one of its own
+                raise RunFolderError(f"cannot write {path}: {one_line(error.__context__ or error)}") from error
 
     def commit_checkpoint(self) -> None:
         """Make the staged checkpoint the checkpoint."""

@@ -83,15 +83,13 @@ class FleetLauncher(BasicLauncher):
         from burgersgd.sweeps.planning import LocalTrainer
 
         assert self.sweep is not None
-        trainer = self._trainer = self._trainer or LocalTrainer(self.sweep.settings)
-        try:
-            yield from trainer.train(chunks, progress)
-        finally:
-            if self.sweep.settings.sampler != "optuna":  # whose next batch has use for the workers
-                trainer.close()
+        self._trainer = self._trainer or LocalTrainer(self.sweep.settings)
+        yield from self._trainer.train(chunks, progress)
 
     def close(self) -> None:
         """Let go of what training needed, after the last batch of jobs."""
+        if self._trainer is not None:
+            self._trainer.close()
 
     def _job_return(self, words: list[str], outcome: Outcome) -> JobReturn:
         """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB)."""

@@ -40,25 +40,33 @@ class MedianPruning:
     """Stops a run whose lowest error so far is above the median of the mean errors so far of all runs of its fleet.
 
     A run that was stopped keeps its mean, a diverged one counts as infinite. warm_up: gradient evaluations before which
-    nothing is stopped. (Golovin et al. 2017, Google Vizier, 3.2.2, with runs that started together.)
+    nothing is stopped. (Golovin et al. 2017, Google Vizier, 3.2.2, with runs that started together.) Optuna's
+    MedianPruner takes the errors at this point for the means; of runs that started together it would stop half at once,
+    and then hardly another one.
     """
 
     def __init__(self, warm_up: int) -> None:
         self._warm_up = warm_up
-        self._lowest = self._sum = self._count = torch.zeros(())
+        self._lowest = self._sum = self._count = self._stopped = torch.zeros(())
 
     def __call__(self, point: Point) -> Tensor:
         """Return the runs to stop now."""
         error, alive = point.validation_error, point.alive
         if error is None:
             return torch.zeros_like(alive)
+        error = error.double()  # as they are read back from metrics.csv
         if self._lowest.dim() == 0:
             self._lowest, self._sum, self._count = torch.full_like(error, torch.inf), 0 * error, 0 * error
+            self._stopped = torch.zeros_like(alive)
         self._lowest = torch.where(alive, error.fmin(self._lowest), self._lowest)
-        self._sum = torch.where(error.isfinite(), torch.where(alive, self._sum + error, self._sum), torch.inf)
+        self._sum = torch.where(alive, self._sum + error, self._sum)
         self._count += alive
-        median = (self._sum / self._count).nan_to_num(torch.inf, torch.inf).median()
-        return alive & (self._lowest > median) & (point.evaluations >= self._warm_up)
+        means = torch.where(alive | self._stopped, self._lowest.maximum(self._sum / self._count), torch.inf)
+        rising = means.nan_to_num(torch.inf, torch.inf).sort().values
+        median = (rising[(len(rising) - 1) // 2] + rising[len(rising) // 2]) / 2
+        stop = alive & (self._lowest > median) & (point.evaluations >= self._warm_up)
+        self._stopped |= stop
+        return stop
 
 
 class HalvingPruning:

@@ -6,10 +6,11 @@ that was interrupted and goes on proposes what it would have proposed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from burgersgd.config import ConfigError
 from burgersgd.identity import UNDECIDING
+from burgersgd.recording.claims import claim, release
 from burgersgd.sweeps.space import Axis, Space, Words
 
 if TYPE_CHECKING:
@@ -33,19 +35,41 @@ def check_optuna() -> None:
         raise ConfigError("sweep.sampler=optuna: needs Optuna, pip install 'burgersgd[optuna]'")
 
 
+@contextlib.contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Claim the study in a folder, as a search has to know all its trials, and tell in one line if its file fails.
+
+    Raises ConfigError for both.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    file = folder / STUDY
+    if not claim(file):
+        raise ConfigError(f"{file}: another process goes on with this search")
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]  # Optuna itself only guesses what it may be
+        kept = "what is trained is kept, and the same command goes on with it, without that file too"
+        raise ConfigError(f"cannot use {file}: {cause}; {kept}") from error
+    finally:
+        release(file)
+
+
 class Search:
     """A study of Optuna: trials of the space, each one job or, where seeds are listed, one job per seed.
 
     folder: where the study is kept, to go on with it; None keeps it in memory. Raises ConfigError where the study that
-    is there already is of other settings, or cannot be written.
+    is there already is of other settings; whatever goes wrong with its file is to be caught by `keeping`.
     """
 
     def __init__(self, space: Space, folder: Path | None) -> None:
         import optuna
-        from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
+        self._failed: set[int] = set()
         repeats = [axis for axis in space.axes if "seed" in axis.keys]
         self._repeats = list(itertools.chain.from_iterable(axis.settings for axis in repeats)) or [()]
         self._choices = {_name(axis): _labels(axis) for axis in space.axes if axis not in repeats}
@@ -54,8 +78,8 @@ class Search:
         storage = None if folder is None else f"sqlite:///{folder / STUDY}"
         try:
             self._study = optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
-        except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            raise ConfigError(f"cannot use {storage}: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:  # a study of another version of Optuna
+            raise ConfigError(f"cannot use {storage}: {error}") from error
         listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
         fixed = [word for word in space.fixed if _root(word) not in UNDECIDING[""]]
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
@@ -75,11 +99,7 @@ class Search:
 
         Nothing is left when it is empty. Batches end at multiples of sweep.batch, whenever the search was interrupted.
         """
-        from optuna.trial import TrialState
-
-        settings, trials = self._space.settings, self._trials()
-        waiting = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        n = len(trials)
+        settings, waiting, n = self._space.settings, self._waiting(), len(self._trials())
         stop = min(settings.n_samples, -(-n // settings.batch) * settings.batch)
         if not waiting and stop <= n:
             stop = min(settings.n_samples, n + settings.batch)
@@ -89,18 +109,19 @@ class Search:
                 self._study.ask(self._distributions)
         except ValueError as error:  # Optuna's: other kinds of ranges than before
             raise ConfigError(f"sweep.name={settings.name}: is a search in other ranges: {error}") from error
-        return {trial.number: self.jobs(trial) for trial in self._trials() if trial.state == TrialState.RUNNING}
+        return {trial.number: self.jobs(trial) for trial in self._waiting()}
 
     def tell(self, number: int, objectives: Sequence[float | None], pruned_at: int | None = None) -> None:
-        """Tell how the jobs of a trial ended: their mean counts, +inf where one diverged, and None is a failed one.
+        """Tell how the jobs of a trial ended: their mean counts, +inf where one diverged.
 
+        None is a failed one: its trial stays open for the next process that goes on with the search.
         pruned_at: the gradient evaluations after which the trial was stopped; the mean is what it had reached.
         """
         from optuna.trial import Trial, TrialState
 
         values = [value for value in objectives if value is not None]
         if len(values) < len(objectives):
-            self._study.tell(number, state=TrialState.FAIL)
+            self._failed.add(number)
         elif pruned_at is None:
             self._study.tell(number, float(np.mean(values)))
         else:
@@ -118,6 +139,9 @@ class Search:
         for name, value in trial.params.items():
             words += self._choices[name][value] if name in self._choices else [self._ranges[name].word(value)]
         return [[*words, *repeat] for repeat in self._repeats]
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return [t for t in self._trials() if not t.state.is_finished() and t.number not in self._failed]
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)

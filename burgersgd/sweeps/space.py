@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from burgersgd.config import ConfigError, SweepConfig
 from burgersgd.sweeps.compose import Composer
+
+MOST_JOBS = 50_000
+"""Of a sweep: composing and checking these takes minutes and 2 GB; what is longer is a slip more often than a wish."""
 
 Words = list[str]
 """The overrides of one job."""
@@ -74,6 +77,11 @@ class Space:
             raise settings.error("sampler", "needs a range, such as optimizer.nu='tag(log, interval(1e-9,1e-5))'")
         if settings.sampler == "optuna" and not self.ranges and not self.axes:
             raise settings.error("sampler", "needs something to choose from")
+        n = math.prod(len(axis.settings) for axis in self.axes)
+        if settings.sampler in ("random", "sobol"):
+            n *= settings.n_samples
+        if settings.sampler != "optuna" and n > MOST_JOBS:
+            raise ConfigError(f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: try less, or split it")
 
     def jobs(self) -> list[Words]:
         """Return the overrides of all jobs of a grid, random or sobol sampler, last list fastest, then the samples."""
@@ -112,6 +120,9 @@ def _values(key: str, override: Override) -> Words:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     try:
+        sweep = override.value()
+        if isinstance(sweep, RangeSweep) and next(itertools.islice(sweep.range(), MOST_JOBS, None), None) is not None:
+            raise ValueError(f"has too many values, must be <= {MOST_JOBS:,}")
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except (HydraException, ValueError) as error:
         raise ConfigError(f"{override.input_line}: {error}") from error

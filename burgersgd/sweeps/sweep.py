@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.prepare import prepare
+from burgersgd.recording.files import one_line
 from burgersgd.recording.progress import SweepProgress, sweep_summary
 from burgersgd.run import check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
-from burgersgd.sweeps.search import Search, check_optuna
+from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
 from burgersgd.sweeps.status import note_jobs
 
@@ -125,8 +127,12 @@ class Sweep:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self._folder = folder
         try:
-            if self.settings.sampler == "optuna":
-                return self._search(launch, folder)
+            searching = self.settings.sampler == "optuna"
+            if searching or any(stored(folder / self.plan(job).name) is None for job in self.jobs):
+                _check_writable(folder)
+            if searching:
+                with keeping(folder):
+                    return self._search(launch, folder)
             return [self._launched(launch, self.jobs, 0)]
         except ConfigError as error:
             self.error = error
@@ -146,6 +152,10 @@ class Sweep:
             batches.append(self._launched(launch, [*itertools.chain(*trials.values())], sum(map(len, batches))))
             for number, jobs in trials.items():
                 ends = [self._ends[tuple(job)] for job in jobs]
+                if any(isinstance(end, float) and math.isnan(end) for end in ends):
+                    raise ConfigError(
+                        f"{self._varied(jobs[0])}: another process trains this job, of which the search has to know"
+                    )
                 stopped = [self._pruned_at[tuple(job)] for job in jobs if tuple(job) in self._pruned_at]
                 objectives = [None if isinstance(end, Exception) else end for end in ends]
                 search.tell(number, objectives, pruned_at=max(stopped, default=None))
@@ -255,6 +265,16 @@ def train_job(cfg: Any) -> float:
     return outcome.objective(config.sweep.objective)
 
 
+def _check_writable(folder: Path) -> None:
+    """Raise ConfigError where a sweep cannot write to its folder, before each of its jobs fails of that."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write there: {one_line(error)}") from error
+
+
 def _check_launcher(node: DictConfig) -> None:
     """Raise ConfigError where a launcher of ours cannot be made with its settings; others are not looked at."""
     settings: dict[str, Any] = OmegaConf.to_container(node)  # pyright: ignore[reportAssignmentType]
@@ -268,7 +288,7 @@ def _first_values(overrides: Sequence[Override]) -> Words:
     words = []
     for o in overrides:
         if o.is_discrete_sweep():
-            words += [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()][:1]
+            words += [f"{o.get_key_element()}={value}" for value in itertools.islice(o.sweep_string_iterator(), 1)]
         elif not o.is_sweep_override():
             words.append(str(o.input_line))
     return words

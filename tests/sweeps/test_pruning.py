@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def stopped(rule: MedianPruning | HalvingPruning, errors: list[list[float]]) -> 
         alive = torch.tensor([end is None for end in ends])
         between = rule(Point(10 * k + 5, alive, None))  # a point without validation stops nothing
         assert not between.any()
-        for run in rule(Point(10 * k, alive, torch.tensor(row))).nonzero().flatten().tolist():
+        for run in rule(Point(10 * k, alive, torch.tensor(row, dtype=torch.float64))).nonzero().flatten().tolist():
             ends[run] = 10 * k
     return ends
 
@@ -57,6 +58,62 @@ def test_a_run_is_stopped_whose_lowest_error_is_above_the_median_of_the_means() 
     assert None in ends
 
 
+def asked_of_optuna(pruner: Any, others: list[list[float]], own: list[float], noted: Sequence[Any] = ()) -> bool:
+    """Return whether Optuna would prune a run with these errors if it knew the others ``[points][runs]`` to their ends.
+
+    noted: what the pruner has noted of the others and, last, of the run itself.
+    """
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(pruner=pruner)
+    for other in range(len(others[0])):
+        steps = {10 * k: row[other] for k, row in enumerate(others)}
+        attributes = noted[other] if noted else {}
+        study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values=steps, system_attrs=attributes))
+    trial = study.ask()
+    for k, error in enumerate(own):
+        trial.report(error, 10 * k)
+    for name, value in (noted[-1] if noted else {}).items():
+        study._storage.set_trial_system_attr(trial._trial_id, name, value)
+    return trial.should_prune()
+
+
+@pytest.mark.parametrize("runs", [8, 9])
+def test_the_median_stops_what_optuna_would_that_is_shown_the_means(runs: int) -> None:
+    pruners = pytest.importorskip("optuna").pruners
+    errors = [row[-runs:] for row in curves()]
+    ends = stopped(MedianPruning(warm_up=30), errors)
+    assert len(set(ends)) > 2
+    for k in range(len(errors)):
+        means = []  # of runs that were stopped, up to then
+        for run, end in enumerate(ends):
+            seen = [row[run] for row in errors[: k + 1]][: None if end is None else end // 10 + 1]
+            means.append(statistics.mean(seen))
+        for run, end in enumerate(ends):
+            if end is None or 10 * k <= end:
+                pruner = pruners.MedianPruner(n_startup_trials=0, n_warmup_steps=30)
+                shown = [*errors[:k], means]
+                own = [row[run] for row in errors[: k + 1]]
+                assert asked_of_optuna(pruner, shown, own) == (end == 10 * k), (run, k)
+
+
+def test_halving_stops_what_optuna_would() -> None:
+    pruners = pytest.importorskip("optuna").pruners
+    errors = torch.tensor(curves()).cummin(0).values.tolist()  # Optuna takes the last error for the lowest
+    ends = stopped(HalvingPruning(budget=90, smallest=10, eta=3), errors)
+    assert set(ends) == {10, 30, None}
+    for rung, k in enumerate((1, 3)):
+        there = [run for run, end in enumerate(ends) if end is None or end >= 10 * k]
+        for run in there:
+            others = [other for other in there if other != run]
+            noted = [{f"completed_rung_{r}": errors[(1, 3)[r]][other] for r in range(rung + 1)} for other in others]
+            noted.append({f"completed_rung_{r}": errors[(1, 3)[r]][run] for r in range(rung)})
+            pruner = pruners.SuccessiveHalvingPruner(min_resource=10, reduction_factor=3)
+            shown = [[row[other] for other in others] for row in errors[: k + 1]]
+            own = [row[run] for row in errors[: k + 1]]
+            assert asked_of_optuna(pruner, shown, own, noted) == (ends[run] == 10 * k), (run, k)
+
+
 def test_successive_halving_keeps_the_best_third_at_every_rung() -> None:
     errors = curves()
     ends = stopped(HalvingPruning(budget=90, smallest=10, eta=3), errors)
@@ -69,15 +126,18 @@ def test_successive_halving_keeps_the_best_third_at_every_rung() -> None:
 
 @pytest.mark.parametrize("rule", [MedianPruning(0), HalvingPruning(budget=90, smallest=1, eta=2)])
 def test_a_single_run_and_equal_runs_are_not_all_stopped(rule: MedianPruning | HalvingPruning) -> None:
-    assert stopped(rule, [[0.5]] * 10) == [None]
+    assert stopped(rule, [[0.1]] * 10) == [None]  # whose mean is below 0.1 in floating point
     fresh = type(rule)(*((0,) if isinstance(rule, MedianPruning) else (90, 1, 2)))
-    assert None in stopped(fresh, [[0.5, 0.5, 0.5, 0.5]] * 10)
+    assert None in stopped(fresh, [[0.1, 0.1, 0.1, 0.1]] * 10)
 
 
 def test_a_diverged_run_is_neither_stopped_nor_taken_for_a_good_one() -> None:
     alive = torch.tensor([True, True, False, True, True])
-    error = torch.tensor([0.5, 0.4, torch.nan, 0.3, 0.6])
+    error = torch.tensor([0.5, 0.4, 0.1, 0.3, 0.6])  # of the diverged one, that of its last finite x
     # It counts as infinitely bad: the median is 0.5, without it 0.45 or less.
     assert MedianPruning(0)(Point(0, alive, error)).tolist() == [False, False, False, False, True]
+    later = MedianPruning(1)
+    later(Point(0, torch.ones(5, dtype=torch.bool), error))  # before it diverged it was the best
+    assert later(Point(1, alive, error)).tolist() == [False, False, False, False, True]
     halving = HalvingPruning(budget=4, smallest=1, eta=2)
     assert halving(Point(1, alive, error)).tolist() == [True, False, False, False, True]  # the first rung: 2 of 5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,23 +155,30 @@ sys.stdin.read()
 """
 
 
-def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep(*JOBS, "sweep.name=s") == 0
-    name, folder = next(iter(folders("s").items()))
-    shutil.rmtree(folder)
+@contextlib.contextmanager
+def claimed_elsewhere(folder: Path) -> Iterator[None]:
+    """Have another process claim a folder, and kill it at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", OTHER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "claimed\n"
+        yield
+        other.kill()
+
+
+def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*JOBS, "sweep.name=s") == 0
+    name, folder = next(iter(folders("s").items()))
+    shutil.rmtree(folder)
+    with claimed_elsewhere(folder):
         capsys.readouterr()
         before = len(steps)
         assert sweep(*JOBS, "sweep.name=s") == 0
         assert len(steps) == before
         assert "6: 5 completed, 1 trained by another process" in capsys.readouterr().out
         assert {s.name: s.state for s in job_states(Path("outputs/multirun/s"))}[name] == "running"
-        other.kill()  # a dead process holds nothing
-    assert sweep(*JOBS, "sweep.name=s") == 0
+    assert sweep(*JOBS, "sweep.name=s") == 0  # a dead process holds nothing
     assert len(steps) == before + 60
     assert not claims.is_claimed(folder)
 

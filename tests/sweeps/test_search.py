@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import math
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,12 @@ import pytest
 
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.sweeps import chunks
 from burgersgd.sweeps.compose import Composer
+from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.space import Space, Words
+from tests.sweeps.test_resumable import claimed_elsewhere
+from tests.sweeps.test_sweep import fleets
 
 if importlib.util.find_spec("optuna") is None:
     pytest.skip("Optuna is not installed", allow_module_level=True)
@@ -132,10 +140,12 @@ def test_diverged_is_infinite_and_failed_is_no_value(tmp_path: Path) -> None:
     for number in batch:
         search.tell(number, ends[number], pruned_at=30 if number == 3 else None)
     told = trials(tmp_path)
-    assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "FAIL", "PRUNED"]
+    assert [trial.state.name for trial in told] == ["COMPLETE", "COMPLETE", "RUNNING", "PRUNED"]
     assert [trial.value for trial in told[:2]] == [0.375, math.inf]
     assert told[3].intermediate_values == {30: 0.5}
     assert search.n_left == 0
+    assert search.ask() == {}
+    assert list(Search(space([*WORDS, "seed=1,2"], n_samples=4), tmp_path).ask()) == [2]  # tried again
 
 
 def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
@@ -179,10 +189,104 @@ def test_a_study_of_other_settings_is_not_gone_on_with(
     assert "\n" not in str(caught.value)
 
 
-def test_a_study_that_cannot_be_kept_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot use sqlite:///.*nowhere/optuna\.db: .*unable to open") as caught:
-        Search(space(), tmp_path / "nowhere")
-    assert "\n" not in str(caught.value)
+TRAINED = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd", "optimizer.lr=interval(0.1,1)"]
+SEARCH = ["train", "--multirun", *TRAINED, "sweep.sampler=optuna", "sweep.n_samples=6", "sweep.batch=2"]
+FOLDER = Path("outputs", "multirun", "s")
+
+
+def error_of(code: int, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what a command that was refused has printed, and its error of one line, without the progress."""
+    assert code == 2
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if "grad/s" not in line and "runs   0%" not in line]
+    assert len(errors) == 1, errors
+    return shown.out, errors[0]
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "locked", "removed"])
+def test_a_study_whose_file_fails_in_mid_search_is_one_line_and_nothing_is_lost(
+    trouble: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*SEARCH, "sweep.name=undisturbed"]) == 0
+    capsys.readouterr()
+    sizes = fleets(monkeypatch)
+    file, train_jobs = FOLDER / "optuna.db", chunks.train_jobs
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+
+        def troubled(*arguments: Any, **words: Any) -> Any:
+            results = train_jobs(*arguments, **words)
+            if len(sizes) == 2:
+                if trouble == "damaged":
+                    with open(file, "r+b") as stream:
+                        stream.seek(4096)
+                        stream.write(bytes(file.stat().st_size))
+                elif trouble == "removed":
+                    file.unlink()
+                else:
+                    other = stack.enter_context(contextlib.closing(sqlite3.connect(file, isolation_level=None)))
+                    other.execute("BEGIN EXCLUSIVE")
+            return results
+
+        patch.setattr(chunks, "train_jobs", troubled)
+        out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
+        assert "jobs                  4: 4 completed" in out
+        assert "optuna.db: " in error
+        assert "what is trained is kept" in error
+    if trouble != "locked":
+        file.unlink(missing_ok=True)
+    sizes.clear()
+    assert main([*SEARCH, "sweep.name=s"]) == 0
+    assert sizes == [2]
+    names = [{path.name for path in FOLDER.with_name(name).iterdir() if path.is_dir()} for name in ("s", "undisturbed")]
+    assert names[0] == names[1]
+
+
+def test_a_study_of_a_later_optuna_is_one_line(tmp_path: Path) -> None:
+    Search(space(), tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as study:
+        study.execute("UPDATE alembic_version SET version_num = 'v9.0.0'")
+        study.execute("UPDATE version_info SET schema_version = 99")
+        study.commit()
+    with pytest.raises(ConfigError, match=r"cannot use sqlite:///.*optuna\.db: .*no longer compatible.*schema"):
+        Search(space(), tmp_path)
+
+
+def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SEARCH, "sweep.name=s", "sweep.n_samples=2"]) == 0
+    capsys.readouterr()
+    with claimed_elsewhere(FOLDER / "optuna.db"):
+        _, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
+        assert error.endswith("optuna.db: another process goes on with this search")
+    assert main([*SEARCH, "sweep.name=s"]) == 0  # a dead process holds nothing
+
+
+def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SEARCH, "sweep.name=s"]) == 0
+    last = FOLDER / json.loads((FOLDER / "jobs.jsonl").read_text().splitlines()[-1])["name"]
+    shutil.rmtree(last)
+    with contextlib.closing(sqlite3.connect(FOLDER / "optuna.db")) as study:
+        study.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 5")
+        study.execute("DELETE FROM trial_values WHERE trial_id = 6")
+        study.commit()
+    capsys.readouterr()
+    with claimed_elsewhere(last):
+        out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
+        assert "1 trained by another process" in out
+        assert ": another process trains this job, of which the search has to know" in error
+    assert main([*SEARCH, "sweep.name=s"]) == 0
+    assert [trial.state for trial in trials(FOLDER)] == [TrialState.COMPLETE] * 6
+
+
+def test_workers_are_kept_for_all_batches_of_a_search_and_then_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[LocalTrainer] = []
+    used: set[LocalTrainer] = set()
+    train = LocalTrainer.train
+    monkeypatch.setattr(LocalTrainer, "train", lambda self, *a: used.add(self) or train(self, *a))
+    monkeypatch.setattr(LocalTrainer, "close", lambda self: ended.append(self))
+    assert main([*SEARCH, "sweep.name=s"]) == 0
+    assert [*used] == ended
+    assert main(["train", "--multirun", *TRAINED[:-1], "seed=1,2", "sweep.name=grid"]) == 0
+    assert len(ended) == 2
 
 
 def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(

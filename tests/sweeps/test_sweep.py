@@ -258,6 +258,7 @@ def chunks_launcher() -> Any:
         (["trainer.batch_size=9,5000"], "job 2 of 2 (trainer.batch_size=5000): trainer.batch_size=5000: must be <= 10"),
         (["optimizer.lr=interval(0.1,1)"], "sweep.sampler=grid has no use for a range"),
         (["optimizer.lr=interval(-1,1)", "sweep.sampler=sobol"], "optimizer.lr=-"),
+        (["seed=range(1000000000)"], "seed=range(1000000000): has too many values, must be <= 50,000"),
         (["seed=range(0)"], "seed=range(0): has no values, there is nothing to train"),
         (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "as many values: seed has 2, model.width"),
         (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: what describes the sweep cannot vary in it"),
@@ -280,6 +281,18 @@ def test_bad_input_is_one_line_that_names_the_job_and_nothing_is_created(
     assert error.startswith("burgersgd: error: ")
     assert "\n" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_sweep_whose_folder_cannot_be_written_is_one_line_and_no_job_is_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "outputs" / "multirun" / "s"
+    path.parent.mkdir(parents=True)
+    path.write_text("a file where the folder should be")
+    assert sweep(*SGD, "seed=1,2", "sweep.name=s") == 2
+    shown = capsys.readouterr()
+    assert shown.err.strip() == f"burgersgd: error: {path}: cannot write there: File exists"
+    assert not shown.out
 
 
 def test_a_preset_that_lists_values_needs_multirun(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,10 @@ class Sweep:
             return []
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
-        """Launch what a search proposes, until it has proposed enough."""
+        """Launch what a search proposes, until it has proposed enough, or another process trains some of it.
+
+        Those trials stay open: the same command tells their values once they are over, and goes on.
+        """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
         for words in search.told():
@@ -141,11 +144,15 @@ class Sweep:
             if done is not None:
                 self._ends[tuple(words)] = done.objective(self.settings.objective)
         batches: list[Sequence[JobReturn]] = []
-        while trials := search.ask():
+        elsewhere = False
+        while not elsewhere and (trials := search.ask()):
             self._later = search.n_left
             batches.append(self._launched(launch, [*itertools.chain(*trials.values())], sum(map(len, batches))))
             for number, jobs in trials.items():
                 ends = [self._ends[tuple(job)] for job in jobs]
+                if any(map(_is_elsewhere, ends)):
+                    elsewhere = True
+                    continue
                 stopped = [self._pruned_at[tuple(job)] for job in jobs if tuple(job) in self._pruned_at]
                 objectives = [None if isinstance(end, Exception) else end for end in ends]
                 search.tell(number, objectives, pruned_at=max(stopped, default=None))
@@ -232,7 +239,7 @@ class Sweep:
                 "stopped early": len(self._pruned_at),
                 "diverged": sum(end == math.inf for _, end in ends),
                 "failed": len(failed),
-                "trained by another process": sum(isinstance(end, float) and math.isnan(end) for _, end in ends),
+                "trained by another process": sum(_is_elsewhere(end) for _, end in ends),
             },
             failed=failed,
             objective=self.settings.objective,
@@ -272,6 +279,10 @@ def _first_values(overrides: Sequence[Override]) -> Words:
         elif not o.is_sweep_override():
             words.append(str(o.input_line))
     return words
+
+
+def _is_elsewhere(end: float | Exception) -> bool:
+    return isinstance(end, float) and math.isnan(end)
 
 
 def _one_line(error: Exception) -> str:

@@ -111,7 +111,7 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="at least so many, spread over all kinds of sweeps")
+    parser.add_argument("--kills", type=int, default=100, help="at least so many, spread over all kinds of sweeps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     options = parser.parse_args()

@@ -29,6 +29,7 @@ bench: .venv/.bench
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)
 	$(BIN)/python scripts/soak_kills.py
+	$(BIN)/python scripts/soak_sweeps.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -198,6 +198,8 @@ class _FleetRun:
             except Interrupted as interrupted:
                 interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
                 raise
+        if not lanes[0].final:
+            self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
         return [self._result(i) for i in range(len(lanes))]
 
     def _spend(self) -> None:
@@ -267,19 +269,19 @@ class _FleetRun:
     def _recording(self, lane: Lane) -> contextlib.AbstractContextManager[None]:
         return lane.recording(alone=len(self.lanes) == 1)
 
-    def _save(self) -> None:
+    def _save(self, ended: bool = False) -> None:
         """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
         there = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
         recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
         for i, lane, folder in recorded:
             with self._recording(lane):
-                folder.stage_checkpoint(self._checkpoint(i, folder.metrics_bytes()))
+                folder.stage_checkpoint(self._checkpoint(i, folder.metrics_bytes(), ended))
         for _, lane, folder in recorded:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
 
-    def _checkpoint(self, i: int, metrics_bytes: int) -> dict[str, Any]:
+    def _checkpoint(self, i: int, metrics_bytes: int, ended: bool) -> dict[str, Any]:
         """Return all that the run needs to go on, and what tells whether it may."""
         lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
@@ -292,6 +294,7 @@ class _FleetRun:
             "logged": self.position.logged,
             "seconds": self.position.seconds,
             "metrics_bytes": metrics_bytes,
+            "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
             "parameters": self._parameters,
         }
 
@@ -302,7 +305,11 @@ class _FleetRun:
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
-        """Loss and error of all runs at the last x, and test errors at the best one."""
+        """Loss and error of all runs at the last x, and test errors at the best one; as recorded where they are."""
+        checkpoints = [lane.checkpoint or {} for lane in self.lanes]
+        known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
+        if len(known) == len(self.lanes) and all(known):
+            return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
         x = self.fleet.x
         measured = {}
         for part in ("validation", "test"):
@@ -346,14 +353,13 @@ class _FleetRun:
         return result
 
     def _record_end(self, folder: RunFolder, i: int, result: Result) -> None:
-        folder.checkpoint(self._checkpoint(i, folder.metrics_bytes()))
         fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
         fields |= {"fleet_size": len(self.lanes), "parent": self.lanes[i].parent}
         if result.reason is not None:
             fields["reason"] = result.reason
             folder.log.error("%s", result.reason)
-        folder.status(result.state, **fields)
         folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
+        folder.status(result.state, **fields)  # last: a run that is over is not looked at again
 
 
 _RECORDED = (

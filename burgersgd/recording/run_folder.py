@@ -218,10 +218,16 @@ class RunFolder:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = to_json({"state": state, "updated": now, **fields})
+        if state in ENDED:  # nobody comes back to what is over: the view is whole before
+            self._finish_events(state, fields)
         with replacing(self.path / STATUS) as stream:
             stream.write(text.encode())
         self.state = state
-        if self._events is not None and state in (*ENDED, "failed"):
+        if state == "failed":
+            self._finish_events(state, fields)
+
+    def _finish_events(self, state: str, fields: Mapping[str, Any]) -> None:
+        if self._events is not None:
             self._events.finish(state == "completed", fields)
 
     def metrics_bytes(self) -> int:

@@ -228,7 +228,7 @@ class LocalTrainer:
         for group in fits:
             cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
             planned += cut
-            if len(cut) > 1:
+            if len(cut) > 1 or workers > 1:  # fewer groups, when others are over, would be cut for all workers
                 memory.fleets += [[job.folder.name for job in chunk] for chunk in cut]
         memory.save()
         if self.settings.max_runs is not None:

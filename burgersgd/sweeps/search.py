@@ -104,12 +104,26 @@ class Search:
         if not waiting and stop <= n:
             stop = min(settings.n_samples, n + settings.batch)
         try:
-            for number in range(n, stop):
-                self._study.sampler = self._sampler(number)
-                self._study.ask(self._distributions)
+            self._propose(range(n, stop))
         except ValueError as error:  # Optuna's: other kinds of ranges than before
             raise ConfigError(f"sweep.name={settings.name}: is a search in other ranges: {error}") from error
         return {trial.number: self.jobs(trial) for trial in self._waiting()}
+
+    def _propose(self, numbers: range) -> None:
+        """Add the trials of these numbers to the study, each with all that it chooses at once.
+
+        Optuna itself writes a new trial, then choice after choice: a process that dies in between leaves half a trial.
+        """
+        import optuna
+
+        if not numbers:
+            return
+        draft = optuna.create_study()
+        draft.add_trials(self._trials())
+        for number in numbers:
+            draft.sampler = self._sampler(number)
+            draft.ask(self._distributions)
+            self._study.add_trial(draft.trials[number])
 
     def tell(self, number: int, objectives: Sequence[float | None], pruned_at: int | None = None) -> None:
         """Tell how the jobs of a trial ended: their mean counts, +inf where one diverged.

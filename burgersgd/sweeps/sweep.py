@@ -139,7 +139,11 @@ class Sweep:
             return []
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
-        """Launch what a search proposes, until it has proposed enough."""
+        """Launch what a search proposes, until it has proposed enough.
+
+        Raises ConfigError where another process trains some of it: those trials stay open, and the same command goes on
+        once they are over.
+        """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
         for words in search.told():
@@ -148,17 +152,21 @@ class Sweep:
                 self._ends[tuple(words)] = done.objective(self.settings.objective)
         batches: list[Sequence[JobReturn]] = []
         while trials := search.ask():
+            elsewhere: list[Words] = []
             self._later = search.n_left
             batches.append(self._launched(launch, [*itertools.chain(*trials.values())], sum(map(len, batches))))
             for number, jobs in trials.items():
                 ends = [self._ends[tuple(job)] for job in jobs]
-                if any(isinstance(end, float) and math.isnan(end) for end in ends):
-                    raise ConfigError(
-                        f"{self._varied(jobs[0])}: another process trains this job, of which the search has to know"
-                    )
+                if any(map(_is_elsewhere, ends)):
+                    elsewhere += jobs
+                    continue
                 stopped = [self._pruned_at[tuple(job)] for job in jobs if tuple(job) in self._pruned_at]
                 objectives = [None if isinstance(end, Exception) else end for end in ends]
                 search.tell(number, objectives, pruned_at=max(stopped, default=None))
+            if elsewhere:
+                raise ConfigError(
+                    f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
+                )
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
@@ -242,7 +250,7 @@ class Sweep:
                 "stopped early": len(self._pruned_at),
                 "diverged": sum(end == math.inf for _, end in ends),
                 "failed": len(failed),
-                "trained by another process": sum(isinstance(end, float) and math.isnan(end) for _, end in ends),
+                "trained by another process": sum(_is_elsewhere(end) for _, end in ends),
             },
             failed=failed,
             objective=self.settings.objective,
@@ -292,6 +300,10 @@ def _first_values(overrides: Sequence[Override]) -> Words:
         elif not o.is_sweep_override():
             words.append(str(o.input_line))
     return words
+
+
+def _is_elsewhere(end: float | Exception) -> bool:
+    return isinstance(end, float) and math.isnan(end)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from burgersgd.cli import main
-from burgersgd.recording import claims
+from burgersgd.recording import claims, run_folder
 from burgersgd.recording.run_folder import RunFolder, read_status
 from burgersgd.sweeps.status import job_states
 from burgersgd.training.fleet import Fleet
@@ -91,6 +91,40 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> No
         assert_same(folder, folders("killed")[name])
 
 
+@pytest.mark.parametrize("over", [1, 3, 5])
+def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
+    over: int, kill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*JOBS[:5], "trainer.precision=float32", "optimizer=sgd", "optimizer.lr=1,0.3,1e-2,1e-3,1e-4,1e-6"]
+    words += ["trainer.eval_every=10", "sweep.prune=median"]  # by comparison with the runs beside it
+    assert sweep(*words, "sweep.name=whole") == 0
+    ended: list[Path] = []
+    replacing = run_folder.replacing
+
+    @contextlib.contextmanager
+    def dying(path: Path) -> Iterator[Any]:
+        with replacing(path) as stream:
+            yield stream
+        if path.name == run_folder.STATUS and read_status(path.parent)["state"] in run_folder.ENDED:
+            ended.append(path.parent)
+            if len(ended) == over:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "replacing", dying)
+        with pytest.raises(Killed):
+            sweep(*words, "sweep.name=dying")
+    states = [state.state for state in job_states(Path("outputs/multirun/dying"))]
+    assert states.count("interrupted") == 6 - over
+    assert sweep(*words, "sweep.name=dying") == 0
+    for name, folder in folders("whole").items():
+        other = folders("dying")[name]
+        assert_same(folder, other)
+        for pattern in ("log.txt", "events.out.*"):
+            (file,), (other_file,) = folder.glob(pattern), other.glob(pattern)
+            assert file.stat().st_size == other_file.stat().st_size
+
+
 def test_a_sweep_that_is_told_to_stop_saves_all_runs_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,7 +182,7 @@ def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
 OTHER = """
 import sys
 from pathlib import Path
-from burgersgd.recording import claims
+from burgersgd.recording import claims, run_folder
 assert claims.claim(Path(sys.argv[1]))
 print("claimed", flush=True)
 sys.stdin.read()

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from burgersgd import run
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.recording.run_folder import RunInUseError
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.compose import Composer
 from burgersgd.sweeps.planning import LocalTrainer
@@ -26,7 +28,7 @@ if importlib.util.find_spec("optuna") is None:
     pytest.skip("Optuna is not installed", allow_module_level=True)
 
 from optuna import load_study
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from burgersgd.sweeps import search as search_module
 from burgersgd.sweeps.search import Search
@@ -91,7 +93,9 @@ def test_proposals_depend_on_the_seed_alone_and_more_of_them_begin_with_the_same
     assert all_of(Search(space(n_samples=8, seed=1), None)) != few
 
 
-@pytest.mark.parametrize("killed", ["while asking", "while training", "while telling", "between batches"])
+@pytest.mark.parametrize(
+    "killed", ["while asking", "while choosing", "while training", "while telling", "between batches"]
+)
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,16 +105,29 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     for number, jobs in search.ask().items():
         search.tell(number, [loss(jobs[0])])
     if killed == "while asking":
-        ask, asked = search._study.ask, []
+        add, asked = search._study.add_trial, []
 
         def dying(*arguments: Any) -> Any:
             if len(asked) == 2:
                 raise KeyboardInterrupt
-            asked.append(ask(*arguments))
+            asked.append(add(*arguments))
 
-        monkeypatch.setattr(search._study, "ask", dying)
+        monkeypatch.setattr(search._study, "add_trial", dying)
         with pytest.raises(KeyboardInterrupt):
             search.ask()
+    elif killed == "while choosing":  # between the first and the second choice of a trial
+        suggest, chosen = Trial._suggest, []
+
+        def dying_later(*arguments: Any) -> Any:
+            chosen.append(suggest(*arguments))
+            if len(chosen) == 4:
+                raise KeyboardInterrupt
+            return chosen[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trial, "_suggest", dying_later)
+            with pytest.raises(KeyboardInterrupt):
+                search.ask()
     elif killed != "between batches":
         batch = search.ask()
         if killed == "while telling":
@@ -309,6 +326,31 @@ def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 8
     assert main(["train", "--multirun", *words, "model.depth=1", *search]) == 2
     assert "is a search with nothing of model.depth=1; use another name" in capsys.readouterr().err
+
+
+def test_a_trial_that_another_process_trains_stays_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd"]
+    words += ["sweep.sampler=optuna", LR, "sweep.batch=2", "sweep.n_samples=4", "sweep.name=s"]
+    original, folder = run.begun, tmp_path / "outputs" / "multirun" / "s"
+    met: list[Path] = []
+
+    def begun(path: Path) -> bool:
+        met.append(path)
+        if path == met[0]:
+            raise RunInUseError(f"{path}: another process is training this run")
+        return original(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "begun", begun)
+        assert main(["train", "--multirun", *words]) == 2
+    shown = capsys.readouterr()
+    assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())
+    assert ": another process trains this job, of which the search has to know" in shown.err
+    assert sorted(trial.state.name for trial in trials(folder)) == ["COMPLETE", "RUNNING"]
+    assert main(["train", "--multirun", *words]) == 0
+    assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4
 
 
 def test_without_optuna_a_search_is_refused(

@@ -184,6 +184,31 @@ def test_a_size_that_seems_slow_is_measured_again(
     assert in_process == [5, 1, 2, 2, 5]
 
 
+def test_the_groups_that_are_left_are_trained_as_the_fleets_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Here:
+        """A pool that trains in this process, two chunks in all: then the sweep is killed."""
+
+        def __init__(self, n: int, *arguments: Any, **words: Any) -> None:
+            self.n = n
+
+        def train(self, chunks: list[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
+            for chunk in chunks[:2]:
+                yield chunk, train_chunk(chunk, progress)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(planning, "Pool", Here)
+    (tmp_path / "s").mkdir()
+    groups = [jobs(tmp_path / "s", range(10 * k, 10 * k + 2), model=MlpConfig(width=12 - k)) for k in range(4)]
+    done = trained(LocalTrainer(SweepConfig(workers=2)), [job for group in groups for job in group])
+    assert [seeds for seeds, _ in done] == [[0, 1], [10, 11]]
+    done = trained(LocalTrainer(SweepConfig(workers=2)), [job for group in groups[2:] for job in group])
+    assert [seeds for seeds, _ in done] == [[20, 21], [30, 31]]
+
+
 def test_fleets_fit_the_memory_and_a_run_that_does_not_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,8 @@ WORTH_A_LOOK_SECONDS = 1.0
 """What a group takes at least, by the speed of a processor, before its speed is measured."""
 LOOK_SECONDS = 0.1
 """Of one measurement."""
+FLEET_SECONDS = 0.1
+"""What a fleet costs besides its steps and what each of its runs records: preparing it, 250 turns of its loop."""
 MEMORY_SHARE = 0.8
 """Of the memory that is available, fleets may take so much."""
 WORKER_BYTES = 500 << 20
@@ -189,12 +191,12 @@ def sizes_to_try(limit: int) -> list[int]:
     return [4**k for k in range(16) if 4**k < limit] + [limit]
 
 
-def best_size(rates: Rates, jobs: int, workers: int) -> int:
+def best_size(rates: Rates, jobs: int, workers: int, budget: int) -> int:
     """Return the size of fleets with which the last of the workers is done first, about: a large one if in doubt."""
 
     def seconds(runs: int) -> float:
         chunks = -(-jobs // runs)
-        return -(-chunks // workers) * jobs / chunks / rates[runs]
+        return -(-chunks // workers) * (FLEET_SECONDS + jobs / chunks * budget / rates[runs])
 
     least = min(map(seconds, rates))
     return max(runs for runs in rates if seconds(runs) <= 1.05 * least)
@@ -300,7 +302,7 @@ class LocalTrainer:
         if group.prepared.engine != "compiled" and _long([group]):
             measure = rate_of if workers == 1 or self.pool is None else self.pool.measure
             if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
-                limit = best_size(rates, len(group.new), workers)
+                limit = best_size(rates, len(group.new), workers, group.prepared.budget)
         return chunks_of(group.new, limit)
 
 

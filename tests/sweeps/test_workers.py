@@ -236,6 +236,9 @@ def test_the_memory_of_a_run_grows_with_its_vectors_and_its_activations() -> Non
 
 
 def test_the_last_of_the_workers_is_done_first() -> None:
-    assert best_size({1: 100.0, 32: 200.0}, 64, workers=2) == 32
-    assert best_size({1: 100.0, 4: 90.0}, 64, workers=2) == 1  # where batching loses, there are no batches
-    assert best_size({1: 100.0, 3: 110.0}, 3, workers=2) == 1  # one worker would have nothing to do
+    assert best_size({1: 100.0, 32: 200.0}, 64, workers=2, budget=1000) == 32
+    assert best_size({1: 100.0, 4: 90.0}, 64, workers=2, budget=1000) == 1  # where batching loses, there are no batches
+    assert best_size({1: 100.0, 3: 110.0}, 3, workers=2, budget=1000) == 1  # one worker would have nothing to do
+    rates = {1: 20e3, 4: 19e3, 32: 18e3}
+    assert best_size(rates, 64, workers=2, budget=2000) == 32  # each fleet is to be prepared
+    assert best_size(rates, 64, workers=2, budget=10**7) == 1

@@ -205,7 +205,7 @@ class Sweep:
             else:
                 end(words, done)
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
-        self._progress = self._progress or SweepProgress()
+        self._progress = self._progress or SweepProgress(enabled=None if left or self._later else False)
         budgets = [self._budget(job) for job in left]
         later = self._later * sum(budgets) // max(len(left), 1)
         self._progress.expect(len(left) + self._later, sum(budgets) + later)

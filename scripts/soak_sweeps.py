@@ -230,8 +230,8 @@ class Soak:
         folder = self.root / "multirun" / name
         with contextlib.suppress(RunFolderError):  # no job is noted yet
             job_states(folder)
-        states = list(ended(self.root / "multirun" / name))
-        begun = [path for path in folders(self.root / "multirun" / name).values() if (path / "status.json").exists()]
+        states = list(ended(folder))
+        begun = [path for path in folders(folder).values() if (path / "status.json").exists()]
         what = "nothing" if not begun else "begun" if not states else "over" if len(states) < self.kind.jobs else "done"
         self.seen[what] += 1
 

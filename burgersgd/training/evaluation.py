@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,19 +46,20 @@ class Evaluator:
         n = len(self.labels)
         return loss / n, error / n if self.classification else torch.sqrt(error / n)
 
+    @functools.cached_property
+    def _kernels(self) -> dict[tuple[int, int], NativeGradient]:
+        """What evaluates so many runs on so many threads: checked and given memory once."""
+        return {}
+
     def _native_sums(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        network: Any = self.model
-        inputs = self.inputs.flatten(1)
-        kernel = NativeGradient(
-            network.widths,
-            network.activation,
-            self.loss.name,
-            inputs,
-            self.targets,
-            len(x),
-            max(1, min(128, len(inputs))),
-        )
-        loss, wrong = kernel.evaluate(x, self.labels if self.classification else None)
+        key = len(x), torch.get_num_threads()
+        if key not in self._kernels:
+            network: Any = self.model
+            inputs, at_once = self.inputs.flatten(1), min(128, max(1, len(self.labels)))
+            self._kernels[key] = NativeGradient(
+                network.widths, network.activation, self.loss.name, inputs, self.targets, len(x), at_once
+            )
+        loss, wrong = self._kernels[key].evaluate(x, self.labels if self.classification else None)
         return loss.to(x.dtype), (wrong if self.classification else loss).to(x.dtype)
 
     def _sums(self, x: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import logging
 import math
@@ -133,6 +134,7 @@ class Trainer:
         _log.warning("out of memory with %d runs at once: going on with half as many", len(lanes))
         self.bar.add(-fleet_run.counted)
         del fleet_run
+        gc.collect()  # a fleet refers to itself
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(lanes) // 2
@@ -146,7 +148,8 @@ class Trainer:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (torch.OutOfMemoryError) or the host could not give memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the host, CUDA itself, cuBLAS
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _first_line(error: BaseException) -> str:

@@ -59,6 +59,8 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
             n = min(n, fleet.budget)
             fleet.evaluations = min(fleet.evaluations, fleet.budget - n)  # a step costs the same wherever it is
             fleet.advance(n)
+            if fleet.device.type == "cuda":  # steps are only queued so far
+                torch.cuda.synchronize(fleet.device)
             elapsed = time.perf_counter() - started
             best = max(best, n * fleet.n_runs / elapsed)  # the fastest stretch: the least disturbed by other programs
             if elapsed < seconds / 8:
@@ -72,7 +74,8 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
 def available_memory(device: torch.device) -> int:
     """Return the bytes that may still be taken on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, to be used again
+        return torch.cuda.mem_get_info(device)[0] + unused
     limits = []
     with contextlib.suppress(OSError, ValueError):  # Linux
         lines = Path("/proc/meminfo").read_text().splitlines()

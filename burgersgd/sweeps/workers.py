@@ -45,9 +45,11 @@ class Pool:
         self.workers = [self._start(i) for i in range(n)]
 
     def _start(self, i: int) -> _Worker:
+        import torch
+
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        devices = visible.split(",") if visible else [str(k) for k in range(self.n)]
-        return _Worker(self._threads, devices[i] if self._gpus else None)
+        devices = visible.split(",") if visible else [str(k) for k in range(torch.cuda.device_count())] or ["0"]
+        return _Worker(self._threads, devices[i % len(devices)] if self._gpus else None)
 
     def measure(self, configs: Sequence[TrainConfig]) -> float:
         """Return the gradient evaluations per second of one worker while all of them train such a fleet.

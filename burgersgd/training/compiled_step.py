@@ -61,6 +61,7 @@ class CompiledStep:
         self.position = torch.zeros(1, dtype=torch.int64, device=fleet.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=fleet.device)
         self.programs: dict[int, Callable[[], None]] = {}
+        self._expected = -1  # the step that the counters on the device stand at
 
     def run(self, step: int, ends_cycle: bool) -> None:
         """Advance the fleet by one gradient evaluation."""
@@ -68,13 +69,14 @@ class CompiledStep:
         block, draws = fleet._block, fleet._draws
         assert block is not None
         assert draws is not None
-        if step == block.first or not self.programs:
+        if step == block.first or step != self._expected:
             self.position.fill_(step - block.first)
             self.step.fill_(step)
         size = fleet.batches.size(step)
         if size not in self.programs:
             self.programs[size] = self._program(block, draws, size)
         self.programs[size]()
+        self._expected = step + 1
         if ends_cycle:
             fleet._write(fleet.rule.end_cycle(fleet._row(step), fleet.state))
 
@@ -132,15 +134,17 @@ class CompiledStep:
             return lambda: compiled(*arguments)
         changed = [t for t in (*fleet.state, *counters, *records) if t is not None]
         saved = [t.clone() for t in changed]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
+        self.position.zero_()  # three steps from the end of a block would read beyond it
+        with torch.cuda.device(fleet.device):  # streams and graphs belong to the current device
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    compiled(*arguments)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
                 compiled(*arguments)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            compiled(*arguments)
-        for tensor, value in zip(changed, saved, strict=True):
-            tensor.copy_(value)
+            for tensor, value in zip(changed, saved, strict=True):
+                tensor.copy_(value)
         return graph.replay

@@ -18,6 +18,8 @@ from burgersgd.training.native_gradient import NativeGradient
 
 CHUNK = 4096
 """Examples evaluated at once."""
+EXAMPLES_OF_ALL_RUNS = 1 << 18
+"""On a GPU, where runs are evaluated together: a fleet that fits while it trains is to fit here too."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Evaluator:
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:
-            loss, error = vmap(self._sums)(x)
+            loss, error = vmap(self._sums, chunk_size=max(1, EXAMPLES_OF_ALL_RUNS // min(CHUNK, len(self.labels))))(x)
         n = len(self.labels)
         return loss / n, error / n if self.classification else torch.sqrt(error / n)
 

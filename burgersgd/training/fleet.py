@@ -26,6 +26,8 @@ BLOCK = 64
 """Steps whose coefficients and batch indices are computed at once."""
 DRAW_BYTES = 1 << 19
 """Random numbers are drawn for as many steps at once as leave room in the second-level cache."""
+DRAW_BYTES_ON_GPUS = 1 << 26
+"""There a draw costs a launch, and the memory of a few dozen steps is not missed."""
 PIECE = 1 << 16
 """Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
 
@@ -117,7 +119,8 @@ class Fleet:
         # The fused update draws its normal numbers itself.
         self._draws_normals = self.rule.noisy and self._fused is None
         drawn = x0.numel() * self._draws_normals + math.prod(self.uniform_shape)
-        at_once = min(BLOCK, max(1, DRAW_BYTES // (4 * max(1, drawn))))
+        room = DRAW_BYTES if self.device.type == "cpu" else DRAW_BYTES_ON_GPUS
+        at_once = min(BLOCK, max(1, room // (4 * max(1, drawn))))
         self.draw_length = 1 << (at_once.bit_length() - 1)
 
     # ------------------------------------------------------------------------------------------------ reading

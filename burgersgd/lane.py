@@ -55,7 +55,8 @@ class Lane:
         lane.final = read_status(folder.path)["state"] in ENDED
         lane.parent = lane.checkpoint["parent"]
         if lane.checkpoint["config_hash"] != config_hash(lane.config, lane.choices["budget"]):
-            raise RunFolderError(f"{folder.path}: its configuration was changed since the checkpoint was written")
+            changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
+            raise RunFolderError(f"{folder.path}: {changed}")
         if lane.checkpoint["code"] != code_version() and not lane.final:
             folder.log.warning("going on with %s, begun with %s", code_version(), lane.checkpoint["code"])
         return lane

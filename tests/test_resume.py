@@ -397,7 +397,7 @@ def test_damaged_or_changed_folders_are_refused(kill: Any, tmp_path: Path) -> No
     folder = changed("edited")
     config = (folder / ".hydra/config.yaml").read_text()
     (folder / ".hydra/config.yaml").write_text(config.replace("lr: 0.13", "lr: 0.14"))
-    with pytest.raises(RunFolderError, match=r"edited: its configuration was changed since the checkpoint"):
+    with pytest.raises(RunFolderError, match=r"edited: its configuration, or what burgersgd computes for it, changed"):
         resume(folder, progress=False)
     folder = changed("torn")
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:-100])

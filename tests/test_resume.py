@@ -24,6 +24,7 @@ from burgersgd.config import (
     SgdConfig,
     TrainConfig,
 )
+from burgersgd.lane import Lane
 from burgersgd.recording.claims import release
 from burgersgd.recording.run_folder import (
     STAGED,
@@ -290,6 +291,25 @@ def test_a_finished_run_gives_its_result_again_and_stays_as_it_is(tmp_path: Path
     for name in ("state", "evaluations", "test_error", "test_loss", "validation_loss", "best_test_error", "best_at"):
         assert getattr(again, name) == getattr(result, name)
     assert again.metrics == result.metrics
+
+
+def test_a_checkpoint_of_version_0_1_0_finds_the_loss_of_its_best_x_in_the_metrics(kill: Any, tmp_path: Path) -> None:
+    config = named(small_config(), "old", eval_every=8, checkpoint_every=20)
+    kill(30)
+    with pytest.raises(Killed):
+        train(config, progress=False)
+    path = tmp_path / "outputs/old/checkpoint.pt"
+    old = torch.load(path, weights_only=True)
+    known = old["best"].pop("loss")
+    torch.save(old, path)
+    with RunFolder.reopen(path.parent) as folder:
+        lane = Lane.reopened(folder)
+        lane.rewind()
+        assert torch.equal(lane.best["loss"], known)
+        assert known < 3
+    train(named(config, "undisturbed"), progress=False)
+    resume(path.parent, progress=False)
+    assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/old")
 
 
 def test_a_diverged_run_stays_diverged(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
-from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
+from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.prepare import memory
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
@@ -80,8 +82,7 @@ def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
         return own
     if not (isinstance(own, tuple | list) and len(own) == 2):
         raise DataError(f"dataset: must be a Dataset or a pair of arrays (x, y), not {type(own).__name__}")
-    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
-    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
+    return from_arrays(*own, **dataclasses.asdict(Options.of(config.dataset)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -161,7 +162,7 @@ def module_at(model: Model, x: Tensor) -> nn.Module:
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
     trainer = config.trainer
-    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
+    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last)
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
     cycle = config.optimizer.rule().gradients_per_cycle

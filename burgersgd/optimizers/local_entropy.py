@@ -63,12 +63,12 @@ class LocalEntropy:
         y <- y - lr v
 
     With u = lr v and a constant lr this is stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin 2014)
-    with friction 1 - beta: u <- beta u + lr grad_y G - sqrt(2 (1 - beta) lr T) xi, y <- y - u. Its law is exp(-G / T) as
-    lr -> 0; on a quadratic of curvature kappa (1 / gamma included) the variance of y is exactly
-    (T / kappa) / (1 - lr kappa / (2 (1 + beta))). Where a schedule changes lr, v and not u is what is kept, as in SGD, so
-    that nu = 0 is SGD with momentum on G; the factor 1 / sqrt(lr) then makes the noise that of the present lr. Nesterov's
-    step and the integrator of Leimkuhler and Matthews have no such law with momentum: LocalEntropyConfig refuses both
-    where nu > 0.
+    with friction 1 - beta: u <- beta u + lr grad_y G - sqrt(2 (1 - beta) lr T) xi, y <- y - u. Its law is exp(-G / T)
+    as lr -> 0; on a quadratic of curvature kappa (1 / gamma included) the variance of y is exactly
+    (T / kappa) / (1 - lr kappa / (2 (1 + beta))). Where a schedule changes lr, v and not u is kept, as in SGD, so that
+    nu = 0 is SGD with momentum on G; the factor 1 / sqrt(lr) makes the noise that of the present lr. Nesterov's step
+    and the integrator of Leimkuhler and Matthews have no such law with momentum: LocalEntropyConfig refuses both where
+    nu > 0.
 
     Float hyperparameters: lr, nu, gamma, outer_step, ema_weight, gamma_scoping, gamma_min, momentum, outer_momentum,
     weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps

@@ -1,4 +1,4 @@
-"""Golden runs: 20 float64 gradient evaluations of local_entropy on digits, committed as text, by integrator and momentum.
+"""Golden runs: 20 float64 gradient evaluations of local_entropy on digits, committed as text.
 
 Where the numbers change on purpose, write them anew and say why in the commit:
 

@@ -6,17 +6,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
+from burgersgd.schema import Group, as_before, is_added
 
-UNDECIDING = {
-    "": ("output_root", "run_name", "device", "sweep"),
-    "trainer": ("epochs", "log_every", "checkpoint_every", "checkpoint_minutes"),
-    "dataset": ("root", "download"),
-}
-"""Group -> keys that decide only where, how and how visibly a run is computed (epochs become the budget)."""
-
+NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["hashed"])
+"""Keys and groups of a run that never decide its numbers."""
 
 OWN = "own"
 """Name that a record gives to a model or data of the user's own."""
@@ -64,23 +61,36 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
 
 
 def _built(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+    fields = dataclasses.fields(cls)
+    unknown = values.keys() - {f.name for f in fields}
     if unknown:
         raise ConfigError(f"{prefix}{min(unknown)}: no such key in this version of burgersgd")
-    return cls(**values)
+    return cls(**{f.name: as_before(f) for f in fields if is_added(f)} | dict(values))
 
 
-def canonical(config: TrainConfig, budget: int) -> dict[str, Any]:
-    """Return what decides the numbers of a run whose budget is so many gradient evaluations, as plain values."""
-    plain = dataclasses.asdict(config)
-    plain["trainer"]["budget"] = budget
-    for group, keys in UNDECIDING.items():
-        for key in keys:
-            (plain[group] if group else plain).pop(key, None)
+def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return what decides the numbers of a run, as plain values: see burgersgd/schema.py for the rule.
+
+    budget: its gradient evaluations, whether they were set or follow from epochs. resolved: what else the run found out
+    for itself where the configuration leaves it open, by dotted key (loss.name where that is auto).
+    """
+    return _deciding(config, "", {"trainer.budget": budget, **resolved})
+
+
+def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for f in dataclasses.fields(group):
+        key = prefix + f.name
+        value = resolved[key] if key in resolved else getattr(group, f.name)
+        if not f.metadata.get("hashed", True) or (is_added(f) and value == as_before(f)):
+            continue
+        plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
+    if group.version != 1:
+        plain["version of the class"] = group.version
     return plain
 
 
-def config_hash(config: TrainConfig, budget: int) -> str:
+def config_hash(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Return the name of a run: 12 hexadecimal digits of the SHA-256 of its canonical configuration."""
-    text = json.dumps(canonical(config, budget), sort_keys=True)
+    text = json.dumps(canonical(config, budget, resolved), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -35,6 +35,13 @@ class DatasetConfig(Group):
     name: str = named("digits")
     train_size: int | None = opt(None, at_least=1)
     label_noise: float = opt(0.0, at_least=0, below=1)
+    noisy_validation: bool = opt(
+        True,
+        "label_noise on the validation part too; the test part stays clean",
+        since="0.2",
+        as_before=False,
+        hashed_with="label_noise",
+    )
     standardize: bool = True
     seed: int = opt(0, at_least=0)
     validation_fraction: float = opt(0.2, above=0, below=1)

@@ -34,7 +34,8 @@ def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> No
     else:
         places = {_place(field) for field in old if field is not None}
         values = [after.clone() if _place(after) in places else after for _, after in pairs]
-    torch._foreach_copy_([before for before, _ in pairs], values)
+    for (before, _), value in zip(pairs, values, strict=True):
+        before.copy_(value)
 
 
 def _place(tensor: Tensor) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
@@ -38,6 +38,41 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
         if record[key].get("name") == OWN and given is None:
             what = f"{key}={record[key].get('class', OWN)}"
             raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
+
+
+def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that a mapping (a dict, OmegaConf's DictConfig) describes; what it lacks is default.
+
+    Raises ConfigError for what is neither, for unknown keys and values out of range.
+    """
+    if isinstance(given, TrainConfig):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"config: must be a TrainConfig or a mapping of its keys, not {type(given).__name__}")
+    try:
+        plain = _plain(given)
+    except Exception as error:  # OmegaConf's interpolations and missing values
+        raise ConfigError(f"config: {' '.join(str(error).split())}") from error
+    for key, choices in GROUPS.items():
+        value = plain.get(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            plain[key] = dataclasses.asdict(value)
+        elif isinstance(value, str):
+            plain[key] = {"name": value}
+        elif key in plain and not isinstance(value, dict):
+            raise ConfigError(f"{key}={value}: must be a name or a mapping")
+        elif isinstance(value, dict) and "name" not in value and len(set(choices.values())) > 1:
+            plain[key] = {"name": getattr(getattr(TrainConfig(), key), "name", None)} | value
+    return config_from(plain)
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
 
 
 def config_from(record: Mapping[str, Any]) -> TrainConfig:

@@ -40,7 +40,9 @@ class Evaluator:
         """Return mean loss and error of every run: share of wrong classes, or root mean squared error in regression."""
         if self.native:
             loss, error = self._native_sums(x)
-        elif x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
+        elif (
+            x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
+        ):  # run by run: the numbers do not depend on the company
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
 from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
 from burgersgd.datasets.prepare import memory
 from burgersgd.isolation import seeded
@@ -170,7 +171,7 @@ def trained_parameters(model: Model, module: nn.Module) -> list[nn.Parameter]:
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
     trainer = config.trainer
-    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
+    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last)
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
     cycle = config.optimizer.rule().gradients_per_cycle

@@ -6,12 +6,14 @@ import functools
 import itertools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from burgersgd import native
 from burgersgd.training.gradients import clipped, functional_gradient
 
 if TYPE_CHECKING:
@@ -24,9 +26,15 @@ _PROGRAM_NUMBERS = itertools.count()
 def why_not_compiled(device: str) -> str | None:
     """Return in one line why torch.compile does not work here, on that type of device; None where it does.
 
-    There may be no compiler, or no folder for its cache. Asked once in a process, by compiling next to nothing.
+    There may be no compiler, or no folder for its cache, or one in which other users can write. Asked once in a
+    process, by compiling next to nothing.
     """
     try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        danger = native.danger_of(Path(cache_dir()).resolve())  # torch runs what it finds there
+        if danger is not None:
+            return f"{danger}; TORCHINDUCTOR_CACHE_DIR names another folder"
         torch.compile(_next_to_nothing, fullgraph=True)(torch.zeros(4, device=device))
     except Exception as error:  # anything: of the system, of dynamo, of the compiler
         return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__

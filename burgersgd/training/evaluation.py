@@ -37,7 +37,11 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-        """Return mean loss and error of every run: share of wrong classes, or root mean squared error in regression."""
+        """Return mean loss and error of every run: the share of wrong classes, or in regression the RMSE.
+
+        The RMSE of k outputs is sqrt(mean of the squared differences over examples and outputs): it does not grow
+        with k, and predicting the mean of standardized targets gives 1.
+        """
         if self.native:
             loss, error = self._native_sums(x)
         elif (
@@ -48,7 +52,7 @@ class Evaluator:
         else:
             loss, error = vmap(self._sums, chunk_size=max(1, EXAMPLES_OF_ALL_RUNS // min(CHUNK, len(self.labels))))(x)
         n = len(self.labels)
-        return loss / n, error / n if self.classification else torch.sqrt(error / n)
+        return loss / n, error / n if self.classification else torch.sqrt(error / self.labels.numel())
 
     @functools.cached_property
     def _kernels(self) -> dict[tuple[int, int], NativeGradient]:

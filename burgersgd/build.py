@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
-from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
 from burgersgd.datasets.prepare import memory
@@ -83,8 +84,7 @@ def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
         return own
     if not (isinstance(own, tuple | list) and len(own) == 2):
         raise DataError(f"dataset: must be a Dataset or a pair of arrays (x, y), not {type(own).__name__}")
-    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
-    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
+    return from_arrays(*own, **dataclasses.asdict(Options.of(config.dataset)))
 
 
 @functools.lru_cache(maxsize=2)

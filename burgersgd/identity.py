@@ -120,7 +120,9 @@ def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[st
     for f in dataclasses.fields(group):
         key = prefix + f.name
         value = resolved[key] if key in resolved else getattr(group, f.name)
-        if not f.metadata.get("hashed", True) or (is_added(f) and value == as_before(f)):
+        needed = f.metadata.get("hashed_with")
+        idle = needed is not None and not getattr(group, needed)
+        if not f.metadata.get("hashed", True) or idle or (is_added(f) and value == as_before(f)):
             continue
         plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
     if group.version != 1:

@@ -39,15 +39,18 @@ def opt(
     since: str | None = None,
     as_before: Any = MISSING,
     hashed: bool = True,
+    hashed_with: str | None = None,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
 
     default: a value, or a class of settings, which is made anew for every owner. meaning: one line for readers. since:
     the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
-    (default: its default). hashed: whether it decides the numbers of a run.
+    (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
+    key decides nothing where that one is 0 or false.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
+    metadata["hashed_with"] = hashed_with
     if as_before is not MISSING:
         metadata["as_before"] = as_before
     if isinstance(default, type):

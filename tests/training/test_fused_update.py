@@ -25,7 +25,9 @@ from burgersgd.training.fused_update import FusedUpdate, _Symbol, source
 
 RULES: list[OptimizerConfig] = [
     LocalEntropyConfig(nu=0.02, burn_in=2, inner_steps=3, weight_decay=0.3),
-    LocalEntropyConfig(nu=0.02, integrator="leimkuhler_matthews", averaging="ema", momentum=0.4, nesterov=True),
+    LocalEntropyConfig(nu=0.02, integrator="leimkuhler_matthews", averaging="ema"),
+    LocalEntropyConfig(nu=0.02, averaging="ema", momentum=0.4),
+    LocalEntropyConfig(nu=0.0, momentum=0.4, nesterov=True),
     LocalEntropyConfig(nu=0.0, averaging="last", momentum=0.4, outer_momentum=0.3),
     PaperSDEConfig(nu=0.02, epsilon=0.3),
     PaperLiteralConfig(nu=0.02, period=2),

@@ -208,8 +208,19 @@ class LocalEntropyConfig(OptimizerConfig):
         super().__post_init__()
         if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
+        if self.nu > 0 and self.momentum > 0:
+            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
+            if self.nesterov:
+                raise self.error("nesterov", law)
+            if self.integrator != "em":
+                raise self.error("integrator", law)
         if self.gamma_min > self.gamma:
             raise self.error("gamma_min", f"must be <= optimizer.gamma={self.gamma:g}")
+
+    @property
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
+        return 2 if self.momentum > 0 and self.nu > 0 else 1
 
     def rule(self) -> Rule:
         """Return the update rule with its static choices."""

@@ -1,7 +1,8 @@
-/* Mini-batch loss and gradient of a small fully connected network, for R independent runs one after the other.
+/* Mini-batch loss and gradient of a small network, for R independent runs one after the other.
  *
  * The network is (2.2)-(2.4): z_l = sigma(W_l z_{l-1} + b_l), the last layer affine. One run's parameters are one
- * vector W_1 (row-major [out, in]), b_1, W_2, b_2, ...; its gradient has the same layout.
+ * vector W_1 (row-major [out, in]), b_1, W_2, b_2, ...; its gradient has the same layout. In front of it may stand the two
+ * convolutional layers of LeNet-5 (convolutions.c): their parameters come first, their features are the inputs.
  *
  * Eager PyTorch spends most of such a step on dispatch. Here a run is: gather the rows of the batch, three kinds of
  * matrix product per layer (Z = A W^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
@@ -35,7 +36,19 @@ typedef struct { /* mirrored by native_gradient._Plan */
     const void *inputs, *targets;
     void *workspace;              /* threads * workspace_size bytes, aligned to 64 */
     int64_t workspace_size;       /* bytes for one thread, from mlp_gradient_workspace_* */
+    int64_t channels, height, width, padding; /* of images that go through the convolutions first; no channels: none do */
 } Plan;
+
+typedef struct { /* sizes of the convolutional layers: padded image, pooled first layer, pooled second layer */
+    int64_t channels, height, width, h1, w1, h2, w2;
+} Images;
+
+static inline Images images_of(const Plan *plan) {
+    Images s = {plan->channels, plan->height + 2 * plan->padding, plan->width + 2 * plan->padding, 0, 0, 0, 0};
+    s.h1 = (s.height - 4) / 2, s.w1 = (s.width - 4) / 2;
+    s.h2 = (s.h1 - 4) / 2, s.w2 = (s.w1 - 4) / 2;
+    return s;
+}
 
 typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
@@ -421,11 +434,14 @@ static double F(squared_norm)(int64_t n, const REAL *v) {
     return total;
 }
 
+#include "convolutions.c"
+
 /* ------------------------------------------------------------------------------------------------------------ one run */
 
 /* Places in a thread's workspace, in numbers: activations of every layer, two gradients, a panel of weights, a bias. */
 typedef struct {
     int64_t activation[MAX_LAYERS + 1], gradient[2], panel, bias, size;
+    F(ConvolutionPlaces) convolutions;
 } F(Places);
 
 static F(Places) F(places)(const Plan *plan) {
@@ -444,6 +460,11 @@ static F(Places) F(places)(const Plan *plan) {
     next += F(stride)(widest) * PANEL * LANES;
     places.bias = next;
     next += F(stride)(widest);
+    if (plan->channels) {
+        next = (next + 15) / 16 * 16;
+        places.convolutions = F(convolution_places)(plan, next);
+        next = places.convolutions.size;
+    }
     places.size = (next + 64) / 64 * 64;
     return places;
 }
@@ -452,7 +473,7 @@ int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).siz
 
 /* Number of W_l's first parameter, for every layer l; the last entry is d. */
 static void F(first_parameters)(const Plan *plan, int64_t *first) {
-    first[0] = 0;
+    first[0] = plan->channels ? 6 * (25 * plan->channels + 1) + 16 * (25 * 6 + 1) : 0;
     for (int64_t l = 0; l < plan->layers; l++) first[l + 1] = first[l] + (plan->widths[l] + 1) * plan->widths[l + 1];
 }
 
@@ -463,7 +484,9 @@ static REAL *F(forward)(const Plan *plan, REAL *workspace, const REAL *params, c
     REAL *panel = workspace + places.panel, *bias = workspace + places.bias, *inputs = workspace + places.activation[0];
     int64_t first[MAX_LAYERS + 1];
     F(first_parameters)(plan, first);
-    for (int64_t i = 0; i < batch; i++)
+    if (plan->channels)
+        F(features)(plan, workspace, &places.convolutions, params, indices, batch, inputs, F(stride)(widths[0]));
+    for (int64_t i = 0; i < batch && !plan->channels; i++)
         F(copy_row)(inputs + i * F(stride)(widths[0]), (const REAL *)plan->inputs + indices[i] * widths[0], widths[0]);
     for (int64_t l = 0; l < layers; l++) { /* Z = A W^T + b */
         int64_t in = widths[l], out = widths[l + 1], stride = F(stride)(out);
@@ -505,14 +528,17 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
         for (int64_t k = 0; k < in; k += PANEL * LANES) /* dW = dZ^T A */
             F(panel)(F(panel_columns)(k, in), 0, out, batch, dz, 1, stride, a + k, in_stride, NULL, dw + k, in);
         F(sum_rows)(batch, out, stride, dz, dw + in * out);
-        if (l == 0) break;
+        if (l == 0 && !plan->channels) break;
         REAL *da = workspace + places.gradient[l % 2]; /* dA = dZ W */
         for (int64_t k = 0; k < in; k += PANEL * LANES) {
             int64_t columns = F(panel_columns)(k, in), width = F(vectors)(columns) * LANES;
             for (int64_t o = 0; o < out; o++) F(copy_row)(panel + o * width, w + o * in + k, columns);
             F(panel)(columns, 1, batch, out, dz, stride, 1, panel, width, NULL, da + k, in_stride);
         }
-        F(activate_backward)(plan->activation, batch, in_stride, a, da);
+        if (l == 0)
+            F(convolutions_backward)(plan, workspace, &places.convolutions, params, indices, batch, a, da, in_stride, grad);
+        else
+            F(activate_backward)(plan->activation, batch, in_stride, a, da);
         dz = da;
     }
     *norm = (REAL)sqrt(F(squared_norm)(first[layers], grad)); /* torch.sqrt may round otherwise, by the number of runs */

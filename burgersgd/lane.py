@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
@@ -55,7 +58,8 @@ class Lane:
         lane.final = read_status(folder.path)["state"] in ENDED
         lane.parent = lane.checkpoint["parent"]
         if lane.checkpoint["config_hash"] != config_hash(lane.config, lane.choices["budget"]):
-            raise RunFolderError(f"{folder.path}: its configuration was changed since the checkpoint was written")
+            changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
+            raise RunFolderError(f"{folder.path}: {changed}")
         if lane.checkpoint["code"] != code_version() and not lane.final:
             folder.log.warning("going on with %s, begun with %s", code_version(), lane.checkpoint["code"])
         return lane
@@ -84,6 +88,17 @@ class Lane:
     def alive(self) -> bool:
         """Whether the run can go on."""
         return self.checkpoint is None or bool(self.checkpoint["alive"])
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """What is kept of the best x so far. Version 0.1.0 kept no loss of it: that one is in the metrics."""
+        assert self.checkpoint is not None
+        best = self.checkpoint["best"]
+        if "loss" in best:
+            return best
+        losses = [row["validation_loss"] for row in self.rows if row["evaluations"] == int(best["at"])]
+        known = next((loss for loss in losses if loss is not None), math.inf)
+        return best | {"loss": torch.tensor(known, dtype=torch.float64)}
 
     def rewind(self) -> None:
         """Go back to the checkpoint: what was recorded behind it is forgotten."""

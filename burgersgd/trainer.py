@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel, module_at
+from burgersgd.build import UserData, UserModel, module_at, trained_parameters
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
@@ -40,7 +40,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind. Errors are shares of wrong classes (regression: root mean squared errors), at x."""
+    """What a run leaves behind. Errors, at x, are shares of wrong classes; in regression RMSE per output."""
 
     config: TrainConfig
     task: Literal["classification", "regression"]
@@ -60,7 +60,7 @@ class Result:
     validation_loss: float
     best_validation_error: float
     best_test_error: float
-    """At the x of lowest validation error, found after best_at gradient evaluations."""
+    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at."""
     best_at: int
     last_loss: float
     """Mini-batch loss of the last finite gradient evaluation."""
@@ -187,12 +187,14 @@ class _FleetRun:
         self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
         self.best, self.position = _Best(self.fleet), Position()
         for lane in lanes:
+            if lane.folder is not None:
+                lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
         checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:
             self.fleet.restore(checkpoints)
-            self.best.restore([checkpoint["best"] for checkpoint in checkpoints])
+            self.best.restore([lane.best for lane in lanes])
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
             self._remind()
         if not lanes[0].final and bool(self.fleet.alive.any()):
@@ -304,7 +306,10 @@ class _FleetRun:
     @functools.cached_property
     def _parameters(self) -> list[list[Any]]:
         """Names and shapes of the parameters in an ordinary module."""
-        return [[name, list(p.shape)] for name, p in self.prepared.problem.model.module().named_parameters()]
+        model = self.prepared.problem.model
+        module = model.module()
+        numbers = {id(p) for p in trained_parameters(model, module)}
+        return [[name, list(p.shape)] for name, p in module.named_parameters() if id(p) in numbers]
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -358,6 +363,7 @@ class _FleetRun:
     def _record_end(self, folder: RunFolder, i: int, result: Result) -> None:
         fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
         fields |= {"fleet_size": len(self.lanes), "parent": self.lanes[i].parent}
+        fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
         if result.reason is not None:
             fields["reason"] = result.reason
             folder.log.error("%s", result.reason)
@@ -383,11 +389,15 @@ _RECORDED = (
 
 
 class _Best:
-    """The x of lowest validation error of every run so far."""
+    """The best x of every run so far: lowest validation error; of equal ones the lowest loss, then the latest point.
+
+    On a small validation part many points share the lowest error; the earliest of them is the worst choice.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
         self.x = fleet.x.clone()
         self.error = torch.full((fleet.n_runs,), math.inf, dtype=torch.float64)
+        self.loss = self.error.clone()
         self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
 
     def update(self, point: Point, fleet: Fleet) -> None:
@@ -395,18 +405,21 @@ class _Best:
         if point.validation_error is None:
             return
         assert point.validation_loss is not None
-        better = (point.validation_error < self.error) & point.alive & torch.isfinite(point.validation_loss)
-        self.error = torch.where(better, point.validation_error.double(), self.error)
+        error, loss = point.validation_error.double(), point.validation_loss.double()
+        better = (error < self.error) | ((error == self.error) & (loss <= self.loss))
+        better &= point.alive & torch.isfinite(loss)
+        self.error = torch.where(better, error, self.error)
+        self.loss = torch.where(better, loss, self.loss)
         self.at = torch.where(better, point.evaluations, self.at)
         self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
 
     def snapshot(self, run: int) -> dict[str, Tensor]:
         """Return what is kept of one run."""
-        return {"x": self.x[run].cpu(), "error": self.error[run], "at": self.at[run]}
+        return {"x": self.x[run].cpu(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from the snapshots of all runs."""
-        for name in ("x", "error", "at"):
+        for name in ("x", "error", "loss", "at"):
             getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
 
 

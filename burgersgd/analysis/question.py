@@ -52,10 +52,8 @@ def check_pick(question: Question, warnings: list[str]) -> None:
 def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: list[str]) -> None:
     """Refuse to compare runs of unlike data, budgets or unfinished schedules."""
     inside = f"{label}: " if label else ""
-    data = {run.data for run in runs}
-    if len(data) > 1:
-        keys = Runs(tuple(runs)).differing()
-        unlike = [key for key in keys if key.startswith("dataset.") and key not in SEEDS]
+    unlike = [k for k in Runs(tuple(runs)).differing() if k.startswith("dataset.") and k not in SEEDS]
+    if unlike:
         refuse(
             question,
             warnings,
@@ -64,7 +62,7 @@ def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: l
         )
     for split, group in grouped(runs, ("dataset.seed",)).items():
         digests = {run.digest for run in group if run.digest}
-        if len(digests) > 1 and len(data) == 1:
+        if len(digests) > 1 and not unlike:
             refuse(
                 question,
                 warnings,

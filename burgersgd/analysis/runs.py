@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from burgersgd.identity import NOT_HASHED, OWN, canonical, config_from
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.run_folder import (
@@ -37,11 +38,6 @@ if TYPE_CHECKING:
 
 Columns = dict[str, NDArray[np.float64]]
 
-NOT_SETTINGS = (
-    *("output_root", "run_name", "device.", "sweep.", "dataset.root", "dataset.download"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
-)
-"""Keys, and groups of keys, that decide only where, how and how visibly a run is computed."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
 """Groups whose name decides which other keys they have."""
@@ -54,6 +50,8 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     """The resolved configuration by dotted key."""
+    decides: dict[str, Any]
+    """What of it decides the numbers of the run, as identity.canonical says, by dotted key."""
     status: dict[str, Any]
     """status.json."""
     state: str
@@ -108,7 +106,7 @@ class Run:
     def setting(self, without: Iterable[str] = SEEDS) -> tuple[tuple[str, Any], ...]:
         """Return what runs of one setting have in common: all that decides the numbers, but the seeds."""
         dropped = set(without)
-        return tuple((k, v) for k, v in sorted(self.settings.items()) if k not in dropped and is_setting(k))
+        return tuple((k, v) for k, v in sorted(self.decides.items()) if k not in dropped)
 
 
 @dataclass(frozen=True)
@@ -154,14 +152,20 @@ class Runs(Sequence[Run]):
         Keys that only some optimizers (models, data sets, ...) have count where they vary within one of them: the
         others follow from its name.
         """
-        values: dict[tuple[str, Any], set[Any]] = {}
+        names = {group: sorted({str(run.settings.get(f"{group}.name")) for run in self.runs}) for group in NAMED_GROUPS}
+        alike: dict[tuple[str, str], list[Run]] = defaultdict(list)
         for run in self.runs:
-            for key, value in run.settings.items():
-                group = key.partition(".")[0]
-                named = group in NAMED_GROUPS and not key.endswith(".name")
-                values.setdefault((key, run.settings.get(f"{group}.name") if named else None), set()).add(value)
-        varied = {key for (key, _), seen in values.items() if len(seen) > 1}
-        return [key for key in dict.fromkeys(k for k, _ in values) if key in varied and is_setting(key)]
+            for group in NAMED_GROUPS:
+                alike[group, str(run.settings.get(f"{group}.name"))].append(run)
+        varied = []
+        for key in dict.fromkeys(key for run in self.runs for key in run.decides):
+            group = key.partition(".")[0]
+            named = group in names and not key.endswith(".name")
+            for runs in [alike[group, name] for name in names[group]] if named else [self.runs]:
+                if len({run.decides.get(key) for run in runs}) > 1:
+                    varied.append(key)
+                    break
+        return varied
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table by column: folder, state, every setting, every number of status.json."""
@@ -252,7 +256,24 @@ def read_run(folder: Path) -> Run:
     state = status["state"]
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
-    return Run(folder, flat(config), status, state, _digest(status))
+    settings = flat(config)
+    return Run(folder, settings, _deciding(config, settings), status, state, _digest(status))
+
+
+def _deciding(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a run's numbers; of a configuration that this version does not know, all of it."""
+    try:
+        config = config_from(record)
+        decides = flat(canonical(config, config.trainer.budget or 0))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {k: v for k, v in settings.items() if k.partition(".")[0] not in NOT_HASHED}
+    for group in ("model", "dataset"):
+        if settings.get(f"{group}.name") == OWN:  # the user's own: its options are not those of a name
+            decides = {k: v for k, v in decides.items() if not k.startswith(f"{group}.")}
+            decides |= {k: v for k, v in settings.items() if k.startswith(f"{group}.")}
+    if config.trainer.budget is None:
+        decides["trainer.epochs"] = config.trainer.epochs
+    return decides
 
 
 def _digest(status: Mapping[str, Any]) -> str:
@@ -270,11 +291,6 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{name}"] = tuple(map(str, value)) if isinstance(value, list) else value
     return leaves
-
-
-def is_setting(key: str) -> bool:
-    """Whether a key decides what a run computes."""
-    return not any(key.startswith(name) if name.endswith(".") else key == name for name in NOT_SETTINGS)
 
 
 def value_of(run: Run, key: str) -> Any:

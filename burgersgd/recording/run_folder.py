@@ -101,6 +101,8 @@ class RunFolder:
         self.log.addHandler(_AppendingHandler(self.path / LOG))
         self.config = config
         """The resolved configuration in plain values."""
+        self.regression = False
+        """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
 
     @classmethod
@@ -177,6 +179,7 @@ class RunFolder:
         rows = self.rows()
         before = list(self.path.glob("events.out.tfevents.*"))
         self._events = self._new_events()
+        self._events.regression = self.regression
         for row in rows:
             self._events.metrics(int(row["evaluations"] or 0), row)
         if before:

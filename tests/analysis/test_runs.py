@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import burgersgd
 from burgersgd.analysis.runs import Runs, flat, load
+from burgersgd.config import MlpConfig, TrainConfig, TrainerConfig
+from burgersgd.identity import canonical, own_record
 from burgersgd.recording.files import RunFolderError
+from burgersgd.recording.run_folder import RunFolder
 from tests.analysis.folders import write_run
 
 
@@ -131,18 +136,41 @@ def test_nested_configurations_become_flat() -> None:
 
 
 def test_settings_are_what_the_hash_of_a_run_is_made_of(tmp_path: Path) -> None:
-    from burgersgd.config import TrainConfig
-    from burgersgd.identity import canonical
-    from burgersgd.recording.run_folder import RunFolder
-
-    config = TrainConfig()
-    import dataclasses
-
+    config = TrainConfig(trainer=TrainerConfig(budget=600), model=MlpConfig(widths=[5, 7]), output_root="elsewhere")
     with RunFolder.create(tmp_path / "a", dataclasses.asdict(config)):
         pass
-    hashed = set(flat(canonical(config, 600)))
     (run,) = load(tmp_path)
-    assert {key for key, _ in run.setting(without=())} - {"trainer.epochs"} == hashed
+    assert run.decides == flat(canonical(config, 600))
+    assert dict(run.setting(without=("seed",))) == {k: v for k, v in run.decides.items() if k != "seed"}
+
+
+def test_runs_of_the_version_before_a_key_was_added_are_the_same_runs(tmp_path: Path) -> None:
+    record = dataclasses.asdict(TrainConfig())
+    new = tmp_path / "new"
+    write_run(new).joinpath(".hydra/config.yaml").write_text(yaml.safe_dump(record))
+    del record["dataset"]["noisy_validation"]
+    write_run(tmp_path / "old").joinpath(".hydra/config.yaml").write_text(yaml.safe_dump(record))
+    runs = load(tmp_path)
+    assert runs.differing() == []
+    assert runs[0].setting() == runs[1].setting()
+    record["dataset"] |= {"noisy_validation": False, "label_noise": 0.2}
+    write_run(tmp_path / "noisy").joinpath(".hydra/config.yaml").write_text(yaml.safe_dump(record))
+    assert "dataset.label_noise" in load(tmp_path).differing()
+
+
+def test_data_and_models_of_ones_own_are_told_apart_by_what_is_recorded(tmp_path: Path) -> None:
+    config = TrainConfig()
+    for name, model, own in (("a", None, False), ("b", "Net", True), ("c", "Other", True)):
+        record = own_record(config, model, own)
+        write_run(tmp_path / name).joinpath(".hydra/config.yaml").write_text(yaml.safe_dump(record))
+    assert load(tmp_path / "a", tmp_path / "b").differing() == ["dataset.name", "model.name"]
+    assert load(tmp_path / "b", tmp_path / "c").differing() == ["model.class"]
+
+
+def test_a_configuration_of_another_version_is_compared_by_all_that_it_says(tmp_path: Path) -> None:
+    for i, rho in enumerate((0.1, 0.2)):
+        write_run(tmp_path / str(i), {"optimizer": {"name": "not_yet", "rho": rho}, "sweep.name": str(i)})
+    assert load(tmp_path).differing() == ["optimizer.rho"]
 
 
 def test_reading_runs_imports_neither_the_trainer_nor_torch(tmp_path: Path) -> None:

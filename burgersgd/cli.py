@@ -231,6 +231,8 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
+        "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "advice": result.advice,
     }
 
 

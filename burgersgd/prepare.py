@@ -80,16 +80,16 @@ def prepare(
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
-    device = device_of(config)
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
     loss = loss_of(config, data)
     network = model_of(config, data, loss, model)
-    if isinstance(network, Wrapped):
-        network.to(device, dtype)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
+    device = device_of(config, batch_size * sum(math.prod(shape) for shape in network.shapes))
+    if isinstance(network, Wrapped):
+        network.to(device, dtype)
     on_device = data.to(device, dtype)
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")

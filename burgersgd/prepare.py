@@ -18,6 +18,7 @@ from torch import Tensor
 from burgersgd import native, streams
 from burgersgd.build import (
     DTYPES,
+    GPU_FROM,
     UserData,
     UserModel,
     budget_of,
@@ -142,6 +143,11 @@ class Prepared:
     user_model: UserModel | None
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
+
+    @property
+    def gpu_work(self) -> float:
+        """Work of a step of one run: 1 is where device=auto takes a GPU."""
+        return self.problem.d * self.batch_size / GPU_FROM
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:

@@ -30,17 +30,17 @@ def test_auto_is_the_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_of(TrainConfig(), 10 * GPU_FROM) == torch.device("cpu")
 
 
-def group(n: int, name: str, work: int, device: str = "cpu") -> Group:
-    problem = SimpleNamespace(d=work // 5, inputs=SimpleNamespace(device=torch.device(device)))
+def group(n: int, name: str, work: float, device: str = "cpu") -> Group:
+    problem = SimpleNamespace(inputs=SimpleNamespace(device=torch.device(device)))
     config = TrainConfig(device=DeviceConfig(name=name))
-    prepared: Any = SimpleNamespace(configs=[config], problem=problem, batch_size=5)
+    prepared: Any = SimpleNamespace(configs=[config], problem=problem, gpu_work=work)
     jobs: Any = [object()] * n
     return Group("g", jobs, jobs, prepared, 0, 0.0)
 
 
 @pytest.mark.usefixtures("a_gpu")
 def test_a_sweep_says_when_a_gpu_would_train_its_runs_together() -> None:
-    work = GPU_FROM // 32
+    work = 1 / 32
     assert gpu_hint([group(100, "auto", work), group(28, "auto", work)]) == (
         "device=cuda would train these 128 runs together on the GPU"
     )

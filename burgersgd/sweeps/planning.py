@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from burgersgd.build import GPU_FROM
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.files import read_json, replacing, to_json
@@ -315,9 +314,9 @@ class LocalTrainer:
 def gpu_hint(groups: Sequence[Group]) -> str | None:
     """Return what to say where device=auto took the CPU for small runs that a GPU would train faster together."""
     several = [g for g in groups if g.prepared.configs[0].device.name == "auto"]
-    work = sum(len(g.jobs) * g.prepared.problem.d * g.prepared.batch_size for g in several)
+    work = sum(len(g.jobs) * g.prepared.gpu_work for g in several)
     on_cpu = any(g.prepared.problem.inputs.device.type == "cpu" for g in several)
-    if not on_cpu or not torch.cuda.is_available() or work < 4 * GPU_FROM:
+    if not on_cpu or not torch.cuda.is_available() or work < 4:
         return None
     return f"device=cuda would train these {sum(len(g.jobs) for g in several)} runs together on the GPU"
 

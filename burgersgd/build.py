@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.prepare import memory
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
-from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
@@ -107,21 +106,15 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
             return Wrapped(own if isinstance(own, nn.Module) else own())
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    n_outputs = loss.n_outputs(data.n_outputs)
-    settings = config.model
-    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
-    if isinstance(settings, LeNetConfig):
-        try:
-            return LeNet(data.input_shape, n_outputs, *common)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    assert isinstance(settings, MlpConfig)
-    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    try:
+        network = config.model.network(data.input_shape, loss.n_outputs(data.n_outputs))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(network, Model)
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
         size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
-        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+        raise ConfigError(f"model={config.model.name}: {size}, more than this machine has memory; make it smaller")
     return network
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
-from burgersgd.schema import Group, as_before, is_added
+from burgersgd.schema import Group, as_before, default_of, is_added
 
 NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["hashed"])
 """Keys and groups of a run that never decide its numbers."""
@@ -39,10 +39,46 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
             raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
 
 
-def config_from(record: Mapping[str, Any]) -> TrainConfig:
+def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that a mapping (a dict, OmegaConf's DictConfig) describes; what it lacks is default.
+
+    Raises ConfigError for what is neither, for unknown keys and values out of range.
+    """
+    if isinstance(given, TrainConfig):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"config: must be a TrainConfig or a mapping of its keys, not {type(given).__name__}")
+    try:
+        plain = _plain(given)
+    except Exception as error:  # OmegaConf's interpolations and missing values
+        raise ConfigError(f"config: {' '.join(str(error).split())}") from error
+    for key, choices in GROUPS.items():
+        value = plain.get(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            plain[key] = dataclasses.asdict(value)
+        elif isinstance(value, str):
+            plain[key] = {"name": value}
+        elif key in plain and not isinstance(value, dict):
+            raise ConfigError(f"{key}={value}: must be a name or a mapping")
+        elif isinstance(value, dict) and "name" not in value and len(set(choices.values())) > 1:
+            plain[key] = {"name": getattr(getattr(TrainConfig(), key), "name", None)} | value
+    return config_from(plain, lacking=default_of)
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[Any]], Any] = as_before) -> TrainConfig:
     """Return the configuration whose `dataclasses.asdict` is record, checked like any other.
 
-    Raises ConfigError for what this version does not know.
+    lacking: the value of a key that neither 0.1.0 nor the record has. Raises ConfigError for what this version does
+    not know.
     """
     parts: dict[str, Any] = {}
     for key, value in record.items():
@@ -54,8 +90,8 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
                 continue
             value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value["options_of"]}
         cls = _class_of(key, value)
-        parts[key] = _built(cls, value, f"{key}.")
-    return _built(TrainConfig, parts, "")
+        parts[key] = _built(cls, value, f"{key}.", lacking)
+    return _built(TrainConfig, parts, "", lacking)
 
 
 def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
@@ -69,12 +105,14 @@ def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
         raise ConfigError(f"{group}={name}: must be one of {', '.join(choices.names())}{OR_NAMED}") from None
 
 
-def _built(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
+def _built(
+    cls: type[Any], values: Mapping[str, Any], prefix: str, lacking: Callable[[dataclasses.Field[Any]], Any]
+) -> Any:
     fields = dataclasses.fields(cls)
     unknown = values.keys() - {f.name for f in fields}
     if unknown:
         raise ConfigError(f"{prefix}{min(unknown)}: no such key in this version of burgersgd")
-    return cls(**{f.name: as_before(f) for f in fields if is_added(f)} | dict(values))
+    return cls(**{f.name: lacking(f) for f in fields if is_added(f)} | dict(values))
 
 
 def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -91,7 +129,9 @@ def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[st
     for f in dataclasses.fields(group):
         key = prefix + f.name
         value = resolved[key] if key in resolved else getattr(group, f.name)
-        if not f.metadata.get("hashed", True) or (is_added(f) and value == as_before(f)):
+        needed = f.metadata.get("hashed_with")
+        idle = needed is not None and not getattr(group, needed)
+        if not f.metadata.get("hashed", True) or idle or (is_added(f) and value == as_before(f)):
             continue
         plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
     if group.version != 1:

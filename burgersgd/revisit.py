@@ -15,6 +15,7 @@ from torch import Tensor
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
 from burgersgd.identity import check_own, config_from
+from burgersgd.isolation import undisturbed
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
@@ -45,6 +46,7 @@ def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     return {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
 
 
+@undisturbed()
 def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
@@ -72,6 +74,7 @@ class Repetition:
     """What was different when the run was made: versions, machine, threads, company; a line each."""
 
 
+@undisturbed()
 def rerun(
     folder: Path, *, model: UserModel | None = None, dataset: UserData | None = None, progress: bool | None = None
 ) -> Repetition:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import TrainConfig
-from burgersgd.identity import check_own, config_from, config_hash, own_record
+from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
+from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.progress import Progress
@@ -32,7 +33,7 @@ from burgersgd.trainer import Prune, Result, Trainer
 
 
 def train(
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     model: UserModel | None = None,
     dataset: UserData | None = None,
@@ -42,22 +43,25 @@ def train(
 ) -> Result:
     """Train one network and return the result; the same as `burgersgd train`.
 
-    model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed
-    set to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder
-    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere; a SweepProgress is told
-    instead of it.
+    config: a TrainConfig, or a mapping (dict, OmegaConf) with some of its keys, a group as a mapping with its name or
+    as the name alone: ``{"optimizer": "sgd", "model": {"name": "mlp", "width": 32}, "seed": 3}``. model: your own
+    module (a copy of it is trained, from its parameters on) or a function that makes one (called with the generators of
+    torch, numpy and Python seeded with config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says.
+    record: write a run folder below config.output_root. progress: None shows a bar on a terminal and lines elsewhere;
+    a SweepProgress is told instead of it.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written; later
     Interrupted (a KeyboardInterrupt) where the process is told to stop: `resume` goes on from there.
     """
-    config = TrainConfig() if config is None else config
+    config = TrainConfig() if config is None else config_of(config)
     return train_fleet([config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress)[
         0
     ]
 
 
+@undisturbed()
 def train_fleet(
-    configs: Sequence[TrainConfig],
+    configs: Sequence[TrainConfig | Mapping[str, Any]],
     *,
     model: UserModel | None = None,
     dataset: UserData | None = None,
@@ -71,6 +75,7 @@ def train_fleet(
     Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
     on as two. Raises ConfigError naming the first key that differs and must not.
     """
+    configs = [config_of(config) for config in configs]
     if model is not None:  # then what the configuration says of a model means nothing
         configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
     prepared = prepare(configs, model=model, dataset=dataset)
@@ -84,6 +89,7 @@ def train_fleet(
         return Trainer(model, dataset, prune).run(lanes, progress, prepared)
 
 
+@undisturbed()
 def resume(
     folder: Path | str,
     *,
@@ -106,6 +112,7 @@ def resume(
     return resume_fleet([folder], model=model, dataset=dataset, progress=progress)[0]
 
 
+@undisturbed()
 def resume_fleet(
     folders: Sequence[Path],
     *,
@@ -171,6 +178,7 @@ def _continued(
             return new.path
 
 
+@undisturbed()
 def train_jobs(
     configs: Sequence[TrainConfig],
     overrides: Sequence[Sequence[str]],
@@ -195,6 +203,7 @@ def train_jobs(
         return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
 
 
+@undisturbed()
 def repeat(
     folder: Path,
     choices: dict[str, Any],

@@ -47,18 +47,19 @@ def opt(
     since: str | None = None,
     as_before: Any = MISSING,
     hashed: bool = True,
+    hashed_with: str | None = None,
     required: bool = False,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
 
     default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
     since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
-    (default: its default). hashed: whether it decides the numbers of a run. required: must be given, the default is no
-    use.
+    (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
+    key decides nothing where that one is 0 or false. required: must be given, the default is no use.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
-    metadata["required"] = required
+    metadata |= {"hashed_with": hashed_with, "required": required}
     if as_before is not MISSING:
         metadata["as_before"] = as_before
     if callable(default):
@@ -245,7 +246,16 @@ class DatasetConfig(Group):
     group: ClassVar[str] = "dataset"
     name: str = ""
     train_size: int | None = opt(None, "training examples kept; null for all", at_least=1)
-    label_noise: float = opt(0.0, "share of the training labels replaced by another class", at_least=0, below=1)
+    label_noise: float = opt(
+        0.0, "share of the training and validation labels replaced by another class", at_least=0, below=1
+    )
+    noisy_validation: bool = opt(
+        True,
+        "label_noise on the validation part too; the test part stays clean",
+        since="0.2",
+        as_before=False,
+        hashed_with="label_noise",
+    )
     standardize: bool = opt(True, "by mean and deviation of the training part")
     seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
     validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)

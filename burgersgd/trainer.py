@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel, module_at
+from burgersgd.build import UserData, UserModel, module_at, trained_parameters
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
@@ -306,7 +306,10 @@ class _FleetRun:
     @functools.cached_property
     def _parameters(self) -> list[list[Any]]:
         """Names and shapes of the parameters in an ordinary module."""
-        return [[name, list(p.shape)] for name, p in self.prepared.problem.model.module().named_parameters()]
+        model = self.prepared.problem.model
+        module = model.module()
+        numbers = {id(p) for p in trained_parameters(model, module)}
+        return [[name, list(p.shape)] for name, p in module.named_parameters() if id(p) in numbers]
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:

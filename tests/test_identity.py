@@ -66,7 +66,7 @@ def test_the_hash_changes_with_what_decides_the_numbers_alone() -> None:
             object.__setattr__(owner, name, changed(value))
             not_hashed = group in NOT_HASHED or (group, key) in {
                 *(("trainer", k) for k in ("budget", "epochs", "log_every", "checkpoint_every", "checkpoint_minutes")),
-                *(("dataset", k) for k in ("root", "download")),
+                *(("dataset", k) for k in ("root", "download", "noisy_validation")),  # label_noise is 0
             }
             assert (config_hash(other, 40) == before) == not_hashed, (group, key)
 
@@ -84,6 +84,7 @@ class Extended(LocalEntropyConfig):
     replicas: int = opt(1, "points y per x", at_least=1, since="0.2")
     noisy_start: bool = opt(True, since="0.2", as_before=False)
     cache: str = opt("here", since="0.2", hashed=False)
+    weighting: str = opt("even", since="0.2", as_before="none", hashed_with="weight_decay")
 
 
 @dataclass
@@ -101,6 +102,10 @@ def test_an_added_key_is_hashed_unless_it_reproduces_what_was_before_it() -> Non
     before = hash_of(LocalEntropyConfig())
     assert hash_of(Extended(noisy_start=False)) == before
     assert hash_of(Extended(noisy_start=False, cache="there")) == before
+    assert hash_of(Extended(noisy_start=False, weighting="odd")) == before
+    decayed = {hash_of(Extended(noisy_start=False, weight_decay=0.1, weighting=w)) for w in ("none", "even", "odd")}
+    assert hash_of(LocalEntropyConfig(weight_decay=0.1)) in decayed
+    assert len(decayed) == 3
     others = [hash_of(Extended()), hash_of(Extended(replicas=3)), hash_of(Extended(replicas=3, noisy_start=False))]
     assert len({before, *others}) == 4
 
@@ -109,7 +114,7 @@ def test_a_record_without_an_added_key_is_read_as_what_was_before_it(monkeypatch
     record = dataclasses.asdict(TrainConfig())
     monkeypatch.setitem(GROUPS["optimizer"].shipped, "local_entropy", Extended)
     config = config_from(record)
-    assert config.optimizer == Extended(replicas=1, noisy_start=False)
+    assert config.optimizer == Extended(replicas=1, noisy_start=False, weighting="none")
     assert config_from(dataclasses.asdict(TrainConfig(optimizer=Extended(replicas=2)))).optimizer == Extended(
         replicas=2
     )

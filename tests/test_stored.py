@@ -22,7 +22,7 @@ SWEEP = [
     "--multirun",
     *("dataset.train_size=200", "model.width=6", "model.depth=1", "device=cpu", "device.threads=1"),
     *("trainer.budget=60", "trainer.log_every=20", "trainer.eval_every=20", "trainer.precision=float64"),
-    *("trainer.compile=off", "optimizer.inner_steps=4", "optimizer.burn_in=1", "optimizer.momentum=0.3"),
+    *("trainer.compile=off", "optimizer.inner_steps=4", "optimizer.burn_in=1", "optimizer.outer_momentum=0.3"),
     *("output_root=.", "sweep.name=sweep", "sweep.max_runs=1", "sweep.workers=1", "optimizer.nu=1e-5,3e-5", "seed=5"),
 ]
 
@@ -75,6 +75,19 @@ def test_a_stopped_run_of_0_1_0_goes_on_to_the_numbers_of_the_undisturbed_one(st
     assert same(stored / "stopped", "stopped_undisturbed.csv")
 
 
+def test_a_run_of_0_1_0_whose_numbers_would_change_is_refused_in_one_line(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise and momentum: 0.1.0 added the noise to y, and not to its velocity."""
+    folder = stored / "stopped_momentum"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["train", f"resume={folder}"]) == 1
+    error = capsys.readouterr().err
+    assert "what burgersgd computes for it, changed" in error
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_finished_run_of_0_1_0_goes_further(stored: Path) -> None:
     assert main(["train", "resume=finished", "trainer.budget=80", "run_name=further"]) == 0
     assert read_status(stored / "further")["evaluations"] == 80
@@ -92,7 +105,7 @@ def test_a_finished_run_of_0_1_0_is_evaluated_and_exported(stored: Path, capsys:
 
 def test_a_sweep_of_0_1_0_trains_only_what_it_left(stored: Path) -> None:
     sweep = stored / "multirun" / "sweep"
-    done, begun = sweep / "be5d7a3cc38e", sweep / "bd96001c3ccc"
+    done, begun = sweep / "4b3efddbcbcd", sweep / "c0f91e05bdb4"
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
     assert read_status(begun)["state"] == "interrupted"
     assert main(["train", *SWEEP]) == 0

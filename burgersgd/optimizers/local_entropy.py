@@ -21,6 +21,9 @@ from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
+SMALLEST_LR = 1e-30
+"""Below it lr counts as this much in the noise of the velocity, which divides by lr: lr = 0 must not give 0 * inf."""
+
 
 @dataclass
 class LocalEntropyConfig(OptimizerConfig):
@@ -40,23 +43,36 @@ class LocalEntropyConfig(OptimizerConfig):
     ema_weight: float = opt(0.25, "weight of the new y, with averaging=ema", above=0, at_most=1)
     integrator: str = opt(
         "em",
-        "em: Euler-Maruyama",
+        "em: Euler-Maruyama; leimkuhler_matthews with momentum > 0 only where nu = 0",
         choices=("em", "leimkuhler_matthews"),
     )
     gamma_scoping: float = opt(0.0, "gamma_k = max(gamma / (1 + gamma_scoping)^k, gamma_min) at cycle k", at_least=0)
     gamma_min: float = opt(0.0, "least gamma of the scoping", at_least=0)
     nu_annealing: str = opt("constant", "how nu falls to 0 over the budget", choices=("constant", "linear", "cosine"))
-    momentum: float = opt(0.0, "of y", at_least=0, below=1)
+    momentum: float = opt(
+        0.0, "of y; its noise goes through the velocity, so that the temperature stays 2 nu", at_least=0, below=1
+    )
     outer_momentum: float = opt(0.0, "of x", at_least=0, below=1)
-    nesterov: bool = opt(False, "look ahead by the momentum")
+    nesterov: bool = opt(False, "look ahead by the momentum; with momentum > 0 only where nu = 0")
     weight_decay: float = opt(0.0, "times |y|^2 / 2, added to the loss at y", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
+        if self.nu > 0 and self.momentum > 0:
+            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
+            if self.nesterov:
+                raise self.error("nesterov", law)
+            if self.integrator != "em":
+                raise self.error("integrator", law)
         if self.gamma_min > self.gamma:
             raise self.error("gamma_min", f"must be <= optimizer.gamma={self.gamma:g}")
+
+    @property
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
+        return 2 if self.momentum > 0 and self.nu > 0 else 1
 
     def rule(self) -> LocalEntropy:
         """Return the update rule with its static choices."""
@@ -80,7 +96,8 @@ class Coefficients(NamedTuple):
 
     lr: Tensor  # eta
     pull: Tensor  # 1 / gamma
-    noise_scale: Tensor  # sqrt(2 T eta), T = 2 nu
+    noise_scale: Tensor  # sqrt(2 T eta), T = 2 nu: of y, without momentum
+    velocity_noise: Tensor  # sqrt(2 (1 - beta) T / eta): of the velocity, with momentum beta
     mean_weight: Tensor  # weight of the new y in the running mean
     outer_step: Tensor  # h / gamma
     momentum: Tensor
@@ -101,7 +118,24 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalEntropy:
-    """The consistent rule, MATH 3A.
+    """The consistent rule: one stochastic gradient Langevin step of y per evaluation, one step of x per cycle.
+
+    Each evaluation, with T = 2 nu and xi standard normal::
+
+        y <- y - lr (grad F(y) + (y - x) / gamma) + sqrt(2 T lr) xi
+
+    and with momentum beta, where the noise has to go through the velocity v::
+
+        v <- beta v + grad F(y) + (y - x) / gamma - sqrt(2 (1 - beta) T / lr) xi
+        y <- y - lr v
+
+    With u = lr v and a constant lr this is stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin 2014)
+    with friction 1 - beta: u <- beta u + lr grad_y G - sqrt(2 (1 - beta) lr T) xi, y <- y - u. Its law is exp(-G / T)
+    as lr -> 0; on a quadratic of curvature kappa (1 / gamma included) the variance of y is exactly
+    (T / kappa) / (1 - lr kappa / (2 (1 + beta))). Where a schedule changes lr, v and not u is kept, as in SGD, so that
+    nu = 0 is SGD with momentum on G; the factor 1 / sqrt(lr) makes the noise that of the present lr. Nesterov's step
+    and the integrator of Leimkuhler and Matthews have no such law with momentum: LocalEntropyConfig refuses both where
+    nu > 0.
 
     Float hyperparameters: lr, nu, gamma, outer_step, ema_weight, gamma_scoping, gamma_min, momentum, outer_momentum,
     weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps
@@ -143,6 +177,7 @@ class LocalEntropy:
             lr=lr,
             pull=(1 / gamma).expand_as(lr),
             noise_scale=torch.sqrt(2 * (2 * nu) * lr),  # sqrt(2 T eta) with T = 2 nu
+            velocity_noise=torch.sqrt(2 * (1 - hyper["momentum"]) * (2 * nu) / lr.clamp(min=SMALLEST_LR)),
             mean_weight=mean_weight,
             outer_step=hyper["outer_step"].expand_as(lr),
             momentum=hyper["momentum"].expand_as(lr),
@@ -176,9 +211,11 @@ class LocalEntropy:
         drift = torch.addcmul(grad, y - x, c.pull)  # grad_y G(x, y; gamma) = grad F(y) + (y - x) / gamma
         if velocity is not None:
             velocity = c.momentum * velocity + drift
+            if xi is not None:
+                velocity = torch.addcmul(velocity, xi, c.velocity_noise, value=-1)
             drift = drift + c.momentum * velocity if self.nesterov else velocity
         y = torch.addcmul(y, drift, c.lr, value=-1)
-        if xi is not None:
+        if xi is not None and velocity is None:
             z = xi if state.xi is None else (xi + state.xi) / 2
             y = torch.addcmul(y, z, c.noise_scale)  # (5.18): y - lr grad_y G + sqrt(2 T lr) z
         mean = None if state.mean is None else torch.lerp(state.mean, y, c.mean_weight)

@@ -44,7 +44,9 @@ class Evaluator:
         """
         if self.native:
             loss, error = self._native_sums(x)
-        elif x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
+        elif (
+            x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
+        ):  # run by run: the numbers do not depend on the company
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -21,7 +21,6 @@ from burgersgd.datasets.prepare import memory
 from burgersgd.isolation import seeded
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
-from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
@@ -117,21 +116,15 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
         return own_model(own, config.seed)
-    n_outputs = loss.n_outputs(data.n_outputs)
-    settings = config.model
-    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
-    if isinstance(settings, LeNetConfig):
-        try:
-            return LeNet(data.input_shape, n_outputs, *common)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    assert isinstance(settings, MlpConfig)
-    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    try:
+        network = config.model.network(data.input_shape, loss.n_outputs(data.n_outputs))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(network, Model)
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
         size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
-        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+        raise ConfigError(f"model={config.model.name}: {size}, more than this machine has memory; make it smaller")
     return network
 
 

@@ -21,6 +21,7 @@ from burgersgd.datasets.prepare import memory
 from burgersgd.isolation import seeded
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
+from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled

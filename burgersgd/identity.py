@@ -50,10 +50,12 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
         if key not in GROUPS:
             parts[key] = value
             continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value}: must hold the keys of the group")
         if value.get("name") == OWN:
             if key == "model":
                 continue
-            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value["options_of"]}
+            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value.get("options_of")}
         choices = GROUPS[key]
         only = next(iter(choices.values())) if len(set(choices.values())) == 1 else None
         cls = only or choices.get(str(value.get("name")))
@@ -66,7 +68,7 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
 def _built(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
     unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
     if unknown:
-        raise ConfigError(f"{prefix}{min(unknown)}: no such key in this version of burgersgd")
+        raise ConfigError(f"{prefix}{min(unknown, key=str)}: no such key in this version of burgersgd")
     return cls(**values)
 
 

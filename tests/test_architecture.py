@@ -13,7 +13,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         "own_process",
     },
-    "revisit": {"build", "config", "identity", "prepare", "recording", "run"},
+    "revisit": {"build", "config", "identity", "lane", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
     "config": {"optimizers"},

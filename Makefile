@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 READY := .venv/.ready
 
-.PHONY: train test check format bench soak clean
+.PHONY: train test check format bench gpu soak clean
 
 train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
@@ -25,6 +25,10 @@ bench: .venv/.bench
 	$(BIN)/python scripts/benchmark.py $(ARGS)
 	$(BIN)/python scripts/bench_burgers.py
 	$(BIN)/python scripts/bench_sweep.py $(if $(findstring --quick,$(ARGS)),--quick)
+
+gpu: $(READY)
+	$(BIN)/python scripts/gpu_check.py $(ARGS)
+	$(BIN)/python scripts/gpu_bench.py $(ARGS)
 
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)

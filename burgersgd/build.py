@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 
 from burgersgd import native
 from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
-from burgersgd.datasets import DataError, Dataset, from_arrays, load
+from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
+from burgersgd.datasets.batches import evaluations_per_epoch
+from burgersgd.datasets.dataset import one_line
 from burgersgd.datasets.prepare import memory
+from burgersgd.isolation import seeded
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
-from burgersgd.training.gradients import Problem
+from burgersgd.training.gradients import Problem, split
 from burgersgd.training.native_gradient import NativeGradient
 
 _log = logging.getLogger("burgersgd")
@@ -80,8 +84,7 @@ def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
         return own
     if not (isinstance(own, tuple | list) and len(own) == 2):
         raise DataError(f"dataset: must be a Dataset or a pair of arrays (x, y), not {type(own).__name__}")
-    options = ("label_noise", "train_size", "seed", "validation_fraction", "test_fraction", "standardize")
-    return from_arrays(*own, **{k: getattr(config.dataset, k) for k in options if hasattr(config.dataset, k)})
+    return from_arrays(*own, **dataclasses.asdict(Options.of(config.dataset)))
 
 
 @functools.lru_cache(maxsize=2)
@@ -102,10 +105,7 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
 def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
-        try:
-            return Wrapped(own if isinstance(own, nn.Module) else own())
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return own_model(own, config.seed)
     n_outputs = loss.n_outputs(data.n_outputs)
     settings = config.model
     common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
@@ -124,44 +124,54 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
     return network
 
 
-def own_start(own: UserModel | None, seed: int) -> Tensor:
+def own_model(own: UserModel, seed: int) -> Wrapped:
+    """Return the user's own model, or what their function makes with the generators seeded. Raises ConfigError."""
+    with seeded(seed % 2**63):
+        try:
+            made = own if isinstance(own, nn.Module) else own()
+        except Exception as error:  # whatever the user's function raises
+            raise ConfigError(f"model: calling {getattr(own, '__name__', own)} failed ({one_line(error)})") from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"model: must be an nn.Module or a function that makes one, not {type(made).__name__}")
+    try:
+        return Wrapped(made)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
     """Return where a run of the user's own model starts: its parameters, or what its maker draws from the seed."""
     if isinstance(own, nn.Module):
-        return Wrapped(own).start()
-    assert own is not None
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Wrapped(own()).start()
-
-
-def probe(problem: Problem) -> None:
-    """Ask the model for one output. Raises ConfigError where shapes do not fit (the user's own module)."""
-    if not isinstance(problem.model, Wrapped):
-        return
-    example = problem.inputs[:2]
-    try:
-        outputs = problem.model.module().to(example.device, example.dtype)(example)
-    except RuntimeError as error:
-        raise ConfigError(f"model: cannot take inputs {list(example.shape)}: {str(error).splitlines()[0]}") from error
-    try:
-        problem.loss.mean(outputs, problem.targets[:2])
-    except (RuntimeError, IndexError) as error:
-        raise ConfigError(
-            f"model: outputs {list(outputs.shape)} do not fit loss={problem.loss.name}: {error}"
-        ) from error
+        return model.start()
+    made = own_model(own, seed)
+    if (made.names, made.shapes) != (model.names, model.shapes):
+        raise ConfigError("model: the function makes modules of different shapes for different seeds")
+    for name, value in made.fixed.items():
+        if not torch.equal(value.to(model.fixed[name]), model.fixed[name]):
+            raise ConfigError(f"model: {name} is not trained and depends on the seed; train these runs one by one")
+    return made.start()
 
 
 def module_at(model: Model, x: Tensor) -> nn.Module:
-    """Return an ordinary module at x, on the CPU, in evaluation mode."""
+    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
     module = model.module().to("cpu", x.dtype)
-    nn.utils.vector_to_parameters(x.detach().cpu(), module.parameters())
+    with torch.no_grad():
+        parts = split(x.detach().cpu(), model.shapes)
+        for parameter, part in zip(trained_parameters(model, module), parts, strict=True):
+            parameter.copy_(part)
     return module.eval()
+
+
+def trained_parameters(model: Model, module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of model.module() that x holds, in its order."""
+    parameters = dict(module.named_parameters())
+    return [parameters[name] for name in model.names] if isinstance(model, Wrapped) else list(parameters.values())
 
 
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
     trainer = config.trainer
-    per_epoch = n_train // batch_size if trainer.drop_last else -(-n_train // batch_size)
+    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last)
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
     cycle = config.optimizer.rule().gradients_per_cycle
@@ -177,6 +187,8 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
 def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
     """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
     asked, model = config.trainer.compile, problem.model
+    if asked == "on" and not model.batched:
+        raise config.trainer.error("compile", "must be auto or off for this model, whose runs are computed one by one")
     if asked == "on" and (reason := why_not_compiled(device.type)):
         raise config.trainer.error("compile", f"torch.compile does not work here ({reason})")
     if asked in ("on", "off"):
@@ -190,7 +202,7 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
-    if asked == "auto" and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
+    if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise
 

@@ -8,15 +8,13 @@ into these classes, and from Python they are used directly::
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import numbers
 import re
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from burgersgd.schema import ConfigError as ConfigError
+from burgersgd.schema import Group, float_values, named, opt
 
 if TYPE_CHECKING:
     from burgersgd.optimizers.protocol import Rule
@@ -24,119 +22,6 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: inside an installed wheel, beside the package in a checkout."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used: the message names the key, the value and what is allowed, in one line."""
-
-
-def opt(
-    default: Any = MISSING,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-    infinite: bool = False,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """Return a dataclass field whose value is checked against a range or a list of choices."""
-    rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
-    metadata = {"range": rule, "choices": choices}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def named(*names: str) -> Any:
-    """Return the field `name` of a class that stands for these names alone; the first is the default."""
-    return opt(names[0], choices=names)
-
-
-def _allowed(rule: dict[str, Any], value: float) -> str:
-    words = {"above": "> {}", "at_least": ">= {}", "below": "< {}", "at_most": "<= {}"}
-    parts = [words[k].format(f"{v:g}") for k, v in rule.items() if k in words and v is not None]
-    if not (math.isfinite(value) or rule["infinite"]):
-        parts.append("finite")
-    return " and ".join(parts) + (" (inf allowed)" if rule["infinite"] else "")
-
-
-@dataclass
-class Group:
-    """Base of all groups: type and range of a field are checked whenever it is set. Raises ConfigError."""
-
-    group: ClassVar[str] = ""
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        known = {f.name: f for f in dataclasses.fields(self)}
-        if key not in known:
-            raise self._error(key, value, f"no such key; there are {', '.join(known)}")
-        object.__setattr__(self, key, self._checked(known[key], value))
-
-    def __post_init__(self) -> None:
-        """Check what several fields decide together: the work of subclasses."""
-
-    def error(self, key: str, allowed: str) -> ConfigError:
-        """Return the error for one of this group's keys."""
-        return self._error(key, getattr(self, key), allowed)
-
-    def _error(self, key: str, value: Any, allowed: str) -> ConfigError:
-        path = f"{self.group}.{key}" if self.group else key
-        return ConfigError(f"{path}={_show(value)}: {allowed}")
-
-    def _checked(self, f: dataclasses.Field[Any], given: Any) -> Any:
-        kind, _, optional = str(f.type).partition(" | ")
-        if given is None:
-            if optional:
-                return given
-            raise self._error(f.name, given, "must not be null")
-        try:
-            value = _converted(kind, given)
-        except TypeError as error:
-            raise self._error(f.name, given, f"must be of type {kind}") from error
-        rule, choices = f.metadata.get("range"), f.metadata.get("choices")
-        if choices and value not in choices:
-            raise self._error(f.name, given, f"must be one of {', '.join(choices)}")
-        for v in value if isinstance(value, list) else [value]:
-            if isinstance(v, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in v):
-                raise self._error(f.name, ascii(given), "must be text without control characters")
-            if isinstance(v, int) and abs(v) >= 2**63:
-                raise self._error(f.name, given, "must fit into 64 bits")
-            if rule and isinstance(v, int | float) and not isinstance(v, bool) and not _within(v, rule):
-                raise self._error(f.name, given, f"must be {_allowed(rule, v)}")
-        return value
-
-
-def _converted(kind: str, value: Any) -> Any:
-    """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
-    number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
-    if kind.startswith("list[") and isinstance(value, list | tuple):
-        return [_converted(kind[5:-1], v) for v in value]
-    if kind.startswith("dict[str, ") and isinstance(value, dict):
-        return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
-    if number and isinstance(value, number) and not isinstance(value, bool):
-        return int(value) if kind == "int" else float(value)
-    plain = {"bool": bool, "str": str, "Any": object}.get(kind) or globals().get(kind)
-    if plain is None or not isinstance(value, plain):
-        raise TypeError
-    return value
-
-
-def _within(v: float, rule: dict[str, Any]) -> bool:
-    if math.isnan(v) or (math.isinf(v) and not rule["infinite"]):
-        return False
-    return (
-        (rule["above"] is None or v > rule["above"])
-        and (rule["at_least"] is None or v >= rule["at_least"])
-        and (rule["below"] is None or v < rule["below"])
-        and (rule["at_most"] is None or v <= rule["at_most"])
-    )
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------- dataset
@@ -150,6 +35,13 @@ class DatasetConfig(Group):
     name: str = named("digits")
     train_size: int | None = opt(None, at_least=1)
     label_noise: float = opt(0.0, at_least=0, below=1)
+    noisy_validation: bool = opt(
+        True,
+        "label_noise on the validation part too; the test part stays clean",
+        since="0.2",
+        as_before=False,
+        hashed_with="label_noise",
+    )
     standardize: bool = True
     seed: int = opt(0, at_least=0)
     validation_fraction: float = opt(0.2, above=0, below=1)
@@ -177,8 +69,8 @@ class VisionConfig(DatasetConfig):
     """A torchvision data set, downloaded on demand."""
 
     name: str = named("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
-    root: str = "data"
-    download: bool = True
+    root: str = opt("data", hashed=False)
+    download: bool = opt(True, hashed=False)
     validation_fraction: float = opt(0.1, above=0, below=1)
 
 
@@ -249,7 +141,7 @@ class MlpConfig(ModelConfig):
 
     depth: int = opt(2, at_least=0, at_most=1000)
     width: int = opt(64, at_least=1)
-    widths: list[int] | None = opt(None, at_least=1)  # noqa: RUF009  (opt returns a dataclass field)
+    widths: list[int] | None = opt(None, at_least=1)
     activation: str = opt("relu", choices=("relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"))
 
 
@@ -286,7 +178,7 @@ class OptimizerConfig(Group):
 
     def hyper(self) -> dict[str, float]:
         """Return the float hyperparameters by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if str(f.type) == "float"}
+        return float_values(self)
 
 
 @dataclass
@@ -316,8 +208,19 @@ class LocalEntropyConfig(OptimizerConfig):
         super().__post_init__()
         if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
+        if self.nu > 0 and self.momentum > 0:
+            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
+            if self.nesterov:
+                raise self.error("nesterov", law)
+            if self.integrator != "em":
+                raise self.error("integrator", law)
         if self.gamma_min > self.gamma:
             raise self.error("gamma_min", f"must be <= optimizer.gamma={self.gamma:g}")
+
+    @property
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
+        return 2 if self.momentum > 0 and self.nu > 0 else 1
 
     def rule(self) -> Rule:
         """Return the update rule with its static choices."""
@@ -453,7 +356,7 @@ class ScheduleConfig(Group):
 
     def hyper(self) -> dict[str, float]:
         """Return the float parameters by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if str(f.type) == "float"}
+        return float_values(self)
 
 
 @dataclass
@@ -493,16 +396,16 @@ class TrainerConfig(Group):
 
     group: ClassVar[str] = "trainer"
     budget: int | None = opt(None, at_least=1, below=LARGEST_BUDGET)
-    epochs: float = opt(100.0, above=0)
+    epochs: float = opt(100.0, above=0, hashed=False)
     batch_size: int = opt(32, at_least=1)
     with_replacement: bool = False
     drop_last: bool = False
     eval_every: int | None = opt(None, at_least=1)
-    log_every: int | None = opt(None, at_least=1)
+    log_every: int | None = opt(None, at_least=1, hashed=False)
     clip_norm: float | None = opt(None, above=0)
     explosion_factor: float = opt(1e6, above=1, infinite=True)
-    checkpoint_every: int | None = opt(None, at_least=1)
-    checkpoint_minutes: float = opt(5.0, above=0, infinite=True)
+    checkpoint_every: int | None = opt(None, at_least=1, hashed=False)
+    checkpoint_minutes: float = opt(5.0, above=0, infinite=True, hashed=False)
     compile: str = opt("auto", choices=("auto", "on", "off", "native"))
     precision: str = opt("float32", choices=("float32", "bfloat16", "float64"))
     deterministic: bool = False
@@ -532,8 +435,8 @@ class SweepConfig(Group):
     batch: int = opt(16, at_least=1)
     seed: int = opt(0, at_least=0)
     objective: str = opt("last", choices=("last", "best"))
-    zip: list[str] = field(default_factory=list)
-    params: dict[str, str] = field(default_factory=dict)
+    zip: list[str] = opt([])
+    params: dict[str, str] = opt({})
     max_runs: int | None = opt(None, at_least=1)
     prune: str = opt("none", choices=("none", "median", "halving"))
     prune_from: float = opt(0.1, above=0, below=1)
@@ -549,17 +452,17 @@ class SweepConfig(Group):
 class TrainConfig(Group):
     """One run."""
 
-    dataset: DatasetConfig = field(default_factory=DigitsConfig)
-    model: ModelConfig = field(default_factory=MlpConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=LocalEntropyConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    device: DeviceConfig = field(default_factory=DeviceConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    dataset: DatasetConfig = opt(DigitsConfig)
+    model: ModelConfig = opt(MlpConfig)
+    loss: LossConfig = opt(LossConfig)
+    optimizer: OptimizerConfig = opt(LocalEntropyConfig)
+    schedule: ScheduleConfig = opt(ScheduleConfig)
+    trainer: TrainerConfig = opt(TrainerConfig)
+    device: DeviceConfig = opt(DeviceConfig, hashed=False)
+    sweep: SweepConfig = opt(SweepConfig, hashed=False)
     seed: int = opt(0, at_least=0, below=2**63)
-    output_root: str = "outputs"
-    run_name: str | None = None
+    output_root: str = opt("outputs", hashed=False)
+    run_name: str | None = opt(None, hashed=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
+from burgersgd.schema import Group, as_before, default_of, is_added
 
-UNDECIDING = {
-    "": ("output_root", "run_name", "device", "sweep"),
-    "trainer": ("epochs", "log_every", "checkpoint_every", "checkpoint_minutes"),
-    "dataset": ("root", "download"),
-}
-"""Group -> keys that decide only where, how and how visibly a run is computed (epochs become the budget)."""
-
+NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["hashed"])
+"""Keys and groups of a run that never decide its numbers."""
 
 OWN = "own"
 """Name that a record gives to a model or data of the user's own."""
@@ -40,10 +37,46 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
             raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
 
 
-def config_from(record: Mapping[str, Any]) -> TrainConfig:
+def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that a mapping (a dict, OmegaConf's DictConfig) describes; what it lacks is default.
+
+    Raises ConfigError for what is neither, for unknown keys and values out of range.
+    """
+    if isinstance(given, TrainConfig):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"config: must be a TrainConfig or a mapping of its keys, not {type(given).__name__}")
+    try:
+        plain = _plain(given)
+    except Exception as error:  # OmegaConf's interpolations and missing values
+        raise ConfigError(f"config: {' '.join(str(error).split())}") from error
+    for key, choices in GROUPS.items():
+        value = plain.get(key)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            plain[key] = dataclasses.asdict(value)
+        elif isinstance(value, str):
+            plain[key] = {"name": value}
+        elif key in plain and not isinstance(value, dict):
+            raise ConfigError(f"{key}={value}: must be a name or a mapping")
+        elif isinstance(value, dict) and "name" not in value and len(set(choices.values())) > 1:
+            plain[key] = {"name": getattr(getattr(TrainConfig(), key), "name", None)} | value
+    return config_from(plain, lacking=default_of)
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings as dicts and sequences as lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[Any]], Any] = as_before) -> TrainConfig:
     """Return the configuration whose `dataclasses.asdict` is record, checked like any other.
 
-    Raises ConfigError for what this version does not know.
+    lacking: the value of a key that neither 0.1.0 nor the record has. Raises ConfigError for what this version does
+    not know.
     """
     parts: dict[str, Any] = {}
     for key, value in record.items():
@@ -61,28 +94,45 @@ def config_from(record: Mapping[str, Any]) -> TrainConfig:
         cls = only or choices.get(str(value.get("name")))
         if cls is None:
             raise ConfigError(f"{key}={value.get('name')}: must be one of {', '.join(choices)}")
-        parts[key] = _built(cls, value, f"{key}.")
-    return _built(TrainConfig, parts, "")
+        parts[key] = _built(cls, value, f"{key}.", lacking)
+    return _built(TrainConfig, parts, "", lacking)
 
 
-def _built(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}
+def _built(
+    cls: type[Any], values: Mapping[str, Any], prefix: str, lacking: Callable[[dataclasses.Field[Any]], Any]
+) -> Any:
+    fields = dataclasses.fields(cls)
+    unknown = values.keys() - {f.name for f in fields}
     if unknown:
         raise ConfigError(f"{prefix}{min(unknown, key=str)}: no such key in this version of burgersgd")
-    return cls(**values)
+    return cls(**{f.name: lacking(f) for f in fields if is_added(f)} | dict(values))
 
 
-def canonical(config: TrainConfig, budget: int) -> dict[str, Any]:
-    """Return what decides the numbers of a run whose budget is so many gradient evaluations, as plain values."""
-    plain = dataclasses.asdict(config)
-    plain["trainer"]["budget"] = budget
-    for group, keys in UNDECIDING.items():
-        for key in keys:
-            (plain[group] if group else plain).pop(key, None)
+def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Return what decides the numbers of a run, as plain values: see burgersgd/schema.py for the rule.
+
+    budget: its gradient evaluations, whether they were set or follow from epochs. resolved: what else the run found out
+    for itself where the configuration leaves it open, by dotted key (loss.name where that is auto).
+    """
+    return _deciding(config, "", {"trainer.budget": budget, **resolved})
+
+
+def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for f in dataclasses.fields(group):
+        key = prefix + f.name
+        value = resolved[key] if key in resolved else getattr(group, f.name)
+        needed = f.metadata.get("hashed_with")
+        idle = needed is not None and not getattr(group, needed)
+        if not f.metadata.get("hashed", True) or idle or (is_added(f) and value == as_before(f)):
+            continue
+        plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
+    if group.version != 1:
+        plain["version of the class"] = group.version
     return plain
 
 
-def config_hash(config: TrainConfig, budget: int) -> str:
+def config_hash(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> str:
     """Return the name of a run: 12 hexadecimal digits of the SHA-256 of its canonical configuration."""
-    text = json.dumps(canonical(config, budget), sort_keys=True)
+    text = json.dumps(canonical(config, budget, resolved), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

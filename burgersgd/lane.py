@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.files import RunFolderError
+from burgersgd.recording.files import RunFolderError, digest
 from burgersgd.recording.reading import CHECKPOINT, CONFIG, read_checkpoint, read_config, read_end, read_status
 from burgersgd.recording.run_folder import Row, RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
@@ -87,6 +89,17 @@ class Lane:
         """Whether the run can go on."""
         return self.checkpoint is None or bool(self.checkpoint["alive"])
 
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """What is kept of the best x so far. Version 0.1.0 kept no loss of it: that one is in the metrics."""
+        assert self.checkpoint is not None
+        best = self.checkpoint["best"]
+        if "loss" in best:
+            return best
+        losses = [row["validation_loss"] for row in self.rows if row["evaluations"] == int(best["at"])]
+        known = next((loss for loss in losses if loss is not None), math.inf)
+        return best | {"loss": torch.tensor(known, dtype=torch.float64)}
+
     def rewind(self) -> None:
         """Go back to the checkpoint: what was recorded behind it is forgotten. Raises RunFolderError."""
         known = self.checkpoint or {}
@@ -132,9 +145,10 @@ class RecordedRun(NamedTuple):
     """status.json of a run that is over, None for one that is not."""
 
 
-def read_run(path: Path) -> RecordedRun:
+def read_run(path: Path, looking: bool = False) -> RecordedRun:
     """Return the run of a folder after checking that its files are whole and belong together.
 
+    looking: nothing is trained, so that it does not matter if this version would train it otherwise.
     Raises RunFolderError, and ConfigError for the configuration of another version: one line naming file and key.
     """
     record = read_config(path)
@@ -146,8 +160,11 @@ def read_run(path: Path) -> RecordedRun:
         return RecordedRun(config, None, None)
     file, checkpoint = path / CHECKPOINT, read_checkpoint(path)
     _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
-    if checkpoint["config_hash"] != config_hash(config, checkpoint["choices"]["budget"]):
-        raise RunFolderError(f"{path}: its configuration was changed since the checkpoint was written")
+    untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 kept none
+    same = checkpoint["config_hash"] == config_hash(config, checkpoint["choices"]["budget"])
+    if not same and not (looking and untouched):
+        changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
+        raise RunFolderError(f"{path}: {changed}")
     if status.get("config_hash", checkpoint["config_hash"]) != checkpoint["config_hash"]:
         raise RunFolderError(f"{path}: status.json is that of another run")
     if end is not None and (checkpoint["measured"] is None or not _ended_there(end, checkpoint)):

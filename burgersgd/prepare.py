@@ -28,13 +28,13 @@ from burgersgd.build import (
     loss_of,
     model_of,
     own_start,
-    probe,
 )
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.datasets import Batches, Dataset, Part
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.probe import probe
 from burgersgd.streams import Purpose
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
@@ -85,13 +85,15 @@ def prepare(
     data = dataset_of(config, dataset)
     loss = loss_of(config, data)
     network = model_of(config, data, loss, model)
+    if isinstance(network, Wrapped):
+        network.to(device, dtype)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
     on_device = data.to(device, dtype)
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
-    probe(problem)
+    probe(problem, loss.n_outputs(data.n_outputs), len(configs), _batch_sizes(config, data.n_train, batch_size))
     threads = config.device.threads if threads is None else threads
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
         threads = 1
@@ -192,7 +194,8 @@ class Prepared:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):
-            return torch.stack([own_start(self.user_model, c.seed) for c in self.configs]).to(inputs)
+            assert self.user_model is not None
+            return torch.stack([own_start(self.user_model, model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
         z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
         if model.init_distribution == "normal":
@@ -208,6 +211,14 @@ class Prepared:
         classification = self.data.task == "classification"
         native = self.engine == "native"
         return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets, native)
+
+
+def _batch_sizes(config: TrainConfig, n: int, batch_size: int) -> set[int]:
+    """Return the sizes of all batches of a run: the last one of an epoch may be short."""
+    last = n % batch_size
+    return (
+        {batch_size} if config.trainer.drop_last or config.trainer.with_replacement or not last else {batch_size, last}
+    )
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:

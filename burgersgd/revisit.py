@@ -15,6 +15,7 @@ from torch import Tensor
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
 from burgersgd.identity import check_own
+from burgersgd.isolation import undisturbed
 from burgersgd.lane import read_run
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
@@ -40,7 +41,7 @@ def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
     """Return the checkpoint of a run folder, checked. Raises RunFolderError where there is none."""
-    return read_run(folder).checkpoint or read_checkpoint(folder)
+    return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
 
 
 def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
@@ -53,11 +54,12 @@ def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     return {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
 
 
+@undisturbed()
 def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
     """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train."""
-    checkpoint, config = _checkpoint(folder), read_run(folder).config
+    checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
     check_own(read_config(folder), model, dataset)
     prepared = prepare([config], model=model, dataset=dataset)
     x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
@@ -82,6 +84,7 @@ class Repetition:
     """What was different when the run was made: versions, machine, threads, company; a line each."""
 
 
+@undisturbed()
 def rerun(
     folder: Path, *, model: UserModel | None = None, dataset: UserData | None = None, progress: bool | None = None
 ) -> Repetition:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import TrainConfig
-from burgersgd.identity import check_own, config_from, config_hash, own_record
+from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
+from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, prepare
+from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -33,7 +35,7 @@ from burgersgd.trainer import Prune, Result, Trainer
 
 
 def train(
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     *,
     model: UserModel | None = None,
     dataset: UserData | None = None,
@@ -43,22 +45,25 @@ def train(
 ) -> Result:
     """Train one network and return the result; the same as `burgersgd train`.
 
-    model: your own module (training starts at its parameters) or a function that makes one (called with torch's seed
-    set to config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says. record: write a run folder
-    below config.output_root. progress: None shows a bar on a terminal and lines elsewhere; a SweepProgress is told
-    instead of it.
+    config: a TrainConfig, or a mapping (dict, OmegaConf) with some of its keys, a group as a mapping with its name or
+    as the name alone: ``{"optimizer": "sgd", "model": {"name": "mlp", "width": 32}, "seed": 3}``. model: your own
+    module (a copy of it is trained, from its parameters on) or a function that makes one (called with the generators of
+    torch, numpy and Python seeded with config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says.
+    record: write a run folder below config.output_root. progress: None shows a bar on a terminal and lines elsewhere;
+    a SweepProgress is told instead of it.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written; later
     Interrupted (a KeyboardInterrupt) where the process is told to stop: `resume` goes on from there.
     """
-    config = TrainConfig() if config is None else config
+    config = TrainConfig() if config is None else config_of(config)
     return train_fleet([config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress)[
         0
     ]
 
 
+@undisturbed()
 def train_fleet(
-    configs: Sequence[TrainConfig],
+    configs: Sequence[TrainConfig | Mapping[str, Any]],
     *,
     model: UserModel | None = None,
     dataset: UserData | None = None,
@@ -72,6 +77,7 @@ def train_fleet(
     Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
     on as two. Raises ConfigError naming the first key that differs and must not.
     """
+    configs = [config_of(config) for config in configs]
     if model is not None:  # then what the configuration says of a model means nothing
         configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
     prepared = prepare(configs, model=model, dataset=dataset)
@@ -85,6 +91,7 @@ def train_fleet(
         return Trainer(model, dataset, prune).run(lanes, progress, prepared)
 
 
+@undisturbed()
 def resume(
     folder: Path | str,
     *,
@@ -107,6 +114,7 @@ def resume(
     return resume_fleet([folder], model=model, dataset=dataset, progress=progress)[0]
 
 
+@undisturbed()
 def resume_fleet(
     folders: Sequence[Path],
     *,
@@ -167,11 +175,12 @@ def _continued(
         }
         metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
-            new.checkpoint(continued)
+            new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
             return new.path
 
 
+@undisturbed()
 def train_jobs(
     configs: Sequence[TrainConfig],
     overrides: Sequence[Sequence[str]],
@@ -198,6 +207,7 @@ def train_jobs(
         return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
 
 
+@undisturbed()
 def repeat(
     folder: Path,
     choices: dict[str, Any],

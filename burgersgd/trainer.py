@@ -19,14 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel, module_at
+from burgersgd.build import UserData, UserModel, module_at, trained_parameters
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.files import make_lasting
+from burgersgd.recording.files import digest, make_lasting
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.fleet import Fleet
@@ -41,7 +41,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind. Errors are shares of wrong classes (regression: root mean squared errors), at x."""
+    """What a run leaves behind. Errors, at x, are shares of wrong classes; in regression RMSE per output."""
 
     config: TrainConfig
     task: Literal["classification", "regression"]
@@ -61,7 +61,7 @@ class Result:
     validation_loss: float
     best_validation_error: float
     best_test_error: float
-    """At the x of lowest validation error, found after best_at gradient evaluations."""
+    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at."""
     best_at: int
     last_loss: float
     """Mini-batch loss of the last finite gradient evaluation."""
@@ -190,12 +190,14 @@ class _FleetRun:
         checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:  # before anything is changed: it may not fit
             self.fleet.restore(checkpoints)
-            self.best.restore([checkpoint["best"] for checkpoint in checkpoints])
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
         for lane in lanes:
+            if lane.folder is not None:
+                lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
         if checkpoints:
+            self.best.restore([lane.best for lane in lanes])
             self._remind()
         else:
             self._make_lasting()
@@ -282,7 +284,8 @@ class _FleetRun:
         recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
         for i, lane, folder in recorded:
             with self._recording(lane):
-                folder.stage_checkpoint(self._checkpoint(i, folder.metrics_position(), ended))
+                belonging = folder.metrics_position() | {"config_digest": digest(folder.config)}
+                folder.stage_checkpoint(self._checkpoint(i, belonging, ended))
         self._make_lasting()
         for _, lane, folder in recorded:
             if lane.failure is None:
@@ -300,7 +303,7 @@ class _FleetRun:
                 with self._recording(lane):
                     make_lasting([lane.folder.path] if lane.folder is not None else [])
 
-    def _checkpoint(self, i: int, metrics: dict[str, Any], ended: bool) -> dict[str, Any]:
+    def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
         """Return all that the run needs to go on, and what tells whether it may."""
         lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
@@ -312,7 +315,7 @@ class _FleetRun:
             "best": self.best.snapshot(i),
             "logged": self.position.logged,
             "seconds": self.position.seconds,
-            **metrics,
+            **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
             "parameters": self._parameters,
         }
@@ -320,7 +323,10 @@ class _FleetRun:
     @functools.cached_property
     def _parameters(self) -> list[list[Any]]:
         """Names and shapes of the parameters in an ordinary module."""
-        return [[name, list(p.shape)] for name, p in self.prepared.problem.model.module().named_parameters()]
+        model = self.prepared.problem.model
+        module = model.module()
+        numbers = {id(p) for p in trained_parameters(model, module)}
+        return [[name, list(p.shape)] for name, p in module.named_parameters() if id(p) in numbers]
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -382,6 +388,7 @@ class _FleetRun:
                 continue
             fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
+            fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
             if result.reason is not None:
                 fields["reason"] = result.reason
@@ -394,7 +401,7 @@ class _FleetRun:
         for lane, folder, state, fields in ends:
             if lane.failure is None:
                 with self._recording(lane):
-                    folder.status(state, synced=True, **fields)
+                    folder.end(state, fields)
         return [
             dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
             for lane, result in zip(self.lanes, results, strict=True)
@@ -419,11 +426,15 @@ _RECORDED = (
 
 
 class _Best:
-    """The x of lowest validation error of every run so far."""
+    """The best x of every run so far: lowest validation error; of equal ones the lowest loss, then the latest point.
+
+    On a small validation part many points share the lowest error; the earliest of them is the worst choice.
+    """
 
     def __init__(self, fleet: Fleet) -> None:
         self.x = fleet.x.clone()
         self.error = torch.full((fleet.n_runs,), math.inf, dtype=torch.float64)
+        self.loss = self.error.clone()
         self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
 
     def update(self, point: Point, fleet: Fleet) -> None:
@@ -431,18 +442,21 @@ class _Best:
         if point.validation_error is None:
             return
         assert point.validation_loss is not None
-        better = (point.validation_error < self.error) & point.alive & torch.isfinite(point.validation_loss)
-        self.error = torch.where(better, point.validation_error.double(), self.error)
+        error, loss = point.validation_error.double(), point.validation_loss.double()
+        better = (error < self.error) | ((error == self.error) & (loss <= self.loss))
+        better &= point.alive & torch.isfinite(loss)
+        self.error = torch.where(better, error, self.error)
+        self.loss = torch.where(better, loss, self.loss)
         self.at = torch.where(better, point.evaluations, self.at)
         self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
 
     def snapshot(self, run: int) -> dict[str, Tensor]:
         """Return what is kept of one run."""
-        return {"x": self.x[run].cpu(), "error": self.error[run], "at": self.at[run]}
+        return {"x": self.x[run].cpu(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from the snapshots of all runs."""
-        for name in ("x", "error", "at"):
+        for name in ("x", "error", "loss", "at"):
             getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
 
 

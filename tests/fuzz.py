@@ -124,6 +124,9 @@ def overrides(draw: st.DrawFn) -> list[str]:
             del chosen["gamma_min"]
         if chosen.get("nesterov"):
             chosen["momentum"] = 0.5
+        no_law = chosen.get("nesterov") or chosen.get("integrator", "em") != "em"
+        if choice == "local_entropy" and chosen.get("momentum", 0) > 0 and no_law:
+            chosen["nu"] = 0.0
         if group == "optimizer" and choice == "local_entropy":
             cycle = chosen["inner_steps"] + chosen["burn_in"]
         words += [f"{group}.{key}={shown(value)}" for key, value in chosen.items()]

@@ -43,7 +43,10 @@ def local_entropy(
     outer_momentum: float,
     weight_decay: float,
 ) -> ndarray:
-    """The consistent rule: SGLD in y at temperature 2 nu, and x moves to the mean of y after every cycle."""
+    """The consistent rule: SGLD in y at temperature 2 nu, and x moves to the mean of y after every cycle.
+
+    With momentum the noise is that of SGHMC, a part of the step u of y; where lr changes, u is scaled with it.
+    """
     L, b = inner_steps, burn_in
     budget = cycles * (b + L)
     annealed = {
@@ -52,19 +55,21 @@ def local_entropy(
         "cosine": lambda fraction: nu * 0.5 * (1 + math.cos(math.pi * fraction)),
     }[nu_annealing]
     y = x
-    v, V = np.zeros_like(x), np.zeros_like(x)  # heavy-ball velocities of y and of x
+    u, V = np.zeros_like(x), np.zeros_like(x)  # the step of y by its momentum, and the heavy-ball velocity of x
+    eta_before = 1.0
     trajectory = []
     for cycle in range(cycles):
         gamma_now = max(gamma * (1 + gamma_scoping) ** -cycle, gamma_min)
         if inner_start == "reset":
-            y, v = x, np.zeros_like(x)
+            y, u = x, np.zeros_like(x)
         ys = []
         for k in range(cycle * (b + L), (cycle + 1) * (b + L)):
             eta, temperature = lr(k / budget), 2 * annealed(k / budget)
             g = gradient(k, y) + weight_decay * y + (y - x) / gamma_now
-            v = momentum * v + g
             z = xi[k + 1] if integrator == "em" else (xi[k] + xi[k + 1]) / 2
-            y = y - eta * (g + momentum * v if nesterov else v) + math.sqrt(2 * temperature * eta) * z
+            push = eta * g - math.sqrt(2 * (1 - momentum) * temperature * eta) * z
+            u, eta_before = momentum * (eta / eta_before) * u + push, eta
+            y = y - (push + momentum * u if nesterov else u)
             ys.append(y)
             trajectory.append((x, y))
         averaged = ys[b:]

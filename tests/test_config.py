@@ -74,6 +74,14 @@ def test_every_file_of_conf_has_a_class() -> None:
             "optimizer.gamma_min=0.6: must be <= optimizer.gamma=0.5",
         ),
         (lambda: SgdConfig(nesterov=True), "optimizer.nesterov=true: needs optimizer.momentum > 0"),
+        (
+            lambda: LocalEntropyConfig(momentum=0.5, nesterov=True),
+            "optimizer.nesterov=true: with optimizer.momentum=0.5 needs optimizer.nu=0",
+        ),
+        (
+            lambda: LocalEntropyConfig(momentum=0.5, integrator="leimkuhler_matthews"),
+            "optimizer.integrator=leimkuhler_matthews: with optimizer.momentum=0.5 needs optimizer.nu=0",
+        ),
         (lambda: AdamWConfig(beta2=1.0), "optimizer.beta2=1.0: must be >= 0 and < 1"),
         (lambda: DigitsConfig(label_noise=1.0), "dataset.label_noise=1.0: must be >= 0 and < 1"),
         (lambda: DigitsConfig(validation_fraction=0.7, test_fraction=0.3), "dataset.test_fraction=0.3: must be < 0.3"),

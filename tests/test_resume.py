@@ -24,6 +24,7 @@ from burgersgd.config import (
     SgdConfig,
     TrainConfig,
 )
+from burgersgd.lane import Lane
 from burgersgd.recording.claims import release
 from burgersgd.recording.run_folder import (
     STAGED,
@@ -82,7 +83,7 @@ def left_behind(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     metrics = {name: repr(values) for name, values in read_metrics(folder).items() if name != "seconds"}
     status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated", "fleet_size")}
     checkpoint = read_checkpoint(folder)
-    for key in ("seconds", "metrics_bytes", "metrics_digest", "config_hash", "fleet"):
+    for key in ("seconds", "metrics_bytes", "metrics_digest", "config_hash", "config_digest", "fleet"):
         checkpoint.pop(key)
     checkpoint["choices"].pop("budget")
     return metrics, status, checkpoint
@@ -293,6 +294,25 @@ def test_a_finished_run_gives_its_result_again_and_stays_as_it_is(tmp_path: Path
     assert again.metrics == result.metrics
 
 
+def test_a_checkpoint_of_version_0_1_0_finds_the_loss_of_its_best_x_in_the_metrics(kill: Any, tmp_path: Path) -> None:
+    config = named(small_config(), "old", eval_every=8, checkpoint_every=20)
+    kill(30)
+    with pytest.raises(Killed):
+        train(config, progress=False)
+    path = tmp_path / "outputs/old/checkpoint.pt"
+    old = torch.load(path, weights_only=True)
+    known = old["best"].pop("loss")
+    torch.save({k: v for k, v in old.items() if "digest" not in k} | {"format": 1}, path)
+    with RunFolder.reopen(path.parent) as folder:
+        lane = Lane.reopened(folder)
+        lane.rewind()
+        assert torch.equal(lane.best["loss"], known)
+        assert known < 3
+    train(named(config, "undisturbed"), progress=False)
+    resume(path.parent, progress=False)
+    assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/old")
+
+
 def test_a_diverged_run_stays_diverged(tmp_path: Path) -> None:
     config = named(small_config(model=MlpConfig(width=8), optimizer=SgdConfig(lr=1e160)), "diverged")
     result = train(config, progress=False)
@@ -398,7 +418,7 @@ def test_damaged_or_changed_folders_are_refused(kill: Any, tmp_path: Path) -> No
     folder = changed("edited")
     config = (folder / ".hydra/config.yaml").read_text()
     (folder / ".hydra/config.yaml").write_text(config.replace("lr: 0.13", "lr: 0.14"))
-    with pytest.raises(RunFolderError, match=r"edited: its configuration was changed since the checkpoint"):
+    with pytest.raises(RunFolderError, match=r"edited: its configuration, or what burgersgd computes for it, changed"):
         resume(folder, progress=False)
     folder = changed("torn")
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:-100])

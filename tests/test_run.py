@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import burgersgd
 from burgersgd import native
+from burgersgd import trainer as trainer_module
 from burgersgd.build import engine_of
 from burgersgd.config import (
     ConfigError,
     GdConfig,
     LocalEntropyConfig,
+    LossConfig,
     MlpConfig,
     SgdConfig,
+    TeacherStudentConfig,
     TrainConfig,
     TrainerConfig,
 )
@@ -28,6 +33,7 @@ from burgersgd.datasets import DataError
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
 from burgersgd.run import train, train_fleet
+from burgersgd.training.loop import Point
 from tests.conftest import small_config
 
 
@@ -67,14 +73,48 @@ def test_what_is_reported_is_x_and_not_y() -> None:
     assert abs(float(at_x) - float(at_y)) > 1e-3
 
 
-def test_best_by_validation_is_the_minimum_of_the_recorded_curve() -> None:
-    config = small_config(optimizer=SgdConfig(lr=0.5))
-    config.trainer.eval_every = 2
+def test_best_by_validation_is_the_minimum_of_the_recorded_curve_and_of_equal_errors_the_lowest_loss() -> None:
+    config = small_config(optimizer=SgdConfig(lr=0.5), trainer=TrainerConfig(budget=400, eval_every=4, batch_size=30))
     result = quiet(config)
-    errors = [e for e in result.metrics["validation_error"] if e is not None]
-    assert result.best_validation_error == min(errors)
-    rows = zip(result.metrics["evaluations"], result.metrics["validation_error"], strict=True)
-    assert result.best_at == next(n for n, e in rows if e == min(errors))
+    columns = (result.metrics[name] for name in ("evaluations", "validation_error", "validation_loss"))
+    rows = [(e, loss, n) for n, e, loss in zip(*columns, strict=True) if e is not None]
+    assert sum(e == min(rows)[0] for e, _, _ in rows) > 1, "no ties, nothing is tested"
+    assert result.best_validation_error == min(rows)[0]
+    assert result.best_at == min(rows)[2]
+    assert result.best_at != next(n for e, _, n in rows if e == min(rows)[0]), "the earliest one would do as well"
+
+
+def at_points(*points: tuple[float, float]) -> trainer_module._Best:
+    """Return the best of a fleet of two runs whose x are 0, 1, 2, ... at points of such error and loss; run 1 died."""
+    fleet: Any = types.SimpleNamespace(x=torch.zeros(2, 3, dtype=torch.float64), n_runs=2)
+    best = trainer_module._Best(fleet)
+    for k, (error, loss) in enumerate(points):
+        fleet.x = torch.full((2, 3), float(k), dtype=torch.float64)
+        measured = {name: torch.tensor([value] * 2) for name, value in (("error", error), ("loss", loss))}
+        alive = torch.tensor([True, False])
+        best.update(
+            Point(10 * k, 0.0, 0.0, alive, validation_error=measured["error"], validation_loss=measured["loss"]), fleet
+        )
+    return best
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.5, 1.0), (0.25, 3.0), (0.5, 0.5)], 1),  # the error decides first
+        ([(0.25, 2.0), (0.25, 1.0), (0.25, 1.5)], 1),  # then the loss
+        ([(0.25, 1.0), (0.5, 1.0), (0.25, 1.0), (0.75, 0.1)], 2),  # then the later point
+        ([(0.25, 1.0), (0.125, math.inf), (math.nan, 0.1), (0.125, math.nan)], 0),  # what is not finite is never best
+    ],
+)
+def test_the_best_point_has_the_lowest_error_then_the_lowest_loss_and_is_then_the_latest(
+    points: list[tuple[float, float]], expected: int
+) -> None:
+    best = at_points(*points)
+    assert best.at.tolist() == [10 * expected, 0]
+    assert best.x[0].tolist() == [float(expected)] * 3
+    assert (float(best.error[0]), float(best.loss[0])) == points[expected]
+    assert best.error[1] == math.inf, "a run that is not alive has no best point"
 
 
 @pytest.mark.parametrize(
@@ -84,11 +124,37 @@ def test_best_by_validation_is_the_minimum_of_the_recorded_curve() -> None:
         (TrainerConfig(epochs=2), LocalEntropyConfig(inner_steps=5, burn_in=3), 64),  # 2 x 34 evaluations
         (TrainerConfig(epochs=2), SgdConfig(), 68),
         (TrainerConfig(epochs=2, drop_last=True), SgdConfig(), 66),
+        (TrainerConfig(epochs=2, drop_last=True, with_replacement=True), SgdConfig(), 66),
         (TrainerConfig(epochs=7), GdConfig(), 7),
     ],
 )
 def test_budgets_round_down_to_whole_cycles(trainer: TrainerConfig, optimizer: Any, budget: int) -> None:
     assert prepare([small_config(trainer=trainer, optimizer=optimizer)]).budget == budget
+
+
+@pytest.mark.parametrize("with_replacement", [False, True])
+@pytest.mark.parametrize(("drop_last", "per_epoch"), [(False, 34), (True, 33)])
+def test_a_run_of_four_epochs_ends_at_epoch_four(with_replacement: bool, drop_last: bool, per_epoch: int) -> None:
+    trainer = TrainerConfig(epochs=4, with_replacement=with_replacement, drop_last=drop_last)
+    result = quiet(small_config(trainer=trainer, optimizer=SgdConfig()))
+    assert (result.evaluations, result.metrics["epoch"][-1]) == (4 * per_epoch, 4.0)
+
+
+def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -> None:
+    dataset = TeacherStudentConfig(n_samples=200, outputs=3, teacher_depth=2)
+    config = small_config(dataset=dataset, loss=LossConfig(name="squared_error"))
+    result = train(config, progress=False)
+    data = prepare([config]).data
+    with torch.no_grad():
+        difference = result.model(data.test.inputs) - data.test.targets
+    by_output = difference.square().mean(0)
+    assert result.test_error == pytest.approx(float(by_output.mean().sqrt()), rel=1e-10)
+    assert result.test_error == pytest.approx(math.sqrt(result.test_loss / 3), rel=1e-10)
+    assert result.folder is not None
+    assert read_status(result.folder)["errors_are"] == "RMSE"
+    tags = EventAccumulator(str(result.folder)).Reload().Tags()["scalars"]
+    assert {"RMSE/validation", "final/test_RMSE", "final/validation_RMSE"} <= set(tags)
+    assert not any("error" in tag for tag in tags)
 
 
 def test_gradient_evaluations_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

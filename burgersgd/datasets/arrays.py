@@ -85,10 +85,13 @@ def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
     return array
 
 
-def _array(key: str, value: ArrayLike) -> ndarray:
+def _array(key: str, value: ArrayLike | Tensor) -> ndarray:
     try:
+        if isinstance(value, Tensor):  # numpy takes neither tensors with a gradient, nor of a GPU, nor in bfloat16
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         return np.asarray(value)
-    except ValueError as error:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, sparse tensors
         raise DataError(f"{key} is not an array ({one_line(error)})") from error
 
 

@@ -9,11 +9,17 @@ from torch import Tensor
 from burgersgd.streams import Purpose, integers, permutation
 
 
+def evaluations_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
+    """Return the gradient evaluations that count as one epoch of n examples, with or without replacement alike."""
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
 class Batches:
     """The order in which R runs see the training examples: device-resident, reproducible from (seed, epoch) alone.
 
     Without replacement every epoch is a fresh permutation of the n examples, its last batch short or dropped; a batch
-    of all n examples keeps their order. With replacement each batch is batch_size independent draws.
+    of all n examples keeps their order. With replacement each batch is batch_size independent draws, and the epoch is
+    only counted.
 
     Implements Eq. (2.13).
     """
@@ -35,10 +41,10 @@ class Batches:
         self.batch_size = batch_size
         self.seeds = seeds
         self.with_replacement = with_replacement
-        whole = drop_last and not with_replacement
-        self.evaluations_per_epoch = n // batch_size if whole else -(-n // batch_size)
+        self.evaluations_per_epoch = evaluations_per_epoch(n, batch_size, drop_last)
         """Gradient evaluations that make an epoch."""
-        self._last_size = batch_size if whole or with_replacement else n - (self.evaluations_per_epoch - 1) * batch_size
+        whole = drop_last or with_replacement
+        self._last_size = batch_size if whole else n - (self.evaluations_per_epoch - 1) * batch_size
         self._epoch = -1
         self._table = torch.empty(0, len(seeds), batch_size, dtype=torch.int64, device=seeds.device)
 

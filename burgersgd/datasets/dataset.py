@@ -57,7 +57,7 @@ class Dataset:
         return self.train.n
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """Return the data set on a device, its real numbers as dtype (class numbers stay int64)."""
+        """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""
         return replace(
             self,
             train=_part_to(self.train, device, dtype),
@@ -68,4 +68,5 @@ class Dataset:
 
 def _part_to(part: Part, device: torch.device | str, dtype: torch.dtype) -> Part:
     target_dtype = dtype if part.targets.is_floating_point() else part.targets.dtype
-    return Part(part.inputs.to(device, dtype), part.targets.to(device, target_dtype))
+    inputs, targets = part.inputs.detach().to(device, dtype), part.targets.detach().to(device, target_dtype)
+    return Part(*(t.clone() if t.is_inference() else t for t in (inputs, targets)))

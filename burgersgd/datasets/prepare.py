@@ -5,7 +5,8 @@ contained in the larger one, so that a study of one option does not change anoth
 
 - the test part depends on test_fraction only, the validation part on these two fractions only;
 - train_size=100 keeps the first 100 of the examples that train_size=200 keeps;
-- label_noise=0.1 changes a subset of the labels that 0.2 changes, and changes them to the same classes.
+- label_noise=0.1 changes a subset of the labels that 0.2 changes, and changes them to the same classes; those of the
+  validation part are drawn apart from those of the training part, those of the test part stay as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from burgersgd.datasets.dataset import DataError, Dataset, Part, Task
 
-SPLIT, LABELS, POINTS, TEACHER, NOISE = range(5)  # what random numbers are for
+SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # what random numbers are for
 
 
 def generator(seed: int, purpose: int) -> np.random.Generator:
@@ -44,6 +45,7 @@ class Options:
     """The options common to all data sets.
 
     label_noise: exactly round(label_noise * n) of the n training labels become another class, drawn uniformly.
+    noisy_validation: and of the validation labels too, as where somebody has noisy data and nothing else to select by.
     train_size: training examples kept (None: all).
     seed: fixes the split and all of the above.
     validation_fraction, test_fraction: of the examples that validation (and test, where the source has no test part of
@@ -53,6 +55,7 @@ class Options:
     """
 
     label_noise: float = 0.0
+    noisy_validation: bool = True
     train_size: int | None = None
     seed: int = 0
     validation_fraction: float = 0.2
@@ -86,7 +89,13 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
     if options.label_noise > 0:
         if raw.task == "regression" or raw.n_outputs < 2:
             raise DataError(f"dataset.label_noise={options.label_noise}: must be 0, there are no classes to exchange")
-        train = train._replace(targets=_with_noise(train.targets, kept, raw.n_outputs, options))
+        share, classes = options.label_noise, raw.n_outputs
+        rng = generator(options.seed, LABELS)
+        train = train._replace(targets=_with_noise(train.targets, kept, classes, share, rng))
+        if options.noisy_validation:
+            rng = generator(options.seed, VALIDATION_LABELS)
+            targets = _with_noise(validation.targets, validation.n, classes, share, rng)
+            validation = validation._replace(targets=targets)
     train = _take(train, torch.arange(kept))
     train, validation, test = _to_float(train), _to_float(validation), _to_float(test)
     if options.standardize:
@@ -162,12 +171,13 @@ def _check_train_size(options: Options, available: int) -> int:
     return options.train_size
 
 
-def _with_noise(targets: Int64[Tensor, " n"], kept: int, classes: int, options: Options) -> Int64[Tensor, " n"]:
-    """Return targets with exactly round(label_noise * kept) of the first kept ones changed to another class."""
-    rng = generator(options.seed, LABELS)
+def _with_noise(
+    targets: Int64[Tensor, " n"], kept: int, classes: int, share: float, rng: np.random.Generator
+) -> Int64[Tensor, " n"]:
+    """Return targets with exactly round(share * kept) of the first kept ones changed to another class."""
     rank = rng.random(len(targets))
     shift = torch.from_numpy(rng.integers(1, classes, len(targets)))
-    changed = torch.from_numpy(np.argsort(rank[:kept])[: round(options.label_noise * kept)])
+    changed = torch.from_numpy(np.argsort(rank[:kept])[: round(share * kept)])
     noisy = targets.clone()
     noisy[changed] = (targets[changed] + shift[changed]) % classes
     return noisy

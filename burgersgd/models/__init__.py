@@ -22,6 +22,11 @@ class Model(Protocol):
         """Uniform random numbers needed per training example (dropout), 0 for none."""
         ...
 
+    @property
+    def batched(self) -> bool:
+        """Whether torch.func.vmap can take several runs at once; otherwise they are computed one by one."""
+        ...
+
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
         """Return the outputs ``[batch, outputs]``; uniform ``[batch, n_uniform]`` for dropout, else None."""
         ...

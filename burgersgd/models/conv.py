@@ -47,6 +47,11 @@ class LeNet:
         return [s for weight in weights for s in (weight, (weight[0],))]
 
     @property
+    def batched(self) -> bool:
+        """True: made of operations that vmap knows."""
+        return True
+
+    @property
     def n_uniform(self) -> int:
         """Uniform numbers that dropout (before the last two layers) needs per example."""
         return 120 + 84 if self.dropout > 0 else 0

@@ -81,6 +81,11 @@ class Mlp:
         return [s for n_in, n_out in zip(self.widths, self.widths[1:], strict=False) for s in ((n_out, n_in), (n_out,))]
 
     @property
+    def batched(self) -> bool:
+        """True: made of operations that vmap knows."""
+        return True
+
+    @property
     def n_uniform(self) -> int:
         """Uniform numbers that dropout needs per example."""
         return sum(self.widths[1:-1]) if self.dropout > 0 else 0

@@ -2,44 +2,108 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from burgersgd.isolation import seeded
+from burgersgd.models.own_module import check, independent_copy
+
 
 class Wrapped:
-    """An nn.Module with its parameters as one vector, called by torch.func.functional_call.
+    """A copy of an nn.Module whose trainable parameters are one vector, called by torch.func.functional_call.
 
-    Raises ValueError for a module without parameters, or with buffers that training changes (batch normalisation),
-    which are not run state yet.
+    Parameters with requires_grad=False stay what they are; a parameter that occurs twice (tied weights) is one.
+    Submodules in evaluation mode stay in it where the module itself is in training mode, as after model.train() and
+    model.part.eval(). Raises ValueError, one line, for a module that cannot be trained as its author meant.
     """
 
-    n_uniform = 0
-
     def __init__(self, module: nn.Module) -> None:
-        self.names = [name for name, _ in module.named_parameters()]
-        self.shapes = [tuple(p.shape) for p in module.parameters()]
-        if not self.names:
-            raise ValueError("model: the module has no parameters")
-        changing = [type(m).__name__ for m in module.modules() if getattr(m, "track_running_stats", False)]
-        if changing:
-            raise ValueError(
-                f"model: {changing[0]} keeps running statistics; use track_running_stats=False or GroupNorm"
-            )
-        self._module = module
+        check(module)
+        self._original = independent_copy(module)
+        self._called = independent_copy(module)  # calls may leave traces in it
+        self._always_evaluating = [m for m in self._called.modules() if self._called.training and not m.training]
+        self._mode: bool | None = None
+        trained: dict[int, int] = {}
+        self.names: list[str] = []
+        self.shapes: list[tuple[int, ...]] = []
+        for name, p in self._called.named_parameters():
+            if p.requires_grad and p.numel():
+                trained[id(p)] = len(trained)
+                self.names.append(name)
+                self.shapes.append(tuple(p.shape))
+        self._places: list[tuple[str, int]] = []
+        """Every place of a trained parameter, a tied one has several, and its number."""
+        fixed: dict[str, Tensor] = {}
+        for prefix, part in self._called.named_modules():
+            for name, p in part._parameters.items():
+                place = f"{prefix}.{name}" if prefix else name
+                if p is not None and id(p) in trained:
+                    self._places.append((place, trained[id(p)]))
+                elif p is not None:
+                    fixed[place] = p.detach()
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    fixed[f"{prefix}.{name}" if prefix else name] = buffer.detach()
+        self._fixed = {torch.get_default_dtype(): fixed}
+        self.fixed = fixed
+        """Frozen parameters and buffers, by name."""
+        self.random = False
+        """Whether a call draws from torch's global generator: then a run follows its own seed, one run at a time."""
+        self.batched = True
+        """Whether torch.func.vmap can take several runs at once."""
+
+    @property
+    def n_uniform(self) -> int:
+        """Numbers per example of the run's stream: 2 x 24 bits seed torch's generator for one evaluation."""
+        return 2 if self.random else 0
 
     def start(self) -> Tensor:
         """Return the module's own parameters as one vector ``[d]``."""
-        return torch.cat([p.detach().reshape(-1) for p in self._module.parameters()])
+        parameters = dict(self._original.named_parameters())
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move what is not trained to a device, its real numbers as dtype."""
+        self.fixed = {name: _as(value.to(device), dtype) for name, value in self.fixed.items()}
+        self._fixed = {dtype: self.fixed}
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
-        """Return the module's outputs with the given parameters, in training or evaluation mode."""
-        self._module.train(train)
-        return functional_call(self._module, dict(zip(self.names, params, strict=True)), (inputs,))
+        """Return the module's outputs with the given parameters, in training or evaluation mode.
+
+        A module that draws random numbers draws those of uniform ``[batch, 2]``; in evaluation always the same.
+        """
+        self._set_mode(train)
+        fixed = self._fixed.get(inputs.dtype)
+        if fixed is None:  # the network's arithmetic is in bfloat16
+            fixed = self._fixed[inputs.dtype] = {n: _as(value, inputs.dtype) for n, value in self.fixed.items()}
+        tensors = {place: params[number] for place, number in self._places} | fixed
+        inputs = inputs.clone()  # the module may write into its input
+        if not self.random or (train and uniform is None):
+            return functional_call(self._called, tensors, (inputs,), tie_weights=False)
+        with seeded(0 if uniform is None or not train else _key(uniform)):
+            return functional_call(self._called, tensors, (inputs,), tie_weights=False)
+
+    def _set_mode(self, train: bool) -> None:
+        if self._mode != train:
+            self._called.train(train)
+            for part in self._always_evaluating:
+                part.training = False
+            self._mode = train
 
     def module(self) -> nn.Module:
         """Return a copy of the module."""
-        return copy.deepcopy(self._module)
+        return independent_copy(self._original)
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _key(uniform: Tensor) -> int:
+    """Return the 48 bits of the first two numbers, multiples of 2^-24."""
+    high, low = (int(math.ldexp(u, 24)) for u in uniform[0].tolist())
+    return high << 24 | low

@@ -20,13 +20,17 @@ from burgersgd.optimizers.protocol import Clock, Hyper
 
 Runs = Float[Tensor, "runs d"]
 
+SMALLEST_LR = 1e-30
+"""Below it lr counts as this much in the noise of the velocity, which divides by lr: lr = 0 must not give 0 * inf."""
+
 
 class Coefficients(NamedTuple):
     """The numbers of one gradient evaluation, each ``[runs, 1]``."""
 
     lr: Tensor  # eta
     pull: Tensor  # 1 / gamma
-    noise_scale: Tensor  # sqrt(2 T eta), T = 2 nu
+    noise_scale: Tensor  # sqrt(2 T eta), T = 2 nu: of y, without momentum
+    velocity_noise: Tensor  # sqrt(2 (1 - beta) T / eta): of the velocity, with momentum beta
     mean_weight: Tensor  # weight of the new y in the running mean
     outer_step: Tensor  # h / gamma
     momentum: Tensor
@@ -47,7 +51,24 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalEntropy:
-    """The consistent rule, MATH 3A.
+    """The consistent rule: one stochastic gradient Langevin step of y per evaluation, one step of x per cycle.
+
+    Each evaluation, with T = 2 nu and xi standard normal::
+
+        y <- y - lr (grad F(y) + (y - x) / gamma) + sqrt(2 T lr) xi
+
+    and with momentum beta, where the noise has to go through the velocity v::
+
+        v <- beta v + grad F(y) + (y - x) / gamma - sqrt(2 (1 - beta) T / lr) xi
+        y <- y - lr v
+
+    With u = lr v and a constant lr this is stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin 2014)
+    with friction 1 - beta: u <- beta u + lr grad_y G - sqrt(2 (1 - beta) lr T) xi, y <- y - u. Its law is exp(-G / T)
+    as lr -> 0; on a quadratic of curvature kappa (1 / gamma included) the variance of y is exactly
+    (T / kappa) / (1 - lr kappa / (2 (1 + beta))). Where a schedule changes lr, v and not u is kept, as in SGD, so that
+    nu = 0 is SGD with momentum on G; the factor 1 / sqrt(lr) makes the noise that of the present lr. Nesterov's step
+    and the integrator of Leimkuhler and Matthews have no such law with momentum: LocalEntropyConfig refuses both where
+    nu > 0.
 
     Float hyperparameters: lr, nu, gamma, outer_step, ema_weight, gamma_scoping, gamma_min, momentum, outer_momentum,
     weight_decay. Special cases: nu = 0, outer_step = 1 and many inner steps is the proximal point method; inner_steps
@@ -89,6 +110,7 @@ class LocalEntropy:
             lr=lr,
             pull=(1 / gamma).expand_as(lr),
             noise_scale=torch.sqrt(2 * (2 * nu) * lr),  # sqrt(2 T eta) with T = 2 nu
+            velocity_noise=torch.sqrt(2 * (1 - hyper["momentum"]) * (2 * nu) / lr.clamp(min=SMALLEST_LR)),
             mean_weight=mean_weight,
             outer_step=hyper["outer_step"].expand_as(lr),
             momentum=hyper["momentum"].expand_as(lr),
@@ -122,9 +144,11 @@ class LocalEntropy:
         drift = torch.addcmul(grad, y - x, c.pull)  # grad_y G(x, y; gamma) = grad F(y) + (y - x) / gamma
         if velocity is not None:
             velocity = c.momentum * velocity + drift
+            if xi is not None:
+                velocity = torch.addcmul(velocity, xi, c.velocity_noise, value=-1)
             drift = drift + c.momentum * velocity if self.nesterov else velocity
         y = torch.addcmul(y, drift, c.lr, value=-1)
-        if xi is not None:
+        if xi is not None and velocity is None:
             z = xi if state.xi is None else (xi + state.xi) / 2
             y = torch.addcmul(y, z, c.noise_scale)  # (5.18): y - lr grad_y G + sqrt(2 T lr) z
         mean = None if state.mean is None else torch.lerp(state.mean, y, c.mean_weight)

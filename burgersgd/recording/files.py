@@ -55,15 +55,17 @@ def make_lasting(folders: Sequence[Path]) -> None:
     On Linux this is one call for all of them, which takes as long as a few single files do. Raises RunFolderError.
     """
     devices: set[int] = set()
-    try:
-        for folder in folders:
+    for folder in folders:
+        try:
             device = os.stat(folder).st_dev
-            if device not in devices and not _sync_file_system(folder):
-                _sync_tree(folder)
+            if device in devices:
                 continue
-            devices.add(device)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder}: {one_line(error)}") from error
+            if _sync_file_system(folder):
+                devices.add(device)
+            else:
+                _sync_tree(folder)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {folder}: {one_line(error)}") from error
 
 
 @functools.cache
@@ -255,7 +257,7 @@ def digest(value: Any) -> str:
             sha.update(f"t{value.dtype}{list(value.shape)}".encode())
             if value.untyped_storage().nbytes() < value.numel() * value.element_size():
                 raise ValueError("a tensor is larger than its memory")
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             text = repr(value).encode()
             sha.update(b"%s%d:" % (type(value).__name__.encode(), len(text)) + text)

@@ -27,8 +27,8 @@ class Progress:
     """Shows how far a run (or a fleet, by its aggregate numbers) is: a bar on a terminal, else about 20 lines.
 
     Progress is counted in gradient evaluations, `total` of them in all, `initial` of them done before (a resumed run).
-    `percent` False shows errors that are not fractions (regression). `enabled` None decides by `stream` (default
-    stderr), True always draws the bar, False shows nothing.
+    `percent` False shows errors that are not fractions (RMSE of a regression). `enabled` None decides by `stream`
+    (default stderr), True always draws the bar, False shows nothing.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Progress:
         if self._train_loss is not None:
             numbers.append(f"loss {self._train_loss:.4g}")
         if self._validation_error is not None:
-            numbers.append(f"val. error {_error(self._validation_error, self.percent)}")
+            numbers.append(f"val. {_named(self.percent)} {_error(self._validation_error, self.percent)}")
         return numbers
 
 
@@ -205,10 +205,10 @@ def summary(
 ) -> str:
     """Return one screen of text about a finished run; what is None is left out.
 
-    Errors are fractions and shown in per cent, or with percent=False numbers of another kind (regression).
+    Errors are fractions and shown in per cent, or with percent=False the RMSE of a regression.
 
-    `best_test_error` is the test error of the parameters with the lowest validation error, found after `best_at`
-    gradient evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite.
+    `best_test_error` is the test error of the best parameters by validation, found after `best_at` gradient
+    evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite.
     """
     best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
@@ -227,10 +227,10 @@ def summary(
     outcome = {
         "DIVERGED": diverged,
         "final train loss": None if train_loss is None else f"{train_loss:.4g}",
-        "validation error": None if validation_error is None else _error(validation_error, percent),
-        "test error": None if test_error is None else _error(test_error, percent),
+        f"validation {_named(percent)}": None if validation_error is None else _error(validation_error, percent),
+        f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
-        "best by validation": None if best is None else f"test error {best}",
+        "best by validation": None if best is None else f"test {_named(percent)} {best}",
     }
     files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * WIDTH
@@ -261,7 +261,8 @@ def sweep_summary(
     lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
     if best_error is not None:
         when = "at the end" if objective == "last" else "at its best"
-        lines.append(_entry("lowest error", f"validation error {_error(best_error, percent)} {when}, {best_job}"))
+        error = f"validation {_named(percent)} {_error(best_error, percent)}"
+        lines.append(_entry(f"lowest {_named(percent)}", f"{error} {when}, {best_job}"))
     lines += [_entry("failed", f"{job}: {reason}") for job, reason in failed]
     where = shown_path(folder)
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}
@@ -290,6 +291,11 @@ def shown_path(folder: Path) -> str:
     """Return the path from here where the folder lies below, else the whole path."""
     whole = Path(folder).absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
+
+
+def _named(percent: bool) -> str:
+    """Return what an error is called: RMSE in regression."""
+    return "error" if percent else "RMSE"
 
 
 def _error(error: float, percent: bool) -> str:

@@ -83,7 +83,9 @@ def read_config(path: Path) -> dict[str, Any]:
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
-    return checked(config, dict[str, Any], file)
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise RunFolderError(f"{file}: must hold keys and their values, not {type(config).__name__}")
+    return config
 
 
 def is_whole(path: Path) -> bool:

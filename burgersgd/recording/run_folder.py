@@ -111,6 +111,8 @@ class RunFolder:
         self._columns: Sequence[str] = COLUMNS
         self._metrics_sum, self._metrics_length = hashlib.sha256(), 0
         self._finished = False  # whether the TensorBoard view has its end
+        self.regression = False
+        """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
 
     @classmethod
@@ -233,6 +235,7 @@ class RunFolder:
         self._kept(kept)
         before = list(self.path.glob(EVENTS))
         self._events = self._new_events()
+        self._events.regression = self.regression
         for row in rows:
             self._events.metrics(int(row["evaluations"] or 0), row)
         if before:
@@ -270,12 +273,19 @@ class RunFolder:
         assert self._events is not None, "a reopened folder must be rewound first"
         self._events.metrics(int(row["evaluations"] or 0), row)
 
-    def status(self, state: str, *, synced: bool = False, **fields: Any) -> None:
+    def status(self, state: str, **fields: Any) -> None:
         """Replace status.json by `state` and `fields` (numbers, text, lists, dicts; non-finite floats are kept).
 
         A final state also ends the run's TensorBoard session, see finish; an interrupted one is left open to go on.
-        What is over must be on the disk before status.json says so: unless it is `synced` already, that is seen to.
+        What is over is on the disk before status.json says so.
         """
+        self._write_status(state, fields, synced=False)
+
+    def end(self, state: str, fields: Mapping[str, Any]) -> None:
+        """Write the status of a run that is over, all of which is on the disk already: see make_lasting."""
+        self._write_status(state, fields, synced=True)
+
+    def _write_status(self, state: str, fields: Mapping[str, Any], synced: bool) -> None:
         if state not in STATES:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -157,6 +157,7 @@ class Checkpoint(Struct):
     measured: dict[str, float] | None
     parameters: Annotated[list[tuple[str, list[Positive]]], Meta(min_length=1)]
     metrics_digest: Hash | None = None
+    config_digest: Hash | None = None
 
 
 class NotedJob(Struct):

@@ -65,17 +65,19 @@ class TensorBoardEvents:
         self._begun = False
         self._flushed_at = time.monotonic()
         self._evaluations = 0
+        self.regression = False
+        """Whether errors are RMSE and go by that name."""
 
     def metrics(self, evaluations: int, row: Mapping[str, float | None]) -> None:
         """Record those entries of `row` that have a tag and a value."""
         self._evaluations = evaluations
-        self._record({tag: row.get(name) for name, tag in TAGS.items()})
+        self._record({self._named(tag): row.get(name) for name, tag in TAGS.items()})
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
 
     def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
         """Record the final metrics among `final` at the last step and the end of the session, and write it all."""
-        self._record({f"final/{name}": final.get(name) for name in FINAL_METRICS})
+        self._record({self._named(f"final/{name}"): final.get(name) for name in FINAL_METRICS})
         self._pending.append(SessionEnd(time.time(), succeeded))
         self.flush()
 
@@ -86,6 +88,9 @@ class TensorBoardEvents:
             self._begun = True
             self._pending.clear()
         self._flushed_at = time.monotonic()
+
+    def _named(self, tag: str) -> str:
+        return tag.replace("error", "RMSE") if self.regression else tag
 
     def _record(self, values: Mapping[str, float | None]) -> None:
         present = {tag: float(value) for tag, value in values.items() if value is not None}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from burgersgd.config import ConfigError
-from burgersgd.identity import UNDECIDING
+from burgersgd.identity import NOT_HASHED
 from burgersgd.recording.claims import claim, release
 from burgersgd.sweeps.space import Axis, Space, Words
 
@@ -81,7 +81,7 @@ class Search:
         except RuntimeError as error:  # a study of another version of Optuna
             raise ConfigError(f"cannot use {storage}: {error}") from error
         listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
-        fixed = [word for word in space.fixed if _root(word) not in UNDECIDING[""]]
+        fixed = [word for word in space.fixed if _root(word) not in NOT_HASHED]
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
         before = self._study.user_attrs.get("of", of)
         if before != of:

@@ -93,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
     jobs = job_states(folder)
     if given.jobs:
         for job in jobs:
-            error = "" if math.isnan(job.validation_error) else f"validation error {job.validation_error:.4g}"
+            kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
+            error = f"validation {kind} {job.validation_error:.4g}" if known else ""
             print(f"{job.name}  {job.state:<12}{error:<26}{job.words}{f'  ({job.reason})' if job.reason else ''}")
     best = min((job for job in jobs if job.state == "completed"), key=lambda job: job.validation_error, default=None)
     shown = sweep_summary(

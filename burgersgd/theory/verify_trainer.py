@@ -194,6 +194,20 @@ def fast_point() -> list[Row]:
 
 
 @check("optimizer")
+def momentum() -> list[Row]:
+    """(5.18) with momentum beta: the noise goes through the velocity, so that y keeps the temperature 2 nu."""
+    rows = []
+    for beta in (0.5, 0.9):
+        rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
+        sample = frozen(rule, HYPER | {"momentum": beta}, 1.9, 200, 14)
+        exact = 2 * NU / KAPPA / (1 - LR * KAPPA / (2 * (1 + beta)))  # of the affine recursion of y and its velocity
+        why = "exact law of the discrete chain"
+        what = f"Var y with momentum {beta:g}, temperature 2 nu"
+        rows.append(scored("5.18", what, float(sample.var(ddof=1)), exact, variance_error(exact), why))
+    return rows
+
+
+@check("optimizer")
 def slow_point() -> list[Row]:
     """(5.19): whole cycles of the consistent rule on a quadratic: the descent of x, its stationary variance."""
     x0 = np.full((1, CHAINS), 1.9)

@@ -6,13 +6,16 @@ import functools
 import itertools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from burgersgd import native
 from burgersgd.training.gradients import clipped, functional_gradient
+from burgersgd.training.state import assign
 
 if TYPE_CHECKING:
     from burgersgd.training.fleet import Block, Draws, Fleet
@@ -24,9 +27,15 @@ _PROGRAM_NUMBERS = itertools.count()
 def why_not_compiled(device: str) -> str | None:
     """Return in one line why torch.compile does not work here, on that type of device; None where it does.
 
-    There may be no compiler, or no folder for its cache. Asked once in a process, by compiling next to nothing.
+    There may be no compiler, or no folder for its cache, or one in which other users can write. Asked once in a
+    process, by compiling next to nothing.
     """
     try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        danger = native.danger_of(Path(cache_dir()).resolve())  # torch runs what it finds there
+        if danger is not None:
+            return f"{danger}; TORCHINDUCTOR_CACHE_DIR names another folder"
         torch.compile(_next_to_nothing, fullgraph=True)(torch.zeros(4, device=device))
     except Exception as error:  # anything: of the system, of dynamo, of the compiler
         return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
@@ -35,12 +44,6 @@ def why_not_compiled(device: str) -> str | None:
 
 def _next_to_nothing(x: Tensor) -> Tensor:
     return x + 1
-
-
-def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
-    """Return the new state of living runs and the old one of diverged ones."""
-    kept = [b if a is b or a is None else torch.where(alive[:, None], b, a) for a, b in zip(old, new, strict=True)]
-    return type(new)(*kept)
 
 
 def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
@@ -108,10 +111,7 @@ class CompiledStep:
             if clip_norm is not None:
                 grad = clipped(grad, norm, clip_norm)
             now = alive & (loss <= loss_limit) & torch.isfinite(norm)
-            after = frozen(now, before, rule.step(c, before, grad, xi))
-            for old, new in zip(state, after, strict=True):
-                if old is not None and new is not old:
-                    old.copy_(new)
+            assign(before, rule.step(c, before, grad, xi), now)
             diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
             last_loss.copy_(torch.where(now, loss, last_loss))
             grad_norm.copy_(torch.where(now, norm, grad_norm))

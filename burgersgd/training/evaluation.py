@@ -37,16 +37,22 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-        """Return mean loss and error of every run: share of wrong classes, or root mean squared error in regression."""
+        """Return mean loss and error of every run: the share of wrong classes, or in regression the RMSE.
+
+        The RMSE of k outputs is sqrt(mean of the squared differences over examples and outputs): it does not grow
+        with k, and predicting the mean of standardized targets gives 1.
+        """
         if self.native:
             loss, error = self._native_sums(x)
-        elif x.device.type == "cpu" or x.shape[0] == 1:  # run by run: the numbers do not depend on the company
+        elif (
+            x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
+        ):  # run by run: the numbers do not depend on the company
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:
             loss, error = vmap(self._sums, chunk_size=max(1, EXAMPLES_OF_ALL_RUNS // min(CHUNK, len(self.labels))))(x)
         n = len(self.labels)
-        return loss / n, error / n if self.classification else torch.sqrt(error / n)
+        return loss / n, error / n if self.classification else torch.sqrt(error / self.labels.numel())
 
     @functools.cached_property
     def _kernels(self) -> dict[tuple[int, int], NativeGradient]:

@@ -43,7 +43,7 @@ class Problem:
     @functools.cached_property
     def templates(self) -> list[Tensor]:
         """Tensors of the parameters' shapes, without memory of their own."""
-        return [self.inputs.new_empty(1).expand(shape) for shape in self.model.shapes]
+        return [self.inputs.new_empty(()).expand(shape) for shape in self.model.shapes]
 
     @property
     def d(self) -> int:
@@ -90,8 +90,15 @@ def eager_gradient(
     problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
 ) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
     """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
-    if at.shape[0] > 1:
+    if at.shape[0] > 1 and problem.model.batched:
         return functional_gradient(problem, at, indices, uniform)
+    if at.shape[0] > 1:  # a module that vmap cannot take
+        one_by_one = [
+            eager_gradient(problem, at[i : i + 1], *(None if t is None else t[i : i + 1] for t in (indices, uniform)))
+            for i in range(at.shape[0])
+        ]
+        grads, losses = zip(*one_by_one, strict=True)
+        return torch.cat(grads), torch.cat(losses)
     grads, loss = gradient_in_pieces(problem, at, indices, uniform)
     return _flatten_dense_tensors(grads)[None], loss
 
@@ -108,7 +115,7 @@ def gradient_in_pieces(
     for leaf in leaves:
         leaf.requires_grad_()
     loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
-    return torch.autograd.grad(loss, leaves), loss.detach()[None]
+    return torch.autograd.grad(loss, leaves, materialize_grads=True), loss.detach()[None]  # unused: zeros
 
 
 def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:

@@ -80,7 +80,7 @@ def test_a_short_batch_is_filled_up_from_its_own_beginning() -> None:
 
 @pytest.mark.parametrize(
     ("with_replacement", "drop_last", "evaluations"),
-    [(False, False, 3), (False, True, 2), (True, False, 3), (True, True, 3)],
+    [(False, False, 3), (False, True, 2), (True, False, 3), (True, True, 2)],
 )
 def test_an_epoch_is_so_many_evaluations(with_replacement: bool, drop_last: bool, evaluations: int) -> None:
     assert Batches(10, 4, torch.tensor([0]), with_replacement, drop_last).evaluations_per_epoch == evaluations

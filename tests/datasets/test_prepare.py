@@ -55,7 +55,7 @@ def test_the_split_of_seed_0_is_the_one_it_always_was() -> None:
 
 @pytest.mark.parametrize("options", [{"train_size": 7}, {"label_noise": 0.5}, {"train_size": 7, "label_noise": 0.9}])
 def test_validation_and_test_do_not_depend_on_what_is_done_to_training(options: dict[str, Any]) -> None:
-    plain, changed = make(), make(**options)
+    plain, changed = make(), make(**options, noisy_validation=False)
     for part in ("validation", "test"):
         assert torch.equal(getattr(plain, part).inputs, getattr(changed, part).inputs)
         assert torch.equal(getattr(plain, part).targets, getattr(changed, part).targets)
@@ -97,6 +97,30 @@ def test_label_noise_changes_exactly_its_share_of_training_labels(
     true = torch.tensor(numbers(data.train)) % CLASSES
     assert int((data.train.targets != true).sum()) == round(label_noise * train_size)
     assert set(data.train.targets.tolist()) <= set(range(CLASSES))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["split off", "given"])
+@given(label_noise=st.floats(0, 0.99), seed=st.integers(0, 1000), train_size=st.integers(1, 36))
+def test_label_noise_changes_its_share_of_the_validation_labels_and_no_test_label(
+    given: bool, label_noise: float, seed: int, train_size: int
+) -> None:
+    parts = {"validation": numbered(17, start=100), "test": numbered(11, start=200)} if given else {}
+    data = make(Raw("classification", CLASSES, numbered(), **parts), label_noise=label_noise, seed=seed)
+    for part, share in ((data.validation, label_noise), (data.test, 0)):
+        true = torch.tensor(numbers(part)) % CLASSES
+        assert int((part.targets != true).sum()) == round(share * part.n)
+    again = make(
+        Raw("classification", CLASSES, numbered(), **parts), label_noise=label_noise, seed=seed, train_size=train_size
+    )
+    assert torch.equal(data.validation.targets, again.validation.targets)
+
+
+def test_the_noise_of_the_validation_part_is_drawn_apart_from_that_of_the_training_part() -> None:
+    """Else the same positions of both parts would be changed."""
+    given = Raw("classification", CLASSES, numbered(200), validation=numbered(200), test=numbered(8))
+    data = make(given, label_noise=0.5)
+    wrong = [part.targets != torch.tensor(numbers(part)) % CLASSES for part in (data.train, data.validation)]
+    assert 20 < int((wrong[0] & wrong[1]).sum()) < 80, "of two independent halves 50 are expected, sd 5"
 
 
 def test_more_label_noise_changes_more_labels_and_the_same_ones_alike() -> None:

@@ -117,12 +117,3 @@ def test_a_wrapped_module_is_the_module() -> None:
     changed = model.apply(split(2 * x, model.shapes), inputs, False, None)
     assert not torch.allclose(changed, net(inputs))
     assert torch.equal(model.start(), x)
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [(nn.ReLU(), "the module has no parameters"), (nn.BatchNorm1d(3), "BatchNorm1d keeps running statistics")],
-)
-def test_modules_that_cannot_be_trained_are_refused(module: nn.Module, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Wrapped(module)

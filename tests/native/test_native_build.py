@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from burgersgd import native
+from burgersgd.training import compiled_step
 
 pytestmark = pytest.mark.skipif(native._compiler() is None, reason="no C compiler here")
 
@@ -33,8 +38,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    native.compiled.cache_clear()
-    native._unavailable.cache_clear()
+    for cache in (native.compiled, native._unavailable, native._refused):
+        cache.cache_clear()
 
 
 def answer() -> int:
@@ -109,11 +114,181 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_folder(
     assert answer() == 42
 
 
-def test_a_damaged_file_in_the_cache_is_not_used(sources: Path) -> None:
+def _cut(content: bytes, share: float) -> bytes:
+    return content[: round(share * len(content))]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"not a library",
+        lambda content: _cut(content, 0.3),  # loading it would be a bus error
+        lambda content: _cut(content, 0.99),
+        lambda content: bytes(len(content)),  # the length alone came to the disk
+        lambda content: content[:-100] + bytes(100),
+        lambda content: content + b"more",
+    ],
+)
+def test_a_damaged_file_in_the_cache_is_replaced_before_it_is_loaded(
+    damage: Callable[[bytes], bytes], sources: Path
+) -> None:
     assert answer() == 42
     (path,) = (sources.parent / "cache").iterdir()
+    content = path.read_bytes()
     path.unlink()  # writing into the loaded library would crash
-    path.write_bytes(b"not a library")
+    path.write_bytes(damage(content))
+    forget()
+    assert answer() == 42
+    (path,) = (sources.parent / "cache").iterdir()
+    assert native._is_whole(path)
+
+
+def test_a_file_gets_its_name_once_it_is_on_the_disk(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        fsync(descriptor)
+
+    def noted_replace(a: Path, b: Path) -> None:
+        done.append("name")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    assert answer() == 42
+    assert done == ["content", "name", "folder"]
+
+
+def test_what_a_killed_compilation_left_is_removed_once_it_is_old(sources: Path) -> None:
+    cache = sources.parent / "cache"
+    cache.mkdir(mode=0o700)
+    for name, age in (("old.tmp", 3600), ("young.tmp", 0)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age, time.time() - age))
+    assert answer() == 42
+    assert [name for name in cached(sources) if name.endswith(".tmp")] == ["young.tmp"]
+
+
+# --- other users of the machine
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX modes")
+
+
+def planted(sources: Path) -> Path:
+    """Return a library under the very name that is looked for, by somebody who knows how names are made."""
+    evil = sources.parent / "evil"
+    evil.mkdir(mode=0o700)
+    compiler = native._compiler()
+    assert compiler is not None
+    path = native._compile(
+        compiler, "int answer(void) { return 666; }", evil, f"kernel-{native._key(SOURCE, compiler)}-"
+    )
+    assert native._is_whole(path)
+    return path
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o720])
+def test_a_folder_in_which_others_can_write_is_refused_and_named(
+    mode: int, sources: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_is_own_group", lambda gid: False)
+    library, cache = planted(sources), sources.parent / "cache"
+    cache.mkdir()
+    shutil.move(library, cache / library.name)
+    cache.chmod(mode)
+    assert answer() == 42
+    assert native.library("kernel") is not None
+    (record,) = caplog.records
+    assert f"others can write in {cache} (mode {mode:o}): compiled kernels are not kept there" in record.getMessage()
+    assert cached(sources) == [library.name]
+    cache.chmod(0o700)
+    forget()
+    assert answer() == 666  # the planted one would have been taken
+
+
+@posix
+def test_a_folder_below_one_where_others_can_exchange_it_is_refused(
+    sources: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sources.parent.chmod(0o777)
+    assert answer() == 42
+    assert f"others can write in {sources.parent} (mode 777)" in caplog.text
+    assert cached(sources) == []
+    sources.parent.chmod(0o1777)  # as /tmp
+    forget()
+    assert answer() == 42
+    assert len(cached(sources)) == 1
+
+
+@posix
+def test_a_folder_or_a_file_of_another_user_is_refused(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, cache = planted(sources), sources.parent / "cache"
+    cache.mkdir(mode=0o700)
+    us = os.geteuid() or 1
+    for place, owner in ((cache, us + 1), (cache / "file", us)):
+        original = Path.stat
+
+        def stat_(path: Path, place: Path = place, owner: int = owner, original: Any = original) -> os.stat_result:
+            fields = list(original(path))
+            fields[stat.ST_UID] = owner if path == place else 0
+            return os.stat_result(fields)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda: us)
+            patch.setattr(Path, "stat", stat_)
+            danger = native.danger_of(cache)
+        assert (danger is None) == (place != cache)
+        assert danger is None or danger == f"{cache} belongs to another user (uid {us + 1})"
+    if os.geteuid() == 0:  # root can give a file away
+        os.chown(library, us, -1)
+        assert not native._is_whole(library)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: us + 1)
+        assert not native._is_whole(library)
+
+
+@posix
+def test_torchs_own_cache_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch").chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
+    compiled_step.why_not_compiled.cache_clear()
+    try:
+        reason = compiled_step.why_not_compiled("cpu")
+    finally:
+        compiled_step.why_not_compiled.cache_clear()
+    assert (reason or "").startswith(f"others can write in {tmp_path / 'torch'} (mode 777); TORCHINDUCTOR_CACHE_DIR")
+
+
+@posix
+def test_files_can_be_written_by_their_owner_alone_whatever_the_umask(sources: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert answer() == 42
+    finally:
+        os.umask(before)
+    (path,) = (sources.parent / "cache").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.chmod(0o777)
+    assert not native._is_whole(path)
+
+
+@posix
+def test_a_link_is_followed_once_and_a_relative_folder_is_found(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("BURGERSGD_CACHE", "link")
+    assert answer() == 42
+    assert [path.suffix for path in (tmp_path / "real").iterdir()] == [".so"]
+    assert next(iter(native._folders())) == tmp_path / "real"
+    monkeypatch.setenv("BURGERSGD_CACHE", ".")  # a library without a slash would be looked for elsewhere
     forget()
     assert answer() == 42
 

@@ -201,6 +201,24 @@ def test_the_bar_of_a_sweep_may_go_back_when_a_fleet_starts_again() -> None:
     assert re.match(r"1/2 runs  50%\|.*grad/s, .* left, best 0.125\s*$", last)
 
 
+def test_the_error_of_a_regression_is_called_rmse_everywhere(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    shown = Progress(100, "sgd", stream, percent=False)
+    shown.update(100, train_loss=1.5, validation_error=77.95)
+    errors = {"validation_error": 0.5, "test_error": 0.25, "best_test_error": 0.125}
+    text = stream.getvalue() + summary(**COMPLETED, **errors, percent=False)
+    text += sweep_summary(states={"completed": 1}, failed=[], folder=tmp_path, best_error=0.5, percent=False)
+    for words in (
+        "val. RMSE 77.95",
+        "  validation RMSE       0.5\n",
+        "  test RMSE             0.25\n",
+        "  best by validation    test RMSE 0.125\n",
+        "  lowest RMSE           validation RMSE 0.5 at the end",
+    ):
+        assert words in text
+    assert "error" not in text
+
+
 COMPLETED: dict[str, Any] = {
     "optimizer": "local_entropy (lr=0.1, nu=0.001, gamma=0.1, inner_steps=20, burn_in=0, averaging=uniform)",
     "data": "digits, 1,078 train / 359 validation / 360 test",
@@ -289,7 +307,7 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
     nothing = sweep_summary(states={"completed": 0, "diverged": 2}, failed=[], folder=tmp_path)
     assert "2: 2 diverged\n\n  folder" in nothing
     exact = sweep_summary(states={"completed": 1}, failed=[], folder=tmp_path, best_error=0.5, percent=False)
-    assert "validation error 0.5 at the end" in exact
+    assert "validation RMSE 0.5 at the end" in exact
 
 
 def test_summary_never_breaks_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,8 @@ def test_native_engine_computes_what_autograd_computes(n_runs: int) -> None:
 @pytest.mark.parametrize(
     "optimizer",
     [
-        LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, integrator="leimkuhler_matthews", momentum=0.5),
+        LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, integrator="leimkuhler_matthews"),
+        LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, momentum=0.5),
         SgdConfig(momentum=0.9, nesterov=True, weight_decay=1e-3),
     ],
 )

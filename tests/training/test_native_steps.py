@@ -25,7 +25,8 @@ from tests.conftest import small_config
 
 RULES: list[OptimizerConfig] = [
     LocalEntropyConfig(lr=0.07, nu=1e-4, gamma=0.4, burn_in=2, inner_steps=5, outer_step=0.7, weight_decay=0.01),
-    LocalEntropyConfig(lr=0.07, nu=1e-4, integrator="leimkuhler_matthews", averaging="ema", momentum=0.4),
+    LocalEntropyConfig(lr=0.07, nu=1e-4, integrator="leimkuhler_matthews", averaging="ema", outer_momentum=0.4),
+    LocalEntropyConfig(lr=0.07, nu=1e-4, averaging="ema", momentum=0.4),
     LocalEntropyConfig(lr=0.07, nu=1e-4, inner_steps=1, inner_start="reset", outer_momentum=0.3),
     PaperSDEConfig(lr=0.07, nu=1e-4, epsilon=0.3),
     PaperLiteralConfig(lr=0.07, nu=1e-4, period=3),

@@ -1,0 +1,97 @@
+"""What may be trained of a user's own nn.Module, and an independent copy of it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def independent_copy(module: nn.Module) -> nn.Module:
+    """Return a copy that shares no tensor with module, without the wrappers of torch.compile; modes are kept.
+
+    Raises ValueError, one line, for a module that cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and id(value) not in memo:
+                # Written out: deepcopy refuses tensors that were computed (weight_norm) and keeps inference tensors.
+                own = value.detach().clone()
+                trains = value.requires_grad
+                is_parameter = isinstance(value, nn.Parameter)
+                memo[id(value)] = nn.Parameter(own, requires_grad=trains) if is_parameter else own
+    try:
+        return _without_compilation(copy.deepcopy(module, memo))
+    except Exception as error:  # whatever the user's attributes raise: locks, files, generators
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"model: {type(module).__name__} cannot be copied ({reason})") from error
+
+
+def _without_compilation(module: nn.Module) -> nn.Module:
+    """Return the module with every torch.compile wrapper replaced by what it wraps (names without _orig_mod)."""
+    inner = getattr(module, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return _without_compilation(inner)
+    for name, child in list(module.named_children()):
+        plain = _without_compilation(child)
+        if plain is not child:
+            setattr(module, name, plain)
+    return module
+
+
+def check(module: nn.Module) -> None:
+    """Raise ValueError, one line that says what to do, for a module that would not be trained as its author meant."""
+    for part in module.modules():
+        kind = type(part).__name__
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(f"model: {kind} is a ScriptModule; give the module that it was made from")
+        if kind in PARALLEL:
+            raise ValueError(f"model: {kind} spreads a module over devices; give what it wraps (model.module)")
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
+                raise ValueError(
+                    f"model: {kind}.{name} is a random generator that seed does not reach; use torch's global one"
+                )
+    named = list(module.named_parameters())
+    if not named:
+        raise ValueError("model: the module has no parameters")
+    for name, p in (*named, *module.named_buffers()):
+        if is_lazy(p):
+            raise ValueError(f"model: {name} has no shape yet; call the (lazy) module once on a batch before training")
+        if p.is_meta:
+            raise ValueError(f"model: {name} is on the meta device and has no values; initialise the module first")
+    if not any(p.requires_grad for _, p in named):
+        raise ValueError("model: requires_grad is False for every parameter, so there is nothing to train")
+    for name, p in named:
+        if p.requires_grad and p.is_complex():
+            raise ValueError(f"model: {name} is {p.dtype}; trainable parameters must be real (torch.view_as_real)")
+        if p.requires_grad and (p._backward_hooks or p._post_accumulate_grad_hooks):
+            raise ValueError(
+                f"model: {name} has a gradient hook, which would be ignored; change the weight in forward instead "
+                "(torch.nn.utils.parametrize)"
+            )
+    _check_overlaps([(name, p) for name, p in named if p.requires_grad and p.numel()])
+
+
+def _check_overlaps(named: list[tuple[str, nn.Parameter]]) -> None:
+    """Raise ValueError for two trainable parameters that lie in the same memory: a step would move both."""
+    ranges = []
+    for name, p in named:
+        if p.layout != torch.strided:
+            raise ValueError(f"model: {name} is {p.layout}; trainable parameters must be dense")
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+        ranges.append((p.data_ptr(), p.data_ptr() + extent * p.element_size(), name))
+    ranges.sort()
+    for (_, end, first), (start, _, second) in itertools.pairwise(ranges):
+        if start < end:
+            first, second = sorted((first, second))
+            raise ValueError(f"model: {first} and {second} share memory; make them one nn.Parameter to tie them")

@@ -1,0 +1,111 @@
+"""One gradient of the user's own module before anything is written: whether it fits data, loss and engines."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from burgersgd.config import ConfigError
+from burgersgd.datasets.dataset import one_line
+from burgersgd.isolation import generator_states, generators_kept
+from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.gradients import Problem, functional_gradient, split
+
+_log = logging.getLogger("burgersgd")
+
+
+def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[int]) -> None:
+    """Call the user's own module, in both modes and with every size of batch, and note what it needs.
+
+    Outputs must be ``[examples, n_outputs]``. Sets Wrapped.random and Wrapped.batched. Raises ConfigError, one line,
+    for a module that does not fit.
+    """
+    model = problem.model
+    if not isinstance(model, Wrapped):
+        return
+    with generators_kept():
+        x = model.start().to(problem.inputs)
+        states = generator_states()
+        n = _unmistakable(problem, n_outputs)
+        for train in (True, False):
+            _check_outputs(_outputs(problem, model, x, n, train), n, n_outputs, problem.loss.name)
+        for size in sorted(set(batch_sizes)):
+            if size < 3:  # the other sizes differ in nothing that a module could stumble over
+                _outputs(problem, model, x, size, True)
+        model.random = generator_states() != states
+        _check_gradient(problem, model, x, n)
+        if model.random:
+            model.batched = False
+        elif n_runs > 1:
+            model.batched = _works_under_vmap(problem, x)
+
+
+def _unmistakable(problem: Problem, n_outputs: int) -> int:
+    """Return a number of examples that is no other dimension, so that shapes cannot agree by chance."""
+    sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
+    return next(n for n in itertools.count(3) if n not in sizes)
+
+
+def _examples(problem: Problem, n: int) -> Tensor:
+    """Return the numbers of n examples, some of them twice where there are fewer."""
+    return torch.arange(n, device=problem.inputs.device) % len(problem.inputs)
+
+
+def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool) -> Tensor:
+    """Return the outputs of n examples."""
+    inputs = problem.inputs[_examples(problem, n)]
+    before = {name: value.clone() for name, value in model.fixed.items()}
+    try:
+        with torch.no_grad():
+            outputs = model.apply(split(x, model.shapes), inputs, train, None)
+    except Exception as error:  # whatever the user's module raises
+        shape = list(inputs.shape)
+        mode = "training" if train else "evaluation"
+        raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
+    for name, value in model.fixed.items():
+        if not torch.equal(value, before[name]):
+            raise ConfigError(f"model: {name} is changed by training; running statistics are not supported yet")
+    return outputs
+
+
+def _check_outputs(outputs: object, n: int, n_outputs: int, loss: str) -> None:
+    """Raise ConfigError for outputs that are not real ``[n, n_outputs]``."""
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(f"model: gives a {type(outputs).__name__}, must give one tensor [examples, outputs]")
+    if list(outputs.shape) != [n, n_outputs]:
+        raise ConfigError(
+            f"model: gives outputs {list(outputs.shape)} for {n} examples, "
+            f"must be [{n}, {n_outputs}] for this data set and loss={loss}"
+        )
+    if not outputs.is_floating_point():
+        raise ConfigError(f"model: gives outputs of type {outputs.dtype}, must be real numbers")
+
+
+def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
+    """Raise ConfigError where the loss cannot be differentiated, or a gradient is not dense."""
+    rows = _examples(problem, n)
+    leaves = [part.detach().clone().requires_grad_() for part in split(x, model.shapes)]
+    try:
+        loss = problem.batch_loss(leaves, problem.inputs[rows], problem.targets[rows], None)
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
+    except Exception as error:
+        raise ConfigError(f"model: no gradient can be taken: {one_line(error)}") from error
+    if all(grad is None for grad in grads):
+        raise ConfigError("model: its outputs do not depend on any trainable parameter")
+    for name, grad in zip(model.names, grads, strict=False):
+        if grad is not None and grad.layout != torch.strided:
+            raise ConfigError(f"model: the gradient of {name} is sparse, must be dense (sparse=False)")
+
+
+def _works_under_vmap(problem: Problem, x: Tensor) -> bool:
+    """Whether two runs can be computed as one batch; where they cannot, it is said why."""
+    try:
+        functional_gradient(problem, torch.stack([x, x]), _examples(problem, 6).view(2, 3), None)
+    except Exception as error:
+        _log.info("the runs of this fleet are computed one by one: %s", one_line(error)[:200])
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""What classes of settings are made of: groups whose keys carry a meaning, a type and a range, checked when set.
+
+A key says all about itself where it is defined::
+
+    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+
+**What is recorded stays usable.** A key that 0.1.0 did not have says `since`, and `as_before` where its default is not
+what reproduces 0.1.0: at that value it is left out of the hash that names a run, and a record without the key is read
+as having it. Keys that decide only where, how and how visibly a run is computed say `hashed=False`, and a class whose
+numbers change for the same settings counts up its `version`, which is hashed when it is not 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: the message names the key, the value and what is allowed, in one line."""
+
+
+def opt(
+    default: Any = MISSING,
+    meaning: str = "",
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    infinite: bool = False,
+    choices: Sequence[str] | None = None,
+    since: str | None = None,
+    as_before: Any = MISSING,
+    hashed: bool = True,
+    hashed_with: str | None = None,
+) -> Any:
+    """Return a dataclass field whose value is checked against a range or a list of choices.
+
+    default: a value, or a class of settings, which is made anew for every owner. meaning: one line for readers. since:
+    the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
+    (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
+    key decides nothing where that one is 0 or false.
+    """
+    rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
+    metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
+    metadata["hashed_with"] = hashed_with
+    if as_before is not MISSING:
+        metadata["as_before"] = as_before
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def named(*names: str) -> Any:
+    """Return the field `name` of a class that stands for these names alone; the first is the default."""
+    return opt(names[0], choices=names)
+
+
+def type_name(f: dataclasses.Field[Any]) -> str:
+    """Return the type of a field as it is written: float, int | None, list[str]."""
+    return f.type.__name__ if isinstance(f.type, type) and not hasattr(f.type, "__args__") else str(f.type)
+
+
+def default_of(f: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field; MISSING where it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def is_added(f: dataclasses.Field[Any]) -> bool:
+    """Whether 0.1.0 did not have the key."""
+    return f.metadata.get("since") is not None
+
+
+def as_before(f: dataclasses.Field[Any]) -> Any:
+    """Return the value of an added key that reproduces the versions without it."""
+    return f.metadata.get("as_before", default_of(f))
+
+
+@dataclass
+class Group:
+    """Base of all groups: type and range of a field are checked whenever it is set. Raises ConfigError."""
+
+    group: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    """Counted up where the same settings give other numbers than in the release before."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        known = _fields(type(self))
+        if key not in known:
+            raise self._error(key, value, f"no such key; there are {', '.join(known)}")
+        object.__setattr__(self, key, self._checked(known[key], value))
+
+    def __post_init__(self) -> None:
+        """Check what several fields decide together: the work of subclasses."""
+
+    def error(self, key: str, allowed: str) -> ConfigError:
+        """Return the error for one of this group's keys."""
+        return self._error(key, getattr(self, key), allowed)
+
+    def _error(self, key: str, value: Any, allowed: str) -> ConfigError:
+        path = f"{self.group}.{key}" if self.group else key
+        return ConfigError(f"{path}={_show(value)}: {allowed}")
+
+    def _checked(self, f: dataclasses.Field[Any], given: Any) -> Any:
+        kind, _, optional = type_name(f).partition(" | ")
+        if given is None:
+            if optional:
+                return given
+            raise self._error(f.name, given, "must not be null")
+        try:
+            value = _converted(kind, given)
+        except TypeError as error:
+            raise self._error(f.name, given, f"must be of type {kind}") from error
+        rule, choices = f.metadata.get("range"), f.metadata.get("choices")
+        if choices and value not in choices:
+            raise self._error(f.name, given, f"must be one of {', '.join(choices)}")
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in v):
+                raise self._error(f.name, ascii(given), "must be text without control characters")
+            if isinstance(v, int) and abs(v) >= 2**63:
+                raise self._error(f.name, given, "must fit into 64 bits")
+            if rule and isinstance(v, int | float) and not isinstance(v, bool) and not _within(v, rule):
+                raise self._error(f.name, given, f"must be {_allowed(rule, v)}")
+        return value
+
+
+@functools.cache
+def _fields(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls)}
+
+
+def float_values(group: Group) -> dict[str, float]:
+    """Return the keys of type float with their values: what may differ between the runs of a fleet."""
+    return {name: getattr(group, name) for name, f in _fields(type(group)).items() if type_name(f) == "float"}
+
+
+def _converted(kind: str, value: Any) -> Any:
+    """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
+    number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
+    if kind.startswith("list[") and isinstance(value, list | tuple):
+        return [_converted(kind[5:-1], v) for v in value]
+    if kind.startswith("dict[str, ") and isinstance(value, dict):
+        return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
+    if number and isinstance(value, number) and not isinstance(value, bool):
+        return int(value) if kind == "int" else float(value)
+    plain = {"bool": bool, "str": str, "Any": object}.get(kind)
+    if plain is None:  # a class of settings, known by its name
+        plain = next((c for c in type(value).__mro__ if issubclass(c, Group) and c.__name__ == kind), None)
+    if plain is None or not isinstance(value, plain):
+        raise TypeError
+    return value
+
+
+def _within(v: float, rule: dict[str, Any]) -> bool:
+    if math.isnan(v) or (math.isinf(v) and not rule["infinite"]):
+        return False
+    return (
+        (rule["above"] is None or v > rule["above"])
+        and (rule["at_least"] is None or v >= rule["at_least"])
+        and (rule["below"] is None or v < rule["below"])
+        and (rule["at_most"] is None or v <= rule["at_most"])
+    )
+
+
+def _allowed(rule: dict[str, Any], value: float) -> str:
+    words = {"above": "> {}", "at_least": ">= {}", "below": "< {}", "at_most": "<= {}"}
+    parts = [words[k].format(f"{v:g}") for k, v in rule.items() if k in words and v is not None]
+    if not (math.isfinite(value) or rule["infinite"]):
+        parts.append("finite")
+    return " and ".join(parts) + (" (inf allowed)" if rule["infinite"] else "")
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

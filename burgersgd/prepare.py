@@ -18,6 +18,7 @@ from torch import Tensor
 from burgersgd import native, streams
 from burgersgd.build import (
     DTYPES,
+    GPU_FROM,
     UserData,
     UserModel,
     budget_of,
@@ -80,16 +81,16 @@ def prepare(
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
-    device = device_of(config)
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
     loss = loss_of(config, data)
     network = model_of(config, data, loss, model)
-    if isinstance(network, Wrapped):
-        network.to(device, dtype)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
+    device = device_of(config, batch_size * sum(math.prod(shape) for shape in network.shapes))
+    if isinstance(network, Wrapped):
+        network.to(device, dtype)
     on_device = data.to(device, dtype)
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
@@ -142,6 +143,11 @@ class Prepared:
     user_model: UserModel | None
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
+
+    @property
+    def gpu_work(self) -> float:
+        """Work of a step of one run: 1 is where device=auto takes a GPU."""
+        return self.problem.d * self.batch_size / GPU_FROM
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:

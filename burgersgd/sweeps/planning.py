@@ -233,6 +233,8 @@ class LocalTrainer:
             here = {id(job) for job in group.jobs}
             planned = [chunk for chunk in planned if id(chunk[0]) not in here]
             yield group.jobs, [Outcome("failed", job.folder, error=_too_large(group)) for job in group.jobs]
+        if hint := gpu_hint(fits):
+            _log.info(hint)
         workers = self._start_workers(fits)
         for group in fits:
             cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
@@ -311,6 +313,16 @@ class LocalTrainer:
             if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
                 limit = best_size(rates, len(group.new), workers, group.prepared.budget)
         return chunks_of(group.new, limit)
+
+
+def gpu_hint(groups: Sequence[Group]) -> str | None:
+    """Return what to say where device=auto took the CPU for small runs that a GPU would train faster together."""
+    several = [g for g in groups if g.prepared.configs[0].device.name == "auto"]
+    work = sum(len(g.jobs) * g.prepared.gpu_work for g in several)
+    on_cpu = any(g.prepared.problem.inputs.device.type == "cpu" for g in several)
+    if not on_cpu or not torch.cuda.is_available() or work < 4:
+        return None
+    return f"device=cuda would train these {sum(len(g.jobs) for g in several)} runs together on the GPU"
 
 
 def _long(groups: Sequence[Group]) -> bool:

@@ -14,7 +14,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         *("own_process", "analysis"),
     },
     "analysis": {"identity", "recording"},
-    "revisit": {"build", "config", "identity", "isolation", "prepare", "recording", "run"},
+    "revisit": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
     "config": {"registry", "schema"},

@@ -45,6 +45,9 @@ class Dataset:
     test: Part
     n_outputs: int
     """Number of classes, or of regression outputs."""
+    target_mean: Float[Tensor, " outputs"] | None = None
+    target_scale: Float[Tensor, " outputs"] | None = None
+    """Of standardized targets: target = mean + scale * what is trained; None where they are as they were given."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -64,8 +67,8 @@ class Dataset:
         if self.task == "classification":
             most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
             return float((part.targets != most_frequent).double().mean())
-        mean = self.train.targets.double().mean(0)
-        return float((part.targets.double() - mean).square().mean().sqrt())
+        difference = part.targets.double() - self.train.targets.double().mean(0)
+        return float((difference * (1 if self.target_scale is None else self.target_scale)).square().mean().sqrt())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""
@@ -74,6 +77,8 @@ class Dataset:
             train=_part_to(self.train, device, dtype),
             validation=_part_to(self.validation, device, dtype),
             test=_part_to(self.test, device, dtype),
+            target_mean=None if self.target_mean is None else self.target_mean.to(device, dtype),
+            target_scale=None if self.target_scale is None else self.target_scale.to(device, dtype),
         )
 
 

@@ -15,10 +15,11 @@ from burgersgd import config
 from burgersgd.config import ConfigError, TrainConfig, TrainerConfig
 
 if TYPE_CHECKING:
+    from burgersgd.revisit import load
     from burgersgd.run import Result, resume, train, train_fleet
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Result", "TrainConfig", "TrainerConfig", "config", "resume", "train", "train_fleet"]
+__all__ = ["ConfigError", "Result", "TrainConfig", "TrainerConfig", "config", "load", "resume", "train", "train_fleet"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from burgersgd import run
 
         return getattr(run, name)
+    if name == "load":
+        from burgersgd.revisit import load
+
+        return load
     raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")

@@ -25,7 +25,7 @@ from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
-from burgersgd.training.gradients import Problem, split
+from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient
 
 _log = logging.getLogger("burgersgd")
@@ -150,22 +150,6 @@ def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
         if not torch.equal(value.to(model.fixed[name]), model.fixed[name]):
             raise ConfigError(f"model: {name} is not trained and depends on the seed; train these runs one by one")
     return made.start()
-
-
-def module_at(model: Model, x: Tensor) -> nn.Module:
-    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
-    module = model.module().to("cpu", x.dtype)
-    with torch.no_grad():
-        parts = split(x.detach().cpu(), model.shapes)
-        for parameter, part in zip(trained_parameters(model, module), parts, strict=True):
-            parameter.copy_(part)
-    return module.eval()
-
-
-def trained_parameters(model: Model, module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of model.module() that x holds, in its order."""
-    parameters = dict(module.named_parameters())
-    return [parameters[name] for name in model.names] if isinstance(model, Wrapped) else list(parameters.values())
 
 
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:

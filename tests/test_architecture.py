@@ -13,7 +13,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         "own_process",
     },
-    "revisit": {"build", "config", "identity", "isolation", "prepare", "recording", "run"},
+    "revisit": {"build", "config", "datasets", "identity", "isolation", "predictor", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
     "config": {"optimizers", "schema"},
@@ -22,13 +22,14 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "interruption": set(),
     "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
-    "trainer": {"build", "config", "identity", "interruption", "lane", "prepare", "recording", "training"},
+    "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},
     "build": {"config", "datasets", "isolation", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
     "datasets": {"streams"},
     "models": {"isolation"},
     "isolation": set(),
+    "predictor": {"config", "datasets", "losses", "models"},
     "probe": {"config", "datasets", "isolation", "models", "training"},
     "losses": set(),
     "schedules": {"optimizers"},
@@ -39,7 +40,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "native": set(),
     "theory": {"optimizers", "streams", "config", "datasets", "models", "losses", "training"},
     "__main__": {"cli"},
-    "__init__": {"config", "run"},
+    "__init__": {"config", "revisit", "run"},
 }
 ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from burgersgd.datasets.arrays import from_arrays, npz
 from burgersgd.datasets.batches import Batches
-from burgersgd.datasets.dataset import DataError, Dataset, Part
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Units
 from burgersgd.datasets.digits import load_digits
 from burgersgd.datasets.prepare import Options, Raw, prepare
 from burgersgd.datasets.synthetic import mnist1d, teacher_student, two_spirals
 from burgersgd.datasets.vision import cifar, mnist_like
 
-__all__ = ["LOADERS", "Batches", "DataError", "Dataset", "Options", "Part", "from_arrays", "load"]
+__all__ = ["LOADERS", "Batches", "DataError", "Dataset", "Options", "Part", "Units", "from_arrays", "load"]
 
 LOADERS: dict[str, Callable[[Any], Raw]] = {
     "digits": load_digits,

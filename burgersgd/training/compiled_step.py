@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd import native
 from burgersgd.training.gradients import clipped, functional_gradient
+from burgersgd.training.state import assign
 
 if TYPE_CHECKING:
     from burgersgd.training.fleet import Block, Draws, Fleet
@@ -43,12 +44,6 @@ def why_not_compiled(device: str) -> str | None:
 
 def _next_to_nothing(x: Tensor) -> Tensor:
     return x + 1
-
-
-def frozen(alive: Bool[Tensor, " runs"], old: Any, new: Any) -> Any:
-    """Return the new state of living runs and the old one of diverged ones."""
-    kept = [b if a is b or a is None else torch.where(alive[:, None], b, a) for a, b in zip(old, new, strict=True)]
-    return type(new)(*kept)
 
 
 def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
@@ -116,10 +111,7 @@ class CompiledStep:
             if clip_norm is not None:
                 grad = clipped(grad, norm, clip_norm)
             now = alive & (loss <= loss_limit) & torch.isfinite(norm)
-            after = frozen(now, before, rule.step(c, before, grad, xi))
-            for old, new in zip(state, after, strict=True):
-                if old is not None and new is not old:
-                    old.copy_(new)
+            assign(before, rule.step(c, before, grad, xi), now)
             diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
             last_loss.copy_(torch.where(now, loss, last_loss))
             grad_norm.copy_(torch.where(now, norm, grad_norm))

@@ -16,11 +16,14 @@ from burgersgd import schedules, streams
 from burgersgd.datasets.batches import Batches
 from burgersgd.optimizers.protocol import Clock, Hyper, Rule
 from burgersgd.streams import Purpose
-from burgersgd.training.compiled_step import CompiledStep, frozen, limit_after
-from burgersgd.training.fused_update import FusedUpdate
+from burgersgd.training.compiled_step import CompiledStep, limit_after
+from burgersgd.training.engines.codegen import FusedUpdate
+from burgersgd.training.engines.tracing import Layout, trace
 from burgersgd.training.gradients import Problem, clipped, eager_gradient, gradient_in_pieces
 from burgersgd.training.native_gradient import NativeGradient
 from burgersgd.training.native_steps import NativeSteps
+from burgersgd.training.rule_check import check_rule
+from burgersgd.training.state import assign, owned
 
 BLOCK = 64
 """Steps whose coefficients and batch indices are computed at once."""
@@ -85,7 +88,11 @@ class Fleet:
         self.device, self.dtype = x0.device, x0.dtype
         self.evaluations = 0
         xi = self._normal(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
-        self.state = self.rule.init(x0, None if xi is None else xi[0].clone())
+        exact = self._coefficients(0, 1)
+        c = type(exact)(*(field[0].to(self.device, self.dtype) for field in exact))
+        state = self.rule.init(x0, None if xi is None else xi[0])
+        check_rule(self.rule, c, state)
+        self.state = owned(state)
         self.alive: Bool[Tensor, " runs"] = torch.ones(self.n_runs, dtype=torch.bool, device=self.device)
         self.all_alive = True
         self.diverged_at: Int[Tensor, " runs"] = torch.full((self.n_runs,), -1, device=self.device)
@@ -102,9 +109,8 @@ class Fleet:
         self._fused, pieces = None, None
         if self.engine == "native_update" and self.n_runs == 1:
             pieces = [math.prod(shape) for shape in self.problem.model.shapes]
-        exact = self._coefficients(0, 1)
-        c = type(exact)(*(field[0].to(self.device, self.dtype) for field in exact))
         self._moves_at_cycle_end = self.rule.end_cycle(c, self.state) is not self.state
+        self._in_pieces = x0.numel() > 2 * PIECE and trace(self.rule, Layout.of(self.state, c)) is not None
         self._native_steps: NativeSteps | None = None
         if self.engine in ("native", "native_update"):
             self._fused = FusedUpdate.make(self.rule, self.state, c, self.seeds, pieces)
@@ -156,17 +162,22 @@ class Fleet:
         state goes by its fields, x apart.
         """
         numbers = {name: getattr(self, name)[run].cpu().clone() for name in _RECORDS}
-        state = {name: None if field is None else field[run].cpu().clone() for name, field in _fields(self.state)}
-        return {"evaluations": self.evaluations, "x": state.pop("x"), "state": state} | numbers
+        x = self.x
+        state = {
+            name: None if field is None else field[run].cpu().clone()
+            for name, field in _fields(self.state)
+            if field is not x  # which is there already
+        }
+        return {"evaluations": self.evaluations, "x": x[run].cpu().clone(), "state": state} | numbers
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
         """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
         steps = {snapshot["evaluations"] for snapshot in snapshots}
         if len(snapshots) != self.n_runs or len(steps) != 1:
             raise ValueError(f"{len(snapshots)} snapshots at {sorted(steps)} evaluations for {self.n_runs} runs")
-        states = [{"x": snapshot["x"], **snapshot["state"]} for snapshot in snapshots]
+        x = self.x
         for name, field in _fields(self.state):
-            saved = [state.get(name) for state in states]
+            saved = [snapshot["x"] if field is x else snapshot["state"].get(name) for snapshot in snapshots]
             if any((value is None) != (field is None) for value in saved):
                 raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
             if field is not None:
@@ -257,7 +268,7 @@ class Fleet:
             self._fused(block.coefficients[j], grads, self.alive, step)
             if ends_cycle:
                 self._write(rule.end_cycle(c, state))
-        elif healthy and state[0].numel() > 2 * PIECE:
+        elif healthy and self._in_pieces:
             self._step_in_pieces(c, state, grads[0], xi)
             if ends_cycle:
                 self._write(rule.end_cycle(c, state))
@@ -265,7 +276,7 @@ class Fleet:
             new = rule.step(c, state, grads[0], xi)
             if ends_cycle:
                 new = rule.end_cycle(c, new)
-            self.state = new if healthy else frozen(self.alive, state, new)
+            assign(state, new, None if healthy else self.alive)
         self.last_loss, self.grad_norm = loss, norm
         self.loss_sum += loss
         if step == 0:
@@ -273,14 +284,11 @@ class Fleet:
 
     def _write(self, new: Any) -> None:
         """Put a new state where the old one is."""
-        if self._compiled is not None or not self.all_alive:  # a compiled step does not tell the host who is alive
-            new = frozen(self.alive, self.state, new)
-        for old, after in zip(self.state, new, strict=True):
-            if after is not old:
-                old.copy_(after)
+        # A compiled step does not tell the host who is alive.
+        assign(self.state, new, self.alive if self._compiled is not None or not self.all_alive else None)
 
     def _step_in_pieces(self, c: Any, state: Any, grad: Tensor, xi: Tensor | None) -> None:
-        """rule.step in place, piece by piece: rules are element by element, so the numbers are the same."""
+        """Do rule.step in place, piece by piece: the same numbers, because the rule is element by element."""
         height = max(1, PIECE // self.d)
         for top in range(0, self.n_runs, height):
             runs = slice(top, top + height)
@@ -289,9 +297,7 @@ class Fleet:
                 cut = (runs, slice(left, left + PIECE))
                 old = type(state)(*(None if field is None else field[cut] for field in state))
                 new = self.rule.step(row, old, grad[cut], None if xi is None else xi[cut])
-                for before, after in zip(old, new, strict=True):
-                    if after is not before:
-                        before.copy_(after)
+                assign(old, new)
 
     # ----------------------------------------------------------------------------------- gradients of the engines
 
@@ -375,9 +381,6 @@ class Fleet:
     def _draw(self, first: int) -> Draws:
         """Draw the random numbers of draw_length steps, in the memory of those before."""
         n, old = self.draw_length, self._draws
-        if old is not None:  # leimkuhler_matthews holds on to the last normal numbers
-            kept = [f.clone() if f is not None and _lies_in(f, old.xi) else f for f in self.state]
-            self.state = type(self.state)(*kept)
         xi = self._normal(first + 1, n, out=None if old is None else old.xi) if self._draws_normals else None
         uniform = None if old is None else old.uniform
         if self.problem.model.n_uniform:
@@ -389,10 +392,6 @@ class Fleet:
 
 def _fields(state: Any) -> list[tuple[str, Tensor | None]]:
     return list(zip(state._fields, state, strict=True))
-
-
-def _lies_in(view: Tensor, buffer: Tensor | None) -> bool:
-    return buffer is not None and view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
 
 
 def _all_healthy(loss: Tensor, norm: Tensor, limit: Tensor) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from burgersgd.training.fused_update import FusedUpdate
+from burgersgd.training.engines.codegen import FusedUpdate
 from burgersgd.training.native_gradient import NativeGradient
 
 CALL_OPERATIONS = 2e9

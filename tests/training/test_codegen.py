@@ -20,8 +20,9 @@ from burgersgd.config import (
 )
 from burgersgd.optimizers.protocol import Clock
 from burgersgd.streams import Purpose
-from burgersgd.training import fused_update
-from burgersgd.training.fused_update import FusedUpdate, _Symbol, source
+from burgersgd.training.engines import codegen
+from burgersgd.training.engines.codegen import FusedUpdate, source
+from burgersgd.training.engines.tracing import Layout, Symbol, UntraceableError, trace, traced
 
 RULES: list[OptimizerConfig] = [
     LocalEntropyConfig(nu=0.02, burn_in=2, inner_steps=3, weight_decay=0.3),
@@ -105,7 +106,7 @@ def test_runs_that_are_not_alive_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("d", [64, 40_003])
 def test_threads_and_company_change_no_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_update, "PARALLEL", 1)
+    monkeypatch.setattr(codegen, "PARALLEL", 1)
     rule, c = block(RULES[1], 3, 1)
     start, grad = torch.randn(3, d), torch.randn(3, d)
     results = []
@@ -139,6 +140,12 @@ class _State(NamedTuple):
     x: Any
 
 
+class _Three(NamedTuple):
+    a: Any
+    b: Any
+    c: Any
+
+
 class _Coefficients(NamedTuple):
     lr: Any
 
@@ -149,21 +156,22 @@ class _Unknown:
     noisy = False
 
     def step(self, c: _Coefficients, state: _State, grad: Any, xi: Any) -> _State:
-        return _State(state.x - c.lr * torch.sign(grad))
+        return _State(state.x - c.lr * torch.sinc(grad))
 
 
 def test_a_rule_that_cannot_be_written_in_c_is_left_to_pytorch() -> None:
-    layout = fused_update._Layout(_State, (True,), _Coefficients)
-    with pytest.raises(TypeError, match="no C for"):
-        source(_Unknown(), layout, torch.float32)  # pyright: ignore[reportArgumentType]
+    layout = Layout(_State, (True,), _Coefficients)
+    with pytest.raises(UntraceableError, match="no C for"):
+        traced(_Unknown(), layout)  # pyright: ignore[reportArgumentType]
+    assert source(_Unknown(), layout, torch.float32) is None  # pyright: ignore[reportArgumentType]
     state, c = _State(torch.zeros(1, 4)), _Coefficients(torch.ones(1, 1, 1))
     assert FusedUpdate.make(_Unknown(), state, c, torch.arange(1)) is None  # pyright: ignore[reportArgumentType]
 
 
 def test_symbols_write_one_line_per_operation() -> None:
     lines: list[str] = []
-    a: Any = _Symbol("a", lines)
-    b: Any = _Symbol("b", lines)
+    a: Any = Symbol("a", lines)
+    b: Any = Symbol("b", lines)
     result: Any = torch.lerp(torch.addcmul(a, a, b, value=-1), 2 * b - 1, b / 4)
     assert result.name == "t4"
     assert (
@@ -177,5 +185,71 @@ def test_symbols_write_one_line_per_operation() -> None:
         ]
         or lines[1] == "const real t1 = (real)2 * b;"
     )
-    with pytest.raises(TypeError, match="no C for addcmul with value=2"):
-        torch.addcmul(a, a, b, value=2)
+
+
+OPERATIONS: dict[str, Any] = {
+    "arithmetic": lambda a, b, c: 2 / (a * a + 1) - (3 - b) * c / 4 + -a,
+    "powers": lambda a, b, c: a**2 + (a * a + 0.5) ** 1.5 + 2.0**b + torch.pow(c * c + 1, -0.5),
+    "roots": lambda a, b, c: (a * a).sqrt() + torch.rsqrt(b * b + 1) + torch.reciprocal(c * c + 1) + torch.sqrt(c * c),
+    "exponentials": lambda a, b, c: torch.exp(a) + b.tanh() + torch.log(c * c + 1) + torch.sigmoid(a) + a.expm1(),
+    "more": lambda a, b, c: torch.log1p(a * a) + torch.erf(b) + c.square() + torch.neg(a),
+    "signs": lambda a, b, c: a.sign() * abs(b) + torch.abs(c) * torch.sign(b),
+    "limits": lambda a, b, c: torch.maximum(a, b) + torch.minimum(b, c) + a.clamp(-0.5, 0.7) + b.clamp(max=c),
+    "choices": lambda a, b, c: torch.where(a < b, a, 2 * c) + torch.where((a >= c) == (b > c), b, 1.0),
+    "products": lambda a, b, c: torch.addcmul(a, b, c, value=-2) + torch.addcdiv(a, b, c * c + 1, value=0.3),
+    "between": lambda a, b, c: torch.lerp(a, b, c.sigmoid()) + torch.zeros_like(a) + torch.ones_like(b) + c.clone(),
+    "infinity": lambda a, b, c: torch.minimum(a, a + float("inf")) + torch.where(b != b, float("nan"), c),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_in_c_is_that_of_pytorch(name: str) -> None:
+    class Operation:
+        noisy = False
+
+        def step(self, c: _Coefficients, state: _Three, grad: Any, xi: Any) -> _Three:
+            a, b, _ = state
+            return _Three(OPERATIONS[name](a, b, grad), a, state.c)  # a moves to b
+
+    generator = torch.Generator().manual_seed(3)
+    state = _Three(*(torch.randn(2, 100, dtype=torch.float64, generator=generator) for _ in range(3)))
+    grad, c = torch.randn(2, 100, dtype=torch.float64, generator=generator), _Coefficients(torch.ones(1, 2, 1))
+    rule: Any = Operation()
+    expected = rule.step(c, state, grad, None)
+    expected = [field.clone() for field in expected]
+    update = FusedUpdate.make(rule, state, c, torch.arange(2))
+    assert update is not None
+    update(torch.ones(1, 2, 1, dtype=torch.float64), [grad], torch.ones(2, dtype=torch.bool), 0)
+    for ours, theirs in zip(state, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda x, g: x - g / torch.linalg.vector_norm(g, dim=-1, keepdim=True), "vector_norm"),
+        (lambda x, g: x - g.mean(), "mean"),
+        (lambda x, g: x - g[:, :1], "not subscriptable"),
+        (lambda x, g: x - g.flip(-1), "flip"),
+        (lambda x, g: x - torch.cumsum(g, -1), "cumsum"),
+        (lambda x, g: x - g if g > 0 else x, "branch"),
+        (lambda x, g: x - max(g, 0.1), "branch"),
+        (lambda x, g: x.sub_(g), "sub_"),
+        (lambda x, g: x - torch.ones(3), "no C"),
+        (lambda x, g: x - True, "no C"),
+        (lambda x, g: 3.0, "gives x a float"),
+        (lambda x, g: x / x.shape[-1], "shape"),
+        (lambda x, g: x @ g, "unsupported operand"),
+    ],
+)
+def test_what_is_not_element_by_element_has_no_trace(step: Any, message: str) -> None:
+    class Some:
+        noisy = False
+
+        def step(self, c: _Coefficients, state: _State, grad: Any, xi: Any) -> _State:
+            return _State(step(state.x, grad))
+
+    layout, rule = Layout(_State, (True,), _Coefficients), Some()
+    with pytest.raises(TypeError, match=message):
+        traced(rule, layout)  # pyright: ignore[reportArgumentType]
+    assert trace(rule, layout) is None  # pyright: ignore[reportArgumentType]

@@ -1,16 +1,15 @@
 """The update rule as one pass over memory, its normal numbers drawn on the way: C generated from the rule itself.
 
-There is no second copy of any rule: `rule.step` is called once with symbols instead of tensors, every operation
-writes a line of C, and the compiler makes one loop of them. Where no compiler is found, or a rule uses an operation
-that is not known here, the rule runs in PyTorch as it is.
+There is no second copy of any rule: tracing.py writes the lines that `rule.step` amounts to for one number, and the
+compiler makes one loop of them. Where no compiler is found, or a rule has no trace, it runs in PyTorch as it is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +18,7 @@ from torch import Tensor
 from burgersgd import native
 from burgersgd.optimizers.protocol import Rule
 from burgersgd.streams import Purpose
+from burgersgd.training.engines.tracing import Layout, trace
 
 PARALLEL = 1 << 16
 """Numbers per thread below which waking the threads costs more than they save."""
@@ -92,116 +92,35 @@ void update(const plan_t *p, const real *coefficients, uint64_t step) {{
 """
 
 
-class _Symbol:
-    """A number of the rule: every operation on it writes a line of C that computes the result."""
-
-    def __init__(self, name: str, lines: list[str]) -> None:
-        self.name, self.lines = name, lines
-
-    def _new(self, expression: str) -> _Symbol:
-        result = _Symbol(f"t{len(self.lines)}", self.lines)
-        self.lines.append(f"const real {result.name} = {expression};")
-        return result
-
-    def _binary(self, other: Any, operator: str, swapped: bool = False) -> _Symbol:
-        names = (_name(other), self.name) if swapped else (self.name, _name(other))
-        return self._new(f"{names[0]} {operator} {names[1]}")
-
-    def __add__(self, other: Any) -> _Symbol:
-        return self._binary(other, "+")
-
-    def __sub__(self, other: Any) -> _Symbol:
-        return self._binary(other, "-")
-
-    def __mul__(self, other: Any) -> _Symbol:
-        return self._binary(other, "*")
-
-    def __truediv__(self, other: Any) -> _Symbol:
-        return self._binary(other, "/")
-
-    def __radd__(self, other: Any) -> _Symbol:
-        return self._binary(other, "+", swapped=True)
-
-    def __rsub__(self, other: Any) -> _Symbol:
-        return self._binary(other, "-", swapped=True)
-
-    def __rmul__(self, other: Any) -> _Symbol:
-        return self._binary(other, "*", swapped=True)
-
-    def sqrt(self) -> _Symbol:
-        return self._new(f"(real)__builtin_sqrt({self.name})")
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function not in _FUNCTIONS:
-            raise TypeError(f"no C for {function}")
-        return _FUNCTIONS[function](*args, **(kwargs or {}))
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, _Symbol):
-        return value.name
-    if isinstance(value, int | float):
-        return f"(real){value!r}"
-    raise TypeError(f"no C for {value!r}")
-
-
-def _addcmul(a: _Symbol, b: Any, c: Any, *, value: float = 1) -> _Symbol:
-    if value not in (1, -1):
-        raise TypeError(f"no C for addcmul with value={value}")
-    return a._new(f"{a.name} {'+' if value == 1 else '-'} {_name(b)} * {_name(c)}")
-
-
-_FUNCTIONS: dict[Any, Callable[..., _Symbol]] = {
-    torch.addcmul: _addcmul,
-    torch.lerp: lambda a, b, w: a._new(f"lerp({_name(a)}, {_name(b)}, {_name(w)})"),
-    torch.sqrt: lambda a: a.sqrt(),
-}
-
-
-class _Layout(NamedTuple):
-    """Which fields of the state are tensors, and the types of state and coefficients."""
-
-    state_type: type[Any]
-    present: tuple[bool, ...]
-    coefficients_type: type[Any]
-
-
-def source(rule: Rule, layout: _Layout, dtype: torch.dtype) -> str:
-    """Return the C text that does rule.step in place. Raises TypeError for a rule that cannot be written so."""
-    lines: list[str] = []
-    names = [f"s{i}" if present else None for i, present in enumerate(layout.present)]
-    state = layout.state_type(*(None if name is None else _Symbol(name, lines) for name in names))
-    c = layout.coefficients_type(*(_Symbol(f"c{i}", lines) for i in range(len(layout.coefficients_type._fields))))
-    xi = _Symbol("xi", lines) if rule.noisy else None
-    new = rule.step(c, state, _Symbol("g", lines), xi)  # pyright: ignore[reportArgumentType]
-    kept = [i for i, name in enumerate(names) if name is not None]
+def source(rule: Rule, layout: Layout, dtype: torch.dtype) -> str | None:
+    """Return the C text that does rule.step in place; None for a rule that has no trace."""
+    step = trace(rule, layout)
+    if step is None:
+        return None
+    kept = [i for i, present in enumerate(layout.present) if present]
     loads = [f"const real s{i} = F{i}[j + i];" for i in kept] + ["const real g = G[j + i];"]
     if rule.noisy:
         loads.append("const real xi = normals[i];")
-    stores = [f"F{i}[j + i] = {_name(after)};" for i, after in enumerate(new) if after is not state[i]]
+    stores = [f"F{i}[j + i] = {name};" for i, name in step.stores]
     loop = _LOOP.format(
         n_fields=len(kept),
         pointers="\n    ".join(f"real *restrict F{i} = p->fields[{k}] + r * p->d;" for k, i in enumerate(kept)),
-        coefficients="\n    ".join(f"const real c{i} = coefficients[{i} * p->runs + r];" for i in range(len(c))),
+        coefficients="\n    ".join(
+            f"const real c{i} = coefficients[{i} * p->runs + r];" for i in range(len(layout.coefficients_type._fields))
+        ),
         stream=f"const row_t stream = row_of(p->seeds[r], {int(Purpose.NOISE)}, step);" if rule.noisy else "",
         draw="float normals[GROUP];\n        group_of_normals(&stream, (uint32_t)(j / 4), normals);"
         if rule.noisy
         else "",
-        body="\n                ".join([*loads, *lines, *stores]),
+        body="\n                ".join([*loads, *step.lines, *stores]),
     )
     return native.source_text("normals") + loop.replace("REAL", "float" if dtype == torch.float32 else "double")
 
 
 @functools.cache
-def _compiled(rule: Rule, layout: _Layout, dtype: torch.dtype) -> ctypes.CDLL | None:
-    try:
-        text = source(rule, layout, dtype)
-    except (TypeError, AttributeError):  # an operation that is not known here
-        return None
-    library = native.compiled("update", text)
+def _compiled(rule: Rule, layout: Layout, dtype: torch.dtype) -> ctypes.CDLL | None:
+    text = source(rule, layout, dtype)
+    library = None if text is None else native.compiled("update", text)
     if library is None:
         return None
     library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
@@ -257,7 +176,7 @@ class FusedUpdate:
 
         pieces are the lengths of the tensors in which the gradient comes; None: it is one ``[runs, d]``.
         """
-        layout = _Layout(type(state), tuple(field is not None for field in state), type(coefficients))
+        layout = Layout.of(state, coefficients)
         some = next(field for field in state if field is not None)
         if some.dtype not in (torch.float32, torch.float64):
             return None

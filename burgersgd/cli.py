@@ -37,6 +37,7 @@ examples:
   burgersgd train --help                               all groups and keys
   burgersgd train resume=RUN                           go on with a run that was stopped
   burgersgd status SWEEP                               how the jobs of a sweep stand
+  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
   burgersgd rerun RUN --check                          the same run again: are the bits the same?
@@ -230,6 +231,8 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
+        "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "advice": result.advice,
     }
 
 
@@ -371,6 +374,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.sweeps import status
 
             return status.main(arguments)
+        if command == "compare":
+            from burgersgd.analysis import command as analysis
+
+            return analysis.main(arguments)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}
@@ -381,7 +388,7 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("status", "evaluate", "export", "rerun")},
+    **{word: functools.partial(_look, word) for word in ("status", "compare", "evaluate", "export", "rerun")},
     "verify": _verify,
     "traffic": _traffic,
 }

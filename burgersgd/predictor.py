@@ -112,7 +112,7 @@ def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Mo
     if network["own"]:
         if own is None:
             raise ConfigError(
-                f"model={network['class']}: is the user's own; give it again: burgersgd.load(..., model=...)"
+                f"model={network['class']}: is the user's own; give it again: burgersgd.load_predictor(..., model=...)"
             )
         try:
             check(own)

@@ -183,14 +183,14 @@ class Prepared:
                 drop_last=config.trainer.drop_last,
             ),
             seeds=seeds,
-            x0=self._initial(seeds),
+            x0=self.initial(seeds),
             budget=self.budget,
             engine=self.engine,
             clip_norm=config.trainer.clip_norm,
             explosion_factor=config.trainer.explosion_factor,
         )
 
-    def _initial(self, seeds: Tensor) -> Tensor:
+    def initial(self, seeds: Tensor) -> Tensor:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):

@@ -53,9 +53,9 @@ def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
 def exported(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, Any]:
-    """Return what `load` makes a Predictor of, at an x of a run: plain values and tensors. Raises RunFolderError.
+    """Return what `load_predictor` makes a Predictor of, at an x of a run: plain values and tensors.
 
-    model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not record its units.
+    Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not record its units.
     """
     checkpoint = read_checkpoint(folder)
     description = checkpoint.get("predictor")
@@ -69,7 +69,7 @@ def exported(
 
 
 @undisturbed()
-def load(path: Path | str, point: str = "last", *, model: nn.Module | None = None) -> Predictor:
+def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | None = None) -> Predictor:
     """Return the predictor of a file written by `burgersgd export`, or of a run folder at a point (last or best).
 
     It takes raw inputs and gives class scores, or targets in their own unit. model is the user's own module, if that
@@ -180,7 +180,7 @@ def _arguments(command: str, description: str, arguments: Sequence[str], check: 
             "--format",
             choices=("predictor", "state_dict"),
             default="predictor",
-            help="predictor: takes raw inputs (burgersgd.load reads it); state_dict: the network's tensors alone",
+            help="predictor: takes raw inputs, read by burgersgd.load_predictor; state_dict: the network's tensors",
         )
     return parser.parse_args(arguments)
 
@@ -211,7 +211,7 @@ def main_export(arguments: Sequence[str]) -> int:
         print(f'module.load_state_dict(torch.load("{shown_path(path)}", weights_only=True))')
     else:
         own = ", model=..." if read_config(given.run)["model"].get("name") == OWN else ""
-        print(f'predictor = burgersgd.load("{shown_path(path)}"{own})')
+        print(f'predictor = burgersgd.load_predictor("{shown_path(path)}"{own})')
     return 0
 
 

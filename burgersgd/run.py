@@ -18,7 +18,7 @@ from burgersgd.config import TrainConfig
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
-from burgersgd.prepare import Prepared, prepare
+from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -87,6 +87,33 @@ def train_fleet(
                 for lane, words in zip(lanes, overrides, strict=True):
                     lane.folder = stack.enter_context(_new_folder(prepared, lane.config, words))
         return Trainer(model, dataset, prune).run(lanes, progress, prepared)
+
+
+def train_all(
+    configs: Sequence[TrainConfig | Mapping[str, Any]],
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    record: bool = True,
+    progress: bool | Progress | None = None,
+) -> list[Result]:
+    """Train runs of any kind, those that can share a fleet together; results in the same order.
+
+    All of them are checked before the first one starts. Arguments and errors as in train.
+    """
+    groups: dict[str, list[int]] = {}
+    configs = [config_of(config) for config in configs]
+    for i, config in enumerate(configs):
+        groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
+    fleets = [[configs[i] for i in group] for group in groups.values()]
+    with undisturbed():
+        for fleet in fleets if len(fleets) > 1 else ():
+            prepare(fleet, model=model, dataset=dataset)
+    results: dict[int, Result] = {}
+    for group, fleet in zip(groups.values(), fleets, strict=True):
+        trained = train_fleet(fleet, model=model, dataset=dataset, record=record, progress=progress)
+        results |= dict(zip(group, trained, strict=True))
+    return [results[i] for i in range(len(configs))]
 
 
 @undisturbed()

@@ -29,9 +29,10 @@ from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import RunFolder, RunFolderError
+from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
-from burgersgd.training.stability import divergence_hint, lr_gamma_warnings
+from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
 
@@ -73,6 +74,12 @@ class Result:
     """What computed a step: native, native_update, compiled or eager (docs/architecture.md)."""
     reason: str | None = None
     """Why a run diverged or failed, None where it did not."""
+    guess_error: float = math.nan
+    """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
+    no_better_than_guessing: bool = False
+    """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    advice: str | None = None
+    """What to try, of a run that diverged or is no better than guessing."""
 
     @property
     def objective(self) -> float:
@@ -330,19 +337,31 @@ class _FleetRun:
             measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
         return measured | {"best_test_error": self.evaluators["test"](self.best.x)[1].tolist()}
 
+    @functools.cached_property
+    def _guess(self) -> float:
+        return self.prepared.data.guess_error(self.prepared.data.validation)
+
     def _result(self, i: int) -> Result:
         fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
-        state, reason = ("completed", None) if alive else ("pruned", None)
+        state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
         if alive and not self._measured["validation_loss"][i] <= float(fleet.loss_limit[i]):
             diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
             reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
-            reason += divergence_hint(fleet, i, diverged_at, self.best.x[i])
-        model = module_at(self.prepared.problem.model, fleet.x[i])
-        data = self.prepared.data
+            advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
+            reason += advice
+        guessing = state == "completed" and is_guessing(
+            self._measured["validation_error"][i],
+            self._guess,
+            self.prepared.data.validation.n,
+            self.prepared.data.task == "classification",
+        )
+        if guessing:
+            advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
+        model, data = module_at(self.prepared.problem.model, fleet.x[i]), self.prepared.data
         result = Result(
             config=lane.config,
             task=self.prepared.data.task,
@@ -360,6 +379,9 @@ class _FleetRun:
             folder=None if lane.folder is None else lane.folder.path,
             engine=self.choices["engine"],
             reason=lane.failure or reason,
+            guess_error=self._guess,
+            no_better_than_guessing=guessing,
+            advice=advice,
         )
         if lane.folder is not None and not lane.final and not lane.failure:
             with self._recording(lane):
@@ -375,6 +397,8 @@ class _FleetRun:
         if result.reason is not None:
             fields["reason"] = result.reason
             folder.log.error("%s", result.reason)
+        if result.no_better_than_guessing:
+            folder.log.warning("no better than guessing; %s", result.advice)
         folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
         folder.status(result.state, **fields)  # last: a run that is over is not looked at again
 
@@ -392,6 +416,9 @@ _RECORDED = (
     "best_at",
     "last_loss",
     "n_parameters",
+    "guess_error",
+    "no_better_than_guessing",
+    "advice",
 )
 """What status.json says of a result."""
 

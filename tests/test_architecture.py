@@ -11,8 +11,9 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        "own_process",
+        *("own_process", "analysis"),
     },
+    "analysis": {"identity", "recording"},
     "revisit": {"build", "config", "datasets", "identity", "isolation", "predictor", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
@@ -40,7 +41,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "native": set(),
     "theory": {"optimizers", "streams", "config", "datasets", "models", "losses", "training"},
     "__main__": {"cli"},
-    "__init__": {"config", "revisit", "run"},
+    "__init__": {"analysis", "config", "revisit", "run"},
 }
 ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
 

@@ -32,7 +32,7 @@ from burgersgd.datasets.dataset import Part
 from burgersgd.datasets.prepare import Options, Raw, _split
 from burgersgd.predictor import Predictor
 from burgersgd.recording.run_folder import RunFolderError
-from burgersgd.revisit import exported, load, state_dict
+from burgersgd.revisit import exported, load_predictor, state_dict
 from burgersgd.run import Result, train, train_fleet
 
 FRESH = """
@@ -44,7 +44,7 @@ import burgersgd
 errors = {}
 for name in sys.argv[1:]:
     raw = np.load(f"{name}.npz")
-    outputs = burgersgd.load(f"{name}.pt")(raw["x"]).detach()
+    outputs = burgersgd.load_predictor(f"{name}.pt")(raw["x"]).detach()
     y = torch.from_numpy(raw["y"])
     if y.dtype == torch.int64:
         errors[name] = float((outputs.argmax(1) != y).double().mean())
@@ -63,14 +63,14 @@ def pixels(channels: int, side: int) -> Callable[[Any], Raw]:
         images = rng.integers(0, 120, (n, channels, side, side)) + 10 * labels[:, None, None, None]
         return Part(torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels))
 
-    return lambda config: Raw("classification", 10, part(200), test=part(100))
+    return lambda config: Raw("classification", 10, part(120), test=part(100))
 
 
 def short(dataset: Any, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
         "model": MlpConfig(width=16),
         "optimizer": SgdConfig(lr=0.05),
-        "trainer": TrainerConfig(budget=40, batch_size=20),
+        "trainer": TrainerConfig(budget=16, batch_size=20, eval_every=16),
     }
     return TrainConfig(dataset=dataset, **(settings | changes))
 
@@ -107,11 +107,11 @@ def test_every_reported_test_error_is_reproduced_from_raw_data(
         config.run_name = name
         result = train(config, progress=False)
         assert main(["export", f"outputs/{name}", "--output", f"{name}.pt"]) == 0
-        assert f'burgersgd.load("{name}.pt")' in capsys.readouterr().out
+        assert f'burgersgd.load_predictor("{name}.pt")' in capsys.readouterr().out
         x, y = raw_test_part(config)
         np.savez(f"{name}.npz", x=x, y=y)
         reported[name] = result.test_error
-        assert torch.equal(result.predictor(x), load(f"{name}.pt")(x))
+        assert torch.equal(result.predictor(x), load_predictor(f"{name}.pt")(x))
     done = subprocess.run(
         [sys.executable, "-c", FRESH, *configs], capture_output=True, text=True, timeout=200, check=False
     )
@@ -193,13 +193,13 @@ def test_a_predictor_of_an_own_module_needs_the_module() -> None:
     x = torch.rand(7, 8, 8)
     for source in ("own.pt", "outputs/own"):
         given = Tied()
-        assert torch.equal(load(source, model=given)(x), result.predictor(x))
+        assert torch.equal(load_predictor(source, model=given)(x), result.predictor(x))
         assert not torch.equal(given.first.weight, result.model.get_parameter("first.weight"))  # a copy was filled
-        with pytest.raises(ConfigError, match=r"^model=Tied: is the user's own; give it again: burgersgd\.load"):
-            load(source)
+        with pytest.raises(ConfigError, match=r"^model=Tied: is the user's own; give it again: burgersgd\.load_p"):
+            load_predictor(source)
         with pytest.raises(ConfigError, match=r"^model: does not fit what was trained: 0\.weight was not trained$"):
-            load(source, model=nn.Sequential(nn.Linear(64, 10)))
-    assert not torch.equal(load("outputs/own", "best", model=Tied())(x), torch.zeros(7, 10))
+            load_predictor(source, model=nn.Sequential(nn.Linear(64, 10)))
+    assert not torch.equal(load_predictor("outputs/own", "best", model=Tied())(x), torch.zeros(7, 10))
 
 
 @pytest.mark.parametrize("content", [None, b"no archive", {"a": torch.ones(2)}, [1]])
@@ -209,7 +209,7 @@ def test_a_file_that_is_no_predictor_is_refused_in_one_line(content: Any) -> Non
     elif content is not None:
         torch.save(content, "model.pt")
     with pytest.raises(RunFolderError, match=r"^(cannot read model\.pt|model\.pt is no predictor)") as caught:
-        load("model.pt")
+        load_predictor("model.pt")
     assert "\n" not in str(caught.value)
 
 

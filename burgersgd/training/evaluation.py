@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,16 @@ CHUNK = 4096
 """Examples evaluated at once."""
 EXAMPLES_OF_ALL_RUNS = 1 << 18
 """On a GPU, where runs are evaluated together: a fleet that fits while it trains is to fit here too."""
+
+
+def is_guessing(error: float, guess: float, n: int, classification: bool) -> bool:
+    """Whether an error measured on n examples is not clearly below that of the best answer that looks at no input.
+
+    Classification: less than two binomial standard errors below it. Regression: less than 1 % below it, which a
+    constant a little off the mean may be by chance. An error that is not a number is no better than guessing.
+    """
+    margin = 2 * math.sqrt(guess * (1 - guess) / n) if classification else 0.01 * guess
+    return not error < guess - margin
 
 
 @dataclass(frozen=True)

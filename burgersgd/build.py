@@ -26,7 +26,7 @@ from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
 from burgersgd.training.gradients import Problem
-from burgersgd.training.native_gradient import NativeGradient
+from burgersgd.training.native_gradient import NativeGradient, images_of
 
 _log = logging.getLogger("burgersgd")
 
@@ -180,9 +180,10 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     c_works = device.type == "cpu" and native.library("normals") is not None
     if asked == "native" and not c_works:
         raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
-    if c_works and isinstance(model, Mlp) and model.n_uniform == 0 and not problem.bfloat16:
-        supported = NativeGradient.supports(model.widths, model.activation, problem.loss.name, problem.inputs.dtype)
-        if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
+    if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
+        widths, images = model.widths, images_of(model)
+        supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)
+        if supported and (asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)):
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"

@@ -55,7 +55,8 @@ def exported(
 ) -> dict[str, Any]:
     """Return what `load_predictor` makes a Predictor of, at an x of a run: plain values and tensors.
 
-    Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not record its units.
+    Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
+    record its units.
     """
     checkpoint = read_checkpoint(folder)
     description = checkpoint.get("predictor")

@@ -123,7 +123,8 @@ def test_inputs_of_any_mean_are_standardised_by_the_predictor() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(400, 4)) * [1, 10, 0.1, 3] + 100
     y = (x[:, 0] + x[:, 1] / 10 > 110.2).astype(int)
-    result = train(short(GROUPS["dataset"]["digits"]()), dataset=(x, y), record=False, progress=False)
+    longer = TrainerConfig(budget=200, batch_size=20)
+    result = train(short(GROUPS["dataset"]["digits"](), trainer=longer), dataset=(x, y), record=False, progress=False)
     wrong = float((result.predictor(x).argmax(1).numpy() != y).mean())
     assert wrong < 0.2
     assert result.predictor.network is result.model

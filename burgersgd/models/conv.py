@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,20 @@ class LeNet:
     def padding(self) -> int:
         """Padding of the first convolution: 2, so that 28 x 28 images count as 32 x 32."""
         return 2 if min(self.input_shape[1:]) < 32 else 0
+
+    activation: ClassVar[str] = "relu"
+
+    @property
+    def image(self) -> tuple[int, int, int, int]:
+        """Channels, height, width and padding of the images."""
+        channels, height, width = self.input_shape
+        return channels, height, width, self.padding
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Inputs, hidden units and outputs of the fully connected layers."""
+        shapes = self.shapes
+        return shapes[4][1], shapes[4][0], shapes[6][0], self.n_outputs
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

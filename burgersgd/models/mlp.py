@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,9 @@ class Mlp:
     initialization: str = "he"
     init_scale: float = 1.0
     init_distribution: str = "normal"
+
+    image: ClassVar[None] = None
+    """No convolutions."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -106,25 +106,22 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
         return own_model(own, config.seed)
-    n_outputs = loss.n_outputs(data.n_outputs)
-    settings = config.model
-    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
-    if isinstance(settings, LeNetConfig):
-        try:
-            return LeNet(data.input_shape, n_outputs, *common)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    assert isinstance(settings, MlpConfig)
-    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
+    try:
+        network = make()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if isinstance(network, nn.Module):
+        return own_model(make, config.seed)
+    assert isinstance(network, Model)
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
         size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
-        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+        raise ConfigError(f"model={config.model.name}: {size}, more than this machine has memory; make it smaller")
     return network
 
 
-def own_model(own: UserModel, seed: int) -> Wrapped:
+def own_model(own: UserModel | Callable[[], Any], seed: int) -> Wrapped:
     """Return the user's own model, or what their function makes with the generators seeded. Raises ConfigError."""
     with seeded(seed % 2**63):
         try:
@@ -134,16 +131,16 @@ def own_model(own: UserModel, seed: int) -> Wrapped:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"model: must be an nn.Module or a function that makes one, not {type(made).__name__}")
     try:
-        return Wrapped(made)
+        return Wrapped(made, own)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
-    """Return where a run of the user's own model starts: its parameters, or what its maker draws from the seed."""
-    if isinstance(own, nn.Module):
+def own_start(model: Wrapped, seed: int) -> Tensor:
+    """Return where a run of a module starts: its parameters, or what its maker draws from the seed."""
+    if isinstance(model.source, nn.Module):
         return model.start()
-    made = own_model(own, seed)
+    made = own_model(model.source, seed)
     if (made.names, made.shapes) != (model.names, model.shapes):
         raise ConfigError("model: the function makes modules of different shapes for different seeds")
     for name, value in made.fixed.items():

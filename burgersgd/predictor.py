@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from burgersgd.config import ConfigError
+from burgersgd.config import GROUPS, ConfigError
 from burgersgd.datasets import Dataset, Units
 from burgersgd.datasets.dataset import one_line
+from burgersgd.identity import OWN
 from burgersgd.losses import Loss
 from burgersgd.models import Model
-from burgersgd.models.conv import LeNet
-from burgersgd.models.mlp import Mlp
 from burgersgd.models.own_module import check, independent_copy
 from burgersgd.models.wrapped import Wrapped
-
-BUILT_IN: dict[str, type[Mlp | LeNet]] = {"Mlp": Mlp, "LeNet": LeNet}
+from burgersgd.schema import ModelConfig
 
 
 class Predictor(nn.Module):
@@ -70,29 +68,24 @@ def module_at(model: Model, x: Tensor) -> nn.Module:
     return module.eval()
 
 
-def described(model: Model, loss: Loss, data: Dataset) -> dict[str, Any]:
-    """Return what a checkpoint needs besides x to make a Predictor: plain values and tensors, see rebuilt."""
+def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: Dataset) -> dict[str, Any]:
+    """Return what a checkpoint needs besides x to make a Predictor: plain values and tensors, see rebuilt.
+
+    own: whether the model is the user's own module; otherwise it is what settings describe.
+    """
     module = model.module()
     names = {id(p): name for name, p in trained_parameters(model, module).items()}
     entries = module.state_dict(keep_vars=True)
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
-    if isinstance(model, Wrapped):
-        network = {"class": type(module).__name__, "own": True}
-    else:
-        assert isinstance(model, Mlp | LeNet)
-        network = {"class": type(model).__name__, "own": False, "settings": _plain(dataclasses.asdict(model))}
     return {
-        "network": network,
+        "model": {"name": OWN, "class": type(module).__name__} if own else dataclasses.asdict(settings),
+        "n_outputs": loss.n_outputs(data.n_outputs),
         "tied": {name: names[id(value)] for name, value in tensors.items() if names.get(id(value), name) != name},
         "fixed": {name: value.detach().clone().cpu() for name, value in tensors.items() if id(value) not in names},
         "units": dataclasses.asdict(data.units),
         "input_shape": list(data.input_shape),
         "log_odds": loss.name == "logistic",
     }
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
 def network_state(description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor) -> dict[str, Tensor]:
@@ -108,22 +101,22 @@ def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Mo
 
     Raises ConfigError where own is needed and missing, or does not fit.
     """
-    network, shape = description["network"], tuple(description["input_shape"])
-    if network["own"]:
+    settings, shape = dict(description["model"]), tuple(description["input_shape"])
+    if settings["name"] == OWN:
         if own is None:
-            raise ConfigError(
-                f"model={network['class']}: is the user's own; give it again: burgersgd.load_predictor(..., model=...)"
-            )
+            given = "burgersgd.load_predictor(..., model=...)"
+            raise ConfigError(f"model={settings['class']}: is the user's own; give it again: {given}")
         try:
             check(own)
             module = independent_copy(own)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     else:
-        tuples: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in network["settings"].items()
-        }
-        module = BUILT_IN[network["class"]](**tuples).module()
+        choices = GROUPS["model"]
+        if settings["name"] not in choices.names():
+            raise ConfigError(f"model={settings['name']}: must be one of {', '.join(choices.names())}")
+        network = cast("ModelConfig", choices[settings["name"]](**settings)).network(shape, description["n_outputs"])
+        module = network if isinstance(network, nn.Module) else network.module()
     dtype = next((v.dtype for name, v in state.items() if name not in description["fixed"]), None)
     module = module.to("cpu", dtype)
     try:

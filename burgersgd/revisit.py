@@ -64,7 +64,8 @@ def exported(
         record = read_config(folder)
         check_own(record, model, dataset)
         prepared = prepare([config_from(record)], model=model, dataset=dataset)
-        description = described(prepared.problem.model, prepared.problem.loss, prepared.data)
+        problem, settings = prepared.problem, prepared.configs[0].model
+        description = described(problem.model, model is not None, settings, problem.loss, prepared.data)
     state = network_state(description, checkpoint["parameters"], x_of(checkpoint, point))
     return {"format": EXPORT_FORMAT, "predictor": description, "network": state}
 

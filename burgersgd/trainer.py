@@ -320,7 +320,13 @@ class _FleetRun:
         problem = self.prepared.problem
         return {
             "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
-            "predictor": described(problem.model, problem.loss, self.prepared.data),
+            "predictor": described(
+                problem.model,
+                self.prepared.user_model is not None,
+                self.prepared.configs[0].model,
+                problem.loss,
+                self.prepared.data,
+            ),
         }
 
     @functools.cached_property

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from burgersgd.config import (
 )
 from burgersgd.datasets.dataset import Part
 from burgersgd.datasets.prepare import Options, Raw, _split
+from burgersgd.datasets.vision import VisionConfig
 from burgersgd.predictor import Predictor
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.revisit import exported, load_predictor, state_dict
@@ -54,16 +54,20 @@ print(json.dumps(errors))
 """
 
 
-def pixels(channels: int, side: int) -> Callable[[Any], Raw]:
-    """Return a loader of images in bytes, of classes that can be told apart a little."""
+VISION = dict.fromkeys(("mnist", "fashion_mnist", "kmnist"), (1, 28)) | dict.fromkeys(("cifar10", "cifar100"), (3, 32))
+
+
+def images(channels: int, side: int) -> Raw:
+    """Return images in bytes, of classes that can be told apart a little."""
 
     def part(n: int) -> Part:
-        rng = np.random.default_rng(side)
         labels = np.arange(n) % 10
-        images = rng.integers(0, 120, (n, channels, side, side)) + 10 * labels[:, None, None, None]
-        return Part(torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels))
+        noise = np.random.default_rng(side).integers(0, 120, (n, channels, side, side))
+        return Part(
+            torch.from_numpy((noise + 10 * labels[:, None, None, None]).astype(np.uint8)), torch.from_numpy(labels)
+        )
 
-    return lambda config: Raw("classification", 10, part(120), test=part(100))
+    return Raw("classification", 10, part(120), test=part(100))
 
 
 def short(dataset: Any, **changes: Any) -> TrainConfig:
@@ -77,7 +81,7 @@ def short(dataset: Any, **changes: Any) -> TrainConfig:
 
 def raw_test_part(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw inputs and targets of the test part."""
-    raw = datasets.LOADERS[config.dataset.name](config.dataset)
+    raw = config.dataset.read()
     test = _split(raw, Options.of(config.dataset))[2]
     return test.inputs.numpy(), test.targets.numpy()
 
@@ -85,10 +89,7 @@ def raw_test_part(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
 def test_every_reported_test_error_is_reproduced_from_raw_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("mnist", "fashion_mnist", "kmnist"):
-        monkeypatch.setitem(datasets.LOADERS, name, pixels(1, 28))
-    for name in ("cifar10", "cifar100"):
-        monkeypatch.setitem(datasets.LOADERS, name, pixels(3, 32))
+    monkeypatch.setattr(VisionConfig, "read", lambda config: images(*VISION[config.name]))
     rng = np.random.default_rng(0)
     np.savez("own.npz", x=rng.normal(size=(300, 4)) * [1, 10, 0.1, 3] + 100, y=np.arange(300) % 3)
     configs: dict[str, TrainConfig] = {}

@@ -9,7 +9,20 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from burgersgd.models.mlp import dropout, initial_std
+from burgersgd.models.mlp import InitializedModelConfig, dropout, initial_std
+from burgersgd.schema import named
+
+
+@dataclass
+class LeNetConfig(InitializedModelConfig):
+    """LeNet-5 for images."""
+
+    name: str = named("lenet")
+
+    def network(self, input_shape: tuple[int, ...], n_outputs: int) -> LeNet:
+        """Return the network. Raises ValueError for inputs that are no images of at least 12 x 12 pixels."""
+        drawn = (self.dropout, self.initialization, self.init_scale, self.init_distribution)
+        return LeNet(input_shape, n_outputs, *drawn)
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,22 @@ COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False):
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
 
 
-def device_of(config: TrainConfig) -> torch.device:
-    """Return where to compute. Raises ConfigError where that device is missing."""
+GPU_FROM = 4_000_000
+"""device=auto: parameters times examples in a batch from which on a GPU is expected to be faster than two CPU cores.
+
+A step's kernels take a GPU 100 microseconds whatever their size; in that time the C kernel computes the gradient of a
+network a little below this bound. A prediction: docs/benchmarks.md says what has been measured.
+"""
+
+
+def device_of(config: TrainConfig, work: int) -> torch.device:
+    """Return where to compute runs of so many parameters times examples in a batch.
+
+    device=auto depends on one run alone, not on how many there are. Raises ConfigError where a device is missing.
+    """
     name, index = config.device.name, config.device.index
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and work >= GPU_FROM else "cpu"
     if name == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found == 0:

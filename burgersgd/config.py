@@ -192,7 +192,12 @@ class DeviceConfig(Group):
     """Where to compute."""
 
     group: ClassVar[str] = "device"
-    name: str = named(auto="cuda where there is one, else cpu", cpu="the CPU", cuda="an NVIDIA GPU", mps="an Apple GPU")
+    name: str = named(
+        auto="cuda where there is one and parameters times batch size >= 4 million, else cpu",
+        cpu="the CPU",
+        cuda="an NVIDIA GPU",
+        mps="an Apple GPU",
+    )
     index: int = opt(0, "which GPU", at_least=0)
     threads: int | None = opt(
         None, "CPU threads; null: one for small networks, else torch's choice", at_least=1, at_most=1024

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
 from burgersgd.datasets.dataset import one_line
-from burgersgd.identity import OWN, check_own, config_from
+from burgersgd.identity import OWN, check_own
 from burgersgd.isolation import undisturbed
+from burgersgd.lane import read_run
 from burgersgd.predictor import Predictor, described, network_state, rebuilt
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
@@ -28,6 +29,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
+from burgersgd.recording.schema import PredictorRecord, checked
 from burgersgd.run import Result, repeat
 
 POINTS = ("last", "best")
@@ -42,11 +44,23 @@ def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
     return checkpoint["best"]["x"] if point == "best" else checkpoint["x"]
 
 
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint of a run folder, checked. Raises RunFolderError where there is none."""
+    return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
+
+
+def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
+    x = x_of(checkpoint, point)
+    if not bool(torch.isfinite(x).all()):
+        raise RunFolderError(f"{folder}: the {point} x is not finite: the run diverged")
+    return x
+
+
 def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     """Return x of a run as the state_dict of its network: an ordinary nn.Module. Raises RunFolderError."""
-    checkpoint = read_checkpoint(folder)
+    checkpoint = _checkpoint(folder)
     description = checkpoint.get("predictor") or {"tied": {}, "fixed": {}}  # 0.1.0 knew neither
-    return network_state(description, checkpoint["parameters"], x_of(checkpoint, point))
+    return network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
 
 
 @undisturbed()
@@ -58,15 +72,15 @@ def exported(
     Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
     record its units.
     """
-    checkpoint = read_checkpoint(folder)
+    run = read_run(folder, looking=True)
+    checkpoint = run.checkpoint or read_checkpoint(folder)
     description = checkpoint.get("predictor")
     if description is None:
-        record = read_config(folder)
-        check_own(record, model, dataset)
-        prepared = prepare([config_from(record)], model=model, dataset=dataset)
+        check_own(read_config(folder), model, dataset)
+        prepared = prepare([run.config], model=model, dataset=dataset)
         problem, settings = prepared.problem, prepared.configs[0].model
         description = described(problem.model, model is not None, settings, problem.loss, prepared.data)
-    state = network_state(description, checkpoint["parameters"], x_of(checkpoint, point))
+    state = network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
     return {"format": EXPORT_FORMAT, "predictor": description, "network": state}
 
 
@@ -87,6 +101,7 @@ def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | 
             raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
         raise RunFolderError(f"{path} is no predictor: make one with burgersgd export RUN --output {path}")
+    checked(content["predictor"], PredictorRecord, path)
     return rebuilt(content["predictor"], content["network"], model)
 
 
@@ -95,10 +110,12 @@ def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
     """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train."""
-    checkpoint, record = read_checkpoint(folder), read_config(folder)
-    check_own(record, model, dataset)
-    prepared = prepare([config_from(record)], model=model, dataset=dataset)
+    checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
+    check_own(read_config(folder), model, dataset)
+    prepared = prepare([config], model=model, dataset=dataset)
     x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
+    if x.shape[1] != prepared.problem.d:
+        raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, the model {prepared.problem.d}")
     measured = {}
     with prepared.torch_settings():
         for part in ("validation", "test"):
@@ -127,7 +144,7 @@ def rerun(
     Raises RunFolderError for a run that is not over, ConfigError for one that continued another run, and what
     burgersgd.train raises.
     """
-    checkpoint, state = read_checkpoint(folder), read_status(folder)["state"]
+    checkpoint, state = _checkpoint(folder), read_status(folder)["state"]
     if state not in ENDED:
         raise RunFolderError(f"{folder}: the run is {state}; burgersgd train resume={folder} brings it to its end")
     if checkpoint["parent"] is not None:
@@ -141,22 +158,29 @@ def rerun(
         circumstances.append(
             f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
         )
-    differences = [
-        f"metrics.csv, {column}: {_first_difference(theirs, ours)}"
-        for (column, theirs), ours in zip(
-            read_metrics(folder).items(), read_metrics(result.folder).values(), strict=True
-        )
-        if column != "seconds" and repr(theirs) != repr(ours)
+    before, after = read_metrics(folder), read_metrics(result.folder)
+    differences = [f"metrics.csv: has no column {column}" for column in after if column not in before]
+    differences += [
+        f"metrics.csv, {column}: {_first_difference(theirs, after[column])}"
+        for column, theirs in before.items()
+        if column in after and column != "seconds" and repr(theirs) != repr(after[column])
     ]
     again = read_checkpoint(result.folder)
-    for name, before, after in [
+    for name, theirs, ours in [
         ("x", checkpoint["x"], again["x"]),
         ("best x", checkpoint["best"]["x"], again["best"]["x"]),
-        *((field, tensor, again["state"].get(field)) for field, tensor in checkpoint["state"].items()),
+        *((field, checkpoint["state"].get(field), tensor) for field, tensor in again["state"].items()),
     ]:
-        if before is not None and not torch.equal(before, after):
-            differences.append(f"{name}: largest difference {float((before - after).abs().max()):.3g}")
+        if (theirs is None) != (ours is None) or (theirs is not None and theirs.shape != ours.shape):
+            differences.append(f"{name}: is there in one of the two runs alone, or has another shape")
+        elif theirs is not None and not _same_bits(theirs, ours):
+            differences.append(f"{name}: largest difference {float((theirs - ours).abs().max()):.3g}")
     return Repetition(result, differences, circumstances)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal, NaN to NaN."""
+    return a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _first_difference(a: list[float], b: list[float]) -> str:
@@ -192,7 +216,7 @@ def main_evaluate(arguments: Sequence[str]) -> int:
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
     known = {"test_error": status.get("best_test_error")} if given.point == "best" else status
-    differing = [name for name in measured if known.get(name) not in (None, measured[name])]
+    differing = [name for name in measured if known.get(name) is not None and repr(known[name]) != repr(measured[name])]
     for name, value in measured.items():
         recorded = f"   recorded {known[name]:.9g}" if name in differing else ""
         print(f"{name:<18}{value:.9g}{recorded}")

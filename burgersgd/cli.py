@@ -127,7 +127,8 @@ def _resume(flags: argparse.Namespace) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
     from burgersgd.recording.progress import shown_path, summary
-    from burgersgd.recording.run_folder import ENDED, RunFolderError, read_config, read_status
+    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.run_folder import RunFolderError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -145,7 +146,7 @@ def _resume(flags: argparse.Namespace) -> int:
             raise ConfigError(f"trainer.budget={budget}: must be of type int")
         folder = Path(words["resume"])
         read_config(folder)
-        over = read_status(folder)["state"] in ENDED
+        over = is_over(folder)
         if over and budget is None:
             print(f"{shown_path(folder)}: the run is over, nothing is left to do")
     except ValueError as error:

@@ -85,10 +85,12 @@ def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[
         if key not in GROUPS:
             parts[key] = value
             continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value}: must hold the keys of the group")
         if value.get("name") == OWN:
             if key == "model":
                 continue
-            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value["options_of"]}
+            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value.get("options_of")}
         settings = {k: v for k, v in value.items() if k != "class"}
         parts[key] = _built(_class_of(key, value), settings, f"{key}.", lacking)
     return _built(TrainConfig, parts, "", lacking)
@@ -113,7 +115,7 @@ def _built(
     fields = dataclasses.fields(cls)
     unknown = values.keys() - {f.name for f in fields}
     if unknown:
-        raise ConfigError(f"{prefix}{min(unknown)}: no such key in this version of burgersgd")
+        raise ConfigError(f"{prefix}{min(unknown, key=str)}: no such key in this version of burgersgd")
     return cls(**{f.name: lacking(f) for f in fields if is_added(f)} | dict(values))
 
 

@@ -132,6 +132,19 @@ def _torch_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Let float32 be float32: no TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
 @dataclass
 class Prepared:
     """Runs that are checked and ready to start."""
@@ -162,7 +175,7 @@ class Prepared:
         """
         trainer = self.configs[0].trainer
         before = torch.are_deterministic_algorithms_enabled()
-        with _torch_threads(self.threads):
+        with _torch_threads(self.threads), _exact_float32():
             try:
                 if before != trainer.deterministic:  # the call imports the compiler
                     torch.use_deterministic_algorithms(trainer.deterministic)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
+from burgersgd.config import GROUPS, LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -113,17 +113,34 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
     return LOSSES[name]
 
 
+def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
+    """Return what makes the nn.Module of a model class that does not ship, None for those that do.
+
+    Raises ConfigError where it makes none.
+    """
+    if config.model.name in GROUPS["model"].shipped:
+        return None
+    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
+    with seeded(config.seed):
+        try:
+            network = make()
+        except Exception as error:  # whatever somebody else's code raises
+            raise ConfigError(f"model={config.model.name}: {one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"model={config.model.name}: network() must return an nn.Module, not {type(network).__name__}"
+        )
+    return make  # pyright: ignore[reportReturnType]
+
+
 def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
         return own_model(own, config.seed)
-    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
     try:
-        network = make()
+        network = config.model.network(data.input_shape, loss.n_outputs(data.n_outputs))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if isinstance(network, nn.Module):
-        return own_model(make, config.seed)
     assert isinstance(network, Model)
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
@@ -132,7 +149,7 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
     return network
 
 
-def own_model(own: UserModel | Callable[[], Any], seed: int) -> Wrapped:
+def own_model(own: UserModel, seed: int) -> Wrapped:
     """Return the user's own model, or what their function makes with the generators seeded. Raises ConfigError."""
     with seeded(seed % 2**63):
         try:

@@ -339,7 +339,7 @@ class _FleetRun:
             "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
             "predictor": described(
                 problem.model,
-                self.prepared.user_model is not None,
+                self.prepared.own_model,
                 self.prepared.configs[0].model,
                 problem.loss,
                 self.prepared.data,

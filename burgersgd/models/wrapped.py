@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Wrapped:
     model.part.eval(). Raises ValueError, one line, for a module that cannot be trained as its author meant.
     """
 
-    def __init__(self, module: nn.Module, source: nn.Module | Callable[[], Any] | None = None) -> None:
+    def __init__(self, module: nn.Module, source: nn.Module | Callable[[], nn.Module] | None = None) -> None:
         """Make it of a module; source is the module itself (None) or what makes one for each run."""
         check(module)
         self.source = module if source is None else source

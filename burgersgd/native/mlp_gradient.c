@@ -37,7 +37,7 @@ typedef struct { /* mirrored by native_gradient._Plan */
     int64_t workspace_size;       /* bytes for one thread, from mlp_gradient_workspace_* */
 } Plan;
 
-typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
+typedef struct { /* several steps of all runs; mirrored by engines/native._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
     void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad);
     const void *update_plan;

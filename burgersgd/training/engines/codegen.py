@@ -152,7 +152,7 @@ class FusedUpdate:
         threads = torch.get_num_threads()
         self._function = library.update
         self.run_function = ctypes.cast(library.update_run, ctypes.c_void_p)
-        """update_run of the C text, for training/native_steps.py."""
+        """update_run of the C text, for NativeSteps."""
         self._kept_alive = (fields, seeds, starts)
         self._grads = (ctypes.c_void_p * len(pieces))()
         self._plan = Plan(

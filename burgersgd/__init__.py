@@ -15,15 +15,31 @@ from burgersgd import config
 from burgersgd.config import ConfigError, TrainConfig, TrainerConfig
 
 if TYPE_CHECKING:
-    from burgersgd.run import Result, resume, train, train_fleet
+    from burgersgd.analysis.runs import load
+    from burgersgd.run import Result, resume, train, train_all, train_fleet
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Result", "TrainConfig", "TrainerConfig", "config", "resume", "train", "train_fleet"]
+__all__ = [
+    "ConfigError",
+    "Result",
+    "TrainConfig",
+    "TrainerConfig",
+    "config",
+    "load",
+    "resume",
+    "train",
+    "train_all",
+    "train_fleet",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Result", "resume", "train", "train_fleet"):  # torch takes a second to import: only when it is needed
+    if name in ("Result", "resume", "train", "train_all", "train_fleet"):  # torch takes a second to import
         from burgersgd import run
 
         return getattr(run, name)
+    if name == "load":
+        from burgersgd.analysis import runs
+
+        return runs.load
     raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")

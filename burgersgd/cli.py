@@ -37,6 +37,7 @@ examples:
   burgersgd train --help                               all groups and keys
   burgersgd train resume=RUN                           go on with a run that was stopped
   burgersgd status SWEEP                               how the jobs of a sweep stand
+  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
   burgersgd rerun RUN --check                          the same run again: are the bits the same?
@@ -121,7 +122,8 @@ def _resume(flags: argparse.Namespace) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
     from burgersgd.recording.progress import shown_path, summary
-    from burgersgd.recording.run_folder import ENDED, RunFolderError, read_config, read_status
+    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.run_folder import RunFolderError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -139,7 +141,7 @@ def _resume(flags: argparse.Namespace) -> int:
             raise ConfigError(f"trainer.budget={budget}: must be of type int")
         folder = Path(words["resume"])
         read_config(folder)
-        over = read_status(folder)["state"] in ENDED
+        over = is_over(folder)
         if over and budget is None:
             print(f"{shown_path(folder)}: the run is over, nothing is left to do")
     except ValueError as error:
@@ -230,6 +232,8 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
+        "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "advice": result.advice,
     }
 
 
@@ -371,6 +375,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.sweeps import status
 
             return status.main(arguments)
+        if command == "compare":
+            from burgersgd.analysis import command as analysis
+
+            return analysis.main(arguments)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}
@@ -381,7 +389,7 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("status", "evaluate", "export", "rerun")},
+    **{word: functools.partial(_look, word) for word in ("status", "compare", "evaluate", "export", "rerun")},
     "verify": _verify,
     "traffic": _traffic,
 }

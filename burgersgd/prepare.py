@@ -18,6 +18,7 @@ from torch import Tensor
 from burgersgd import native, streams
 from burgersgd.build import (
     DTYPES,
+    GPU_FROM,
     UserData,
     UserModel,
     budget_of,
@@ -80,16 +81,16 @@ def prepare(
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
-    device = device_of(config)
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
     loss = loss_of(config, data)
     network = model_of(config, data, loss, model)
-    if isinstance(network, Wrapped):
-        network.to(device, dtype)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
+    device = device_of(config, batch_size * sum(math.prod(shape) for shape in network.shapes))
+    if isinstance(network, Wrapped):
+        network.to(device, dtype)
     on_device = data.to(device, dtype)
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
@@ -128,6 +129,19 @@ def _torch_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Let float32 be float32: no TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
 @dataclass
 class Prepared:
     """Runs that are checked and ready to start."""
@@ -143,6 +157,11 @@ class Prepared:
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
 
+    @property
+    def gpu_work(self) -> float:
+        """Work of a step of one run: 1 is where device=auto takes a GPU."""
+        return self.problem.d * self.batch_size / GPU_FROM
+
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:
         """Let torch use the threads and the algorithms that the runs ask for.
@@ -151,7 +170,7 @@ class Prepared:
         """
         trainer = self.configs[0].trainer
         before = torch.are_deterministic_algorithms_enabled()
-        with _torch_threads(self.threads):
+        with _torch_threads(self.threads), _exact_float32():
             try:
                 if before != trainer.deterministic:  # the call imports the compiler
                     torch.use_deterministic_algorithms(trainer.deterministic)
@@ -183,14 +202,14 @@ class Prepared:
                 drop_last=config.trainer.drop_last,
             ),
             seeds=seeds,
-            x0=self._initial(seeds),
+            x0=self.initial(seeds),
             budget=self.budget,
             engine=self.engine,
             clip_norm=config.trainer.clip_norm,
             explosion_factor=config.trainer.explosion_factor,
         )
 
-    def _initial(self, seeds: Tensor) -> Tensor:
+    def initial(self, seeds: Tensor) -> Tensor:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):

@@ -18,7 +18,8 @@ from burgersgd.config import TrainConfig
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
-from burgersgd.prepare import Prepared, prepare
+from burgersgd.prepare import Prepared, fleet_key, prepare
+from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -27,6 +28,7 @@ from burgersgd.recording.run_folder import (
     RunInUseError,
     begun,
     complete_checkpoints,
+    is_half_made,
     read_config,
 )
 from burgersgd.trainer import Prune, Result, Trainer
@@ -87,6 +89,33 @@ def train_fleet(
                 for lane, words in zip(lanes, overrides, strict=True):
                     lane.folder = stack.enter_context(_new_folder(prepared, lane.config, words))
         return Trainer(model, dataset, prune).run(lanes, progress, prepared)
+
+
+def train_all(
+    configs: Sequence[TrainConfig | Mapping[str, Any]],
+    *,
+    model: UserModel | None = None,
+    dataset: UserData | None = None,
+    record: bool = True,
+    progress: bool | Progress | None = None,
+) -> list[Result]:
+    """Train runs of any kind, those that can share a fleet together; results in the same order.
+
+    All of them are checked before the first one starts. Arguments and errors as in train.
+    """
+    groups: dict[str, list[int]] = {}
+    configs = [config_of(config) for config in configs]
+    for i, config in enumerate(configs):
+        groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
+    fleets = [[configs[i] for i in group] for group in groups.values()]
+    with undisturbed():
+        for fleet in fleets if len(fleets) > 1 else ():
+            prepare(fleet, model=model, dataset=dataset)
+    results: dict[int, Result] = {}
+    for group, fleet in zip(groups.values(), fleets, strict=True):
+        trained = train_fleet(fleet, model=model, dataset=dataset, record=record, progress=progress)
+        results |= dict(zip(group, trained, strict=True))
+    return [results[i] for i in range(len(configs))]
 
 
 @undisturbed()
@@ -171,9 +200,9 @@ def _continued(
             "config_hash": config_hash(config, prepared.budget),
             "parent": {"folder": str(opened.path), **spent},
         }
-        metrics = opened.metrics_text(checkpoint["metrics_bytes"])
+        metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
-            new.checkpoint(continued)
+            new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
             return new.path
 
@@ -199,6 +228,8 @@ def train_jobs(
                 path = Path(config.output_root, config.run_name or "")
                 folder = RunFolder.reopen(path) if begun(path) else _new_folder(prepared, config, words)
                 folders[i] = stack.enter_context(folder)
+                if config_hash(config_from(folder.config), prepared.budget) != config_hash(config, prepared.budget):
+                    raise RunFolderError(f"{path}: its configuration is that of another run")
         results = _go_on(list(folders.values()), Trainer(None, None, prune), progress)
         return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
 
@@ -229,7 +260,8 @@ def check_output(config: TrainConfig) -> None:
     _check_name(config, "output_root", path)
     _check_name(config, "run_name", path / (config.run_name or ""))
     try:
-        if config.run_name is not None and (path / config.run_name).exists():
+        folder = path / (config.run_name or "")
+        if config.run_name is not None and folder.exists() and not (any(folder.iterdir()) and is_half_made(folder)):
             raise config.error("run_name", f"the folder {path / config.run_name} exists already")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
@@ -252,12 +284,12 @@ def _check_name(config: TrainConfig, key: str, path: Path) -> None:
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
     own = None if prepared.user_model is None else type(prepared.problem.model.module()).__name__
     root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
-    device = str(prepared.problem.inputs.device)
+    named = {"device": str(prepared.problem.inputs.device), "config_hash": config_hash(config, prepared.budget)}
     if config.run_name is not None:
-        return RunFolder.create(root / config.run_name, plain, overrides, device, metrics)
+        return RunFolder.create(root / config.run_name, plain, overrides, metrics=metrics, **named)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{config.optimizer.name}_{prepared.data.name}"
     for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
         with contextlib.suppress(FolderTakenError, RunInUseError):  # by a run that started in the same second
-            return RunFolder.create(root / (name + suffix), plain, overrides, device, metrics)
+            return RunFolder.create(root / (name + suffix), plain, overrides, metrics=metrics, **named)
     raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")

@@ -167,7 +167,45 @@ def test_a_diverging_run_exits_3_and_says_when(tmp_path: Path, capsys: pytest.Ca
     assert f"gradient evaluation {status['evaluations']}" in status["reason"]
     metrics = read_metrics(folder)
     assert metrics["evaluations"][-1] <= status["evaluations"]
-    assert "DIVERGED" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "DIVERGED" in shown
+    assert status["advice"].startswith("lr * L = ")
+    assert f"advice {status['advice']}" in shown
+    assert status["reason"].endswith(status["advice"])
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["optimizer=sgd", "optimizer.lr=1e-9"], "small steps; try a larger optimizer.lr"),
+        (["optimizer=sgd", "optimizer.lr=3", "model.depth=4"], "try optimizer.lr < "),
+        (["optimizer=adamw", "optimizer.lr=1e-9"], "no bound on lr is known for this optimizer"),
+        (["optimizer=paper_literal"], "x moves in the last gradient evaluation alone, by construction"),
+        (["dataset=teacher_student", "loss=squared_error", "optimizer=sgd", "optimizer.lr=1e-9"], "small steps"),
+    ],
+)
+def test_a_run_that_learnt_nothing_is_told_so_with_advice(
+    words: list[str], advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*SHORT, "trainer.clip_norm=1", *words]) == 0
+    status, shown = read_status(only_folder(tmp_path)), " ".join(capsys.readouterr().out.split())
+    assert (status["state"], status["no_better_than_guessing"]) == ("completed", True)
+    regression = "dataset=teacher_student" in words
+    guess = f"validation RMSE {status['guess_error']:.4g}" if regression else f"{100 * status['guess_error']:.2f} %"
+    what = "the mean of the targets" if regression else "the most frequent class"
+    assert f"no better than guessing: {what} alone has validation " in shown
+    assert guess in shown
+    assert advice in status["advice"]
+    assert f"advice {status['advice']}" in shown
+    assert "no better than guessing" in (only_folder(tmp_path) / "log.txt").read_text()
+
+
+def test_a_run_that_learns_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["trainer.epochs=5", "optimizer=sgd"]) == 0
+    status = read_status(only_folder(tmp_path))
+    assert (status["no_better_than_guessing"], status["advice"]) == (False, None)
+    assert 0.85 < status["guess_error"] < 0.95
+    assert "guessing" not in capsys.readouterr().out
 
 
 def test_a_multirun_trains_every_job_and_survives_a_diverging_one(tmp_path: Path) -> None:
@@ -182,9 +220,9 @@ def test_a_multirun_trains_every_job_and_survives_a_diverging_one(tmp_path: Path
 def test_errors_of_a_regression_are_not_shown_in_per_cent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*SHORT, "dataset=teacher_student", "loss=squared_error"]) == 0
     shown = capsys.readouterr()
-    assert f"test error            {read_status(only_folder(tmp_path))['test_error']:.4g}\n" in shown.out
+    assert f"test RMSE             {read_status(only_folder(tmp_path))['test_error']:.4g}\n" in shown.out
     assert "%" not in shown.out
-    assert "val. error 0." in shown.err or "val. error 1." in shown.err
+    assert "val. RMSE 0." in shown.err or "val. RMSE 1." in shown.err
 
 
 def test_yaml_infinity_is_understood(tmp_path: Path) -> None:

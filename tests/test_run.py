@@ -318,3 +318,21 @@ def test_without_a_c_compiler_everything_still_works(monkeypatch: pytest.MonkeyP
     trainer = TrainerConfig(budget=100, compile="native")
     with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs device=cpu and a C compiler"):
         prepare([TrainConfig(trainer=trainer)])
+
+
+def test_train_all_trains_mixed_optimizers_and_keeps_the_order(tmp_path: Path) -> None:
+    optimizers = [SgdConfig(lr=0.13), LocalEntropyConfig(lr=0.2, inner_steps=5), SgdConfig(lr=0.3)]
+    configs = [small_config(seed, optimizer=optimizer) for seed in (3, 1) for optimizer in optimizers]
+    results = burgersgd.train_all(configs, progress=False)
+    assert [result.config for result in results] == configs
+    assert len({result.folder for result in results}) == 6
+    for config, result in zip(configs[:2], results, strict=False):
+        alone = burgersgd.train(config, record=False, progress=False)
+        assert alone.test_loss == pytest.approx(result.test_loss, rel=1e-10)
+
+
+def test_train_all_checks_every_run_before_it_trains_one(tmp_path: Path) -> None:
+    wrong = small_config(1, trainer=TrainerConfig(budget=40, batch_size=3000))
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size=3000"):
+        burgersgd.train_all([small_config(), wrong], progress=False)
+    assert not list(tmp_path.iterdir())

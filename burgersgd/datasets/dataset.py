@@ -56,6 +56,17 @@ class Dataset:
         """Number of training examples."""
         return self.train.n
 
+    def guess_error(self, part: Part) -> float:
+        """Return the error on a part of the best answer that looks at no input.
+
+        That is the most frequent class of the training part, or the mean of its targets (then RMSE per output).
+        """
+        if self.task == "classification":
+            most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
+            return float((part.targets != most_frequent).double().mean())
+        mean = self.train.targets.double().mean(0)
+        return float((part.targets.double() - mean).square().mean().sqrt())
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""
         return replace(

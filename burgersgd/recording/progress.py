@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -16,6 +18,7 @@ REDRAW_SECONDS = 0.1
 LINES = 20  # of a whole run, where there is no terminal
 WIDTH = 80
 LABEL_WIDTH = 22
+NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?")
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
@@ -201,6 +204,8 @@ def summary(
     best_at: int | None = None,
     diverged_at: int | None = None,
     last_finite_loss: float | None = None,
+    guess_error: float | None = None,
+    advice: str | None = None,
     percent: bool = True,
 ) -> str:
     """Return one screen of text about a finished run; what is None is left out.
@@ -208,7 +213,9 @@ def summary(
     Errors are fractions and shown in per cent, or with percent=False the RMSE of a regression.
 
     `best_test_error` is the test error of the best parameters by validation, found after `best_at` gradient
-    evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite.
+    evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite. `guess_error` is given
+    where the run is no better than that, the validation error of an answer that looks at no input; `advice` says what
+    to try.
     """
     best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
@@ -216,6 +223,11 @@ def summary(
     diverged = None if diverged_at is None else f"at gradient evaluation {diverged_at:,}"
     if diverged is not None and last_finite_loss is not None:
         diverged += f", last finite loss {last_finite_loss:.4g}"
+    constant = "the most frequent class" if percent else "the mean of the targets"
+    guessing = None
+    if guess_error is not None:
+        guess = f"validation {_named(percent)} {_error(guess_error, percent)}"
+        guessing = f"no better than guessing: {constant} alone has {guess}"
     where = None if folder is None else shown_path(folder)
     setting: dict[str, str | None] = {
         "optimizer": optimizer,
@@ -231,6 +243,8 @@ def summary(
         f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
         "best by validation": None if best is None else f"test {_named(percent)} {best}",
+        "NOT LEARNT": guessing,
+        "advice": advice,
     }
     files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * WIDTH
@@ -245,13 +259,17 @@ def sweep_summary(
     states: Mapping[str, int],
     failed: Sequence[tuple[str, str]],
     folder: Path,
+    unwell: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
     best_error: float | None = None,
     best_job: str = "",
     best_folder: Path | None = None,
     objective: str = "last",
     percent: bool = True,
 ) -> str:
-    """Return a sweep as text: how many jobs are in which state, the best of them, and each job that failed, and why.
+    """Return a sweep as text: how many jobs are in which state, the best of them, and which failed, and why.
+
+    Jobs that failed for reasons that differ in numbers alone are told together; likewise those that diverged or did not
+    learn (unwell: label -> jobs and reasons).
 
     best_error is the lowest validation error, at the end of the runs (objective "last") or in them ("best"); best_job
     and best_folder are what tells that run from the others, and its folder.
@@ -263,12 +281,25 @@ def sweep_summary(
         when = "at the end" if objective == "last" else "at its best"
         error = f"validation {_named(percent)} {_error(best_error, percent)}"
         lines.append(_entry(f"lowest {_named(percent)}", f"{error} {when}, {best_job}"))
-    lines += [_entry("failed", f"{job}: {reason}") for job, reason in failed]
+    for label, pairs in {"failed": failed, **unwell}.items():
+        lines += [_entry(label, text) for text in _grouped(pairs)]
     where = shown_path(folder)
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}
     files |= {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
     table = "\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items())
     return "\n".join([rule, *lines, "", table, rule])
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one text for all jobs whose reasons differ in numbers alone; the first of them stands for the others."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for job, reason in pairs:
+        groups.setdefault(NUMBER.sub("#", reason), []).append((job, reason))
+    return [
+        f"{job}: {reason}" if len(group) == 1 else f"{len(group)} jobs, the first is {job}: {reason}"
+        for group in groups.values()
+        for job, reason in group[:1]
+    ]
 
 
 def _block(entries: dict[str, str | None]) -> str:

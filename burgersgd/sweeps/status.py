@@ -6,14 +6,15 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.progress import sweep_summary
-from burgersgd.recording.run_folder import read_status
+from burgersgd.recording.run_folder import ENDED, read_status
+from burgersgd.recording.schema import NotedJob, checked, decoded
 
 JOBS = "jobs.jsonl"
 STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
@@ -50,8 +51,9 @@ def _noted(folder: Path) -> dict[str, str]:
         return {}
     noted = {}
     for line in lines:
-        with contextlib.suppress(ValueError):  # half a line of a process that was killed
-            noted[json.loads(line)["name"]] = json.loads(line)["overrides"]
+        with contextlib.suppress(RunFolderError):  # half a line of a process that was killed
+            job = checked(decoded(line.encode(), folder / JOBS), NotedJob, folder / JOBS)
+            noted[job["name"]] = job["overrides"]
     return noted
 
 
@@ -71,8 +73,21 @@ def _state(path: Path, words: str) -> JobState:
     state, reason = status["state"], status.get("reason") or ""
     if state == "running" and not is_claimed(path):
         state, reason = "interrupted", "its process died"
-    percent = status.get("task") != "regression"
-    return JobState(path.name, words, state, reason, status.get("validation_error", math.nan), percent)
+    percent, error = status.get("task") != "regression", status.get("validation_error")
+    return JobState(path.name, words, state, reason, math.nan if error is None else error, percent)
+
+
+def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
+    """Return which of the jobs, words and run folder, diverged or are no better than guessing, with the reasons."""
+    found: dict[str, list[tuple[str, str]]] = {"diverged": [], "not learnt": []}
+    for words, path in jobs:
+        with contextlib.suppress(RunFolderError):
+            status = read_status(path)
+            if status["state"] == "diverged":
+                found["diverged"].append((words, status.get("advice") or status.get("reason") or "no reason recorded"))
+            elif status.get("no_better_than_guessing"):
+                found["not learnt"].append((words, status.get("advice") or ""))
+    return found
 
 
 def find_sweep(name: str) -> Path:
@@ -98,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     shown = sweep_summary(
         states={state: sum(job.state == state for job in jobs) for state in STATES},
         failed=[(job.words, job.reason) for job in jobs if job.state == "failed"],
+        unwell=unwell((job.words, folder / job.name) for job in jobs if job.state in ENDED),
         folder=folder,
         best_error=None if best is None else best.validation_error,
         best_job="" if best is None else best.words,

@@ -25,7 +25,7 @@ from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, 
 from burgersgd.sweeps.compose import Composer, split_words
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
-from burgersgd.sweeps.status import note_jobs
+from burgersgd.sweeps.status import note_jobs, unwell
 
 PLUGIN = "hydra_plugins.burgersgd"
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
@@ -253,6 +253,11 @@ class Sweep:
                 "trained by another process": sum(_is_elsewhere(end) for _, end in ends),
             },
             failed=failed,
+            unwell=unwell(
+                (self._varied(words), self._folder / self.plan(words).name)
+                for words, end in ends
+                if not isinstance(end, Exception) and not _is_elsewhere(end)
+            ),
             objective=self.settings.objective,
             best_error=None if best is None else best[0],
             best_job="" if best is None else self._varied(best[1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,16 @@ CHUNK = 4096
 """Examples evaluated at once."""
 EXAMPLES_OF_ALL_RUNS = 1 << 18
 """On a GPU, where runs are evaluated together: a fleet that fits while it trains is to fit here too."""
+
+
+def is_guessing(error: float, guess: float, n: int, classification: bool) -> bool:
+    """Whether an error measured on n examples is not clearly below that of the best answer that looks at no input.
+
+    Classification: less than two binomial standard errors below it. Regression: less than 1 % below it, which a
+    constant a little off the mean may be by chance. An error that is not a number is no better than guessing.
+    """
+    margin = 2 * math.sqrt(guess * (1 - guess) / n) if classification else 0.01 * guess
+    return not error < guess - margin
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,8 @@ class Evaluator:
         key = len(x), torch.get_num_threads()
         if key not in self._kernels:
             network: Any = self.model
-            inputs, at_once = self.inputs.flatten(1), min(128, max(1, len(self.labels)))
-            self._kernels[key] = NativeGradient(
-                network.widths, network.activation, self.loss.name, inputs, self.targets, len(x), at_once
-            )
+            at_once = min(128, max(1, len(self.labels)))
+            self._kernels[key] = NativeGradient.of(network, self.loss.name, self.inputs, self.targets, len(x), at_once)
         loss, wrong = self._kernels[key].evaluate(x, self.labels if self.classification else None)
         return loss.to(x.dtype), (wrong if self.classification else loss).to(x.dtype)
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from burgersgd.training.fleet import Fleet
 
 SAMPLES = 32
-"""Gradient evaluations of a budget at which lr / gamma is looked at before the start."""
+"""Gradient evaluations of a budget at which the settings are looked at."""
+
+TIMID = 0.01
+"""Share of the bound on lr below which steps count as small: the steepest direction takes 100 of them."""
 
 
 class Settings(NamedTuple):
@@ -111,11 +114,15 @@ def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
 
     Looks at the whole budget: scoping makes gamma smaller, schedules make lr smaller.
     """
-    steps = torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
-    columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
+    columns = [settings for step in _looked_at(fleet) if (settings := settings_at(fleet, step)) is not None]
     worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
     lr = fleet.hyper["lr"].flatten().tolist()
     return [lr_gamma_warning(*pair) for pair in zip(worst, lr, strict=True)] if worst else [None] * fleet.n_runs
+
+
+def _looked_at(fleet: Fleet) -> list[int]:
+    """Return at most SAMPLES gradient evaluations, evenly from the budget."""
+    return torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
 
 
 def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
@@ -131,13 +138,17 @@ def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
     )
 
 
-def stability_hint(settings: Settings, lip: float) -> str:
+BEST = "where the validation error was lowest"
+START = "at the start"
+
+
+def stability_hint(settings: Settings, lip: float, where: str = BEST) -> str:
     """Return one line: which bound the settings break where the loss has curvature lip, or that they break none."""
     if not math.isfinite(lip):
         return "the curvature could not be measured; try a smaller optimizer.lr or trainer.clip_norm=1"
     stiffness, bound = settings.stiffness(lip), settings.bound
     compared = f"{_formula(settings, 'L')} = {stiffness:.3g} {'>=' if stiffness >= bound else '<'} {bound:.3g}"
-    compared += f" with L = {lip:.3g} (largest Hessian eigenvalue where the validation error was lowest)"
+    compared += f" with L = {lip:.3g} (largest Hessian eigenvalue {where})"
     if stiffness < bound:
         return f"{compared}: not unstable there; try trainer.clip_norm=1, and look at the scale of the data"
     larger = ", or a larger optimizer.gamma" if settings._replace(pull=0.0).stiffness(lip) < bound else ""
@@ -155,6 +166,26 @@ def divergence_hint(fleet: Fleet, run: int, step: int, x: Float[Tensor, " d"]) -
     if settings is None:
         return "no bound on lr is known for this optimizer; try a smaller optimizer.lr or trainer.clip_norm=1"
     return stability_hint(settings[run], top_eigenvalue(fleet.problem, x))
+
+
+def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
+    """Return one line on why a run ended no better than guessing; x is where it started.
+
+    A unit that is dead, or a saturated network, has no curvature: only the start tells what the steps were.
+    """
+    rule = fleet.rule
+    if isinstance(rule, PaperLiteral) and rule.period is None:
+        return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
+    steps = _looked_at(fleet)
+    columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
+    if not columns:
+        return "no bound on lr is known for this optimizer; try another optimizer.lr, or a larger trainer.budget"
+    lip = top_eigenvalue(fleet.problem, x)
+    settings = max((column[run] for column in columns), key=lambda s: s.stiffness(lip) / s.bound)
+    if settings.stiffness(lip) < TIMID * settings.bound:
+        product = f"{_formula(settings, 'L')} = {settings.stiffness(lip):.2g} with L = {lip:.3g} {START}"
+        return f"{product}: small steps; try a larger optimizer.lr or a larger trainer.budget"
+    return stability_hint(settings, lip, START)
 
 
 def _formula(settings: Settings, lip: str | None) -> str:

@@ -100,6 +100,11 @@ def test_diverged_and_failed_jobs_do_not_disturb_their_siblings(
     text = " ".join(shown.split())
     assert "failed seed=2 optimizer.lr=0.1: cannot create run folder" in text
     assert "at the end, seed=1 optimizer.lr=0.1" in text
+    assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in text
+    assert main(["status", "s"]) == 1
+    assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert main(["train", *SGD, "seed=1", "optimizer.lr=0.1", "run_name=alone"]) == 0
     alone = read_status(tmp_path / "outputs" / "alone")["validation_loss"]
     (completed,) = [f for f in path.parent.iterdir() if f.is_dir() and read_status(f)["state"] == "completed"]

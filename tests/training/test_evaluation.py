@@ -18,7 +18,9 @@ from burgersgd.config import (
     TrainerConfig,
     TwoSpiralsConfig,
 )
+from burgersgd.datasets import load
 from burgersgd.prepare import Prepared, prepare
+from burgersgd.training.evaluation import is_guessing
 
 PROBLEMS: list[tuple[str, DatasetConfig]] = [
     ("cross_entropy", DigitsConfig()),
@@ -62,6 +64,35 @@ def test_a_run_is_evaluated_alike_in_any_company() -> None:
     x, evaluator = ready.fleet().x, ready.evaluator(ready.data.validation)
     for a, b in zip(evaluator(x), evaluator(x[2:3]), strict=True):
         assert torch.equal(a[2:3], b)
+
+
+def test_guessing_is_the_best_constant_answer() -> None:
+    classes = load(DigitsConfig())
+    errors = [float((classes.validation.targets != c).double().mean()) for c in range(10)]
+    most_frequent = max(range(10), key=lambda c: int((classes.train.targets == c).sum()))
+    assert classes.guess_error(classes.validation) == pytest.approx(errors[most_frequent])
+    regression = load(TeacherStudentConfig(outputs=3, n_samples=300))
+    mean = regression.train.targets.mean(0)
+    difference = regression.validation.targets - mean
+    assert regression.guess_error(regression.validation) == pytest.approx(float(difference.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize(
+    ("error", "guess", "n", "classification", "expected"),
+    [
+        (0.85, 0.9, 400, True, False),  # two standard errors are 0.03
+        (0.88, 0.9, 400, True, True),
+        (0.88, 0.9, 1000, True, False),  # and 0.019
+        (0.985, 1.0, 400, False, False),
+        (0.995, 1.0, 400, False, True),
+        (1.5, 1.0, 400, False, True),
+        (math.nan, 0.9, 400, True, True),
+    ],
+)
+def test_guessing_is_what_is_not_clearly_better(
+    error: float, guess: float, n: int, classification: bool, expected: bool
+) -> None:
+    assert is_guessing(error, guess, n, classification) == expected
 
 
 def test_networks_that_have_blown_up_are_evaluated_alike() -> None:

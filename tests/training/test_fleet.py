@@ -15,6 +15,7 @@ from burgersgd import streams
 from burgersgd.config import (
     AdamWConfig,
     CosineScheduleConfig,
+    DeviceConfig,
     DigitsConfig,
     GdConfig,
     LangevinConfig,
@@ -31,6 +32,7 @@ from burgersgd.config import (
     TwoSpiralsConfig,
 )
 from burgersgd.datasets import Dataset, Part
+from burgersgd.native import library
 from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
@@ -385,3 +387,33 @@ def test_cuda_trajectories_equal_the_cpus_in_float64(engine: str, n_runs: int) -
     # The normal numbers of the two devices agree to 1e-6, and the noise has scale sqrt(4 nu lr) < 0.01.
     assert torch.allclose(cpu.x, cuda.x.cpu(), rtol=1e-5, atol=1e-6)
     assert cuda.alive.all()
+
+
+@pytest.mark.skipif(library("mlp_gradient") is None, reason="the C kernel could not be compiled")
+@pytest.mark.parametrize("n_runs", [1, 3])
+def test_lenet_is_computed_in_c_and_equals_autograd(n_runs: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    inputs, labels = torch.randn(90, 1, 28, 28, generator=generator), torch.randint(10, (90,), generator=generator)
+    parts = [Part(inputs[i : i + 30], labels[i : i + 30]) for i in (0, 30, 60)]
+    data = Dataset("images", "classification", *parts, 10)
+    fleets = []
+    for compile in ("auto", "off"):
+        configs = [
+            TrainConfig(
+                model=LeNetConfig(),
+                optimizer=LocalEntropyConfig(lr=0.01 * (1 + s), nu=1e-5, gamma=0.7, inner_steps=4, outer_step=0.8),
+                trainer=TrainerConfig(budget=12, batch_size=8, precision="float64", compile=compile),
+                device=DeviceConfig(name="cpu"),
+                seed=s,
+            )
+            for s in range(n_runs)
+        ]
+        prepared = prepare(configs, dataset=data)
+        assert prepared.engine == ("native" if compile == "auto" else "eager")
+        fleet = prepared.fleet()
+        fleet.advance(12)
+        fleets.append((fleet, prepared.evaluator(prepared.data.validation)(fleet.x)))
+    (native, measured), (eager, expected) = fleets
+    torch.testing.assert_close(native.x, eager.x, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(measured[0], expected[0], rtol=1e-10, atol=0)
+    assert torch.equal(measured[1], expected[1])

@@ -20,7 +20,7 @@ from burgersgd.training.engines.codegen import FusedUpdate
 from burgersgd.training.engines.eager import Autograd, Gradient, OneByOne, Task, TorchUpdate
 from burgersgd.training.gradients import Problem, gradient_in_pieces
 from burgersgd.training.inputs import Inputs
-from burgersgd.training.native_gradient import NativeGradient
+from burgersgd.training.native_gradient import NativeGradient, check_size
 from burgersgd.training.state import RunState
 
 CALL_OPERATIONS = 2e9
@@ -60,9 +60,12 @@ class NativeSteps:
         self, gradient: NativeGradient, update: FusedUpdate, at: Float[Tensor, "runs d"], clip_norm: float | None
     ) -> None:
         """`at`: the vector of the updated state where gradients are taken, at the same place in memory for good."""
+        if not update.holds(at):
+            raise ValueError("the gradient must be taken at a vector of the updated state")
         runs, d = at.shape
         scratch = at.new_empty(gradient.threads, d)
         self._gradient = gradient
+        check_size(gradient.function("mlp_steps_size"), _Steps)
         self._kernel = gradient.function("mlp_steps")
         self._kernel.argtypes, self._kernel.restype = [ctypes.c_void_p], ctypes.c_int64
         self._kept_alive = (update, at, scratch)
@@ -75,7 +78,7 @@ class NativeSteps:
             d=d,
             clip_norm=math.inf if clip_norm is None else clip_norm,
         )
-        self.most = max(1, int(CALL_OPERATIONS / (6 * runs * d * gradient.max_batch)))
+        self.most = max(1, int(CALL_OPERATIONS / (6 * runs * gradient.work * gradient.max_batch)))
         """Steps of one call."""
 
     def __call__(
@@ -119,14 +122,9 @@ class InC:
     """Gradients of a fully connected network by the C kernel."""
 
     def __init__(self, problem: Problem, state: RunState, inputs: Inputs) -> None:
-        self.kernel = NativeGradient(
-            problem.model.widths,  # pyright: ignore[reportAttributeAccessIssue]
-            problem.model.activation,  # pyright: ignore[reportAttributeAccessIssue]
-            problem.loss.name,
-            problem.inputs.flatten(1),
-            problem.targets,
-            inputs.n_runs,
-            inputs.batches.batch_size,
+        batch_size = inputs.batches.batch_size
+        self.kernel = NativeGradient.of(
+            problem.model, problem.loss.name, problem.inputs, problem.targets, inputs.n_runs, batch_size
         )
         self.full_batch = inputs.full_batch
         self.grad = torch.empty(inputs.n_runs, inputs.d, dtype=inputs.dtype)
@@ -187,7 +185,9 @@ def make_native(task: Task, state: RunState, inputs: Inputs) -> OneByOne | Nativ
         return OneByOne(task, gradient, TorchUpdate.of(task.rule, state, inputs))
     one_by_one = OneByOne(task, gradient, UpdateInC(update), draws_noise=True)
     at = task.rule.gradient_at(c, state.rule)
-    if not any(field is at for field in state.rule):  # it is computed, and is elsewhere at every step
+    # Where threads share the gradient of a run, they share its update, too: in a call of its own. And what a rule
+    # computes to take the gradient at is elsewhere at every step.
+    if gradient.kernel.team > 1 or not any(field is at for field in state.rule):
         return one_by_one
     steps = NativeSteps(gradient.kernel, update, at, task.clip_norm)
     return Native(one_by_one, steps, task.rule.end_cycle(c, state.rule) is not state.rule)

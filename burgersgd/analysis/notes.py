@@ -1,0 +1,95 @@
+"""What a reader of a comparison has to know besides its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from burgersgd.analysis.rows import difference_of
+from burgersgd.analysis.runs import Run, shown
+from burgersgd.analysis.statistics import ALPHA, standard_error_of_share
+from burgersgd.analysis.values import At, curve_problem, measure
+
+MOST_LINES = 5
+"""Runs without a value that are named one by one."""
+
+if TYPE_CHECKING:
+    from burgersgd.analysis.compare import Block, Comparison
+
+
+def notes_of(c: Comparison, repeats: int) -> list[str]:
+    """Return the notes of a comparison; repeats: runs that were dropped because they repeat others."""
+    question, at = c.question, c.at
+    notes = list(c.runs.notes)
+    if repeats:
+        notes.append(f"{repeats} runs repeat others (same settings and seeds) and count once")
+    unusable = [line for run in c.runs if (line := _no_value(run, question.metric, at))]
+    notes += unusable[:MOST_LINES]
+    if len(unusable) > MOST_LINES:
+        notes.append(f"... and {len(unusable) - MOST_LINES} more runs are left out like that")
+    unfinished = [run for run in c.runs if run.state in ("running", "interrupted")]
+    if unfinished and at.kind in ("end", "best"):
+        notes.append(f"{len(unfinished)} runs are not finished and do not count (burgersgd train goes on with them)")
+    for block in c.blocks:
+        notes += _block_notes(c, block)
+    return list(dict.fromkeys(notes))
+
+
+def _no_value(run: Run, metric: str, at: At) -> str:
+    """Return why a run that is over has no value; empty where it has one, or is not over."""
+    if run.state != "completed" or not math.isnan(measure(run, metric, at)):
+        return ""
+    return f"{curve_problem(run) or f'{run.folder}: no value of {metric} at {at}'}; this run is left out"
+
+
+def _block_notes(c: Comparison, block: Block) -> list[str]:
+    notes, inside = [], f"{block.label}: " if block.label else ""
+    for row in block.rows:
+        notes += [f"{inside}{row.label}: {note}" for note in row.notes]
+        if row.n_settings > 1 and c.question.metric == c.question.pick:
+            notes.append(
+                f"{inside}{row.label}: picked by the same numbers out of {row.n_settings} settings: optimistic"
+            )
+        if len(row.values) == 1:
+            notes.append(f"{inside}{row.label}: n = 1, nothing is known about the spread")
+        d = row.difference
+        if d is not None and d.n_unpaired:
+            notes.append(f"{inside}{row.label}: {d.n_unpaired} runs have no partner of the same seed in the other row")
+    seeds = {run.split for run in block.rows[0].runs} if block.rows else set()
+    if block.by_split:
+        notes.append(f"{inside}several splits (dataset.seed): the split is the unit, and settings are picked per split")
+    elif block.n_test and c.question.metric in ("test_error", "validation_error"):
+        rates = [row.mean for row in block.rows if not math.isnan(row.mean)]
+        error = standard_error_of_share(min(rates), block.n_test) if rates else math.nan
+        if c.question.metric == "test_error" and not math.isnan(error):
+            notes.append(
+                f"{inside}all runs share one split (dataset.seed={shown(next(iter(seeds), None))}): what is said holds"
+                f" for its {block.n_test:,} test examples, whose own standard error is {100 * error:.2g} points"
+            )
+    if (inclusion := inclusion_check(c, block)) is not None:
+        notes.append(f"{inside}{inclusion}")
+    return notes
+
+
+def inclusion_check(c: Comparison, block: Block) -> str | None:
+    """Return what is wrong where sgd beats local_entropy, which contains it, in the paired test; None where nothing is.
+
+    With inner_steps=1, gamma=.inf, nu=0 local_entropy is sgd: tuned over a space that contains this, with enough
+    trials, it cannot be worse.
+    """
+    if [key for key in c.by if key.startswith("optimizer.")] != ["optimizer.name"]:
+        return None  # the rows are single settings: none of them is tuned
+    place = c.by.index("optimizer.name")
+    rest = [(row, row.key[:place] + row.key[place + 1 :], row.key[place]) for row in block.rows]
+    for row, others, name in rest:
+        sgd = next((r for r, o, n in rest if n == "sgd" and o == others), None)
+        if name != "local_entropy" or sgd is None:
+            continue
+        d = difference_of(row, sgd)
+        if d.test != "Welch" and d.p < ALPHA and (d.mean > 0 or row.n_lost > sgd.n_lost):
+            tried = f"{row.n_settings} settings tried against {sgd.n_settings}"
+            return (
+                f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}), which contains it (inner_steps=1, gamma=.inf,"
+                f" nu=0): its search space or budget is too small ({tried})"
+            )
+    return None

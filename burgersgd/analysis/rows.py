@@ -1,0 +1,277 @@
+"""One row of a comparison: a group of runs, the setting picked for it by validation, and its difference to another.
+
+The unit of every statistic is a seed or, where the runs are on several splits of the data, a split: its value is then
+the mean over the seeds on that split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burgersgd.analysis.runs import Run, shown
+from burgersgd.analysis.statistics import (
+    UNKNOWN,
+    Interval,
+    bca_interval,
+    paired_t,
+    pairs_needed,
+    probability_of_improvement,
+    sign_test,
+    t_interval,
+    welch,
+)
+
+Measure = Callable[[Run], float]
+Setting = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Row minus baseline; the interval is not adjusted, p_holm is adjusted for the whole family."""
+
+    mean: float
+    interval: Interval
+    p: float
+    test: str
+    """paired t, sign or Welch; empty where nothing can be tested."""
+    n_pairs: int
+    n_unpaired: int
+    """Units of either side without a partner."""
+    standard_error: float
+    df: float
+    sd: float
+    """Standard deviation of the differences (Welch: of a difference of two single runs)."""
+    improvement: float
+    """Probability that a run of the row is better than one of the baseline, ties half."""
+    p_holm: float = math.nan
+    minimum_detectable: float = math.nan
+    n_planning: float = math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group of runs with one setting, or one per split, and the statistics of its values."""
+
+    key: tuple[Any, ...]
+    """Values of the keys that rows are told apart by."""
+    label: str
+    runs: tuple[Run, ...]
+    """Of the picked setting."""
+    settings: tuple[Setting, ...]
+    """What was picked, once for each split."""
+    n_settings: int
+    """How many settings it was picked from."""
+    of: dict[Any, tuple[Run, ...]]
+    """Unit -> its runs."""
+    values: dict[Any, float]
+    """Unit -> value; +inf: diverged, or target missed; unfinished ones are not here."""
+    counts: dict[str, int]
+    """State -> number of runs, of the picked setting."""
+    selection: float
+    """Mean of what settings are picked and rows are ordered by, over the finite ones."""
+    bootstrap: bool = False
+    difference: Difference | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def finite(self) -> NDArray[np.float64]:
+        """The values that count for the mean."""
+        every = self.every
+        return every[np.isfinite(every)]
+
+    @property
+    def every(self) -> NDArray[np.float64]:
+        """All values, +inf included."""
+        return np.array(list(self.values.values()), dtype=np.float64)
+
+    @property
+    def n_lost(self) -> int:
+        """Units that diverged or missed the target."""
+        return len(self.values) - len(self.finite)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values."""
+        return float(np.mean(self.finite)) if len(self.finite) else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the mean, unadjusted."""
+        return bca_interval(self.finite) if self.bootstrap else t_interval(self.finite)
+
+    @property
+    def median(self) -> float:
+        """Median of all values: those that diverged or missed are the largest ones."""
+        return median(self.every)
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the finite values."""
+        return float(np.std(self.finite, ddof=1)) if len(self.finite) > 1 else math.nan
+
+    def order(self) -> tuple[bool, bool, float]:
+        """Return what rows are sorted by: those with divergences come after those without."""
+        return self.n_lost > 0, math.isnan(self.selection), self.selection
+
+
+def median(values: NDArray[np.float64]) -> float:
+    """Return the median of values that may be +inf, nan of none."""
+    ordered = np.sort(values)
+    n = len(ordered)
+    if n == 0:
+        return math.nan
+    low, high = ordered[(n - 1) // 2], ordered[n // 2]
+    return float(low if low == high else (low + high) / 2)
+
+
+def row_of(
+    key: tuple[Any, ...],
+    label: str,
+    runs: Sequence[Run],
+    measure: Measure,
+    selection: Measure | None,
+    by_split: bool,
+    bootstrap: bool,
+) -> Row:
+    """Return the row of a group of runs.
+
+    selection: what the setting is picked by, the lowest mean (per split, where there are several); None pools all runs.
+    """
+    settings: dict[Setting, list[Run]] = defaultdict(list)
+    for run in runs:
+        settings[run.setting()].append(run)
+    notes: list[str] = []
+    if selection is None:
+        picked = {None: list(runs)}
+        chosen: list[Setting] = list(settings)
+    else:
+        splits = dict.fromkeys(run.split for run in runs) if by_split else {None: None}
+        picked, chosen = {}, []
+        for split in splits:
+            candidates = {s: [r for r in rs if not by_split or r.split == split] for s, rs in settings.items()}
+            best, left_out = pick({s: rs for s, rs in candidates.items() if rs}, selection)
+            picked[split] = candidates[best]
+            chosen.append(best)
+            if left_out:
+                most = len({_unit(r, by_split=False) for r in candidates[best]})
+                notes.append(f"{left_out} settings with fewer runs than {most} were not picked from")
+    kept = [run for group in picked.values() for run in group]
+    units: dict[Any, list[Run]] = defaultdict(list)
+    for run in sorted(kept, key=lambda run: (str(run.seed).zfill(20), str(run.folder))):
+        if not math.isnan(measure(run)):
+            units[_unit(run, by_split)].append(run)
+    counts: dict[str, int] = defaultdict(int)
+    for run in kept:
+        counts[run.state] += 1
+    by = selection or measure
+    selected = np.array([by(run) for run in kept], dtype=np.float64)
+    selected = selected[np.isfinite(selected)]
+    return Row(
+        key=key,
+        label=label,
+        runs=tuple(kept),
+        settings=tuple(chosen),
+        n_settings=len(settings),
+        of={unit: tuple(members) for unit, members in units.items()},
+        values={unit: float(np.mean([measure(run) for run in members])) for unit, members in units.items()},
+        counts=dict(counts),
+        selection=float(np.mean(selected)) if len(selected) else math.nan,
+        bootstrap=bootstrap,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def pick(settings: dict[Setting, list[Run]], selection: Measure) -> tuple[Setting, int]:
+    """Return the setting of lowest mean, and how many were not looked at.
+
+    Only settings with the most runs are looked at (one lucky seed is no answer); those with a run that diverged or was
+    stopped early come after those without.
+    """
+    most = max(map(len, settings.values()))
+    candidates = {setting: runs for setting, runs in settings.items() if len(runs) == most}
+
+    def rank(setting: Setting) -> tuple[bool, float, str]:
+        values = np.array([selection(run) for run in candidates[setting]], dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        return len(finite) < most, float(np.mean(finite)) if len(finite) else math.inf, str(setting)
+
+    return min(candidates, key=rank), len(settings) - len(candidates)
+
+
+def _unit(run: Run, by_split: bool) -> Any:
+    return run.split if by_split else run.seed
+
+
+def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Difference:
+    """Return the difference of a row to the baseline: by pairs of the same unit, where there are none by Welch's test.
+
+    A pair has the same seed, split, data and, unless any_budget, budget within one cycle. With divergences the p-value
+    is the sign test's, a run that diverged being worse than any that did not; the mean and its interval are then those
+    of the pairs in which neither diverged.
+    """
+    units = [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
+    a = np.array([row.values[unit] for unit in units], dtype=np.float64)
+    b = np.array([baseline.values[unit] for unit in units], dtype=np.float64)
+    unpaired = len(row.values) + len(baseline.values) - 2 * len(units)
+    improvement = probability_of_improvement(row.every, baseline.every)
+    if len(units) < 2:
+        x, y = row.finite, baseline.finite
+        result, test = welch(x, y), "Welch"
+        if row.n_lost or baseline.n_lost or math.isnan(result.p):
+            result, test = result._replace(p=math.nan), ""
+        sd = math.sqrt(np.var(x, ddof=1) + np.var(y, ddof=1)) if min(len(x), len(y)) > 1 else math.nan
+    else:
+        differences = _minus(a, b)
+        finite = differences[np.isfinite(differences)]
+        result, test = paired_t(finite), "paired t"
+        if len(finite) < len(differences) or math.isnan(result.p):
+            result, test = result._replace(p=sign_test(differences)), "sign"
+        sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+    interval = result.interval if result.standard_error > 0 else UNKNOWN
+    return Difference(
+        mean=result.difference,
+        interval=interval,
+        p=result.p,
+        test=test,
+        n_pairs=len(units),
+        n_unpaired=unpaired,
+        standard_error=result.standard_error,
+        df=result.df,
+        sd=sd,
+        improvement=improvement,
+    )
+
+
+def _alike(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
+    first, second = a[0], b[0]
+    if first.data != second.data or (first.digest and second.digest and first.digest != second.digest):
+        return False
+    return any_budget or not abs(first.budget - second.budget) >= max(first.cycle, second.cycle)
+
+
+def _minus(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a - b, nan where both are infinite."""
+    with np.errstate(invalid="ignore"):
+        return a - b
+
+
+def planned(difference: Difference, alpha: float, detectable: float) -> Difference:
+    """Return the difference with the smallest one that would be found, and the number of pairs for the one observed."""
+    n = pairs_needed(difference.mean, difference.sd, alpha)
+    return replace(difference, minimum_detectable=detectable, n_planning=n)
+
+
+def setting_words(row: Row, keys: Sequence[str]) -> str:
+    """Return what was picked, by the keys that differ; several splits may have picked several."""
+    words = [
+        " ".join(f"{key}={shown(dict(setting)[key])}" for key in keys if key in dict(setting))
+        for setting in dict.fromkeys(row.settings)
+    ]
+    return words[0] if len(words) == 1 else f"{len(words)} settings"

@@ -1,0 +1,332 @@
+"""Run folders as a table: `Runs`, one row a run, its settings, how it ended and, read when needed, its curves.
+
+Whatever cannot be read is left out with a note of one line, and the rest is still there.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burgersgd.identity import NOT_HASHED, OWN, canonical, config_from
+from burgersgd.recording.claims import is_claimed
+from burgersgd.recording.files import RunFolderError
+from burgersgd.recording.run_folder import (
+    CONFIG,
+    METRICS,
+    STATUS,
+    read_config,
+    read_environment,
+    read_metrics,
+    read_status,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from burgersgd.analysis.compare import Comparison
+
+Columns = dict[str, NDArray[np.float64]]
+
+SEEDS = ("seed", "dataset.seed")
+NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
+"""Groups whose name decides which other keys they have."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder shows it."""
+
+    folder: Path
+    settings: dict[str, Any]
+    """The resolved configuration by dotted key."""
+    decides: dict[str, Any]
+    """What of it decides the numbers of the run, as identity.canonical says, by dotted key."""
+    status: dict[str, Any]
+    """status.json."""
+    state: str
+    """Of status.json; interrupted, too, where the process of a running one died."""
+    digest: str
+    """Of the prepared data; empty where none was recorded."""
+
+    @property
+    def seed(self) -> Any:
+        """What fixes initial weights, batches and noise."""
+        return self.settings.get("seed")
+
+    @property
+    def split(self) -> Any:
+        """The seed of the split of the data."""
+        return self.settings.get("dataset.seed")
+
+    @property
+    def budget(self) -> float:
+        """Gradient evaluations that the run has to spend; nan where it is not recorded."""
+        return number(self.status.get("budget"))
+
+    @property
+    def cycle(self) -> int:
+        """Gradient evaluations after which x moves: what a budget is rounded down to."""
+        inner, burn_in = (self.settings.get(f"optimizer.{key}") for key in ("inner_steps", "burn_in"))
+        return max(1, int(inner or 1) + int(burn_in or 0)) if inner is not None else 1
+
+    @property
+    def percent(self) -> bool:
+        """Whether errors are shares of wrong classes."""
+        return self.status.get("task") != "regression"
+
+    @functools.cached_property
+    def data(self) -> tuple[tuple[str, Any], ...]:
+        """What decides the data but the seed of the split."""
+        return tuple((k, v) for k, v in self.setting() if k.startswith("dataset."))
+
+    @functools.cached_property
+    def curves(self) -> Columns:
+        """metrics.csv by column, float64 ``[rows]``, nan where nothing was measured. Raises RunFolderError."""
+        return {name: np.array(values, dtype=np.float64) for name, values in read_metrics(self.folder).items()}
+
+    @functools.cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json; empty where it cannot be read."""
+        try:
+            return dict(read_environment(self.folder))
+        except (RunFolderError, TypeError, ValueError):
+            return {}
+
+    def setting(self, without: Iterable[str] = SEEDS) -> tuple[tuple[str, Any], ...]:
+        """Return what runs of one setting have in common: all that decides the numbers, but the seeds."""
+        dropped = set(without)
+        return tuple((k, v) for k, v in sorted(self.decides.items()) if k not in dropped)
+
+
+@dataclass(frozen=True)
+class Runs(Sequence[Run]):
+    """Runs of one or more folders, in the order of their names, with notes about what could not be read."""
+
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...] = ()
+    paths: tuple[str, ...] = field(default=(), compare=False)
+    """What was asked for."""
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Runs(self.runs[index], self.notes, self.paths) if isinstance(index, slice) else self.runs[index]
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def where(self, wanted: Mapping[str, Any] | Callable[[Run], bool]) -> Runs:
+        """Return the runs whose settings are equal to those wanted (or that a function accepts).
+
+        A value may be a list of values; text is compared with numbers as numbers. Raises ValueError for a key that
+        none of the runs has.
+        """
+        if callable(wanted):
+            return Runs(tuple(run for run in self.runs if wanted(run)), self.notes, self.paths)
+        for key in wanted:
+            self.check_key(key)
+        kept = (run for run in self.runs if all(matches(value_of(run, k), v) for k, v in wanted.items()))
+        return Runs(tuple(kept), self.notes, self.paths)
+
+    def check_key(self, key: str) -> None:
+        """Raise ValueError where no run has a setting of that name."""
+        if key != "state" and not any(key in run.settings for run in self.runs):
+            differing = ", ".join(self.differing()) or "no key"
+            raise ValueError(f"{key}: none of the {len(self)} runs has this key; they differ in {differing}")
+
+    def differing(self) -> list[str]:
+        """Return the keys that tell the runs' settings apart, seeds included.
+
+        Keys that only some optimizers (models, data sets, ...) have count where they vary within one of them: the
+        others follow from its name.
+        """
+        names = {group: sorted({str(run.settings.get(f"{group}.name")) for run in self.runs}) for group in NAMED_GROUPS}
+        alike: dict[tuple[str, str], list[Run]] = defaultdict(list)
+        for run in self.runs:
+            for group in NAMED_GROUPS:
+                alike[group, str(run.settings.get(f"{group}.name"))].append(run)
+        varied = []
+        for key in dict.fromkeys(key for run in self.runs for key in run.decides):
+            group = key.partition(".")[0]
+            named = group in names and not key.endswith(".name")
+            for runs in [alike[group, name] for name in names[group]] if named else [self.runs]:
+                if len({run.decides.get(key) for run in runs}) > 1:
+                    varied.append(key)
+                    break
+        return varied
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table by column: folder, state, every setting, every number of status.json."""
+        settings = list(dict.fromkeys(key for run in self.runs for key in run.settings))
+        outcomes = dict.fromkeys(key for run in self.runs for key, v in run.status.items() if not isinstance(v, dict))
+        outcomes.pop("state", None)
+        table: dict[str, list[Any]] = {
+            "folder": [str(run.folder) for run in self.runs],
+            "state": [run.state for run in self.runs],
+        }
+        table |= {key: [run.settings.get(key) for run in self.runs] for key in settings}
+        return table | {key: [run.status.get(key) for run in self.runs] for key in outcomes if key not in table}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table as a pandas DataFrame. Raises ImportError of one line where pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("Runs.frame needs pandas: pip install pandas; Runs.columns() needs nothing") from error
+        return pd.DataFrame(self.columns())
+
+    def compare(self, *by: str, **question: Any) -> Comparison:
+        """Return the comparison of `burgersgd compare`: see analysis.question.Question for the arguments."""
+        from burgersgd.analysis.compare import compare
+        from burgersgd.analysis.question import Question
+
+        return compare(self, Question(by=by, **question))
+
+
+def load(*paths: str | Path) -> Runs:
+    """Read run folders, folders of them at any depth (sweeps), names of sweeps, and globs.
+
+    Raises RunFolderError where a path leads to no run at all; folders that cannot be read are noted and left out.
+    """
+    notes: list[str] = []
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        folders = find(path)
+        for folder in folders:
+            if folder.absolute() in runs:
+                continue
+            try:
+                runs[folder.absolute()] = read_run(folder)
+            except RunFolderError as error:
+                notes.append(f"{error}; this run is left out")
+    if not runs:
+        reason = f": {notes[0]}" if notes else ""
+        raise RunFolderError(f"{' '.join(map(str, paths)) or 'no path given'}: no run can be read there{reason}")
+    return Runs(tuple(runs.values()), tuple(notes), tuple(map(str, paths)))
+
+
+def find(path: str | Path) -> list[Path]:
+    """Return the run folders that a path, a glob, or the name of a sweep below outputs/multirun leads to.
+
+    Raises RunFolderError where there are none.
+    """
+    given = Path(path)
+    sweep = Path("outputs", "multirun", path)
+    if given.exists():
+        starts = [given]
+    elif glob.has_magic(str(path)):
+        starts = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    else:
+        starts = [sweep] if sweep.is_dir() else []
+    found = [folder for start in starts for folder in _run_folders(start)]
+    if not found:
+        where = "no run folder is there" if starts else "there is no such folder, and no sweep of that name"
+        raise RunFolderError(f"{path}: {where}")
+    return found
+
+
+def _run_folders(start: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(start):
+        if ".hydra" in folders or STATUS in files or METRICS in files:
+            folders.clear()
+            yield Path(root)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def read_run(folder: Path) -> Run:
+    """Return the run of a folder. Raises RunFolderError for one that is not whole."""
+    config = read_config(folder)
+    if not isinstance(config, dict) or not isinstance(config.get("optimizer"), dict):
+        raise RunFolderError(f"{folder / CONFIG}: holds no configuration of a run")
+    status = read_status(folder)
+    if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+        raise RunFolderError(f"{folder / STATUS}: holds no state of a run")
+    state = status["state"]
+    if state == "running" and not is_claimed(folder):
+        state = "interrupted"
+    settings = flat(config)
+    return Run(folder, settings, _deciding(config, settings), status, state, _digest(status))
+
+
+def _deciding(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a run's numbers; of a configuration that this version does not know, all of it."""
+    try:
+        config = config_from(record)
+        decides = flat(canonical(config, config.trainer.budget or 0))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {k: v for k, v in settings.items() if k.partition(".")[0] not in NOT_HASHED}
+    for group in ("model", "dataset"):
+        if settings.get(f"{group}.name") == OWN:  # the user's own: its options are not those of a name
+            decides = {k: v for k, v in decides.items() if not k.startswith(f"{group}.")}
+            decides |= {k: v for k, v in settings.items() if k.startswith(f"{group}.")}
+    if config.trainer.budget is None:
+        decides["trainer.epochs"] = config.trainer.epochs
+    return decides
+
+
+def _digest(status: Mapping[str, Any]) -> str:
+    data = status.get("data")
+    found = data.get("digest") if isinstance(data, dict) else status.get("data_digest")
+    return str(found or "")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested configuration by dotted key, lists as tuples so that they can be compared."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = tuple(map(str, value)) if isinstance(value, list) else value
+    return leaves
+
+
+def value_of(run: Run, key: str) -> Any:
+    """Return a setting of a run, or its state; None where it has none of that name."""
+    return run.state if key == "state" else run.settings.get(key)
+
+
+def grouped(runs: Sequence[Run], keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[Run]]:
+    """Return the runs by their values of some keys, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(value_of(run, key) for key in keys)].append(run)
+    return dict(groups)
+
+
+def number(value: Any) -> float:
+    """Return a value as a float, nan where it is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def shown(value: Any) -> str:
+    """Return a setting as a command line would have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def matches(value: Any, wanted: Any) -> bool:
+    """Whether a setting is the one wanted, or one of those; text is compared with numbers as a number."""
+    if isinstance(wanted, list | tuple | set):
+        return any(matches(value, one) for one in wanted)
+    if isinstance(wanted, str) and not isinstance(value, str):
+        try:
+            return math.isclose(float(wanted), number(value), rel_tol=1e-12)
+        except ValueError:
+            return wanted in (shown(value), str(value))
+    return bool(value == wanted)

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import yaml
 
-from burgersgd.recording.claims import LOCK, claim, release
+from burgersgd.recording.claims import LOCK, claim, release, remove_lock_file, still_holds, whose
 from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.files import (
     YAML_LOADER,
@@ -144,7 +144,7 @@ class RunFolder:
         path = Path(path).absolute()
         config = read_config(path)
         if not _claim(path):
-            raise RunInUseError(f"{path}: another process is training this run")
+            raise RunInUseError(f"{path}: {whose(path)} is training this run")
         return cls(path, config)
 
     def metrics_text(self, length: int | None = None) -> str:
@@ -221,6 +221,7 @@ class RunFolder:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = to_json({"state": state, "updated": now, **fields})
+        self._check_claim()
         if state in ENDED:  # nobody comes back to what is over: the view is whole before
             self._finish_events(state, fields)
         with replacing(self.path / STATUS) as stream:
@@ -228,6 +229,12 @@ class RunFolder:
         self.state = state
         if state == "failed":
             self._finish_events(state, fields)
+
+    def _check_claim(self) -> None:
+        """Raise RunFolderError where another process may have begun to train the run, too."""
+        if not still_holds(self.path):
+            lost = f"{self.path.parent / LOCK} was removed or replaced"
+            raise RunFolderError(f"{self.path}: {lost}, another process may be training this run; it is left alone")
 
     def _finish_events(self, state: str, fields: Mapping[str, Any]) -> None:
         if self._events is not None:
@@ -265,6 +272,7 @@ class RunFolder:
 
     def commit_checkpoint(self) -> None:
         """Make the staged checkpoint the checkpoint."""
+        self._check_claim()
         try:
             os.replace(self.path / STAGED, self.path / CHECKPOINT)
             sync_folder(self.path)
@@ -304,7 +312,9 @@ class RunFolder:
         try:
             if self.state not in FINAL_STATES:
                 interrupted = isinstance(exception, KeyboardInterrupt)
-                if not interrupted:
+                if interrupted:
+                    self.log.info("%s", one_line(exception))
+                else:
                     self.log.error("the run ended by an exception", exc_info=exception)
                 self.status("interrupted" if interrupted else "failed", reason=one_line(exception))
             self.close()
@@ -399,8 +409,10 @@ def begun(path: Path) -> bool:
     if not path.is_dir():
         return False
     if not _claim(path.absolute()):
-        raise RunInUseError(f"{path}: another process is training this run")
+        raise RunInUseError(f"{path}: {whose(path)} is training this run")
     try:
+        if (path / STATUS).exists():  # another process has made it since
+            return True
         shutil.rmtree(path)
     except OSError as error:
         raise RunFolderError(f"cannot remove {path}: {one_line(error)}") from error
@@ -432,7 +444,7 @@ def _claimed(path: Path) -> Iterator[None]:
             raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
         ours = _claim(path)
         if not ours:
-            raise RunInUseError(f"{path}: another process is training this run")
+            raise RunInUseError(f"{path}: {whose(path)} is training this run")
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True
         yield
@@ -440,11 +452,14 @@ def _claimed(path: Path) -> Iterator[None]:
         for child in path.iterdir() if claimed else ():
             with contextlib.suppress(OSError):
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if path in missing:
+            with contextlib.suppress(OSError, ValueError):  # while it is ours: nobody else can be about to use it
+                path.rmdir()
         if ours:
             release(path)
         if path.parent in missing:
             with contextlib.suppress(OSError, ValueError):
-                (path.parent / LOCK).unlink()
+                remove_lock_file(path.parent)
         for folder in missing:
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()

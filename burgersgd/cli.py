@@ -97,8 +97,12 @@ def _command(arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
     from burgersgd.interruption import interruptible
+    from burgersgd.registry import with_own_classes
 
-    arguments = _in_order(map(_yaml_infinity, arguments))
+    try:
+        arguments, named = with_own_classes(schema.GROUPS, _in_order(map(_yaml_infinity, arguments)))
+    except ValueError as error:
+        return _fail(error)
     schema.register_schemas()
     try:
         flags = _hydra_flags(arguments)
@@ -108,6 +112,7 @@ def _train(arguments: list[str]) -> int:
         return _help(arguments)
     with interruptible(exit_at_once=True):
         if any(word.startswith("resume=") for word in flags.overrides):
+            flags.overrides = [word for word in flags.overrides if word not in named]
             return _resume(flags)
         return _train_jobs(arguments)
 
@@ -142,7 +147,8 @@ def _resume(flags: argparse.Namespace) -> int:
     from burgersgd.config import ConfigError
     from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
-    from burgersgd.recording.run_folder import ENDED, RunFolderError, RunInUseError, read_config, read_status
+    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.run_folder import RunFolderError, RunInUseError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -160,7 +166,7 @@ def _resume(flags: argparse.Namespace) -> int:
             raise ConfigError(f"trainer.budget={budget}: must be of type int")
         folder = Path(words["resume"])
         read_config(folder)
-        over = read_status(folder)["state"] in ENDED
+        over = is_over(folder)
         if over and budget is None:
             print(f"{shown_path(folder)}: the run is over, nothing is left to do")
     except ValueError as error:
@@ -400,6 +406,11 @@ def _traffic(arguments: list[str]) -> int:
 
 def _look(command: str, arguments: list[str]) -> int:
     try:
+        from burgersgd.config import GROUPS
+        from burgersgd.registry import with_own_classes
+
+        arguments, named = with_own_classes(GROUPS, arguments)
+        arguments = [word for word in arguments if word not in named]
         if command == "status":
             from burgersgd.sweeps import status
 

@@ -10,18 +10,18 @@ import burgersgd
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
-        *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
+        *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         *("own_process", "analysis"),
     },
     "analysis": {"identity", "recording"},
-    "revisit": {"build", "config", "identity", "isolation", "prepare", "recording", "run"},
+    "revisit": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
     "config": {"registry", "schema"},
     "registry": {"schema"},
     "schema": set(),
     "conf_text": {"schema"},
-    "identity": {"config", "schema"},
+    "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},

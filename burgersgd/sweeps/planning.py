@@ -22,9 +22,10 @@ import torch
 
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
 from burgersgd.prepare import Prepared, prepare
-from burgersgd.recording.files import read_json, replacing, to_json
+from burgersgd.recording.files import read_bytes, replacing, to_json
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.recording.schema import Plan, checked, decoded
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, train_chunk
 from burgersgd.sweeps.workers import Pool
 
@@ -139,8 +140,11 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self.path = folder / PLAN
         known: dict[str, Any] = {}
-        with contextlib.suppress(RunFolderError):  # a new sweep
-            known = read_json(self.path)
+        if self.path.exists():
+            try:
+                known = checked(decoded(read_bytes(self.path), self.path), Plan, self.path)
+            except RunFolderError as error:
+                _log.warning("%s: the jobs that are left are planned anew", error)
         self.fleets: list[list[str]] = known.get("fleets", [])
         """Names of runs that were begun together, where not all were that could have been."""
         self.rates: dict[str, dict[str, float]] = known.get("rates", {})

@@ -18,7 +18,7 @@ import pytest
 
 from burgersgd.cli import main
 from burgersgd.recording import claims, run_folder
-from burgersgd.recording.run_folder import RunFolder, read_status
+from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_status
 from burgersgd.sweeps import planning
 from burgersgd.sweeps import sweep as sweep_module
 from burgersgd.sweeps.chunks import Outcome
@@ -109,8 +109,8 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     replacing = run_folder.replacing
 
     @contextlib.contextmanager
-    def dying(path: Path) -> Iterator[Any]:
-        with replacing(path) as stream:
+    def dying(path: Path, lasting: bool = True) -> Iterator[Any]:
+        with replacing(path, lasting) as stream:
             yield stream
         if path.name == run_folder.STATUS and read_status(path.parent)["state"] in run_folder.ENDED:
             ended.append(path.parent)
@@ -127,6 +127,8 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     for name, folder in folders("whole").items():
         other = folders("dying")[name]
         assert_same(folder, other)
+        assert read_status(folder)["fleet_size"] == read_status(other)["fleet_size"] == 6
+        assert read_checkpoint(folder)["fleet"] == read_checkpoint(other)["fleet"]
         for pattern in ("log.txt", "events.out.*"):
             (file,), (other_file,) = folder.glob(pattern), other.glob(pattern)
             assert file.stat().st_size == other_file.stat().st_size

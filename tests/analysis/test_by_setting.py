@@ -23,7 +23,8 @@ def sweep(root: Path) -> Runs:
     for lr, errors in ERRORS.items():
         for seed, error in enumerate(errors):
             state = "diverged" if math.isinf(error) else "completed"
-            numbers: dict[str, Any] = {"validation_error": error, "test_error": 2 * error, "best_validation_error": error / 2}
+            numbers: dict[str, Any] = {"validation_error": error, "test_error": 2 * error}
+            numbers["best_validation_error"] = error / 2
             chosen = {"optimizer.lr": lr, "seed": seed}
             write_run(root / f"{lr}-{seed}", chosen, state, best_test_error=error / 4, **numbers)
     return load(root)

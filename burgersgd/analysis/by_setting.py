@@ -7,7 +7,6 @@ settings with some stand behind those without.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,6 @@ from burgersgd.analysis.compare import words
 from burgersgd.analysis.runs import Run, Runs, flat, number
 from burgersgd.analysis.statistics import UNKNOWN, Interval, t_interval
 from burgersgd.analysis.tables import Form, Table, as_markdown, as_text, fixed
-from burgersgd.config import TrainConfig
-from burgersgd.identity import canonical
 from burgersgd.recording.files import replacing
 
 RESULTS = "results.csv"
@@ -101,11 +98,14 @@ def _error(run: Run, part: str, objective: str) -> float:
     return number(run.status.get(f"{'best_' if objective == 'best' else ''}{part}_error"))
 
 
-def run_of(config: TrainConfig, budget: int, folder: Path, status: Mapping[str, Any], state: str) -> Run:
-    """Return a job of a sweep whose configuration is known without reading its folder."""
-    return Run(
-        folder, flat(dataclasses.asdict(config)), flat(canonical(config, budget)), dict(status), state, digest=""
-    )
+def run_of(
+    config: Mapping[str, Any], decides: Mapping[str, Any], folder: Path, status: Mapping[str, Any], state: str
+) -> Run:
+    """Return a job of a sweep that is known without reading its folder.
+
+    config is the configuration as plain values, decides what identity.canonical says of it.
+    """
+    return Run(folder, flat(config), flat(decides), dict(status), state, digest="")
 
 
 def by_setting(runs: Runs, objective: str = "last") -> list[Setting]:

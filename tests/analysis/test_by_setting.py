@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy import stats
 from burgersgd.analysis import by_setting as b
 from burgersgd.analysis.runs import Runs, load, read_run
 from burgersgd.config import SgdConfig, TrainConfig
+from burgersgd.identity import canonical
 from tests.analysis.folders import write_run
 
 ERRORS = {0.1: [0.05, 0.07, 0.09], 0.3: [0.02, 0.08, 0.11], 0.5: [0.01, math.inf, 0.012]}
@@ -109,7 +111,7 @@ def test_results_have_a_row_per_job_and_summary_every_setting(tmp_path: Path) ->
 
 def test_a_job_known_without_its_folder_is_that_of_its_folder(tmp_path: Path) -> None:
     config = TrainConfig(optimizer=SgdConfig(lr=0.7), seed=5)
-    run = b.run_of(config, 600, tmp_path, {"validation_error": 0.25}, "completed")
+    run = b.run_of(asdict(config), canonical(config, 600), tmp_path, {"validation_error": 0.25}, "completed")
     assert run.decides["optimizer.lr"] == 0.7
     assert run.seed == 5
     assert b.by_setting(Runs((run,)))[0].validation.mean == 0.25

@@ -69,8 +69,12 @@ def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
     from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
     from burgersgd.recording.progress import shown_path
+    from burgersgd.registry import with_own_classes
 
-    arguments = _in_order(map(_yaml_infinity, arguments))
+    try:
+        arguments, named = with_own_classes(schema.GROUPS, _in_order(map(_yaml_infinity, arguments)))
+    except ValueError as error:
+        return _fail(error)
     schema.register_schemas()
     try:
         flags = _hydra_flags(arguments)
@@ -81,6 +85,7 @@ def _train(arguments: list[str]) -> int:
     try:
         with interruptible(exit_at_once=True):
             if any(word.startswith("resume=") for word in flags.overrides):
+                flags.overrides = [word for word in flags.overrides if word not in named]
                 return _resume(flags)
             return _train_jobs(arguments)
     except Interrupted as interrupted:
@@ -371,6 +376,11 @@ def _traffic(arguments: list[str]) -> int:
 
 def _look(command: str, arguments: list[str]) -> int:
     try:
+        from burgersgd.config import GROUPS
+        from burgersgd.registry import with_own_classes
+
+        arguments, named = with_own_classes(GROUPS, arguments)
+        arguments = [word for word in arguments if word not in named]
         if command == "status":
             from burgersgd.sweeps import status
 

@@ -282,7 +282,7 @@ def _check_name(config: TrainConfig, key: str, path: Path) -> None:
 
 
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
-    own = None if prepared.user_model is None else type(prepared.problem.model.module()).__name__
+    own = type(prepared.problem.model.module()).__name__ if prepared.own_model else None
     root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
     named = {"device": str(prepared.problem.inputs.device), "config_hash": config_hash(config, prepared.budget)}
     if config.run_name is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, LeNetConfig, MlpConfig, TrainConfig
+from burgersgd.config import GROUPS, LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -26,7 +26,7 @@ from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.compiled_step import why_not_compiled
 from burgersgd.training.gradients import Problem, split
-from burgersgd.training.native_gradient import NativeGradient
+from burgersgd.training.native_gradient import NativeGradient, images_of
 
 _log = logging.getLogger("burgersgd")
 
@@ -43,11 +43,22 @@ COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False):
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
 
 
-def device_of(config: TrainConfig) -> torch.device:
-    """Return where to compute. Raises ConfigError where that device is missing."""
+GPU_FROM = 4_000_000
+"""device=auto: parameters times examples in a batch from which on a GPU is expected to be faster than two CPU cores.
+
+A step's kernels take a GPU 100 microseconds whatever their size; in that time the C kernel computes the gradient of a
+network a little below this bound. A prediction: docs/benchmarks.md says what has been measured.
+"""
+
+
+def device_of(config: TrainConfig, work: int) -> torch.device:
+    """Return where to compute runs of so many parameters times examples in a batch.
+
+    device=auto depends on one run alone, not on how many there are. Raises ConfigError where a device is missing.
+    """
     name, index = config.device.name, config.device.index
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and work >= GPU_FROM else "cpu"
     if name == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if found == 0:
@@ -102,25 +113,39 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
     return LOSSES[name]
 
 
+def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
+    """Return what makes the nn.Module of a model class that does not ship, None for those that do.
+
+    Raises ConfigError where it makes none.
+    """
+    if config.model.name in GROUPS["model"].shipped:
+        return None
+    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
+    with seeded(config.seed):
+        try:
+            network = make()
+        except Exception as error:  # whatever somebody else's code raises
+            raise ConfigError(f"model={config.model.name}: {one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"model={config.model.name}: network() must return an nn.Module, not {type(network).__name__}"
+        )
+    return make  # pyright: ignore[reportReturnType]
+
+
 def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
         return own_model(own, config.seed)
-    n_outputs = loss.n_outputs(data.n_outputs)
-    settings = config.model
-    common = (settings.dropout, settings.initialization, settings.init_scale, settings.init_distribution)
-    if isinstance(settings, LeNetConfig):
-        try:
-            return LeNet(data.input_shape, n_outputs, *common)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    assert isinstance(settings, MlpConfig)
-    hidden = settings.widths if settings.widths is not None else [settings.width] * settings.depth
-    network = Mlp((math.prod(data.input_shape), *hidden, n_outputs), settings.activation, *common)
+    try:
+        network = config.model.network(data.input_shape, loss.n_outputs(data.n_outputs))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(network, Model)
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
         size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
-        raise ConfigError(f"model=mlp: {size}, more than this machine has memory; make it smaller")
+        raise ConfigError(f"model={config.model.name}: {size}, more than this machine has memory; make it smaller")
     return network
 
 
@@ -196,9 +221,10 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     c_works = device.type == "cpu" and native.library("normals") is not None
     if asked == "native" and not c_works:
         raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
-    if c_works and isinstance(model, Mlp) and model.n_uniform == 0 and not problem.bfloat16:
-        supported = NativeGradient.supports(model.widths, model.activation, problem.loss.name, problem.inputs.dtype)
-        if supported and (asked == "native" or NativeGradient.worthwhile(model.widths, batch_size, n_runs)):
+    if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
+        widths, images = model.widths, images_of(model)
+        supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)
+        if supported and (asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)):
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"

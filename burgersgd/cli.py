@@ -69,8 +69,12 @@ def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
     from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
     from burgersgd.recording.progress import shown_path
+    from burgersgd.registry import with_own_classes
 
-    arguments = _in_order(map(_yaml_infinity, arguments))
+    try:
+        arguments, named = with_own_classes(schema.GROUPS, _in_order(map(_yaml_infinity, arguments)))
+    except ValueError as error:
+        return _fail(error)
     schema.register_schemas()
     try:
         flags = _hydra_flags(arguments)
@@ -81,6 +85,7 @@ def _train(arguments: list[str]) -> int:
     try:
         with interruptible(exit_at_once=True):
             if any(word.startswith("resume=") for word in flags.overrides):
+                flags.overrides = [word for word in flags.overrides if word not in named]
                 return _resume(flags)
             return _train_jobs(arguments)
     except Interrupted as interrupted:
@@ -122,7 +127,8 @@ def _resume(flags: argparse.Namespace) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
     from burgersgd.recording.progress import shown_path, summary
-    from burgersgd.recording.run_folder import ENDED, RunFolderError, read_config, read_status
+    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.run_folder import RunFolderError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -140,7 +146,7 @@ def _resume(flags: argparse.Namespace) -> int:
             raise ConfigError(f"trainer.budget={budget}: must be of type int")
         folder = Path(words["resume"])
         read_config(folder)
-        over = read_status(folder)["state"] in ENDED
+        over = is_over(folder)
         if over and budget is None:
             print(f"{shown_path(folder)}: the run is over, nothing is left to do")
     except ValueError as error:
@@ -370,6 +376,11 @@ def _traffic(arguments: list[str]) -> int:
 
 def _look(command: str, arguments: list[str]) -> int:
     try:
+        from burgersgd.config import GROUPS
+        from burgersgd.registry import with_own_classes
+
+        arguments, named = with_own_classes(GROUPS, arguments)
+        arguments = [word for word in arguments if word not in named]
         if command == "status":
             from burgersgd.sweeps import status
 

@@ -1,155 +1,86 @@
 """The schema of conf/: what can be set, of which type, in which range, and what each name stands for.
 
-Every group is a dataclass whose fields carry their range; setting one checks it. Hydra composes the YAML files of conf/
-into these classes, and from Python they are used directly::
+Every group is a dataclass whose fields carry meaning and range; setting one checks it. Hydra composes the YAML files of
+conf/ into these classes, and from Python they are used directly::
 
     TrainConfig(optimizer=LocalEntropyConfig(nu=1e-6), trainer=TrainerConfig(epochs=20), seed=3)
+
+The class of an optimizer, a model or a data set stands beside what it configures and can be imported from here, too.
+This module imports no torch: shell completion and help do without.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from burgersgd.registry import Registry
 from burgersgd.schema import ConfigError as ConfigError
-from burgersgd.schema import Group, float_values, named, opt
+from burgersgd.schema import DatasetConfig, Group, ModelConfig, OptimizerConfig, float_values, named, opt
+from burgersgd.schema import SplitDatasetConfig as SplitDatasetConfig
 
 if TYPE_CHECKING:
-    from burgersgd.optimizers.protocol import Rule
+    from burgersgd.datasets.arrays import NpzConfig as NpzConfig
+    from burgersgd.datasets.digits import DigitsConfig as DigitsConfig
+    from burgersgd.datasets.synthetic import Mnist1dConfig as Mnist1dConfig
+    from burgersgd.datasets.synthetic import TeacherStudentConfig as TeacherStudentConfig
+    from burgersgd.datasets.synthetic import TwoSpiralsConfig as TwoSpiralsConfig
+    from burgersgd.datasets.vision import VisionConfig as VisionConfig
+    from burgersgd.models.conv import LeNetConfig as LeNetConfig
+    from burgersgd.models.mlp import MlpConfig as MlpConfig
+    from burgersgd.optimizers.adam import AdamWConfig as AdamWConfig
+    from burgersgd.optimizers.langevin import LangevinConfig as LangevinConfig
+    from burgersgd.optimizers.local_entropy import LocalEntropyConfig as LocalEntropyConfig
+    from burgersgd.optimizers.paper import PaperLiteralConfig as PaperLiteralConfig
+    from burgersgd.optimizers.paper import PaperSDEConfig as PaperSDEConfig
+    from burgersgd.optimizers.sgd import GdConfig as GdConfig
+    from burgersgd.optimizers.sgd import SgdConfig as SgdConfig
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 """The YAML files: inside an installed wheel, beside the package in a checkout."""
 
+_DATASETS, _MODELS, _OPTIMIZERS = "burgersgd.datasets", "burgersgd.models", "burgersgd.optimizers"
+_SHIPPED = {
+    "dataset": {
+        "digits": f"{_DATASETS}.digits:DigitsConfig",
+        **dict.fromkeys(
+            ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"), f"{_DATASETS}.vision:VisionConfig"
+        ),
+        "mnist1d": f"{_DATASETS}.synthetic:Mnist1dConfig",
+        "two_spirals": f"{_DATASETS}.synthetic:TwoSpiralsConfig",
+        "teacher_student": f"{_DATASETS}.synthetic:TeacherStudentConfig",
+        "npz": f"{_DATASETS}.arrays:NpzConfig",
+    },
+    "model": {"mlp": f"{_MODELS}.mlp:MlpConfig", "lenet": f"{_MODELS}.conv:LeNetConfig"},
+    "optimizer": {
+        "local_entropy": f"{_OPTIMIZERS}.local_entropy:LocalEntropyConfig",
+        "paper_literal": f"{_OPTIMIZERS}.paper:PaperLiteralConfig",
+        "paper_sde": f"{_OPTIMIZERS}.paper:PaperSDEConfig",
+        "sgd": f"{_OPTIMIZERS}.sgd:SgdConfig",
+        "gd": f"{_OPTIMIZERS}.sgd:GdConfig",
+        "adamw": f"{_OPTIMIZERS}.adam:AdamWConfig",
+        "langevin": f"{_OPTIMIZERS}.langevin:LangevinConfig",
+    },
+}
+"""Group -> name -> where its class is; to ship another one, add its line here and run scripts/write_conf.py."""
 
-# ---------------------------------------------------------------------------------------------------------- dataset
-
-
-@dataclass
-class DatasetConfig(Group):
-    """What all data sets share."""
-
-    group: ClassVar[str] = "dataset"
-    name: str = named("digits")
-    train_size: int | None = opt(None, at_least=1)
-    label_noise: float = opt(0.0, at_least=0, below=1)
-    noisy_validation: bool = opt(
-        True,
-        "label_noise on the validation part too; the test part stays clean",
-        since="0.2",
-        as_before=False,
-        hashed_with="label_noise",
-    )
-    standardize: bool = True
-    seed: int = opt(0, at_least=0)
-    validation_fraction: float = opt(0.2, above=0, below=1)
-
-
-@dataclass
-class _OwnTestPart(DatasetConfig):
-    """Sets without a test part of their own."""
-
-    test_fraction: float = opt(0.2, above=0, below=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise self.error("test_fraction", f"must be < {1 - self.validation_fraction:g} with validation_fraction")
+_ELSEWHERE = {place.partition(":")[2]: place for names in _SHIPPED.values() for place in names.values()}
 
 
-@dataclass
-class DigitsConfig(_OwnTestPart):
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
+def __getattr__(name: str) -> Any:
+    """Return a class that stands beside what it configures."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _ELSEWHERE[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
-@dataclass
-class VisionConfig(DatasetConfig):
-    """A torchvision data set, downloaded on demand."""
-
-    name: str = named("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100")
-    root: str = opt("data", hashed=False)
-    download: bool = opt(True, hashed=False)
-    validation_fraction: float = opt(0.1, above=0, below=1)
-
-
-@dataclass
-class Mnist1dConfig(_OwnTestPart):
-    """MNIST-1D, generated by procedure."""
-
-    name: str = named("mnist1d")
-    n_samples: int = opt(5000, at_least=50)
-
-
-@dataclass
-class TwoSpiralsConfig(_OwnTestPart):
-    """Two interleaved spirals."""
-
-    name: str = named("two_spirals")
-    n_samples: int = opt(2000, at_least=20)
-    noise: float = opt(0.1, at_least=0)
-    turns: float = opt(1.5, above=0)
-
-
-@dataclass
-class TeacherStudentConfig(_OwnTestPart):
-    """Regression on the outputs of a random network."""
-
-    name: str = named("teacher_student")
-    n_samples: int = opt(4000, at_least=20)
-    input_dim: int = opt(16, at_least=1)
-    teacher_width: int = opt(16, at_least=1)
-    teacher_depth: int = opt(1, at_least=0, at_most=1000)
-    outputs: int = opt(1, at_least=1)
-    noise: float = opt(0.1, at_least=0)
-
-
-@dataclass
-class NpzConfig(_OwnTestPart):
-    """The user's own arrays."""
-
-    name: str = named("npz")
-    path: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.path:
-            raise self.error("path", "must be the path of an .npz file")
-
-
-# ------------------------------------------------------------------------------------------------------------ model
-
-_INITIALIZATIONS = ("he", "glorot", "lecun", "pytorch")
-
-
-@dataclass
-class ModelConfig(Group):
-    """What all models share."""
-
-    group: ClassVar[str] = "model"
-    name: str = named("mlp")
-    dropout: float = opt(0.0, at_least=0, below=1)
-    initialization: str = opt("he", choices=_INITIALIZATIONS)
-    init_distribution: str = opt("normal", choices=("normal", "uniform"))
-    init_scale: float = opt(1.0, above=0, at_most=1e6)
-
-
-@dataclass
-class MlpConfig(ModelConfig):
-    """A fully connected network (2.2)-(2.4)."""
-
-    depth: int = opt(2, at_least=0, at_most=1000)
-    width: int = opt(64, at_least=1)
-    widths: list[int] | None = opt(None, at_least=1)
-    activation: str = opt("relu", choices=("relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "identity"))
-
-
-@dataclass
-class LeNetConfig(ModelConfig):
-    """LeNet-5 for images."""
-
-    name: str = named("lenet")
+# ---------------------------------------------------------------------------------------------------- loss, schedule
 
 
 @dataclass
@@ -157,202 +88,20 @@ class LossConfig(Group):
     """The loss (2.5)-(2.8)."""
 
     group: ClassVar[str] = "loss"
-    name: str = opt("cross_entropy", choices=("cross_entropy", "squared_error", "logistic"))
-
-
-# -------------------------------------------------------------------------------------------------------- optimizer
-
-
-@dataclass
-class OptimizerConfig(Group):
-    """Base of the optimizers: every float is a hyperparameter that may differ between the runs of a fleet."""
-
-    group: ClassVar[str] = "optimizer"
-    full_batch: ClassVar[bool] = False
-    name: str = ""
-    lr: float = opt(0.1, above=0)
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        raise NotImplementedError
-
-    def hyper(self) -> dict[str, float]:
-        """Return the float hyperparameters by name."""
-        return float_values(self)
-
-
-@dataclass
-class LocalEntropyConfig(OptimizerConfig):
-    """The consistent two-time-scale rule; see burgersgd/optimizers/local_entropy.py."""
-
-    name: str = named("local_entropy")
-    lr: float = opt(0.3, above=0)
-    nu: float = opt(1e-7, at_least=0)
-    gamma: float = opt(10.0, above=0, infinite=True)
-    inner_steps: int = opt(20, at_least=1)
-    burn_in: int = opt(0, at_least=0)
-    outer_step: float = opt(1.0, above=0, at_most=1)
-    inner_start: str = opt("warm", choices=("warm", "reset"))
-    averaging: str = opt("uniform", choices=("uniform", "ema", "last"))
-    ema_weight: float = opt(0.25, above=0, at_most=1)
-    integrator: str = opt("em", choices=("em", "leimkuhler_matthews"))
-    gamma_scoping: float = opt(0.0, at_least=0)
-    gamma_min: float = opt(0.0, at_least=0)
-    nu_annealing: str = opt("constant", choices=("constant", "linear", "cosine"))
-    momentum: float = opt(0.0, at_least=0, below=1)
-    outer_momentum: float = opt(0.0, at_least=0, below=1)
-    nesterov: bool = False
-    weight_decay: float = opt(0.0, at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
-            raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
-        if self.nu > 0 and self.momentum > 0:
-            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
-            if self.nesterov:
-                raise self.error("nesterov", law)
-            if self.integrator != "em":
-                raise self.error("integrator", law)
-        if self.gamma_min > self.gamma:
-            raise self.error("gamma_min", f"must be <= optimizer.gamma={self.gamma:g}")
-
-    @property
-    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
-        return 2 if self.momentum > 0 and self.nu > 0 else 1
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.local_entropy import LocalEntropy
-
-        return LocalEntropy(
-            inner_steps=self.inner_steps,
-            burn_in=self.burn_in,
-            inner_start=self.inner_start,  # pyright: ignore[reportArgumentType]
-            averaging=self.averaging,  # pyright: ignore[reportArgumentType]
-            integrator=self.integrator,  # pyright: ignore[reportArgumentType]
-            nu_annealing=self.nu_annealing,  # pyright: ignore[reportArgumentType]
-            noisy=self.nu > 0,
-            has_momentum=self.momentum > 0,
-            has_outer_momentum=self.outer_momentum > 0,
-            has_weight_decay=self.weight_decay > 0,
-            nesterov=self.nesterov,
-        )
-
-
-@dataclass
-class PaperSDEConfig(OptimizerConfig):
-    """Euler-Maruyama of (5.14) with explicit epsilon."""
-
-    name: str = named("paper_sde")
-    lr: float = opt(0.3, above=0)
-    nu: float = opt(1e-6, at_least=0)
-    gamma: float = opt(1.0, above=0)
-    epsilon: float = opt(0.3, above=0)
-    temperature: str = opt("printed", choices=("printed", "consistent"))
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.paper import PaperSDE
-
-        return PaperSDE(temperature=self.temperature, noisy=self.nu > 0)  # pyright: ignore[reportArgumentType]
-
-
-@dataclass
-class PaperLiteralConfig(OptimizerConfig):
-    """(5.18)-(5.19) to the letter."""
-
-    name: str = named("paper_literal")
-    lr: float = opt(0.3, above=0)
-    nu: float = opt(1e-6, at_least=0)
-    gamma: float = opt(1.0, above=0)
-    period: int | None = opt(None, at_least=1)
-    noise: str = opt("double", choices=("double", "std"))
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.paper import PaperLiteral
-
-        return PaperLiteral(period=self.period, noise=self.noise, noisy=self.nu > 0)  # pyright: ignore[reportArgumentType]
-
-
-@dataclass
-class SgdConfig(OptimizerConfig):
-    """Mini-batch SGD."""
-
-    name: str = named("sgd")
-    lr: float = opt(0.3, above=0)
-    momentum: float = opt(0.0, at_least=0, below=1)
-    nesterov: bool = False
-    weight_decay: float = opt(0.0, at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0:
-            raise self.error("nesterov", "needs optimizer.momentum > 0")
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.sgd import Sgd
-
-        return Sgd(self.momentum > 0, self.weight_decay > 0, self.nesterov)
-
-
-@dataclass
-class GdConfig(SgdConfig):
-    """Gradient descent on the whole training set (2.9)."""
-
-    full_batch: ClassVar[bool] = True
-    name: str = named("gd")
-    lr: float = opt(0.1, above=0)
-    momentum: float = opt(0.9, at_least=0, below=1)
-
-
-@dataclass
-class AdamWConfig(OptimizerConfig):
-    """AdamW."""
-
-    name: str = named("adamw")
-    lr: float = opt(1e-3, above=0)
-    beta1: float = opt(0.9, at_least=0, below=1)
-    beta2: float = opt(0.999, at_least=0, below=1)
-    eps: float = opt(1e-8, above=0)
-    weight_decay: float = opt(1e-2, at_least=0)
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.adam import AdamW
-
-        return AdamW()
-
-
-@dataclass
-class LangevinConfig(OptimizerConfig):
-    """Stochastic gradient Langevin dynamics."""
-
-    name: str = named("langevin")
-    lr: float = opt(0.3, above=0)
-    temperature: float = opt(1e-7, at_least=0)
-    weight_decay: float = opt(0.0, at_least=0)
-
-    def rule(self) -> Rule:
-        """Return the update rule with its static choices."""
-        from burgersgd.optimizers.langevin import Langevin
-
-        return Langevin(self.weight_decay > 0, self.temperature > 0)
-
-
-# --------------------------------------------------------------------------------------------------------- schedule
+    name: str = named(
+        cross_entropy="-log softmax(output)[class]",
+        squared_error="|output - target|^2; classes become one-hot vectors",
+        logistic="log(1 + exp(-t output)), two classes t = -1, +1",
+    )
 
 
 @dataclass
 class ScheduleConfig(Group):
-    """A factor on lr as a function of the fraction of the budget."""
+    """The learning rate stays as it is, after a linear warm-up."""
 
     group: ClassVar[str] = "schedule"
     name: str = named("constant")
-    warmup: float = opt(0.0, at_least=0, below=1)
+    warmup: float = opt(0.0, "lr rises linearly over this fraction of the budget", at_least=0, below=1)
 
     def hyper(self) -> dict[str, float]:
         """Return the float parameters by name."""
@@ -361,11 +110,11 @@ class ScheduleConfig(Group):
 
 @dataclass
 class StepScheduleConfig(ScheduleConfig):
-    """lr is multiplied by decay after every fraction `every` of the budget."""
+    """The learning rate falls by a factor again and again."""
 
     name: str = named("step")
-    decay: float = opt(0.2, above=0, at_most=1)
-    every: float = opt(0.3, above=0, at_most=1)
+    decay: float = opt(0.2, "factor on lr ...", above=0, at_most=1)
+    every: float = opt(0.3, "... after each such fraction of the budget", above=0, at_most=1)
 
 
 @dataclass
@@ -373,7 +122,7 @@ class CosineScheduleConfig(ScheduleConfig):
     """Half a cosine from 1 to final."""
 
     name: str = named("cosine")
-    final: float = opt(0.0, at_least=0, at_most=1)
+    final: float = opt(0.0, "factor on lr at the end", at_least=0, at_most=1)
 
 
 @dataclass
@@ -381,7 +130,7 @@ class LinearScheduleConfig(ScheduleConfig):
     """A straight line from 1 to final."""
 
     name: str = named("linear")
-    final: float = opt(0.0, at_least=0, at_most=1)
+    final: float = opt(0.0, "factor on lr at the end", at_least=0, at_most=1)
 
 
 # ------------------------------------------------------------------------------------------------- trainer, device
@@ -395,20 +144,47 @@ class TrainerConfig(Group):
     """Budget, batches, logging and arithmetic."""
 
     group: ClassVar[str] = "trainer"
-    budget: int | None = opt(None, at_least=1, below=LARGEST_BUDGET)
-    epochs: float = opt(100.0, above=0, hashed=False)
-    batch_size: int = opt(32, at_least=1)
-    with_replacement: bool = False
-    drop_last: bool = False
-    eval_every: int | None = opt(None, at_least=1)
-    log_every: int | None = opt(None, at_least=1, hashed=False)
-    clip_norm: float | None = opt(None, above=0)
-    explosion_factor: float = opt(1e6, above=1, infinite=True)
-    checkpoint_every: int | None = opt(None, at_least=1, hashed=False)
-    checkpoint_minutes: float = opt(5.0, above=0, infinite=True, hashed=False)
-    compile: str = opt("auto", choices=("auto", "on", "off", "native"))
-    precision: str = opt("float32", choices=("float32", "bfloat16", "float64"))
-    deterministic: bool = False
+    budget: int | None = opt(None, "gradient evaluations; null: epochs decides", at_least=1, below=LARGEST_BUDGET)
+    epochs: float = opt(100.0, "passes over the training part, when budget is null", above=0, hashed=False)
+    batch_size: int = opt(32, "examples of a gradient evaluation", at_least=1)
+    with_replacement: bool = opt(
+        False, "draw every batch independently (2.13) instead of a fresh permutation each epoch"
+    )
+    drop_last: bool = opt(False, "leave out the short batch at the end of an epoch")
+    eval_every: int | None = opt(
+        None, "gradient evaluations between evaluations on the validation part; null: 50 in a run", at_least=1
+    )
+    log_every: int | None = opt(
+        None, "gradient evaluations between rows of metrics; null: 200 in a run", at_least=1, hashed=False
+    )
+    clip_norm: float | None = opt(None, "longest gradient; longer ones are scaled down", above=0)
+    explosion_factor: float = opt(
+        1e6,
+        "diverged: a loss so many times max(1, the first one); .inf: only one that is not finite",
+        above=1,
+        infinite=True,
+    )
+    checkpoint_every: int | None = opt(
+        None, "gradient evaluations between checkpoints, besides those by the clock", at_least=1, hashed=False
+    )
+    checkpoint_minutes: float = opt(
+        5.0,
+        "minutes between checkpoints; .inf: only at the end and when interrupted",
+        above=0,
+        infinite=True,
+        hashed=False,
+    )
+    compile: str = opt(
+        "auto",
+        "on: torch.compile; off: eager PyTorch; native: C kernel for small networks on the CPU",
+        choices=("auto", "on", "off", "native"),
+    )
+    precision: str = opt(
+        "float32",
+        "of network and state; bfloat16: of the network, with the state in float32",
+        choices=("float32", "bfloat16", "float64"),
+    )
+    deterministic: bool = opt(False, "refuse operations that may differ from run to run")
 
 
 @dataclass
@@ -416,9 +192,16 @@ class DeviceConfig(Group):
     """Where to compute."""
 
     group: ClassVar[str] = "device"
-    name: str = opt("auto", choices=("auto", "cpu", "cuda", "mps"))
-    index: int = opt(0, at_least=0)
-    threads: int | None = opt(None, at_least=1, at_most=1024)
+    name: str = named(
+        auto="cuda where there is one and parameters times batch size >= 4 million, else cpu",
+        cpu="the CPU",
+        cuda="an NVIDIA GPU",
+        mps="an Apple GPU",
+    )
+    index: int = opt(0, "which GPU", at_least=0)
+    threads: int | None = opt(
+        None, "CPU threads; null: one for small networks, else torch's choice", at_least=1, at_most=1024
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep
@@ -426,21 +209,47 @@ class DeviceConfig(Group):
 
 @dataclass
 class SweepConfig(Group):
-    """What --multirun tries: see burgersgd/sweeps/space.py."""
+    """What --multirun tries.
+
+    KEY=a,b,c and KEY=range(3) list values; 'KEY=interval(a,b)' is a range to sample from, 'KEY=tag(log, interval(a,b))'
+    one on a logarithmic scale, 'KEY=int(interval(a,b))' one of whole numbers.
+    """
 
     group: ClassVar[str] = "sweep"
-    name: str | None = None
-    sampler: str = opt("grid", choices=("grid", "random", "sobol", "optuna"))
-    n_samples: int = opt(16, at_least=1)
-    batch: int = opt(16, at_least=1)
-    seed: int = opt(0, at_least=0)
-    objective: str = opt("last", choices=("last", "best"))
-    zip: list[str] = opt([])
-    params: dict[str, str] = opt({})
-    max_runs: int | None = opt(None, at_least=1)
-    prune: str = opt("none", choices=("none", "median", "halving"))
-    prune_from: float = opt(0.1, above=0, below=1)
-    workers: int | None = opt(None, at_least=1)
+    name: str | None = opt(None, "folder below output_root/multirun; null: date and time")
+    sampler: str = opt(
+        "grid",
+        "random, sobol: n_samples points of the ranges for each combination of listed values; optuna: a search",
+        choices=("grid", "random", "sobol", "optuna"),
+    )
+    n_samples: int = opt(
+        16,
+        "points of the ranges, the first ones of the same sequence whatever their number; optuna: trials",
+        at_least=1,
+    )
+    batch: int = opt(16, "optuna: trials that are proposed, and trained, together", at_least=1)
+    seed: int = opt(0, "of the sampler", at_least=0)
+    objective: str = opt(
+        "last",
+        "validation error that a search minimises: last or best of a run; +inf for a diverged one",
+        choices=("last", "best"),
+    )
+    zip: list[str] = opt([], "keys whose lists are walked in step, as [optimizer.nu,optimizer.gamma]")
+    params: dict[str, str] = opt({}, "KEY: VALUES, what to try besides the command line, which wins")
+    max_runs: int | None = opt(
+        None, "most runs that are trained as one computation; null: what fits the memory, and is fastest", at_least=1
+    )
+    prune: str = opt(
+        "none",
+        "stops runs that lag behind their fleet; halving keeps a third each time the budget triples",
+        choices=("none", "median", "halving"),
+    )
+    prune_from: float = opt(0.1, "fraction of the budget before which nothing is stopped", above=0, below=1)
+    workers: int | None = opt(
+        None,
+        "processes of this machine that train; null: one per core or GPU, where the sweep is long enough",
+        at_least=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -448,21 +257,52 @@ class SweepConfig(Group):
             raise self.error("name", "must be a folder's name of letters, digits and _ . -")
 
 
+# --------------------------------------------------------------------------------------------------------------- all
+
+GROUPS: dict[str, Registry] = {
+    "dataset": Registry("dataset", _SHIPPED["dataset"], DatasetConfig),
+    "model": Registry("model", _SHIPPED["model"], ModelConfig),
+    "loss": Registry("loss", dict.fromkeys(("cross_entropy", "squared_error", "logistic"), LossConfig)),
+    "optimizer": Registry("optimizer", _SHIPPED["optimizer"], OptimizerConfig),
+    "schedule": Registry(
+        "schedule",
+        {
+            "constant": ScheduleConfig,
+            "step": StepScheduleConfig,
+            "cosine": CosineScheduleConfig,
+            "linear": LinearScheduleConfig,
+            "warmup": ScheduleConfig,
+        },
+    ),
+    "device": Registry("device", dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig)),
+    "trainer": Registry("trainer", {"default": TrainerConfig}),
+    "sweep": Registry("sweep", dict.fromkeys(("default", "seeds", "tuning"), SweepConfig)),
+}
+"""Group -> choice -> class: the names that a command line may use."""
+
+PRESETS = {"schedule": ("warmup",), "sweep": ("seeds", "tuning")}
+"""Group -> choices that are another choice with some keys set: their YAML files are written by hand."""
+
+
+def _default(group: str, choice: str) -> Callable[[], Any]:
+    return lambda: GROUPS[group][choice]()
+
+
 @dataclass
 class TrainConfig(Group):
     """One run."""
 
-    dataset: DatasetConfig = opt(DigitsConfig)
-    model: ModelConfig = opt(MlpConfig)
+    dataset: DatasetConfig = opt(_default("dataset", "digits"))
+    model: ModelConfig = opt(_default("model", "mlp"))
     loss: LossConfig = opt(LossConfig)
-    optimizer: OptimizerConfig = opt(LocalEntropyConfig)
+    optimizer: OptimizerConfig = opt(_default("optimizer", "local_entropy"))
     schedule: ScheduleConfig = opt(ScheduleConfig)
     trainer: TrainerConfig = opt(TrainerConfig)
     device: DeviceConfig = opt(DeviceConfig, hashed=False)
     sweep: SweepConfig = opt(SweepConfig, hashed=False)
-    seed: int = opt(0, at_least=0, below=2**63)
-    output_root: str = opt("outputs", hashed=False)
-    run_name: str | None = opt(None, hashed=False)
+    seed: int = opt(0, "of initialisation, batch order, noise and dropout", at_least=0, below=2**63)
+    output_root: str = opt("outputs", "where run folders go", hashed=False)
+    run_name: str | None = opt(None, "name of the run folder; null: date, time, optimizer and data set", hashed=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -477,49 +317,23 @@ class TrainConfig(Group):
                 raise self.error("run_name", "must name a folder below output_root")
 
 
-GROUPS: dict[str, dict[str, type[Group]]] = {
-    "dataset": {
-        "digits": DigitsConfig,
-        **dict.fromkeys(("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100"), VisionConfig),
-        "mnist1d": Mnist1dConfig,
-        "two_spirals": TwoSpiralsConfig,
-        "teacher_student": TeacherStudentConfig,
-        "npz": NpzConfig,
-    },
-    "model": {"mlp": MlpConfig, "lenet": LeNetConfig},
-    "loss": dict.fromkeys(("cross_entropy", "squared_error", "logistic"), LossConfig),
-    "optimizer": {
-        "local_entropy": LocalEntropyConfig,
-        "paper_literal": PaperLiteralConfig,
-        "paper_sde": PaperSDEConfig,
-        "sgd": SgdConfig,
-        "gd": GdConfig,
-        "adamw": AdamWConfig,
-        "langevin": LangevinConfig,
-    },
-    "schedule": {
-        "constant": ScheduleConfig,
-        "step": StepScheduleConfig,
-        "cosine": CosineScheduleConfig,
-        "linear": LinearScheduleConfig,
-        "warmup": ScheduleConfig,
-    },
-    "device": dict.fromkeys(("auto", "cpu", "cuda", "mps"), DeviceConfig),
-    "trainer": {"default": TrainerConfig},
-    "sweep": dict.fromkeys(("default", "seeds", "tuning"), SweepConfig),
-}
-"""Group -> choice -> class: the names that a command line may use."""
-
-
 def register_schemas() -> None:
-    """Store every class under schema/GROUP/CHOICE, where the YAML files of conf/ refer to it."""
+    """Store every class that ships under schema/GROUP/CHOICE, where the YAML files of conf/ refer to it.
+
+    Classes of others that are imported become choices of their groups.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
     for group, choices in GROUPS.items():
         for name, cls in choices.items():
-            store.store(group=f"schema/{group}", name=name, node=cls)
+            if name in choices.shipped:
+                store.store(group=f"schema/{group}", name=name, node=cls)
+                continue
+            node = OmegaConf.structured(cls)  # somebody else's, of which conf/ has no file
+            node.name = name
+            store.store(group=group, name=name, node=node)
     root = OmegaConf.structured(TrainConfig)
     for group in GROUPS:
         root[group] = "???"  # the choice of the defaults list decides on the class

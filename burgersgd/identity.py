@@ -10,18 +10,20 @@ from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
+from burgersgd.registry import OWN
 from burgersgd.schema import Group, as_before, default_of, is_added
 
 NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["hashed"])
 """Keys and groups of a run that never decide its numbers."""
 
-OWN = "own"
-"""Name that a record gives to a model or data of the user's own."""
-
 
 def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, Any]:
     """Return a configuration as plain values; model is the class of the user's own module, data whether they are."""
     plain = dataclasses.asdict(config)
+    for group, names in GROUPS.items():
+        cls = type(getattr(config, group))
+        if plain[group].get("name", "default") not in names.shipped and names.base is not None:
+            plain[group]["class"] = f"{cls.__module__}:{cls.__qualname__}"  # for readers; nothing imports it from there
     if model is not None:
         plain["model"] = {"name": OWN, "class": model}
     if data:
@@ -83,17 +85,28 @@ def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[
         if key not in GROUPS:
             parts[key] = value
             continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value}: must hold the keys of the group")
         if value.get("name") == OWN:
             if key == "model":
                 continue
-            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value["options_of"]}
-        choices = GROUPS[key]
-        only = next(iter(choices.values())) if len(set(choices.values())) == 1 else None
-        cls = only or choices.get(str(value.get("name")))
-        if cls is None:
-            raise ConfigError(f"{key}={value.get('name')}: must be one of {', '.join(choices)}")
-        parts[key] = _built(cls, value, f"{key}.", lacking)
+            value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value.get("options_of")}
+        settings = {k: v for k, v in value.items() if k != "class"}
+        parts[key] = _built(_class_of(key, value), settings, f"{key}.", lacking)
     return _built(TrainConfig, parts, "", lacking)
+
+
+def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
+    choices, name = GROUPS[group], str(value.get("name"))
+    only = set(choices.shipped.values())
+    if len(only) == 1 and choices.base is None:  # trainer, sweep and device: the name is a key like any other
+        return choices[next(iter(choices.shipped))]
+    try:
+        return choices[name]
+    except KeyError:
+        known = f"{group}={name}: must be one of {', '.join(choices.names())}"
+        again = f"; it was {group}={value['class']}, which must be named again" if "class" in value else ""
+        raise ConfigError(known + again) from None
 
 
 def _built(
@@ -102,7 +115,7 @@ def _built(
     fields = dataclasses.fields(cls)
     unknown = values.keys() - {f.name for f in fields}
     if unknown:
-        raise ConfigError(f"{prefix}{min(unknown)}: no such key in this version of burgersgd")
+        raise ConfigError(f"{prefix}{min(unknown, key=str)}: no such key in this version of burgersgd")
     return cls(**{f.name: lacking(f) for f in fields if is_added(f)} | dict(values))
 
 

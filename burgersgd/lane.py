@@ -5,24 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.run_folder import (
-    CHECKPOINT,
-    ENDED,
-    Row,
-    RunFolder,
-    RunFolderError,
-    read_checkpoint,
-    read_status,
-)
+from burgersgd.recording.files import RunFolderError, digest
+from burgersgd.recording.reading import CHECKPOINT, CONFIG, read_checkpoint, read_config, read_end, read_status
+from burgersgd.recording.run_folder import Row, RunFolder
+from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
 
 
 @dataclass
@@ -51,23 +47,20 @@ class Lane:
         Raises RunFolderError where folder and checkpoint do not fit, ConfigError for the configuration of another
         version.
         """
-        lane = cls(config_from(folder.config), folder)
-        lane.reload()
-        if lane.checkpoint is None:
+        run = read_run(folder.path)
+        lane = cls(run.config, folder, run.checkpoint)
+        if run.checkpoint is None:
             return lane
-        lane.final = read_status(folder.path)["state"] in ENDED
-        lane.parent = lane.checkpoint["parent"]
-        if lane.checkpoint["config_hash"] != config_hash(lane.config, lane.choices["budget"]):
-            changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
-            raise RunFolderError(f"{folder.path}: {changed}")
-        if lane.checkpoint["code"] != code_version() and not lane.final:
-            folder.log.warning("going on with %s, begun with %s", code_version(), lane.checkpoint["code"])
+        lane.final = run.end is not None
+        lane.parent = run.checkpoint["parent"]
+        if run.checkpoint["code"] != code_version() and not lane.final:
+            folder.log.warning("going on with %s, begun with %s", code_version(), run.checkpoint["code"])
         return lane
 
     def reload(self) -> None:
         """Take the last checkpoint on the disk as the one to go on from."""
-        path = None if self.folder is None else self.folder.path
-        self.checkpoint = None if path is None or not (path / CHECKPOINT).exists() else read_checkpoint(path)
+        if self.folder is not None:
+            self.checkpoint = read_run(self.folder.path).checkpoint
 
     @property
     def evaluations(self) -> int:
@@ -83,6 +76,13 @@ class Lane:
     def fleet(self) -> dict[str, Any]:
         """The fleet that the run was in: id, size, and the index of the run in it."""
         return {"id": None, "size": 1, "index": 0} if self.checkpoint is None else self.checkpoint["fleet"]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the checkpoint is that of the end of the run; a continued run has kept that of its parent's end."""
+        if self.checkpoint is None or self.checkpoint["measured"] is None:
+            return False
+        return not self.alive or self.evaluations == self.choices["budget"]
 
     @property
     def alive(self) -> bool:
@@ -101,14 +101,18 @@ class Lane:
         return best | {"loss": torch.tensor(known, dtype=torch.float64)}
 
     def rewind(self) -> None:
-        """Go back to the checkpoint: what was recorded behind it is forgotten."""
-        position = None if self.checkpoint is None else self.checkpoint["metrics_bytes"]
+        """Go back to the checkpoint: what was recorded behind it is forgotten. Raises RunFolderError."""
+        known = self.checkpoint or {}
+        position = known.get("metrics_bytes"), known.get("metrics_digest")
         if self.folder is None:
             self.rows = []
         elif self.final:
-            self.rows = self.folder.rows()
+            self.rows = self.folder.rows(*position)
         else:
-            self.rows = self.folder.rewind(position)
+            self.rows = self.folder.rewind(*position)
+        last = self.rows[-1]["evaluations"] if self.rows else -1
+        if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
+            raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
 
     def record(self, row: Row) -> None:
         """Add a row of metrics."""
@@ -129,6 +133,94 @@ class Lane:
                 raise
             self.failure = str(error)
             self.folder.abandon(self.failure)
+
+
+class RecordedRun(NamedTuple):
+    """What a run folder says of its run, checked against itself."""
+
+    config: TrainConfig
+    checkpoint: dict[str, Any] | None
+    """None where the run has none yet."""
+    end: dict[str, Any] | None
+    """status.json of a run that is over, None for one that is not."""
+
+
+def read_run(path: Path, looking: bool = False) -> RecordedRun:
+    """Return the run of a folder after checking that its files are whole and belong together.
+
+    looking: nothing is trained, so that it does not matter if this version would train it otherwise.
+    Raises RunFolderError, and ConfigError for the configuration of another version: one line naming file and key.
+    """
+    record = read_config(path)
+    checked(record, ConfigRecord, path / CONFIG)
+    config, status, end = config_from(record), read_status(path), read_end(path)
+    if not (path / CHECKPOINT).exists():
+        if end is not None:
+            raise RunFolderError(f"{path}: the run is {end['state']}, and its checkpoint.pt is missing")
+        return RecordedRun(config, None, None)
+    file, checkpoint = path / CHECKPOINT, read_checkpoint(path)
+    _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
+    untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 kept none
+    same = checkpoint["config_hash"] == config_hash(config, checkpoint["choices"]["budget"])
+    if not same and not (looking and untouched):
+        changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
+        raise RunFolderError(f"{path}: {changed}")
+    if status.get("config_hash", checkpoint["config_hash"]) != checkpoint["config_hash"]:
+        raise RunFolderError(f"{path}: status.json is that of another run")
+    if end is not None and (checkpoint["measured"] is None or not _ended_there(end, checkpoint)):
+        raise RunFolderError(f"{path}: status.json and checkpoint.pt are not of the same end of the run")
+    return RecordedRun(config, checkpoint, end)
+
+
+def _ended_there(end: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a final status is that of a checkpoint; a run that diverged or was pruned counts fewer evaluations."""
+    if end["budget"] != checkpoint["choices"]["budget"] or end["evaluations"] > checkpoint["evaluations"]:
+        return False
+    return end["state"] != "completed" or end["evaluations"] == checkpoint["evaluations"]
+
+
+def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: Path) -> None:
+    """Raise RunFolderError where the numbers or tensors of a checkpoint cannot be those of a run."""
+    import torch
+
+    def refuse(key: str, what: str) -> RunFolderError:
+        return RunFolderError(f"{file}: {key}: {what}")
+
+    choices, best, fleet = checkpoint["choices"], checkpoint["best"], checkpoint["fleet"]
+    if not checkpoint["logged"] <= checkpoint["evaluations"] <= choices["budget"]:
+        raise refuse("evaluations", "must be at most the budget, and at least those at the last row of metrics")
+    if fleet["index"] >= fleet["size"]:
+        raise refuse("fleet.index", "must be below fleet.size")
+    names = ("validation_loss", "validation_error", "test_loss", "test_error", "best_test_error")
+    if checkpoint["measured"] is not None and set(checkpoint["measured"]) != set(names):
+        raise refuse("measured", f"must hold {', '.join(names)}")
+    real = torch.float64 if config.trainer.precision == "float64" else torch.float32
+    d = sum(math.prod(shape) for _, shape in checkpoint["parameters"])
+    kinds = {
+        **dict.fromkeys(("x", "best.x"), ((real,), (d,))),
+        **dict.fromkeys(("last_loss", "loss_sum", "grad_norm", "loss_limit"), ((real,), ())),
+        "best.error": ((torch.float64,), ()),
+        **dict.fromkeys(("diverged_at", "best.at"), ((torch.int64,), ())),
+        "alive": ((torch.bool,), ()),
+    }
+    state = {f"state.{name}": value for name, value in checkpoint["state"].items() if value is not None}
+    tensors = {name: checkpoint[name] for name in kinds if "." not in name}
+    tensors |= {f"best.{name}": best[name] for name in ("x", "error", "at")}
+    for name, tensor in (tensors | state).items():
+        if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.is_quantized:
+            raise refuse(name, "must be an ordinary tensor")
+        dtypes, shape = kinds.get(name, ((real, torch.int64), None))
+        if tensor.device.type == "meta" or tensor.dtype not in dtypes or (shape is not None and tensor.shape != shape):
+            expected = f"{' or '.join(map(str, dtypes))}{'' if shape is None else f' of shape {list(shape)}'}"
+            raise refuse(name, f"must be {expected}, is {tensor.dtype} of shape {list(tensor.shape)}")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise refuse(name, "is larger than its memory")
+    if not -1 <= int(checkpoint["diverged_at"]) < max(checkpoint["evaluations"], 1):
+        raise refuse("diverged_at", "must be an evaluation that was spent, or -1")
+    if not 0 <= int(best["at"]) <= checkpoint["evaluations"]:
+        raise refuse("best.at", "must be an evaluation that was spent")
+    if not float(best["error"]) >= 0:
+        raise refuse("best.error", "must not be negative")
 
 
 def with_budget(config: TrainConfig, budget: int) -> TrainConfig:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
-from burgersgd.identity import check_own, config_from
+from burgersgd.identity import check_own
 from burgersgd.isolation import undisturbed
+from burgersgd.lane import read_run
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
@@ -38,11 +39,18 @@ def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
     return checkpoint["best"]["x"] if point == "best" else checkpoint["x"]
 
 
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """Return the checkpoint of a run folder, checked. Raises RunFolderError where there is none."""
+    return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
+
+
 def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     """Return x of a run as the state_dict of an ordinary nn.Module. Raises RunFolderError."""
-    checkpoint = read_checkpoint(folder)
-    named = checkpoint["parameters"]
-    parts = torch.split(x_of(checkpoint, point), [math.prod(shape) for _, shape in named])
+    checkpoint = _checkpoint(folder)
+    named, x = checkpoint["parameters"], x_of(checkpoint, point)
+    if not bool(torch.isfinite(x).all()):
+        raise RunFolderError(f"{folder}: the {point} x is not finite: the run diverged")
+    parts = torch.split(x, [math.prod(shape) for _, shape in named])
     return {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
 
 
@@ -51,10 +59,12 @@ def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
     """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train."""
-    checkpoint, record = read_checkpoint(folder), read_config(folder)
-    check_own(record, model, dataset)
-    prepared = prepare([config_from(record)], model=model, dataset=dataset)
+    checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
+    check_own(read_config(folder), model, dataset)
+    prepared = prepare([config], model=model, dataset=dataset)
     x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
+    if x.shape[1] != prepared.problem.d:
+        raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, the model {prepared.problem.d}")
     measured = {}
     with prepared.torch_settings():
         for part in ("validation", "test"):
@@ -83,7 +93,7 @@ def rerun(
     Raises RunFolderError for a run that is not over, ConfigError for one that continued another run, and what
     burgersgd.train raises.
     """
-    checkpoint, state = read_checkpoint(folder), read_status(folder)["state"]
+    checkpoint, state = _checkpoint(folder), read_status(folder)["state"]
     if state not in ENDED:
         raise RunFolderError(f"{folder}: the run is {state}; burgersgd train resume={folder} brings it to its end")
     if checkpoint["parent"] is not None:
@@ -97,22 +107,29 @@ def rerun(
         circumstances.append(
             f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
         )
-    differences = [
-        f"metrics.csv, {column}: {_first_difference(theirs, ours)}"
-        for (column, theirs), ours in zip(
-            read_metrics(folder).items(), read_metrics(result.folder).values(), strict=True
-        )
-        if column != "seconds" and repr(theirs) != repr(ours)
+    before, after = read_metrics(folder), read_metrics(result.folder)
+    differences = [f"metrics.csv: has no column {column}" for column in after if column not in before]
+    differences += [
+        f"metrics.csv, {column}: {_first_difference(theirs, after[column])}"
+        for column, theirs in before.items()
+        if column in after and column != "seconds" and repr(theirs) != repr(after[column])
     ]
     again = read_checkpoint(result.folder)
-    for name, before, after in [
+    for name, theirs, ours in [
         ("x", checkpoint["x"], again["x"]),
         ("best x", checkpoint["best"]["x"], again["best"]["x"]),
-        *((field, tensor, again["state"].get(field)) for field, tensor in checkpoint["state"].items()),
+        *((field, checkpoint["state"].get(field), tensor) for field, tensor in again["state"].items()),
     ]:
-        if before is not None and not torch.equal(before, after):
-            differences.append(f"{name}: largest difference {float((before - after).abs().max()):.3g}")
+        if (theirs is None) != (ours is None) or (theirs is not None and theirs.shape != ours.shape):
+            differences.append(f"{name}: is there in one of the two runs alone, or has another shape")
+        elif theirs is not None and not _same_bits(theirs, ours):
+            differences.append(f"{name}: largest difference {float((theirs - ours).abs().max()):.3g}")
     return Repetition(result, differences, circumstances)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal, NaN to NaN."""
+    return a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _first_difference(a: list[float], b: list[float]) -> str:
@@ -142,7 +159,7 @@ def main_evaluate(arguments: Sequence[str]) -> int:
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
     known = {"test_error": status.get("best_test_error")} if given.point == "best" else status
-    differing = [name for name in measured if known.get(name) not in (None, measured[name])]
+    differing = [name for name in measured if known.get(name) is not None and repr(known[name]) != repr(measured[name])]
     for name, value in measured.items():
         recorded = f"   recorded {known[name]:.9g}" if name in differing else ""
         print(f"{name:<18}{value:.9g}{recorded}")

@@ -19,6 +19,7 @@ from burgersgd.identity import check_own, config_from, config_hash, config_of, o
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
+from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -27,6 +28,7 @@ from burgersgd.recording.run_folder import (
     RunInUseError,
     begun,
     complete_checkpoints,
+    is_half_made,
     read_config,
 )
 from burgersgd.trainer import Prune, Result, Trainer
@@ -198,9 +200,9 @@ def _continued(
             "config_hash": config_hash(config, prepared.budget),
             "parent": {"folder": str(opened.path), **spent},
         }
-        metrics = opened.metrics_text(checkpoint["metrics_bytes"])
+        metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
-            new.checkpoint(continued)
+            new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
             return new.path
 
@@ -226,6 +228,8 @@ def train_jobs(
                 path = Path(config.output_root, config.run_name or "")
                 folder = RunFolder.reopen(path) if begun(path) else _new_folder(prepared, config, words)
                 folders[i] = stack.enter_context(folder)
+                if config_hash(config_from(folder.config), prepared.budget) != config_hash(config, prepared.budget):
+                    raise RunFolderError(f"{path}: its configuration is that of another run")
         results = _go_on(list(folders.values()), Trainer(None, None, prune), progress)
         return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
 
@@ -256,7 +260,8 @@ def check_output(config: TrainConfig) -> None:
     _check_name(config, "output_root", path)
     _check_name(config, "run_name", path / (config.run_name or ""))
     try:
-        if config.run_name is not None and (path / config.run_name).exists():
+        folder = path / (config.run_name or "")
+        if config.run_name is not None and folder.exists() and not (any(folder.iterdir()) and is_half_made(folder)):
             raise config.error("run_name", f"the folder {path / config.run_name} exists already")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
@@ -277,14 +282,14 @@ def _check_name(config: TrainConfig, key: str, path: Path) -> None:
 
 
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
-    own = None if prepared.user_model is None else type(prepared.problem.model.module()).__name__
+    own = type(prepared.problem.model.module()).__name__ if prepared.own_model else None
     root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
-    device = str(prepared.problem.inputs.device)
+    named = {"device": str(prepared.problem.inputs.device), "config_hash": config_hash(config, prepared.budget)}
     if config.run_name is not None:
-        return RunFolder.create(root / config.run_name, plain, overrides, device, metrics)
+        return RunFolder.create(root / config.run_name, plain, overrides, metrics=metrics, **named)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{config.optimizer.name}_{prepared.data.name}"
     for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
         with contextlib.suppress(FolderTakenError, RunInUseError):  # by a run that started in the same second
-            return RunFolder.create(root / (name + suffix), plain, overrides, device, metrics)
+            return RunFolder.create(root / (name + suffix), plain, overrides, metrics=metrics, **named)
     raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")

@@ -14,12 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import numbers
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from burgersgd.datasets.prepare import Raw
+    from burgersgd.models import Model
+    from burgersgd.optimizers.protocol import Rule
 
 
 class ConfigError(ValueError):
@@ -40,29 +48,36 @@ def opt(
     as_before: Any = MISSING,
     hashed: bool = True,
     hashed_with: str | None = None,
+    required: bool = False,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
 
-    default: a value, or a class of settings, which is made anew for every owner. meaning: one line for readers. since:
-    the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
+    default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
+    since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
     (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
-    key decides nothing where that one is 0 or false.
+    key decides nothing where that one is 0 or false. required: must be given, the default is no use.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
-    metadata["hashed_with"] = hashed_with
+    metadata |= {"hashed_with": hashed_with, "required": required}
     if as_before is not MISSING:
         metadata["as_before"] = as_before
-    if isinstance(default, type):
+    if callable(default):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def named(*names: str) -> Any:
-    """Return the field `name` of a class that stands for these names alone; the first is the default."""
-    return opt(names[0], choices=names)
+def named(*names: str, **described: str) -> Any:
+    """Return the field `name` of a class that stands for these names alone; the first is the default.
+
+    described: name=what it stands for, where a class has several.
+    """
+    all_names = [*names, *described]
+    return dataclasses.field(
+        default=all_names[0], metadata={"choices": all_names, "names": dict.fromkeys(names, "") | described}
+    )
 
 
 def type_name(f: dataclasses.Field[Any]) -> str:
@@ -92,6 +107,15 @@ class Group:
     group: ClassVar[str] = ""
     version: ClassVar[int] = 1
     """Counted up where the same settings give other numbers than in the release before."""
+    summary: ClassVar[str] = ""
+    """The first paragraph of the docstring."""
+
+    def __init_subclass__(cls) -> None:
+        """Remember the first paragraph of the docstring, and document the keys below it."""
+        super().__init_subclass__()
+        cls.summary = " ".join((cls.__dict__.get("__doc__") or "").split("\n\n")[0].split())
+        keys = [f"{name}: {text}" for name, text in _documented(cls).items()]
+        cls.__doc__ = "\n\n".join([cls.__doc__ or "", *keys]) if keys else cls.__doc__
 
     def __setattr__(self, key: str, value: Any) -> None:
         known = _fields(type(self))
@@ -131,6 +155,33 @@ class Group:
             if rule and isinstance(v, int | float) and not isinstance(v, bool) and not _within(v, rule):
                 raise self._error(f.name, given, f"must be {_allowed(rule, v)}")
         return value
+
+
+def described(f: dataclasses.Field[Any]) -> str:
+    """Return the meaning of a key with what it may be: `pull of y (float > 0, inf allowed)`."""
+    meaning, rule, choices = (f.metadata.get(k) for k in ("meaning", "range", "choices"))
+    kind, _, optional = type_name(f).partition(" | ")
+    if choices:
+        allowed = ", ".join(choices)
+    elif kind == "bool":
+        allowed = "true or false"
+    else:
+        limits = _allowed(rule, 0.0) if rule else ""
+        element = kind.removeprefix("list[").removesuffix("]")
+        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{kind} {limits}".strip()
+    return f"{meaning} ({allowed}{', or null' if optional else ''})".strip()
+
+
+def _documented(cls: type[Group]) -> dict[str, str]:
+    """Return the keys of a class that is not a dataclass yet, those of its bases included, each with a line."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, kind in inspect.get_annotations(base).items():
+            f = base.__dict__.get("__dataclass_fields__", {}).get(name) or base.__dict__.get(name)
+            if isinstance(f, dataclasses.Field) and f.metadata.get("meaning"):
+                f.name, f.type = name, kind
+                found[name] = described(f) + ("" if f.default is MISSING else f", default {f.default!r}")
+    return found
 
 
 @functools.cache
@@ -183,3 +234,81 @@ def _show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# ------------------------------------------------------------------------------------- what the groups have in common
+
+
+@dataclass
+class DatasetConfig(Group):
+    """Base of the data sets: a subclass gives itself a name and returns its arrays from `read`."""
+
+    group: ClassVar[str] = "dataset"
+    name: str = ""
+    train_size: int | None = opt(None, "training examples kept; null for all", at_least=1)
+    label_noise: float = opt(
+        0.0, "share of the training and validation labels replaced by another class", at_least=0, below=1
+    )
+    noisy_validation: bool = opt(
+        True,
+        "label_noise on the validation part too; the test part stays clean",
+        since="0.2",
+        as_before=False,
+        hashed_with="label_noise",
+    )
+    standardize: bool = opt(True, "by mean and deviation of the training part")
+    seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
+    validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)
+
+    def read(self) -> Raw:
+        """Return the arrays as their source has them. Raises DataError."""
+        raise NotImplementedError
+
+
+@dataclass
+class SplitDatasetConfig(DatasetConfig):
+    """Base of the data sets without a test part of their own."""
+
+    test_fraction: float = opt(0.2, "share of the examples that nothing but the final test looks at", above=0, below=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise self.error("test_fraction", f"must be < {1 - self.validation_fraction:g} with validation_fraction")
+
+
+@dataclass
+class ModelConfig(Group):
+    """Base of the models: a subclass gives itself a name and returns its network from `network`."""
+
+    group: ClassVar[str] = "model"
+    name: str = ""
+
+    def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
+        """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
+
+        A class of your own returns an nn.Module: it is made anew for every run, with torch's generators seeded by the
+        run's seed.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class OptimizerConfig(Group):
+    """Base of the optimizers: a subclass gives itself a name and returns its update rule from `rule`.
+
+    Every float is a hyperparameter that may differ between the runs of a fleet.
+    """
+
+    group: ClassVar[str] = "optimizer"
+    full_batch: ClassVar[bool] = False
+    name: str = ""
+    lr: float = opt(0.1, "step of one gradient evaluation", above=0)
+
+    def rule(self) -> Rule:
+        """Return the update rule with its static choices."""
+        raise NotImplementedError
+
+    def hyper(self) -> dict[str, float]:
+        """Return the float hyperparameters by name."""
+        return float_values(self)

@@ -26,8 +26,9 @@ from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
+from burgersgd.recording.files import digest, make_lasting
 from burgersgd.recording.progress import Progress
-from burgersgd.recording.run_folder import RunFolder, RunFolderError
+from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
@@ -193,26 +194,29 @@ class _FleetRun:
         self.fleet = prepared.fleet()
         self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
         self.best, self.position = _Best(self.fleet), Position()
+        checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
+        if checkpoints:  # before anything is changed: it may not fit
+            self.fleet.restore(checkpoints)
+            self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
         for lane in lanes:
             if lane.folder is not None:
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
-        checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:
-            self.fleet.restore(checkpoints)
             self.best.restore([lane.best for lane in lanes])
-            self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
             self._remind()
+        else:
+            self._make_lasting()
         if not lanes[0].final and bool(self.fleet.alive.any()):
             try:
                 self._spend()
             except Interrupted as interrupted:
                 interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
                 raise
-        if not lanes[0].final:
+        if not lanes[0].final and not all(lane.measured for lane in lanes):
             self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
-        return [self._result(i) for i in range(len(lanes))]
+        return self._record_ends([self._result(i) for i in range(len(lanes))])
 
     def _spend(self) -> None:
         fleet, lanes, trainer = self.fleet, self.lanes, self.prepared.configs[0].trainer
@@ -287,25 +291,38 @@ class _FleetRun:
         recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
         for i, lane, folder in recorded:
             with self._recording(lane):
-                folder.stage_checkpoint(self._checkpoint(i, folder.metrics_bytes(), ended))
+                belonging = folder.metrics_position() | {"config_digest": digest(folder.config)}
+                folder.stage_checkpoint(self._checkpoint(i, belonging, ended))
+        self._make_lasting()
         for _, lane, folder in recorded:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
+        self._make_lasting()
 
-    def _checkpoint(self, i: int, metrics_bytes: int, ended: bool) -> dict[str, Any]:
+    def _make_lasting(self) -> None:
+        """Let all that was recorded so far survive a power failure."""
+        there = [lane for lane in self.lanes if lane.folder is not None and lane.failure is None]
+        try:
+            make_lasting([lane.folder.path for lane in there if lane.folder is not None])
+        except RunFolderError:  # of some of them
+            for lane in there:
+                with self._recording(lane):
+                    make_lasting([lane.folder.path] if lane.folder is not None else [])
+
+    def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
         """Return all that the run needs to go on, and what tells whether it may."""
         lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
             "code": code_version(),
             "config_hash": self.hashes[i],
             "choices": self.choices,
-            "fleet": {"id": self.fleet_id, "size": len(self.lanes), "index": i},
+            "fleet": self._place(i),
             "parent": lane.parent,
             "best": self.best.snapshot(i),
             "logged": self.position.logged,
             "seconds": self.position.seconds,
-            "metrics_bytes": metrics_bytes,
+            **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
             "parameters": self._parameters,
         }
@@ -356,7 +373,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
-        result = Result(
+        return Result(
             config=lane.config,
             task=self.prepared.data.task,
             state="failed" if lane.failure else state,
@@ -376,24 +393,44 @@ class _FleetRun:
             no_better_than_guessing=guessing,
             advice=advice,
         )
-        if lane.folder is not None and not lane.final and not lane.failure:
-            with self._recording(lane):
-                self._record_end(lane.folder, i, result)
-            if lane.failure:
-                result = dataclasses.replace(result, state="failed", reason=lane.failure)
-        return result
 
-    def _record_end(self, folder: RunFolder, i: int, result: Result) -> None:
-        fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
-        fields |= {"fleet_size": len(self.lanes), "parent": self.lanes[i].parent}
-        fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
-        if result.reason is not None:
-            fields["reason"] = result.reason
-            folder.log.error("%s", result.reason)
-        if result.no_better_than_guessing:
-            folder.log.warning("no better than guessing; %s", result.advice)
-        folder.log.info("%s after %d gradient evaluations", result.state, result.evaluations)
-        folder.status(result.state, **fields)  # last: a run that is over is not looked at again
+    def _place(self, i: int) -> dict[str, Any]:
+        """Return the fleet that a run was in, when it ended the one that it ended in."""
+        lane = self.lanes[i]
+        return lane.fleet if lane.measured else {"id": self.fleet_id, "size": len(self.lanes), "index": i}
+
+    def _record_ends(self, results: list[Result]) -> list[Result]:
+        """Record how the runs ended, and return the results with what then failed.
+
+        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run is
+        over, because a run that is over is not looked at again.
+        """
+        ends = []
+        for i, (lane, result) in enumerate(zip(self.lanes, results, strict=True)):
+            if lane.folder is None or lane.final or lane.failure:
+                continue
+            fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
+            fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
+            fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
+            lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
+            if result.reason is not None:
+                fields["reason"] = result.reason
+                lines.insert(0, (logging.ERROR, result.reason))
+            if result.no_better_than_guessing:
+                lines.insert(0, (logging.WARNING, f"no better than guessing; {result.advice}"))
+            with self._recording(lane):
+                lane.folder.log_once(lines)
+                lane.folder.finish(result.state, fields)
+                ends.append((lane, lane.folder, result.state, fields))
+        self._make_lasting()
+        for lane, folder, state, fields in ends:
+            if lane.failure is None:
+                with self._recording(lane):
+                    folder.end(state, fields)
+        return [
+            dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
+            for lane, result in zip(self.lanes, results, strict=True)
+        ]
 
 
 _RECORDED = (

@@ -10,16 +10,18 @@ import burgersgd
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
-        *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
+        *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         *("own_process", "analysis"),
     },
     "analysis": {"identity", "recording"},
-    "revisit": {"build", "config", "identity", "isolation", "prepare", "recording", "run"},
+    "revisit": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},
-    "config": {"optimizers", "schema"},
+    "config": {"registry", "schema"},
+    "registry": {"schema"},
     "schema": set(),
-    "identity": {"config", "schema"},
+    "conf_text": {"schema"},
+    "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
@@ -27,13 +29,13 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},
     "build": {"config", "datasets", "isolation", "models", "losses", "training", "native"},
     "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
-    "datasets": {"streams"},
-    "models": {"isolation"},
+    "datasets": {"schema", "streams"},
+    "models": {"isolation", "schema"},
     "isolation": set(),
     "probe": {"config", "datasets", "isolation", "models", "training"},
     "losses": set(),
     "schedules": {"optimizers"},
-    "optimizers": set(),
+    "optimizers": {"schema"},
     "recording": set(),
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
@@ -46,8 +48,13 @@ ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
 
 
 def imports(path: Path) -> set[str]:
+    """Return what a module imports, at any place, but for the names of types that no running code needs."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

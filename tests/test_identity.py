@@ -112,7 +112,7 @@ def test_an_added_key_is_hashed_unless_it_reproduces_what_was_before_it() -> Non
 
 def test_a_record_without_an_added_key_is_read_as_what_was_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     record = dataclasses.asdict(TrainConfig())
-    monkeypatch.setitem(GROUPS["optimizer"], "local_entropy", Extended)
+    monkeypatch.setitem(GROUPS["optimizer"].shipped, "local_entropy", Extended)
     config = config_from(record)
     assert config.optimizer == Extended(replicas=1, noisy_start=False, weighting="none")
     assert config_from(dataclasses.asdict(TrainConfig(optimizer=Extended(replicas=2)))).optimizer == Extended(

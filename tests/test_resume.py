@@ -39,6 +39,7 @@ from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.training.compiled_step import CompiledStep
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
+from tests.recording.editing import rewrite_checkpoint
 
 
 class Killed(BaseException):
@@ -82,7 +83,7 @@ def left_behind(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     metrics = {name: repr(values) for name, values in read_metrics(folder).items() if name != "seconds"}
     status = {k: v for k, v in read_status(folder).items() if k not in ("seconds", "updated", "fleet_size")}
     checkpoint = read_checkpoint(folder)
-    for key in ("seconds", "metrics_bytes", "config_hash", "fleet"):
+    for key in ("seconds", "metrics_bytes", "metrics_digest", "config_hash", "config_digest", "fleet"):
         checkpoint.pop(key)
     checkpoint["choices"].pop("budget")
     return metrics, status, checkpoint
@@ -301,7 +302,7 @@ def test_a_checkpoint_of_version_0_1_0_finds_the_loss_of_its_best_x_in_the_metri
     path = tmp_path / "outputs/old/checkpoint.pt"
     old = torch.load(path, weights_only=True)
     known = old["best"].pop("loss")
-    torch.save(old, path)
+    torch.save({k: v for k, v in old.items() if "digest" not in k} | {"format": 1}, path)
     with RunFolder.reopen(path.parent) as folder:
         lane = Lane.reopened(folder)
         lane.rewind()
@@ -434,9 +435,11 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     train(named(small_config(), "run"), progress=False)
     file = tmp_path / "outputs/run/checkpoint.pt"
     state = torch.load(file, weights_only=True)
-    for found, content in ((0, {k: v for k, v in state.items() if k != "format"}), (2, state | {"format": 2})):
+    for found, content in ((0, {k: v for k, v in state.items() if k != "format"}), (3, state | {"format": 3})):
         torch.save(content, file)
-        with pytest.raises(RunFolderError, match=rf"has format {found}, this version of burgersgd reads format 1"):
+        with pytest.raises(
+            RunFolderError, match=rf"has format {found}, this version of burgersgd reads formats 1 and 2"
+        ):
             resume(tmp_path / "outputs/run", progress=False)
 
 
@@ -451,8 +454,7 @@ def test_a_resumed_fleet_keeps_the_engine_it_began_with(kill: Any, tmp_path: Pat
     kill(25)
     with pytest.raises(Killed):
         train(config, progress=False)
-    file = tmp_path / "outputs/killed/checkpoint.pt"
-    state = torch.load(file, weights_only=True)
-    assert state["choices"]["engine"] == "eager"
-    torch.save(state | {"choices": state["choices"] | {"engine": "native"}}, file)
+    choices = read_checkpoint(tmp_path / "outputs/killed")["choices"]
+    assert choices["engine"] == "eager"
+    rewrite_checkpoint(tmp_path / "outputs/killed", choices=choices | {"engine": "native"})
     assert resume(tmp_path / "outputs/killed", progress=False).engine == "native"

@@ -18,6 +18,7 @@ from burgersgd.recording.run_folder import RunFolderError, read_checkpoint, read
 from burgersgd.revisit import evaluate, rerun, state_dict
 from burgersgd.run import resume, train, train_fleet
 from tests.conftest import small_config
+from tests.recording.editing import rewrite_checkpoint
 from tests.test_resume import named
 
 
@@ -75,9 +76,9 @@ def test_a_repetition_has_the_same_bits(compile: str, tmp_path: Path, capsys: py
 
 
 def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    checkpoint["state"]["y"][3] += 1e-3
-    torch.save(checkpoint, folder / "checkpoint.pt")
+    state = read_checkpoint(folder)["state"]
+    state["y"][3] += 1e-3
+    rewrite_checkpoint(folder, state=state)
     metrics = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(metrics.replace("\n5,", "\n6,", 1))
     environment = (folder / "environment.json").read_text()

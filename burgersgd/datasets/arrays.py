@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets, one_line
 from burgersgd.datasets.prepare import Options, Raw, memory, prepare
+from burgersgd.schema import SplitDatasetConfig, named, opt
 
 KEYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
@@ -46,7 +48,24 @@ def from_arrays(
     return prepare(name, _raw(arrays), Options(**options))
 
 
-def npz(config: Any) -> Raw:
+@dataclass
+class NpzConfig(SplitDatasetConfig):
+    """Your own arrays: x, y or x_train, y_train[, x_val, y_val], x_test, y_test in one .npz file."""
+
+    name: str = named("npz")
+    path: str = opt("", "the file", required=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise self.error("path", "must be the path of an .npz file")
+
+    def read(self) -> Raw:
+        """Return the arrays of the file."""
+        return npz(self)
+
+
+def npz(config: NpzConfig) -> Raw:
     """Return the arrays x, y (or x_train, y_train) [, x_val, y_val] [, x_test, y_test] of the file config.path."""
     try:
         return _raw(_read(Path(config.path).expanduser()))

@@ -9,17 +9,29 @@ import gzip
 import hashlib
 import importlib.util
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from burgersgd.datasets.dataset import DataError, Part
 from burgersgd.datasets.prepare import Raw
+from burgersgd.schema import SplitDatasetConfig, named
 
 SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the unpacked file
 LARGEST = 1 << 20  # its bytes that are read at most; there are 268 kB
+
+
+@dataclass
+class DigitsConfig(SplitDatasetConfig):
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, inside its package."""
+
+    name: str = named("digits")
+
+    def read(self) -> Raw:
+        """Return the digits."""
+        return load_digits()
 
 
 def digits_file() -> Path:
@@ -30,7 +42,7 @@ def digits_file() -> Path:
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
 
 
-def load_digits(config: Any = None) -> Raw:
+def load_digits() -> Raw:
     """Return the digits, ``[1797, 1, 8, 8]`` in [0, 1]; raises DataError when the file is missing or corrupt."""
     path = digits_file()
     repair = "run: pip install --force-reinstall scikit-learn"

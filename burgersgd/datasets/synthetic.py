@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,51 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from burgersgd.datasets.dataset import DataError, Part
 from burgersgd.datasets.prepare import NOISE, POINTS, TEACHER, Raw, generator, memory
+from burgersgd.schema import SplitDatasetConfig, named, opt
+
+
+@dataclass
+class Mnist1dConfig(SplitDatasetConfig):
+    """MNIST-1D (Greydanus & Kobak 2020), generated: 40 points, 10 classes."""
+
+    name: str = named("mnist1d")
+    n_samples: int = opt(5000, "examples, training, validation and test together", at_least=50)
+
+    def read(self) -> Raw:
+        """Return the curves."""
+        return mnist1d(self)
+
+
+@dataclass
+class TwoSpiralsConfig(SplitDatasetConfig):
+    """Two interleaved spirals, 2 inputs, 2 classes."""
+
+    name: str = named("two_spirals")
+    n_samples: int = opt(2000, "examples, training, validation and test together", at_least=20)
+    noise: float = opt(0.1, "standard deviation of the points", at_least=0)
+    turns: float = opt(1.5, "of each spiral", above=0)
+
+    def read(self) -> Raw:
+        """Return the points."""
+        return two_spirals(self)
+
+
+@dataclass
+class TeacherStudentConfig(SplitDatasetConfig):
+    """Regression on the outputs of a random tanh network (use with loss=squared_error)."""
+
+    name: str = named("teacher_student")
+    n_samples: int = opt(4000, "examples, training, validation and test together", at_least=20)
+    input_dim: int = opt(16, "inputs", at_least=1)
+    teacher_width: int = opt(16, "units of each hidden layer of the teacher", at_least=1)
+    teacher_depth: int = opt(1, "hidden layers of the teacher", at_least=0, at_most=1000)
+    outputs: int = opt(1, "targets of an example", at_least=1)
+    noise: float = opt(0.1, "standard deviation added to targets of unit variance", at_least=0)
+
+    def read(self) -> Raw:
+        """Return inputs and the teacher's noisy outputs."""
+        return teacher_student(self)
+
 
 DIGIT_CURVES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
@@ -36,7 +82,7 @@ LENGTH = 40
 PROBE_SIZE = 10_000  # inputs by which the teacher's outputs are scaled
 
 
-def mnist1d(config: Any) -> Raw:
+def mnist1d(config: Mnist1dConfig) -> Raw:
     """Return MNIST-1D ``[n_samples, 40]``, ten classes of equal size (Greydanus & Kobak, Scaling down deep learning).
 
     A digit is a curve of 12 points, lengthened by 36 to 60 zeros, stretched to 72 points, scaled by 1 +- 0.2, moved on
@@ -84,7 +130,7 @@ def gaussian_smooth(x: Float64[ndarray, "n length"], sigma: float) -> Float64[nd
     return sliding_window_view(mirrored, 2 * radius + 1, axis=1) @ (kernel / kernel.sum())
 
 
-def two_spirals(config: Any) -> Raw:
+def two_spirals(config: TwoSpiralsConfig) -> Raw:
     """Return points ``[n_samples, 2]`` on two interleaved spirals (turns rounds, radius 1) plus noise."""
     n = config.n_samples
     _check_size(config, 2 * n)
@@ -96,7 +142,7 @@ def two_spirals(config: Any) -> Raw:
     return _classification(points.T + config.noise * noise, labels, 2)
 
 
-def teacher_student(config: Any) -> Raw:
+def teacher_student(config: TeacherStudentConfig) -> Raw:
     """Return normal inputs ``[n_samples, input_dim]`` and what a random tanh network says of them, plus noise.
 
     The teacher has teacher_depth hidden layers of teacher_width units, weights N(0, 1 / fan-in), biases N(0, 1); its

@@ -17,6 +17,7 @@ import pickle
 import struct
 import tarfile
 import zlib
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,28 @@ from tqdm import tqdm
 
 from burgersgd.datasets.dataset import DataError, Part, one_line
 from burgersgd.datasets.prepare import Raw
+from burgersgd.schema import DatasetConfig, named, opt
+
+
+@dataclass
+class VisionConfig(DatasetConfig):
+    """A torchvision data set, downloaded on demand."""
+
+    name: str = named(
+        mnist="MNIST: 60,000 + 10,000 digits, 28 x 28; through torchvision",
+        fashion_mnist="Fashion-MNIST: 60,000 + 10,000 garments, 28 x 28; through torchvision",
+        kmnist="Kuzushiji-MNIST: 60,000 + 10,000 characters, 28 x 28; through torchvision",
+        cifar10="CIFAR-10: 50,000 + 10,000 colour photographs, 32 x 32; through torchvision",
+        cifar100="CIFAR-100: 50,000 + 10,000 colour photographs of 100 classes, 32 x 32; through torchvision",
+    )
+    root: str = opt("data", "folder of the downloaded files", hashed=False)
+    download: bool = opt(True, "fetch what is not there, checksums verified", hashed=False)
+    validation_fraction: float = opt(0.1, "of the training part; the test part is the set's own", above=0, below=1)
+
+    def read(self) -> Raw:
+        """Return the images, read from their files, which are downloaded where they may be."""
+        return (cifar if self.name.startswith("cifar") else mnist_like)(self)
+
 
 CLASSES = {
     "mnist": "MNIST",

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from burgersgd.models.mlp import dropout, initial_std
+from burgersgd.models.mlp import InitializedModelConfig, dropout, initial_std
+from burgersgd.schema import named
+
+
+@dataclass
+class LeNetConfig(InitializedModelConfig):
+    """LeNet-5 for images."""
+
+    name: str = named("lenet")
+
+    def network(self, input_shape: tuple[int, ...], n_outputs: int) -> LeNet:
+        """Return the network. Raises ValueError for inputs that are no images of at least 12 x 12 pixels."""
+        drawn = (self.dropout, self.initialization, self.init_scale, self.init_distribution)
+        return LeNet(input_shape, n_outputs, *drawn)
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,20 @@ class LeNet:
     def padding(self) -> int:
         """Padding of the first convolution: 2, so that 28 x 28 images count as 32 x 32."""
         return 2 if min(self.input_shape[1:]) < 32 else 0
+
+    activation: ClassVar[str] = "relu"
+
+    @property
+    def image(self) -> tuple[int, int, int, int]:
+        """Channels, height, width and padding of the images."""
+        channels, height, width = self.input_shape
+        return channels, height, width, self.padding
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Inputs, hidden units and outputs of the fully connected layers."""
+        shapes = self.shapes
+        return shapes[4][1], shapes[4][0], shapes[6][0], self.n_outputs
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

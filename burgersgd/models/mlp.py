@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from burgersgd.schema import ModelConfig, named, opt
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]]] = {
     "relu": (F.relu, nn.ReLU),
@@ -20,6 +23,33 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]
     "softplus": (F.softplus, nn.Softplus),
     "identity": (lambda z: z, nn.Identity),
 }
+
+
+@dataclass
+class InitializedModelConfig(ModelConfig):
+    """Base of the models whose weights are drawn as named here, and that drop hidden units."""
+
+    dropout: float = opt(0.0, "probability of dropping a hidden unit in training", at_least=0, below=1)
+    initialization: str = opt("he", "standard deviation of the weights", choices=("he", "glorot", "lecun", "pytorch"))
+    init_distribution: str = opt("normal", "law of the weights", choices=("normal", "uniform"))
+    init_scale: float = opt(1.0, "factor on the initial weights", above=0, at_most=1e6)
+
+
+@dataclass
+class MlpConfig(InitializedModelConfig):
+    """A fully connected network (2.2)-(2.4)."""
+
+    name: str = named("mlp")
+    depth: int = opt(2, "hidden layers", at_least=0, at_most=1000)
+    width: int = opt(64, "units of each hidden layer", at_least=1)
+    widths: list[int] | None = opt(None, "units layer by layer, e.g. [128,64], instead of depth and width", at_least=1)
+    activation: str = opt("relu", "of the hidden layers", choices=tuple(ACTIVATIONS))
+
+    def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Mlp:
+        """Return the network; inputs are flattened."""
+        hidden = self.widths if self.widths is not None else [self.width] * self.depth
+        drawn = (self.dropout, self.initialization, self.init_scale, self.init_distribution)
+        return Mlp((math.prod(input_shape), *hidden, n_outputs), self.activation, *drawn)
 
 
 def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
@@ -74,6 +104,9 @@ class Mlp:
     initialization: str = "he"
     init_scale: float = 1.0
     init_distribution: str = "normal"
+
+    image: ClassVar[None] = None
+    """No convolutions."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -122,7 +122,8 @@ def _compiler() -> list[str] | None:
 def _key(source: str, compiler: list[str]) -> str:
     """Hash what the binary depends on, without starting the compiler: source, flags, compiler, processor."""
     program = os.stat(compiler[0])
-    parts = [source, _REQUIRED, _WISHES, compiler, program.st_size, program.st_mtime_ns, _processor()]
+    included = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.c"))]
+    parts = [source, included, _REQUIRED, _WISHES, compiler, program.st_size, program.st_mtime_ns, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,8 @@
-/* Mini-batch loss and gradient of a small fully connected network, for R independent runs one after the other.
+/* Mini-batch loss and gradient of a small network, for R independent runs one after the other.
  *
  * The network is (2.2)-(2.4): z_l = sigma(W_l z_{l-1} + b_l), the last layer affine. One run's parameters are one
- * vector W_1 (row-major [out, in]), b_1, W_2, b_2, ...; its gradient has the same layout.
+ * vector W_1 (row-major [out, in]), b_1, W_2, b_2, ...; its gradient has the same layout. In front of it may stand the two
+ * convolutional layers of LeNet-5 (convolutions.c): their parameters come first, their features are the inputs.
  *
  * Eager PyTorch spends most of such a step on dispatch. Here a run is: gather the rows of the batch, three kinds of
  * matrix product per layer (Z = A W^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
@@ -35,7 +36,20 @@ typedef struct { /* mirrored by native_gradient._Plan */
     const void *inputs, *targets;
     void *workspace;              /* threads * workspace_size bytes, aligned to 64 */
     int64_t workspace_size;       /* bytes for one thread, from mlp_gradient_workspace_* */
+    int64_t team;                 /* threads that share the work of one run; more than one only where threads is 1 */
+    int64_t channels, height, width, padding; /* of images that go through the convolutions first; no channels: none do */
 } Plan;
+
+typedef struct { /* sizes of the convolutional layers: padded image, pooled first layer, pooled second layer */
+    int64_t channels, height, width, h1, w1, h2, w2;
+} Images;
+
+static inline Images images_of(const Plan *plan) {
+    Images s = {plan->channels, plan->height + 2 * plan->padding, plan->width + 2 * plan->padding, 0, 0, 0, 0};
+    s.h1 = (s.height - 4) / 2, s.w1 = (s.width - 4) / 2;
+    s.h2 = (s.h1 - 4) / 2, s.w2 = (s.w1 - 4) / 2;
+    return s;
+}
 
 typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
@@ -69,6 +83,19 @@ typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. 
 #endif
 #define PANEL 2
 #define TILE_ROWS(vectors) ((vectors) == 2 ? 6 : 12) /* 12 of the 16 registers */
+#endif
+/* for (int64_t i = 0; i < count; i++) body, shared out among the team: what it computes must not depend on that. */
+#ifdef _OPENMP
+#define TEAM_FOR(count, ...)                                                                  \
+    if (team > 1) {                                                                           \
+        _Pragma("omp parallel for num_threads(team) schedule(static)")                        \
+        for (int64_t i = 0; i < (count); i++) __VA_ARGS__                                     \
+    } else                                                                                    \
+        for (int64_t i = 0; i < (count); i++) __VA_ARGS__
+#define TEAM_MEMBER (team > 1 ? omp_get_thread_num() : 0)
+#else
+#define TEAM_FOR(count, ...) for (int64_t i = 0; i < (count); i++) __VA_ARGS__
+#define TEAM_MEMBER 0
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -256,6 +283,8 @@ INLINE void F(panel)(int64_t columns, int whole, int64_t rows, int64_t depth, co
     }
 }
 
+INLINE int64_t F(panels)(int64_t n) { return (n + PANEL * LANES - 1) / (PANEL * LANES); }
+
 INLINE int64_t F(panel_columns)(int64_t first, int64_t n) {
     return n - first < PANEL * LANES ? n - first : PANEL * LANES;
 }
@@ -421,11 +450,14 @@ static double F(squared_norm)(int64_t n, const REAL *v) {
     return total;
 }
 
+#include "convolutions.c"
+
 /* ------------------------------------------------------------------------------------------------------------ one run */
 
-/* Places in a thread's workspace, in numbers: activations of every layer, two gradients, a panel of weights, a bias. */
+/* Places in a thread's workspace, in numbers: activations of every layer, two gradients, panels of weights, a bias. */
 typedef struct {
-    int64_t activation[MAX_LAYERS + 1], gradient[2], panel, bias, size;
+    int64_t activation[MAX_LAYERS + 1], gradient[2], panel, panel_size, bias, size;
+    F(ConvolutionPlaces) convolutions;
 } F(Places);
 
 static F(Places) F(places)(const Plan *plan) {
@@ -441,9 +473,15 @@ static F(Places) F(places)(const Plan *plan) {
         next += plan->max_batch * F(stride)(widest);
     }
     places.panel = next;
-    next += F(stride)(widest) * PANEL * LANES;
+    places.panel_size = F(stride)(widest) * PANEL * LANES; /* of each member of the team */
+    next += plan->team * places.panel_size;
     places.bias = next;
     next += F(stride)(widest);
+    if (plan->channels) {
+        next = (next + 15) / 16 * 16;
+        places.convolutions = F(convolution_places)(plan, next);
+        next = places.convolutions.size;
+    }
     places.size = (next + 64) / 64 * 64;
     return places;
 }
@@ -452,30 +490,33 @@ int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).siz
 
 /* Number of W_l's first parameter, for every layer l; the last entry is d. */
 static void F(first_parameters)(const Plan *plan, int64_t *first) {
-    first[0] = 0;
+    first[0] = plan->channels ? 6 * (25 * plan->channels + 1) + 16 * (25 * 6 + 1) : 0;
     for (int64_t l = 0; l < plan->layers; l++) first[l + 1] = first[l] + (plan->widths[l] + 1) * plan->widths[l + 1];
 }
 
 /* The activations of all layers for the rows of a batch; return the outputs [batch, stride]. */
 static REAL *F(forward)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch) {
-    const int64_t *widths = plan->widths, layers = plan->layers;
+    const int64_t *widths = plan->widths, layers = plan->layers, team = plan->team;
     const F(Places) places = F(places)(plan);
-    REAL *panel = workspace + places.panel, *bias = workspace + places.bias, *inputs = workspace + places.activation[0];
+    REAL *bias = workspace + places.bias, *inputs = workspace + places.activation[0];
     int64_t first[MAX_LAYERS + 1];
     F(first_parameters)(plan, first);
-    for (int64_t i = 0; i < batch; i++)
+    if (plan->channels)
+        F(features)(plan, workspace, &places.convolutions, params, indices, batch, inputs, F(stride)(widths[0]));
+    for (int64_t i = 0; i < batch && !plan->channels; i++)
         F(copy_row)(inputs + i * F(stride)(widths[0]), (const REAL *)plan->inputs + indices[i] * widths[0], widths[0]);
     for (int64_t l = 0; l < layers; l++) { /* Z = A W^T + b */
         int64_t in = widths[l], out = widths[l + 1], stride = F(stride)(out);
         const REAL *w = params + first[l];
         REAL *z = workspace + places.activation[l + 1];
         F(copy_row)(bias, w + in * out, out);
-        for (int64_t o = 0; o < out; o += PANEL * LANES) {
-            int64_t columns = F(panel_columns)(o, out);
+        TEAM_FOR(F(panels)(out), {
+            int64_t o = i * PANEL * LANES, columns = F(panel_columns)(o, out);
+            REAL *panel = workspace + places.panel + TEAM_MEMBER * places.panel_size;
             F(transpose_panel)(w, in, o, columns, panel);
             F(panel)(columns, 1, batch, in, workspace + places.activation[l], F(stride)(in), 1, panel,
                      F(vectors)(columns) * LANES, bias + o, z + o, stride);
-        }
+        })
         if (l < layers - 1) F(activate)(plan->activation, batch, stride, z);
     }
     return workspace + places.activation[layers];
@@ -491,9 +532,9 @@ static double F(mean_loss)(const Plan *plan, const int64_t *indices, int64_t bat
 
 static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *indices, int64_t batch, REAL *grad,
                    REAL *loss, REAL *norm) {
-    const int64_t *widths = plan->widths, layers = plan->layers;
+    const int64_t *widths = plan->widths, layers = plan->layers, team = plan->team;
     const F(Places) places = F(places)(plan);
-    REAL *panel = workspace + places.panel, *dz = F(forward)(plan, workspace, params, indices, batch);
+    REAL *dz = F(forward)(plan, workspace, params, indices, batch);
     int64_t first[MAX_LAYERS + 1];
     F(first_parameters)(plan, first);
     *loss = (REAL)F(mean_loss)(plan, indices, batch, dz);
@@ -502,17 +543,23 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
         int64_t in = widths[l], in_stride = F(stride)(in), out = widths[l + 1], stride = F(stride)(out);
         const REAL *w = params + first[l], *a = workspace + places.activation[l];
         REAL *dw = grad + first[l];
-        for (int64_t k = 0; k < in; k += PANEL * LANES) /* dW = dZ^T A */
+        TEAM_FOR(F(panels)(in), { /* dW = dZ^T A */
+            int64_t k = i * PANEL * LANES;
             F(panel)(F(panel_columns)(k, in), 0, out, batch, dz, 1, stride, a + k, in_stride, NULL, dw + k, in);
+        })
         F(sum_rows)(batch, out, stride, dz, dw + in * out);
-        if (l == 0) break;
+        if (l == 0 && !plan->channels) break;
         REAL *da = workspace + places.gradient[l % 2]; /* dA = dZ W */
-        for (int64_t k = 0; k < in; k += PANEL * LANES) {
-            int64_t columns = F(panel_columns)(k, in), width = F(vectors)(columns) * LANES;
+        TEAM_FOR(F(panels)(in), {
+            int64_t k = i * PANEL * LANES, columns = F(panel_columns)(k, in), width = F(vectors)(columns) * LANES;
+            REAL *panel = workspace + places.panel + TEAM_MEMBER * places.panel_size;
             for (int64_t o = 0; o < out; o++) F(copy_row)(panel + o * width, w + o * in + k, columns);
             F(panel)(columns, 1, batch, out, dz, stride, 1, panel, width, NULL, da + k, in_stride);
-        }
-        F(activate_backward)(plan->activation, batch, in_stride, a, da);
+        })
+        if (l == 0)
+            F(convolutions_backward)(plan, workspace, &places.convolutions, params, indices, batch, a, da, in_stride, grad);
+        else
+            F(activate_backward)(plan->activation, batch, in_stride, a, da);
         dz = da;
     }
     *norm = (REAL)sqrt(F(squared_norm)(first[layers], grad)); /* torch.sqrt may round otherwise, by the number of runs */

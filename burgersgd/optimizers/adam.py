@@ -10,8 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
+
+
+@dataclass
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    name: str = named("adamw")
+    lr: float = opt(1e-3, "step of one gradient evaluation", above=0)
+    beta1: float = opt(0.9, "decay of the mean of gradients", at_least=0, below=1)
+    beta2: float = opt(0.999, "decay of the mean of their squares", at_least=0, below=1)
+    eps: float = opt(1e-8, "added to the root of the mean square", above=0)
+    weight_decay: float = opt(1e-2, "x shrinks by lr * weight_decay of itself at each step", at_least=0)
+
+    def rule(self) -> AdamW:
+        """Return the update rule with its static choices."""
+        return AdamW()
 
 
 class Coefficients(NamedTuple):

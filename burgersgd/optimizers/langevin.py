@@ -10,8 +10,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
+
+
+@dataclass
+class LangevinConfig(OptimizerConfig):
+    """Stochastic gradient Langevin dynamics (2.15); invariant law exp(-F / temperature)."""
+
+    name: str = named("langevin")
+    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    temperature: float = opt(1e-7, "of the noise", at_least=0)
+    weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
+
+    def rule(self) -> Langevin:
+        """Return the update rule with its static choices."""
+        return Langevin(self.weight_decay > 0, self.temperature > 0)
 
 
 class Coefficients(NamedTuple):

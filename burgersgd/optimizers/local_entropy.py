@@ -17,11 +17,78 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper
+from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
 SMALLEST_LR = 1e-30
 """Below it lr counts as this much in the noise of the velocity, which divides by lr: lr = 0 must not give 0 * inf."""
+
+
+@dataclass
+class LocalEntropyConfig(OptimizerConfig):
+    """Gradient descent on the local entropy of the loss, (5.18)-(5.19) with the consistent noise."""
+
+    name: str = named("local_entropy")
+    lr: float = opt(0.3, "inner step eta, one per gradient evaluation", above=0)
+    nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu", at_least=0)
+    gamma: float = opt(10.0, "PDE time: y is pulled to x by (y - x) / gamma; .inf for no pull", above=0, infinite=True)
+    inner_steps: int = opt(20, "L: gradients of a cycle whose y are averaged", at_least=1)
+    burn_in: int = opt(0, "gradients of a cycle before averaging begins", at_least=0)
+    outer_step: float = opt(1.0, "h / gamma: x moves this far towards the mean of y", above=0, at_most=1)
+    inner_start: str = opt(
+        "warm", "warm: y carries on; reset: y = x at the start of each cycle", choices=("warm", "reset")
+    )
+    averaging: str = opt("uniform", "how the mean of y is taken", choices=("uniform", "ema", "last"))
+    ema_weight: float = opt(0.25, "weight of the new y, with averaging=ema", above=0, at_most=1)
+    integrator: str = opt(
+        "em",
+        "em: Euler-Maruyama; leimkuhler_matthews with momentum > 0 only where nu = 0",
+        choices=("em", "leimkuhler_matthews"),
+    )
+    gamma_scoping: float = opt(0.0, "gamma_k = max(gamma / (1 + gamma_scoping)^k, gamma_min) at cycle k", at_least=0)
+    gamma_min: float = opt(0.0, "least gamma of the scoping", at_least=0)
+    nu_annealing: str = opt("constant", "how nu falls to 0 over the budget", choices=("constant", "linear", "cosine"))
+    momentum: float = opt(
+        0.0, "of y; its noise goes through the velocity, so that the temperature stays 2 nu", at_least=0, below=1
+    )
+    outer_momentum: float = opt(0.0, "of x", at_least=0, below=1)
+    nesterov: bool = opt(False, "look ahead by the momentum; with momentum > 0 only where nu = 0")
+    weight_decay: float = opt(0.0, "times |y|^2 / 2, added to the loss at y", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
+            raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
+        if self.nu > 0 and self.momentum > 0:
+            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
+            if self.nesterov:
+                raise self.error("nesterov", law)
+            if self.integrator != "em":
+                raise self.error("integrator", law)
+        if self.gamma_min > self.gamma:
+            raise self.error("gamma_min", f"must be <= optimizer.gamma={self.gamma:g}")
+
+    @property
+    def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
+        return 2 if self.momentum > 0 and self.nu > 0 else 1
+
+    def rule(self) -> LocalEntropy:
+        """Return the update rule with its static choices."""
+        return LocalEntropy(
+            inner_steps=self.inner_steps,
+            burn_in=self.burn_in,
+            inner_start=self.inner_start,  # pyright: ignore[reportArgumentType]
+            averaging=self.averaging,  # pyright: ignore[reportArgumentType]
+            integrator=self.integrator,  # pyright: ignore[reportArgumentType]
+            nu_annealing=self.nu_annealing,  # pyright: ignore[reportArgumentType]
+            noisy=self.nu > 0,
+            has_momentum=self.momentum > 0,
+            has_outer_momentum=self.outer_momentum > 0,
+            has_weight_decay=self.weight_decay > 0,
+            nesterov=self.nesterov,
+        )
 
 
 class Coefficients(NamedTuple):

@@ -10,8 +10,47 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper
+from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
+
+
+@dataclass
+class PaperSDEConfig(OptimizerConfig):
+    """Euler-Maruyama of the paper's SDE (5.14) at finite epsilon; dt = epsilon * lr."""
+
+    name: str = named("paper_sde")
+    lr: float = opt(0.3, "dt / epsilon", above=0)
+    nu: float = opt(1e-6, "viscosity", at_least=0)
+    gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
+    epsilon: float = opt(0.3, "ratio of the two time scales", above=0)
+    temperature: str = opt("printed", "printed: T = nu; consistent: T = 2 nu", choices=("printed", "consistent"))
+
+    def rule(self) -> PaperSDE:
+        """Return the update rule with its static choices."""
+        return PaperSDE(temperature=self.temperature, noisy=self.nu > 0)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass
+class PaperLiteralConfig(OptimizerConfig):
+    """(5.18)-(5.19) to the letter."""
+
+    name: str = named("paper_literal")
+    lr: float = opt(0.3, "delta^t", above=0)
+    nu: float = opt(1e-6, "viscosity", at_least=0)
+    gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
+    period: int | None = opt(
+        None, "x moves at steps k with k mod period = 0; null: the paper's N, the last step of the run", at_least=1
+    )
+    noise: str = opt(
+        "double",
+        "double: sqrt(2 dt nu) dW with dW of scale sqrt(dt), as printed; std: sqrt(2 dt nu) times a standard normal",
+        choices=("double", "std"),
+    )
+
+    def rule(self) -> PaperLiteral:
+        """Return the update rule with its static choices."""
+        return PaperLiteral(period=self.period, noise=self.noise, noisy=self.nu > 0)  # pyright: ignore[reportArgumentType]
 
 
 class Coefficients(NamedTuple):

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.schema import OptimizerConfig, named, opt
 
 Runs = Float[Tensor, "runs d"]
+
+
+@dataclass
+class SgdConfig(OptimizerConfig):
+    """Mini-batch SGD (2.12)."""
+
+    name: str = named("sgd")
+    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
+    nesterov: bool = opt(False, "look ahead by the momentum")
+    weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise self.error("nesterov", "needs optimizer.momentum > 0")
+
+    def rule(self) -> Sgd:
+        """Return the update rule with its static choices."""
+        return Sgd(self.momentum > 0, self.weight_decay > 0, self.nesterov)
+
+
+@dataclass
+class GdConfig(SgdConfig):
+    """Gradient descent on the whole training set (2.9)."""
+
+    full_batch: ClassVar[bool] = True
+    name: str = named("gd")
+    lr: float = opt(0.1, "step of one gradient evaluation", above=0)
+    momentum: float = opt(0.9, "share of the last step that is kept", at_least=0, below=1)
 
 
 class Coefficients(NamedTuple):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,21 +27,86 @@ class RunFolderError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a stream whose content becomes the file `path` in one step at the end, or not at all."""
+def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
+    """Yield a stream whose content becomes the file `path` in one step at the end, or not at all.
+
+    lasting: it survives a power failure from then on; otherwise that takes `make_lasting`.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            if lasting:
+                stream.flush()
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if lasting:
+            sync_folder(path.parent)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def make_lasting(folders: Sequence[Path]) -> None:
+    """Make all that was written below some folders survive a power failure, the entries in their parents included.
+
+    On Linux this is one call for all of them, which takes as long as a few single files do. Raises RunFolderError.
+    """
+    devices: set[int] = set()
+    for folder in folders:
+        try:
+            device = os.stat(folder).st_dev
+            if device in devices:
+                continue
+            if _sync_file_system(folder):
+                devices.add(device)
+            else:
+                _sync_tree(folder)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {folder}: {one_line(error)}") from error
+
+
+@functools.cache
+def _syncfs() -> Callable[[int], int] | None:
+    """Return the system call syncfs, None where there is none; Python has no name for it."""
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs if sys.platform == "linux" else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Write out the file system that a folder is on; False where the system cannot. Raises OSError."""
+    syncfs = _syncfs()
+    if syncfs is None:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor) == 0:
+            return True
+        failure = ctypes.get_errno()
+        if failure in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise OSError(failure, os.strerror(failure))
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Write out every file and folder below a folder, and the folder's entries in all its parents."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(Path(place, name), os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(place))
+    for parent in folder.parents:
+        with contextlib.suppress(OSError):  # that of somebody else
+            sync_folder(parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -67,17 +137,17 @@ def append(path: Path, data: bytes) -> None:
 def read_text(path: Path) -> str:
     """Return the text of a file. Raises RunFolderError."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
         raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def read_json(file: Path) -> Any:
-    """Return the value in a JSON file. Raises RunFolderError."""
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises RunFolderError."""
     try:
-        return json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -162,3 +232,35 @@ def plain_state(value: Any, where: str, storages: set[int] | None = None) -> Any
     raise TypeError(
         f"{where} is a {kind.__name__}; a checkpoint holds tensors, numbers, text and None in lists and dicts"
     )
+
+
+def digest(value: Any) -> str:
+    """Return 32 hexadecimal digits of plain data and tensors, see plain_state: any change of them changes it.
+
+    Raises TypeError, ValueError or RuntimeError for tensors that are not plain.
+    """
+    import torch
+
+    sha = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, dict):
+            sha.update(b"{%d" % len(value))
+            for key, entry in value.items():
+                add(key)
+                add(entry)
+        elif isinstance(value, list | tuple):
+            sha.update(b"[%d" % len(value))
+            for entry in value:
+                add(entry)
+        elif isinstance(value, torch.Tensor):
+            sha.update(f"t{value.dtype}{list(value.shape)}".encode())
+            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+                raise ValueError("a tensor is larger than its memory")
+            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            text = repr(value).encode()
+            sha.update(b"%s%d:" % (type(value).__name__.encode(), len(text)) + text)
+
+    add(value)
+    return sha.hexdigest()[:32]

@@ -6,9 +6,9 @@ were there before readable.
 """
 
 import contextlib
-import csv
 import errno
 import functools
+import hashlib
 import logging
 import math
 import os
@@ -20,24 +20,40 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
 from burgersgd.recording.claims import LOCK, claim, release
 from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.files import (
-    YAML_LOADER,
     RunFolderError,
     append,
     csv_number,
+    digest,
+    make_lasting,
     one_line,
     plain_state,
-    read_json,
     read_text,
     replacing,
-    restored,
-    sync_folder,
     to_json,
     to_yaml,
+)
+from burgersgd.recording.reading import (
+    CHECKPOINT,
+    CONFIG,
+    ENDED,
+    ENVIRONMENT,
+    FORMAT,
+    METRICS,
+    OVERRIDES,
+    STATES,
+    STATUS,
+    YAML_END,
+    is_whole,
+    metrics_digest,
+    metrics_of,
+    read_checkpoint,
+    read_config,
+    read_environment,
+    read_metrics,
+    read_status,
 )
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
 
@@ -54,23 +70,12 @@ COLUMNS = (
     "validation_error",
 )
 HEADER = ",".join(COLUMNS) + "\n"
-STATES = ("running", "completed", "diverged", "pruned", "failed", "interrupted")
-ENDED = ("completed", "diverged", "pruned")
-"""States with a result; a run in another one can go on from its checkpoint."""
-FINAL_STATES = STATES[1:]
+_log = logging.getLogger("burgersgd")
 
-CONFIG = Path(".hydra", "config.yaml")
-OVERRIDES = Path(".hydra", "overrides.yaml")
-ENVIRONMENT = "environment.json"
-METRICS = "metrics.csv"
-STATUS = "status.json"
-CHECKPOINT = "checkpoint.pt"
+FINAL_STATES = STATES[1:]
 STAGED = "checkpoint.next.pt"
 LOG = "log.txt"
-
-
-FORMAT = 1
-"""Of checkpoint.pt; changes when what it holds changes its meaning."""
+EVENTS = "events.out.tfevents.*"
 
 
 Row = dict[str, float | int | None]
@@ -101,6 +106,11 @@ class RunFolder:
         self.log.addHandler(_AppendingHandler(self.path / LOG))
         self.config = config
         """The resolved configuration in plain values."""
+        self.config_hash: str | None = None
+        """What status.json says of which run this is."""
+        self._columns: Sequence[str] = COLUMNS
+        self._metrics_sum, self._metrics_length = hashlib.sha256(), 0
+        self._finished = False  # whether the TensorBoard view has its end
         self.regression = False
         """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
@@ -113,16 +123,20 @@ class RunFolder:
         overrides: Sequence[str] = (),
         device: str = "cpu",
         metrics: str = "",
+        config_hash: str | None = None,
     ) -> Self:
         """Return the new run folder `path`, holding the configuration and the environment, with status running.
 
         `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded,
-        `metrics` the text of metrics.csv so far, of a run that continues another one.
+        `metrics` the text of metrics.csv so far, of a run that continues another one, `config_hash` what status.json
+        says of which run it is. A folder that a crash left half made is made anew. What is written survives a power
+        failure from the next `make_lasting` on.
         Raises RunFolderError if the folder is in use or cannot be made; then nothing is left behind.
         """
         path = Path(path).absolute()
+        begun(path)
         files = {
-            CONFIG: to_yaml(dict(config), path),
+            CONFIG: to_yaml(dict(config), path) + YAML_END,
             OVERRIDES: to_yaml(list(overrides), path),
             ENVIRONMENT: to_json(environment_snapshot(device)),
             METRICS: metrics or HEADER,
@@ -131,6 +145,8 @@ class RunFolder:
             for name, text in files.items():
                 (path / name).write_text(text, encoding="utf-8")
             folder = cls(path, config)
+            folder.config_hash = config_hash
+            folder._kept(files[METRICS])
             folder._events = folder._new_events()
             folder.status("running")
         return folder
@@ -145,39 +161,79 @@ class RunFolder:
         config = read_config(path)
         if not _claim(path):
             raise RunInUseError(f"{path}: another process is training this run")
-        return cls(path, config)
+        folder = cls(path, config)
+        try:
+            folder._mend()
+            folder.config_hash = read_status(path).get("config_hash")
+        except BaseException:
+            release(path)
+            raise
+        return folder
 
-    def metrics_text(self, length: int | None = None) -> str:
-        """Return the first so many bytes of metrics.csv, None for all. Raises RunFolderError where there are fewer."""
-        text = read_text(self.path / METRICS)
+    def _mend(self) -> None:
+        """Write anew what a crash kept from the disk: status.json, or all of a folder with nothing to go on with."""
+        if not is_half_made(self.path):
+            try:
+                read_status(self.path)
+            except RunFolderError as error:
+                if not (self.path / CHECKPOINT).exists():
+                    raise
+                self.log.warning("%s: the run goes on from its checkpoint", error)
+                self.status("interrupted", reason="its status was lost")
+            return
+        if not is_whole(self.path):
+            raise RunFolderError(f"{self.path}: a crash left it half made; repeat the command that trains it")
+        with contextlib.suppress(OSError):
+            (self.path / METRICS).write_text(HEADER, encoding="utf-8")
+            (self.path / ENVIRONMENT).write_text(to_json(environment_snapshot()), encoding="utf-8")
+        self.status("running")
+        self.log.warning("a crash left this folder half made: the run begins again")
+
+    def metrics_text(self, length: int | None = None, known: str | None = None) -> str:
+        """Return the first so many bytes of metrics.csv, None for all; `known` is their digest, None for any.
+
+        Raises RunFolderError where there are fewer, or others.
+        """
+        file = self.path / METRICS
+        text = read_text(file)
         if length is not None and len(text) < length:  # the file is plain ASCII
-            there = f"has {len(text)} bytes, the checkpoint knows {length}"
-            raise RunFolderError(f"{self.path / METRICS} {there}: it was changed since")
-        return text[:length]
+            raise RunFolderError(f"{file} has {len(text)} bytes, the checkpoint knows {length}: it was changed since")
+        text = text[:length]
+        if known is not None and metrics_digest(text.encode()) != known:
+            raise RunFolderError(f"{file} was changed since the checkpoint was written")
+        return text
 
-    def rows(self) -> list[Row]:
-        """Return the rows of metrics.csv by column, None for what is empty."""
-        columns = read_metrics(self.path)
+    def rows(self, metrics_bytes: int | None = None, known: str | None = None) -> list[Row]:
+        """Return the rows of metrics.csv by column, None for what is empty. Arguments and errors as in metrics_text."""
+        columns = metrics_of(self.metrics_text(metrics_bytes, known), self.path / METRICS)
         rows: list[Row] = []
         for values in zip(*columns.values(), strict=True):
             row = dict(zip(columns, values, strict=True))
-            known = {name: None if math.isnan(value) else value for name, value in row.items()}
-            rows.append(known | {"evaluations": int(row["evaluations"])})
+            entries = {name: None if math.isnan(value) else value for name, value in row.items()}
+            rows.append(entries | {"evaluations": int(row["evaluations"])})
         return rows
 
-    def rewind(self, metrics_bytes: int | None) -> list[Row]:
+    def rewind(self, metrics_bytes: int | None, known: str | None = None) -> list[Row]:
         """Forget all rows of metrics behind the first so many bytes (None: all rows) and return those before.
 
-        The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice.
-        Raises RunFolderError where metrics.csv is shorter than that, or missing.
+        The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice. `known` is
+        what a checkpoint knows of the rows before it (metrics_position).
+        Raises RunFolderError where metrics.csv is shorter than that, missing, or was changed.
         """
-        kept = self.metrics_text(len(HEADER) if metrics_bytes is None else metrics_bytes)
+        file = self.path / METRICS
+        header = self.metrics_text().partition("\n")[0] + "\n"
+        kept = self.metrics_text(len(header) if metrics_bytes is None else metrics_bytes, known)
+        self._columns = list(metrics_of(header, file))
+        if ",".join(self._columns) + "\n" != header or not kept.endswith("\n"):
+            raise RunFolderError(f"{file} was changed by another program: its lines are not as they were written")
+        rows = self.rows(len(kept))
         try:
-            os.truncate(self.path / METRICS, len(kept))
+            os.truncate(file, len(kept))
+            _end_last_line(self.path / LOG)
         except OSError as error:
-            raise RunFolderError(f"cannot rewind {self.path / METRICS}: {one_line(error)}") from error
-        rows = self.rows()
-        before = list(self.path.glob("events.out.tfevents.*"))
+            raise RunFolderError(f"cannot rewind {file}: {one_line(error)}") from error
+        self._kept(kept)
+        before = list(self.path.glob(EVENTS))
         self._events = self._new_events()
         self._events.regression = self.regression
         for row in rows:
@@ -190,9 +246,13 @@ class RunFolder:
             events.unlink(missing_ok=True)
         return rows
 
+    def _kept(self, text: str) -> None:
+        """Take text as all that metrics.csv holds."""
+        self._metrics_sum, self._metrics_length = hashlib.sha256(text.encode()), len(text.encode())
+
     def _new_events(self) -> TensorBoardEvents:
         """Return events in a file that sorts behind all that are there."""
-        stamps = [int(path.name.split(".")[3]) for path in self.path.glob("events.out.tfevents.*")]
+        stamps = [int(s) for path in self.path.glob(EVENTS) if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
         return TensorBoardEvents(functools.partial(append, events), flat_hparams(self.config))
 
@@ -206,41 +266,71 @@ class RunFolder:
             raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join(COLUMNS)}")
         if row.get("evaluations") is None:
             raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
-        line = ",".join(csv_number(row.get(column)) for column in COLUMNS) + "\n"
-        append(self.path / METRICS, line.encode())
+        line = (",".join(csv_number(row.get(column)) for column in self._columns) + "\n").encode()
+        append(self.path / METRICS, line)
+        self._metrics_sum.update(line)
+        self._metrics_length += len(line)
         assert self._events is not None, "a reopened folder must be rewound first"
         self._events.metrics(int(row["evaluations"] or 0), row)
 
     def status(self, state: str, **fields: Any) -> None:
         """Replace status.json by `state` and `fields` (numbers, text, lists, dicts; non-finite floats are kept).
 
-        A final state also ends the run's TensorBoard session with those of the final metrics that `fields` holds
-        (test_error, test_loss, validation_error, validation_loss); an interrupted one is left open to go on.
+        A final state also ends the run's TensorBoard session, see finish; an interrupted one is left open to go on.
+        What is over is on the disk before status.json says so.
         """
+        self._write_status(state, fields, synced=False)
+
+    def end(self, state: str, fields: Mapping[str, Any]) -> None:
+        """Write the status of a run that is over, all of which is on the disk already: see make_lasting."""
+        self._write_status(state, fields, synced=True)
+
+    def _write_status(self, state: str, fields: Mapping[str, Any], synced: bool) -> None:
         if state not in STATES:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = to_json({"state": state, "updated": now, **fields})
+        named = {} if self.config_hash is None else {"config_hash": self.config_hash}
+        text = to_json({"state": state, "updated": now, **named, **fields})
         if state in ENDED:  # nobody comes back to what is over: the view is whole before
-            self._finish_events(state, fields)
-        with replacing(self.path / STATUS) as stream:
+            self.finish(state, fields)
+            if not synced:
+                make_lasting([self.path])
+        with replacing(self.path / STATUS, lasting=False) as stream:
             stream.write(text.encode())
         self.state = state
         if state == "failed":
-            self._finish_events(state, fields)
+            self.finish(state, fields)
 
-    def _finish_events(self, state: str, fields: Mapping[str, Any]) -> None:
-        if self._events is not None:
+    def finish(self, state: str, fields: Mapping[str, Any]) -> None:
+        """End the TensorBoard session, once, with the final metrics that `fields` holds.
+
+        These are test_error, test_loss, validation_error and validation_loss.
+        """
+        if self._events is not None and not self._finished:
+            self._finished = True
             self._events.finish(state == "completed", fields)
 
-    def metrics_bytes(self) -> int:
-        """Return the length of metrics.csv, which is on the disk when this returns."""
+    def log_once(self, lines: Sequence[tuple[int, str]]) -> None:
+        """Log the last lines of a run, (level, text) each, without those that a process before this one has logged."""
+        log = self.path / LOG
+        known = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        for level, text in lines:
+            if f"{logging.getLevelName(level)} {text}\n" not in known:
+                self.log.log(level, "%s", text)
+
+    def metrics_position(self) -> dict[str, Any]:
+        """Return what a checkpoint must know of metrics.csv: its length, and a digest of what it holds.
+
+        Raises RunFolderError where another program has written to it.
+        """
+        file = self.path / METRICS
         try:
-            with open(self.path / METRICS, "ab") as stream:
-                os.fsync(stream.fileno())
-                return stream.tell()
+            length = file.stat().st_size
         except OSError as error:
-            raise RunFolderError(f"cannot write {self.path / METRICS}: {one_line(error)}") from error
+            raise RunFolderError(f"cannot write {file}: {one_line(error)}") from error
+        if length != self._metrics_length:
+            raise RunFolderError(f"{file} has {length} bytes, {self._metrics_length} were written: it was changed")
+        return {"metrics_bytes": length, "metrics_digest": self._metrics_sum.hexdigest()[:16]}
 
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace checkpoint.pt by `state`: tensors, numbers, text and None in lists and dicts, nothing else.
@@ -249,15 +339,21 @@ class RunFolder:
         no two of them share memory when read back.
         """
         self.stage_checkpoint(state)
+        make_lasting([self.path])
         self.commit_checkpoint()
+        make_lasting([self.path])
 
     def stage_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Put `state` beside checkpoint.pt, complete and on the disk: for a fleet, whose runs change over together."""
+        """Put `state` beside checkpoint.pt, complete: for a fleet, whose runs change over together.
+
+        It may become the checkpoint once it is on the disk (`make_lasting`).
+        """
         import torch
 
         path = self.path / STAGED
-        plain = plain_state({"format": FORMAT, **state}, "checkpoint")
-        with replacing(path) as stream:
+        plain = plain_state(dict(state), "checkpoint")
+        plain = {"format": FORMAT, "digest": digest(plain), **plain}
+        with replacing(path, lasting=False) as stream:
             try:
                 torch.save(plain, stream)
             except RuntimeError as error:  # torch's archive writer hides a full disk behind one of its own
@@ -267,7 +363,6 @@ class RunFolder:
         """Make the staged checkpoint the checkpoint."""
         try:
             os.replace(self.path / STAGED, self.path / CHECKPOINT)
-            sync_folder(self.path)
         except OSError as error:
             raise RunFolderError(f"cannot write {self.path / CHECKPOINT}: {one_line(error)}") from error
 
@@ -314,61 +409,6 @@ class RunFolder:
             release(self.path)
 
 
-def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Return the columns of metrics.csv in the run folder `path`; empty entries are nan.
-
-    A last line without its end (the writer was killed, or is writing) is left out.
-    """
-    text = read_text(Path(path) / METRICS)
-    rows = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-    header = next(rows, [])
-    columns: dict[str, list[float]] = {name: [] for name in header}
-    try:
-        for row in rows:
-            for name, entry in zip(header, row, strict=True):
-                columns[name].append(float(entry) if entry else math.nan)
-    except ValueError as error:
-        raise RunFolderError(f"cannot read {Path(path) / METRICS}: {one_line(error)}") from error
-    return columns
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """Return status.json of the run folder `path`, with "inf", "-inf" and "nan" turned back into floats."""
-    return restored(read_json(Path(path) / STATUS))
-
-
-def read_environment(path: Path) -> dict[str, Any]:
-    """Return environment.json of the run folder `path`."""
-    return read_json(Path(path) / ENVIRONMENT)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the resolved configuration of the run folder `path`."""
-    file = Path(path) / CONFIG
-    try:
-        return yaml.load(read_text(file), Loader=YAML_LOADER)
-    except yaml.YAMLError as error:
-        raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
-
-
-def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOINT) -> dict[str, Any]:
-    """Return checkpoint.pt of the run folder `path`; a file that holds more than data is refused, never executed.
-
-    Raises RunFolderError for that, and for a checkpoint of another format.
-    """
-    import torch
-
-    file = Path(path) / name
-    try:
-        state = torch.load(file, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises OSError, RuntimeError, EOFError, UnpicklingError ... for a broken file
-        raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
-    found = state.pop("format", 0) if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise RunFolderError(f"{file} has format {found}, this version of burgersgd reads format {FORMAT}")
-    return state
-
-
 def complete_checkpoints(paths: Sequence[Path]) -> None:
     """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
 
@@ -390,23 +430,59 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
 
 
 def begun(path: Path) -> bool:
-    """Whether `path` is a run folder; what a process left that died while it made one is removed.
+    """Whether `path` is a run folder with something in it to go on with, or to leave alone.
 
-    Raises RunInUseError where another process is making it, RunFolderError where it cannot be removed.
+    What a crash left half made is removed. Raises RunInUseError where another process is making it, RunFolderError
+    where it cannot be removed.
     """
-    if (path / STATUS).exists():
-        return True
-    if not path.is_dir():
+    if not path.is_dir() or not any(path.iterdir()):
         return False
+    if not is_half_made(path):
+        return True
     if not _claim(path.absolute()):
         raise RunInUseError(f"{path}: another process is training this run")
     try:
+        if not is_half_made(path):  # the other process was faster
+            return True
         shutil.rmtree(path)
+        _log.warning("%s: a crash left it half made, it is begun again", path)
     except OSError as error:
         raise RunFolderError(f"cannot remove {path}: {one_line(error)}") from error
     finally:
         release(path)
     return False
+
+
+def is_half_made(path: Path) -> bool:
+    """Whether a crash has left the run folder `path` before it held anything of worth.
+
+    It holds no checkpoint, does not say that it is over, lacks some of what every run folder holds, and there is
+    nothing in it but files of ours.
+    """
+    try:
+        if (path / CHECKPOINT).exists() or not all(map(_is_ours, path.iterdir())):
+            return False
+    except OSError:
+        return False
+    try:
+        if read_status(path)["state"] in ENDED:
+            return False
+        read_config(path)
+        read_environment(path)
+        return "evaluations" not in read_metrics(path)
+    except RunFolderError:
+        return True
+
+
+def _is_ours(file: Path) -> bool:
+    names = {CONFIG.parts[0], ENVIRONMENT, METRICS, STATUS, STAGED, LOG}
+    return file.name in names or file.match(EVENTS) or (file.name.startswith(".") and file.suffix == ".tmp")
+
+
+def _end_last_line(log: Path) -> None:
+    """Remove what a process wrote of a line before it died."""
+    if log.exists():
+        os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
 
 
 class _AppendingHandler(logging.Handler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Literal, NamedTuple
 from burgersgd.config import TrainConfig
 from burgersgd.prepare import fleet_key
 from burgersgd.recording.progress import SweepProgress
-from burgersgd.recording.run_folder import ENDED, RunFolderError, read_status
+from burgersgd.recording.reading import read_end
+from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.run import train_jobs
 from burgersgd.sweeps.pruning import pruning
 from burgersgd.trainer import Result
@@ -80,13 +82,17 @@ def group_name(config: TrainConfig) -> str:
 def stored(folder: Path) -> Outcome | None:
     """Return how a job ended whose folder says that it is over, or None."""
     try:
-        status = read_status(folder)
-    except RunFolderError:
+        status = read_end(folder)
+    except RunFolderError:  # training it will tell
         return None
-    if status["state"] not in ENDED:
-        return None
+    if status is None or (_is_hash(folder.name) and status.get("config_hash", folder.name) != folder.name):
+        return None  # not over, or another run's
     numbers = ("validation_error", "best_validation_error", "test_error", "evaluations", "seconds")
     return Outcome(status["state"], folder, **{name: status[name] for name in numbers})
+
+
+def _is_hash(name: str) -> bool:
+    return re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
 def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) -> list[Outcome]:

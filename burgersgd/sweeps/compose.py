@@ -16,12 +16,12 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from burgersgd.config import CONF_DIR, ConfigError, SweepConfig, TrainConfig, register_schemas
+from burgersgd.config import CONF_DIR, GROUPS, ConfigError, SweepConfig, TrainConfig, register_schemas
 
 T = TypeVar("T")
 ROOT = "train"
@@ -96,13 +96,30 @@ class Composer:
         if choices not in self._bases:
             words = [*self._hydra_overrides, *choices]
             try:
-                node = self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
+                node = self._loaded(words)
             except (AttributeError, TypeError) as error:  # in Hydra: a dict meets null, a list is no name of a file
                 raise ConfigError(f"{' '.join(words)}: cannot be composed") from error
             with open_dict(node):
                 del node["hydra"]
             self._bases[choices] = pickle.dumps(node)
         return self._bases[choices]
+
+    def _loaded(self, words: list[str]) -> DictConfig:
+        """Return what Hydra composes; a name that is not known yet may be an installed package's."""
+        try:
+            return self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
+        except MissingConfigException:
+            if not self._installed():
+                raise
+            return self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
+
+    def _installed(self) -> list[str]:
+        """Import what installed packages add to the groups, and return its names."""
+        found = [(choices, name) for choices in GROUPS.values() for name in choices.installed()]
+        for choices, name in found:
+            choices[name]
+        register_schemas()
+        return [name for _, name in found]
 
 
 def _of_sweep(override: Override) -> bool:

@@ -22,9 +22,10 @@ import torch
 
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
 from burgersgd.prepare import Prepared, prepare
-from burgersgd.recording.files import read_json, replacing, to_json
+from burgersgd.recording.files import read_bytes, replacing, to_json
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.recording.schema import Plan, checked, decoded
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, train_chunk
 from burgersgd.sweeps.workers import Pool
 
@@ -139,8 +140,11 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self.path = folder / PLAN
         known: dict[str, Any] = {}
-        with contextlib.suppress(RunFolderError):  # a new sweep
-            known = read_json(self.path)
+        if self.path.exists():
+            try:
+                known = checked(decoded(read_bytes(self.path), self.path), Plan, self.path)
+            except RunFolderError as error:
+                _log.warning("%s: the jobs that are left are planned anew", error)
         self.fleets: list[list[str]] = known.get("fleets", [])
         """Names of runs that were begun together, where not all were that could have been."""
         self.rates: dict[str, dict[str, float]] = known.get("rates", {})
@@ -229,6 +233,8 @@ class LocalTrainer:
             here = {id(job) for job in group.jobs}
             planned = [chunk for chunk in planned if id(chunk[0]) not in here]
             yield group.jobs, [Outcome("failed", job.folder, error=_too_large(group)) for job in group.jobs]
+        if hint := gpu_hint(fits):
+            _log.info(hint)
         workers = self._start_workers(fits)
         for group in fits:
             cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
@@ -307,6 +313,16 @@ class LocalTrainer:
             if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
                 limit = best_size(rates, len(group.new), workers, group.prepared.budget)
         return chunks_of(group.new, limit)
+
+
+def gpu_hint(groups: Sequence[Group]) -> str | None:
+    """Return what to say where device=auto took the CPU for small runs that a GPU would train faster together."""
+    several = [g for g in groups if g.prepared.configs[0].device.name == "auto"]
+    work = sum(len(g.jobs) * g.prepared.gpu_work for g in several)
+    on_cpu = any(g.prepared.problem.inputs.device.type == "cpu" for g in several)
+    if not on_cpu or not torch.cuda.is_available() or work < 4:
+        return None
+    return f"device=cuda would train these {sum(len(g.jobs) for g in several)} runs together on the GPU"
 
 
 def _long(groups: Sequence[Group]) -> bool:

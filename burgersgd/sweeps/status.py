@@ -14,6 +14,7 @@ from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.run_folder import ENDED, read_status
+from burgersgd.recording.schema import NotedJob, checked, decoded
 
 JOBS = "jobs.jsonl"
 STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
@@ -50,8 +51,9 @@ def _noted(folder: Path) -> dict[str, str]:
         return {}
     noted = {}
     for line in lines:
-        with contextlib.suppress(ValueError):  # half a line of a process that was killed
-            noted[json.loads(line)["name"]] = json.loads(line)["overrides"]
+        with contextlib.suppress(RunFolderError):  # half a line of a process that was killed
+            job = checked(decoded(line.encode(), folder / JOBS), NotedJob, folder / JOBS)
+            noted[job["name"]] = job["overrides"]
     return noted
 
 
@@ -71,8 +73,8 @@ def _state(path: Path, words: str) -> JobState:
     state, reason = status["state"], status.get("reason") or ""
     if state == "running" and not is_claimed(path):
         state, reason = "interrupted", "its process died"
-    percent = status.get("task") != "regression"
-    return JobState(path.name, words, state, reason, status.get("validation_error", math.nan), percent)
+    percent, error = status.get("task") != "regression", status.get("validation_error")
+    return JobState(path.name, words, state, reason, math.nan if error is None else error, percent)
 
 
 def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:

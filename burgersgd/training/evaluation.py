@@ -74,10 +74,8 @@ class Evaluator:
         key = len(x), torch.get_num_threads()
         if key not in self._kernels:
             network: Any = self.model
-            inputs, at_once = self.inputs.flatten(1), min(128, max(1, len(self.labels)))
-            self._kernels[key] = NativeGradient(
-                network.widths, network.activation, self.loss.name, inputs, self.targets, len(x), at_once
-            )
+            at_once = min(128, max(1, len(self.labels)))
+            self._kernels[key] = NativeGradient.of(network, self.loss.name, self.inputs, self.targets, len(x), at_once)
         loss, wrong = self._kernels[key].evaluate(x, self.labels if self.classification else None)
         return loss.to(x.dtype), (wrong if self.classification else loss).to(x.dtype)
 

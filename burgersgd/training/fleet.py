@@ -117,7 +117,8 @@ class Fleet:
         if self.engine == "native":
             self._gradient, kernel = self._native_gradient()
             at = self.rule.gradient_at(c, self.state)
-            if self._fused is not None and any(field is at for field in self.state):
+            # Where threads share the gradient of a run, they share its update, too: in a call of its own.
+            if self._fused is not None and kernel.team == 1 and any(field is at for field in self.state):
                 self._native_steps = NativeSteps(kernel, self._fused, at, self.clip_norm)
         else:
             self._gradient = self._gradient_in_pieces if self._fused and pieces else self._autograd_gradient
@@ -312,14 +313,8 @@ class Fleet:
 
     def _native_gradient(self) -> tuple[Callable[..., Gradient], NativeGradient]:
         problem = self.problem
-        kernel = NativeGradient(
-            problem.model.widths,  # pyright: ignore[reportAttributeAccessIssue]
-            problem.model.activation,  # pyright: ignore[reportAttributeAccessIssue]
-            problem.loss.name,
-            problem.inputs.flatten(1),
-            problem.targets,
-            self.n_runs,
-            self.batches.batch_size,
+        kernel = NativeGradient.of(
+            problem.model, problem.loss.name, problem.inputs, problem.targets, self.n_runs, self.batches.batch_size
         )
         grad, loss, norm = torch.empty_like(self.x), self.last_loss.clone(), self.last_loss.clone()
 

@@ -1,9 +1,11 @@
-"""Loss and gradient of a small fully connected network without PyTorch's dispatch: burgersgd/native/mlp_gradient.c."""
+"""Loss and gradient of a small network without PyTorch's dispatch: burgersgd/native/mlp_gradient.c, convolutions.c."""
+
+from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -32,7 +34,52 @@ class _Plan(ctypes.Structure):
         ("targets", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("workspace_size", ctypes.c_int64),
+        ("team", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("padding", ctypes.c_int64),
     ]
+
+
+TEAM_WORK = 4_000_000
+"""Weights times examples from which on threads share the work of one run: a tenth of a millisecond, about."""
+
+
+def images_of(model: Any) -> Images | None:
+    """Return the images that a model with `image` takes (see models/conv.py), None for one without convolutions."""
+    return None if model.image is None else Images(*model.image)
+
+
+class Images(NamedTuple):
+    """Images that go through LeNet-5's convolutional layers: 6 and 16 filters of 5 x 5, each with ReLU and pooling."""
+
+    channels: int
+    height: int
+    width: int
+    padding: int
+
+    @property
+    def pixels(self) -> int:
+        """Numbers of an image."""
+        return self.channels * self.height * self.width
+
+    @property
+    def features(self) -> int:
+        """Outputs of the second layer."""
+        height, width = (((side + 2 * self.padding - 4) // 2 - 4) // 2 for side in (self.height, self.width))
+        return 16 * height * width
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of both layers."""
+        return 6 * (25 * self.channels + 1) + 16 * (25 * 6 + 1)
+
+    @property
+    def work(self) -> int:
+        """Multiplications of both layers for one image."""
+        first = (self.height + 2 * self.padding - 4) * (self.width + 2 * self.padding - 4)
+        return first * 6 * 25 * self.channels + 4 * self.features * 25 * 6
 
 
 class NativeGradient:
@@ -47,7 +94,9 @@ class NativeGradient:
     """
 
     @staticmethod
-    def supports(widths: Sequence[int], activation: str, loss: str, dtype: torch.dtype) -> bool:
+    def supports(
+        widths: Sequence[int], activation: str, loss: str, dtype: torch.dtype, images: Images | None = None
+    ) -> bool:
         """Whether this network and loss can be computed here (False where the C code could not be compiled)."""
         return (
             2 <= len(widths) <= _MAX_LAYERS + 1
@@ -56,22 +105,26 @@ class NativeGradient:
             and loss in _LOSSES
             and (loss != "logistic" or widths[-1] == 1)
             and dtype in _SUFFIXES
+            and (images is None or images.features == widths[0])
             and library("mlp_gradient", _MACROS[dtype]) is not None
         )
 
     @staticmethod
-    def worthwhile(widths: Sequence[int], batch: int, n_runs: int = 1) -> bool:
-        """Whether this is expected to be faster than autograd, run by run, on torch.get_num_threads() threads.
+    def worthwhile(widths: Sequence[int], batch: int, n_runs: int = 1, images: Images | None = None) -> bool:
+        """Whether this is expected to be faster than autograd on torch.get_num_threads() threads.
 
-        Measured on Sapphire Rapids (AVX-512, float32, relu). With a thread for every run, eager autograd takes 10 times
-        as long for 64-64-64-10 and batch 32, 1.5 times for 784-256-256-10 and 128, 1.1 to 1.3 times for 784-512-512-10
-        (0.67 million weights) and 1.0 to 1.2 times for 784-1024-1024-10 (1.9 million). Fewer runs than threads leave
-        threads idle that MKL would use: with 2 threads a single run breaks even at 25 to 40 million weights times
-        examples; the bound for more than 2 threads is extrapolated.
+        Decided by the network and the number of runs and threads, never by a clock: the same command gives the same
+        bits. Measured (docs/benchmarks.md, One step): eager autograd takes 10 times as long for 64-64-64-10 and batch
+        32, 1.1 to 2 times for 784-1024-1024-10 (1.9 million weights) and batch 128, 5 times for LeNet. Threads share
+        the work of a run only between panels of columns, and not that of the convolutions: where there are more
+        threads than runs, up to 4 of them are counted on.
         """
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         threads = torch.get_num_threads()
-        return weights <= 2_000_000 and (n_runs >= threads or weights * batch <= max(40_000_000 / threads, 8_000_000))
+        few = n_runs >= threads or threads <= 4
+        if images is not None:
+            return few
+        return weights <= 2_000_000 and (few or weights * batch <= 8_000_000)
 
     def __init__(
         self,
@@ -83,13 +136,16 @@ class NativeGradient:
         n_runs: int,
         max_batch: int,
         threads: int | None = None,
+        images: Images | None = None,
     ) -> None:
-        """`threads`: at most so many work on different runs; torch.get_num_threads() if None.
+        """`threads`: at most so many work on different runs, or where runs are fewer, on one; torch's number if None.
+
+        `images`: the inputs are images ``[n, channels * height * width]`` that go through LeNet's convolutions first.
 
         Raises ValueError for an unsupported combination, or data of the wrong shape, type, place or range.
         """
         dtype = inputs.dtype
-        if not self.supports(widths, activation, loss, dtype):
+        if not self.supports(widths, activation, loss, dtype, images):
             raise ValueError(
                 f"widths={list(widths)}, activation={activation}, loss={loss}, dtype={dtype} is not supported here: "
                 f"allowed are {', '.join(_ACTIVATIONS)}; {', '.join(_LOSSES)}; {', '.join(map(str, _SUFFIXES))}"
@@ -98,7 +154,7 @@ class NativeGradient:
         target_type = torch.int64 if loss == "cross_entropy" else dtype
         target_shape = (n, n_out) if loss == "squared_error" else (n,)
         for name, data, data_type, shape in (
-            ("inputs", inputs, dtype, (n, widths[0])),
+            ("inputs", inputs, dtype, (n, widths[0] if images is None else images.pixels)),
             ("targets", targets, target_type, target_shape),
         ):
             if data.shape != shape or data.dtype != data_type or data.device.type != "cpu" or not data.is_contiguous():
@@ -117,7 +173,12 @@ class NativeGradient:
         self.dtype = dtype
         self.n_runs = n_runs
         self.max_batch = max_batch
-        self.n_params = sum((n_in + 1) * n_out for n_in, n_out in pairwise(widths))
+        weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
+        self.n_params = weights + sum(widths[1:]) + (0 if images is None else images.n_params)
+        self.work = weights + (0 if images is None else images.work)
+        """Multiplications for the outputs of one example."""
+        self.team = threads if n_runs < threads and weights * max_batch >= TEAM_WORK else 1
+        """Threads that share the work of one run."""
         self._kernel = self.function("mlp_gradient")
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._kernel.argtypes = [
@@ -133,10 +194,13 @@ class NativeGradient:
             examples=n,
             runs=n_runs,
             max_batch=max_batch,
-            threads=min(threads, n_runs),
+            threads=min(threads, n_runs) if self.team == 1 else 1,
             inputs=inputs.data_ptr(),
             targets=targets.data_ptr(),
+            team=self.team,
         )
+        if images is not None:
+            self._plan.channels, self._plan.height, self._plan.width, self._plan.padding = images
         self._plan.widths[: len(widths)] = list(widths)
         size = self.function("mlp_gradient_workspace")
         size.argtypes, size.restype = [pointer], integer
@@ -162,6 +226,12 @@ class NativeGradient:
             raise IndexError(f"indices outside the training set of {self._plan.examples} examples")
         if status == 2:
             raise ValueError(f"batch={batch}: must be 1 to {self.max_batch}")
+
+    @classmethod
+    def of(cls, model: Any, loss: str, inputs: Tensor, targets: Tensor, n_runs: int, max_batch: int) -> NativeGradient:
+        """Return the gradient of a model that has `widths`, `activation` and `image`."""
+        images = images_of(model)
+        return cls(model.widths, model.activation, loss, inputs.flatten(1), targets, n_runs, max_batch, images=images)
 
     def __call__(
         self,

@@ -69,7 +69,7 @@ class NativeSteps:
             d=d,
             clip_norm=math.inf if clip_norm is None else clip_norm,
         )
-        self.most = max(1, int(CALL_OPERATIONS / (6 * runs * d * gradient.max_batch)))
+        self.most = max(1, int(CALL_OPERATIONS / (6 * runs * gradient.work * gradient.max_batch)))
         """Steps of one call."""
 
     def __call__(

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -216,11 +215,6 @@ def test_a_folder_that_cannot_be_written_is_named(publish: Publish, tmp_path: Pa
     root.write_text("")
     with pytest.raises(DataError, match=rf"^dataset.root={root}: .* cannot be written: Not a directory$"):
         load(publish("mnist").config(root))
-
-
-def test_a_name_unknown_to_us_is_answered_with_those_known() -> None:
-    with pytest.raises(DataError, match=r"^dataset=imagenet: must be one of digits, mnist, .*, npz$"):
-        load(SimpleNamespace(name="imagenet"))
 
 
 # Files that carry the right checksum and are wrong all the same -------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 
 from burgersgd.cli import main
 from burgersgd.recording import claims, run_folder
-from burgersgd.recording.run_folder import RunFolder, read_status
+from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_status
 from burgersgd.sweeps.status import job_states
 from burgersgd.training.fleet import Fleet
 from tests.test_resume import Killed, assert_same, kill
@@ -102,8 +102,8 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     replacing = run_folder.replacing
 
     @contextlib.contextmanager
-    def dying(path: Path) -> Iterator[Any]:
-        with replacing(path) as stream:
+    def dying(path: Path, lasting: bool = True) -> Iterator[Any]:
+        with replacing(path, lasting) as stream:
             yield stream
         if path.name == run_folder.STATUS and read_status(path.parent)["state"] in run_folder.ENDED:
             ended.append(path.parent)
@@ -120,6 +120,8 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     for name, folder in folders("whole").items():
         other = folders("dying")[name]
         assert_same(folder, other)
+        assert read_status(folder)["fleet_size"] == read_status(other)["fleet_size"] == 6
+        assert read_checkpoint(folder)["fleet"] == read_checkpoint(other)["fleet"]
         for pattern in ("log.txt", "events.out.*"):
             (file,), (other_file,) = folder.glob(pattern), other.glob(pattern)
             assert file.stat().st_size == other_file.stat().st_size

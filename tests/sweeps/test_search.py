@@ -27,7 +27,7 @@ from tests.sweeps.test_sweep import fleets
 if importlib.util.find_spec("optuna") is None:
     pytest.skip("Optuna is not installed", allow_module_level=True)
 
-from optuna import load_study
+from optuna import load_study, samplers
 from optuna.trial import Trial, TrialState
 
 from burgersgd.sweeps import search as search_module
@@ -163,6 +163,32 @@ def test_diverged_is_infinite_and_failed_is_no_value(tmp_path: Path) -> None:
     assert search.n_left == 0
     assert search.ask() == {}
     assert list(Search(space([*WORDS, "seed=1,2"], n_samples=4), tmp_path).ask()) == [2]  # tried again
+
+
+def test_a_trial_counts_by_the_mean_of_its_seeds_pruned_or_not(tmp_path: Path) -> None:
+    search = Search(space([*WORDS, "seed=1,2,3"], n_samples=2, batch=2), tmp_path)
+    for number in search.ask():
+        search.tell(number, [0.75, 0.125, 0.25], pruned_at=30 if number == 1 else None)
+    told = trials(tmp_path)
+    assert told[0].value == 0.375  # the median is 0.25
+    assert told[1].intermediate_values == {30: 0.375}
+
+
+@pytest.mark.parametrize(("batch", "startup"), [(4, 10), (16, 16)])
+def test_the_estimator_keeps_the_trials_of_a_batch_apart_and_starts_at_random(
+    batch: int, startup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    original = samplers.TPESampler
+
+    def counting(**arguments: Any) -> Any:
+        made.extend([arguments] if arguments else [])  # a study makes one for itself
+        return original(**arguments)
+
+    monkeypatch.setattr(samplers, "TPESampler", counting)
+    assert len(Search(space(batch=batch, n_samples=20), None).ask()) == batch
+    assert len({arguments["seed"] for arguments in made}) == batch
+    assert {(a["constant_liar"], a["n_startup_trials"]) for a in made} == {(True, startup)}
 
 
 def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:

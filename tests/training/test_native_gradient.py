@@ -8,7 +8,9 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn import functional as F
 
+from burgersgd.models.conv import LeNet
 from burgersgd.native import library
+from burgersgd.training.gradients import split
 from burgersgd.training.native_gradient import NativeGradient
 
 pytestmark = pytest.mark.skipif(library("mlp_gradient") is None, reason="the C kernel could not be compiled")
@@ -329,7 +331,110 @@ def test_worthwhile_where_dispatch_outweighs_the_arithmetic() -> None:
             assert NativeGradient.worthwhile([64, 64, 64, 10], 32)
             assert NativeGradient.worthwhile([64, 64, 64, 10], 128)
             assert not NativeGradient.worthwhile([784, 2048, 2048, 10], 32)
-            assert NativeGradient.worthwhile([784, 512, 512, 10], 128) == (n == 1)
+            assert NativeGradient.worthwhile([784, 512, 512, 10], 128) == (n <= 2)
             assert NativeGradient.worthwhile([784, 512, 512, 10], 128, n_runs=64)
     finally:
         torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------- convolutions and teams
+
+LENETS = [((1, 28, 28), 10), ((3, 32, 32), 7), ((1, 12, 12), 10), ((1, 16, 20), 3), ((2, 13, 31), 2)]
+
+
+def lenet_case(shape: tuple[int, ...], n_out: int, loss: str, dtype: torch.dtype) -> tuple[LeNet, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(N, *shape, generator=generator, dtype=dtype)
+    _, targets = make_data([1, n_out], loss, dtype)
+    return LeNet(shape, n_out), inputs, targets
+
+
+def lenet_params(model: LeNet, runs: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(2, runs, len(model.init_std()), generator=generator, dtype=dtype)
+    return z[0] * model.init_std().to(dtype) + 0.1 * z[1]
+
+
+def lenet_oracle(model: LeNet, loss: str, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    x = params.clone().requires_grad_()
+    outputs = model.apply(split(x, model.shapes), inputs, True, None)
+    value = F.cross_entropy(outputs, targets) if loss == "cross_entropy" else (outputs - targets).square().sum(1).mean()
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize(("shape", "n_out"), LENETS)
+def test_lenet_equals_autograd(shape: tuple[int, ...], n_out: int, loss: str, dtype: torch.dtype) -> None:
+    model, inputs, targets = lenet_case(shape, n_out, loss, dtype)
+    for batch, runs in ((1, 1), (13, 3)):
+        params = lenet_params(model, runs, dtype)
+        indices = torch.stack(
+            [torch.randperm(N, generator=torch.Generator().manual_seed(r))[:batch] for r in range(runs)]
+        )
+        grad, value, norm = outputs_like(params)
+        NativeGradient.of(model, loss, inputs, targets, runs, 16)(params, indices, grad, value, norm)
+        for r in range(runs):
+            expected, expected_grad = lenet_oracle(model, loss, params[r], inputs[indices[r]], targets[indices[r]])
+            torch.testing.assert_close(value[r], expected, rtol=10 * TOLERANCE[dtype], atol=0)
+            scale = float(expected_grad.norm())
+            assert float((grad[r] - expected_grad).norm()) < TOLERANCE[dtype] * scale
+            assert abs(float(norm[r]) - scale) < TOLERANCE[dtype] * scale
+
+
+def test_lenet_takes_the_first_of_equal_pixels_as_torch_does() -> None:
+    """Constant images: all pixels of a pool are equal, and only the first one has a gradient."""
+    model = LeNet((1, 12, 12), 3)
+    inputs = torch.arange(1.0, 5).view(4, 1, 1, 1).expand(4, 1, 12, 12).double().contiguous()
+    targets, indices = torch.tensor([0, 1, 2, 1]), torch.tensor([[0, 1, 2, 3]])
+    params = lenet_params(model, 1, torch.float64)
+    grad, value, norm = outputs_like(params)
+    NativeGradient.of(model, "cross_entropy", inputs, targets, 1, 4)(params, indices, grad, value, norm)
+    _, expected = lenet_oracle(model, "cross_entropy", params[0], inputs, targets)
+    torch.testing.assert_close(grad[0], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_lenet_hands_nan_on_to_loss_and_norm(which: str) -> None:
+    model, inputs, targets = lenet_case((1, 28, 28), 10, "cross_entropy", torch.float32)
+    params = lenet_params(model, 1, torch.float32)
+    params[0, 3 if which == "first" else 6 * 26 + 77] = float("nan")
+    grad, value, norm = outputs_like(params)
+    NativeGradient.of(model, "cross_entropy", inputs, targets, 1, 8)(params, torch.arange(8)[None], grad, value, norm)
+    assert value.isnan().all()
+    assert norm.isnan().all()
+
+
+def test_lenet_is_evaluated_as_torch_does() -> None:
+    model, inputs, labels = lenet_case((3, 32, 32), 7, "cross_entropy", torch.float64)
+    params = lenet_params(model, 2, torch.float64)
+    loss, wrong = NativeGradient.of(model, "cross_entropy", inputs, labels, 2, 50).evaluate(params, labels)
+    for r in range(2):
+        outputs = model.apply(split(params[r], model.shapes), inputs, False, None)
+        torch.testing.assert_close(loss[r], F.cross_entropy(outputs, labels, reduction="sum"), rtol=1e-11, atol=0)
+        assert int(wrong[r]) == int((outputs.argmax(1) != labels).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("team", [2, 3, 7])
+def test_threads_that_share_a_run_do_not_change_its_bits(team: int, dtype: torch.dtype) -> None:
+    widths, batch = [100, 300, 130, 10], 65
+    inputs, targets = make_data(widths, "cross_entropy", dtype)
+    params, indices = make_params(widths, 1, dtype), torch.arange(batch)[None]
+    outcomes = []
+    for threads in (1, team):
+        outputs = outputs_like(params)
+        kernel = NativeGradient(widths, "tanh", "cross_entropy", inputs, targets, 1, batch, threads)
+        assert kernel.team == threads
+        kernel(params, indices, *outputs)
+        outcomes.append((*outputs, *kernel.evaluate(params, targets)))
+    for alone, shared in zip(*outcomes, strict=True):
+        assert torch.equal(alone, shared)
+
+
+def test_small_runs_and_runs_for_every_thread_are_not_shared() -> None:
+    widths, small = [100, 300, 130, 10], [64, 64, 64, 10]
+    inputs, targets = make_data(widths, "cross_entropy", torch.float32)
+    assert NativeGradient(widths, "relu", "cross_entropy", inputs, targets, 2, 64, 2).team == 1
+    inputs, targets = make_data(small, "cross_entropy", torch.float32)
+    assert NativeGradient(small, "relu", "cross_entropy", inputs, targets, 1, 128, 2).team == 1

@@ -34,9 +34,9 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import library
 from burgersgd.prepare import prepare
-from burgersgd.training.compiled_step import limit_after
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
+from burgersgd.training.state import limit_after
 from tests.conftest import small_config
 
 RELU = MlpConfig(depth=2, width=12)  # whose outputs overflow where tanh would only saturate
@@ -288,7 +288,8 @@ def test_averaged_noise_is_that_of_consecutive_steps_beyond_one_draw() -> None:
     trainer = dataclasses.replace(small_config().trainer, budget=140)
     fleet = fleet_of([small_config(optimizer=optimizer, trainer=trainer)])
     assert fleet.draw_length < 140
-    fleet._gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
+    stepper: Any = fleet.stepper
+    stepper.gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
     start = fleet.x.clone()
     fleet.advance(140)
     numbers = torch.empty(141, 1, fleet.d, dtype=torch.float64)

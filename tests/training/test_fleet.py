@@ -287,7 +287,7 @@ def test_averaged_noise_is_that_of_consecutive_steps_beyond_one_draw() -> None:
     optimizer = LocalEntropyConfig(lr=lr, nu=nu, gamma=math.inf, inner_steps=1, integrator="leimkuhler_matthews")
     trainer = dataclasses.replace(small_config().trainer, budget=140)
     fleet = fleet_of([small_config(optimizer=optimizer, trainer=trainer)])
-    assert fleet.draw_length < 140
+    assert fleet.inputs.draw_length < 140
     stepper: Any = fleet.stepper
     stepper.gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
     start = fleet.x.clone()

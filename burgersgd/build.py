@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
+from burgersgd.config import GROUPS, LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -111,6 +111,26 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
     if name == "logistic" and data.n_outputs != 2:
         raise config.loss.error("name", f"needs two classes, dataset={data.name} has {data.n_outputs}")
     return LOSSES[name]
+
+
+def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
+    """Return what makes the nn.Module of a model class that does not ship, None for those that do.
+
+    Raises ConfigError where it makes none.
+    """
+    if config.model.name in GROUPS["model"].shipped:
+        return None
+    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
+    with seeded(config.seed):
+        try:
+            network = make()
+        except Exception as error:  # whatever somebody else's code raises
+            raise ConfigError(f"model={config.model.name}: {one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"model={config.model.name}: network() must return an nn.Module, not {type(network).__name__}"
+        )
+    return make  # pyright: ignore[reportReturnType]
 
 
 def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:

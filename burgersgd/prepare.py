@@ -27,6 +27,7 @@ from burgersgd.build import (
     device_of,
     engine_of,
     loss_of,
+    maker_of,
     model_of,
     own_start,
 )
@@ -84,7 +85,8 @@ def prepare(
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
     loss = loss_of(config, data)
-    network = model_of(config, data, loss, model)
+    maker = maker_of(config, data, loss) if model is None else model
+    network = model_of(config, data, loss, maker)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
@@ -113,7 +115,8 @@ def prepare(
         budget=budget_of(config, data.n_train, batch_size),
         engine=chosen,
         threads=threads,
-        user_model=model,
+        user_model=maker,
+        own_model=model is not None,
         own_data=dataset is not None,
     )
 
@@ -129,6 +132,19 @@ def _torch_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Let float32 be float32: no TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
 @dataclass
 class Prepared:
     """Runs that are checked and ready to start."""
@@ -141,6 +157,8 @@ class Prepared:
     engine: str
     threads: int | None
     user_model: UserModel | None
+    own_model: bool
+    """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
 
@@ -157,7 +175,7 @@ class Prepared:
         """
         trainer = self.configs[0].trainer
         before = torch.are_deterministic_algorithms_enabled()
-        with _torch_threads(self.threads):
+        with _torch_threads(self.threads), _exact_float32():
             try:
                 if before != trainer.deterministic:  # the call imports the compiler
                     torch.use_deterministic_algorithms(trainer.deterministic)

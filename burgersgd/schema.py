@@ -287,7 +287,8 @@ class ModelConfig(Group):
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
         """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
 
-        An nn.Module is made anew for every run, with torch's generators seeded by the run's seed.
+        A class of your own returns an nn.Module: it is made anew for every run, with torch's generators seeded by the
+        run's seed.
         """
         raise NotImplementedError
 

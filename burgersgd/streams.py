@@ -39,6 +39,8 @@ from torch import Tensor
 
 from burgersgd import native
 
+_log = logging.getLogger("burgersgd")
+
 Backend = Literal["native", "triton", "torch"]
 
 
@@ -160,17 +162,42 @@ def _backend(name: Backend | None, device: str) -> _Fill:
     """Return the backend of that name; None: the best for the type of device."""
     if name in (None, "native") and device == "cpu" and (fill := _native_fill()):
         return fill
-    if name in (None, "triton") and device == "cuda" and importlib.util.find_spec("triton"):
-        from burgersgd.streams_triton import fill as triton_fill  # not everyone has triton, and it is slow to import
+    if name in (None, "triton") and device == "cuda":
+        reason = "it is not installed"
+        if importlib.util.find_spec("triton"):
+            from burgersgd.streams_triton import (
+                fill as triton_fill,  # not everyone has triton, and it is slow to import
+            )
 
-        return triton_fill
+            reason = _why_not(triton_fill, device)
+            if reason is None:
+                return triton_fill
+        if name is None:
+            _log.warning("triton cannot be used (%s): plain torch draws the same numbers more slowly", reason)
     if name is None and device == "mps":
         return _host_fill
     if name in (None, "torch"):
-        if name is None and device == "cuda":
-            logging.getLogger("burgersgd").warning("no triton: plain torch draws the same numbers more slowly")
         return _torch_fill
     raise ValueError(f"the backend {name!r} does not work here, on {device}")
+
+
+def _why_not(fill: _Fill, device: str) -> str | None:
+    """Return in one line why a backend fails to draw a few numbers, None where it works.
+
+    Triton needs a C compiler to start its kernels, a driver that it knows, and a folder for its cache.
+    """
+    try:
+        fill(
+            torch.empty(1, 1, 64, device=device),
+            _Kind.NORMALS,
+            torch.zeros(1, dtype=torch.int64, device=device),
+            0,
+            0,
+            0,
+        )
+    except Exception as error:  # anything: of the system, of the compiler, of the driver
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
 
 
 def _host_fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:

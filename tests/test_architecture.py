@@ -10,7 +10,7 @@ import burgersgd
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
-        *("config", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
+        *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         *("own_process", "analysis"),
     },
     "analysis": {"identity", "recording"},
@@ -21,7 +21,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "registry": {"schema"},
     "schema": set(),
     "conf_text": {"schema"},
-    "identity": {"config", "schema"},
+    "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},

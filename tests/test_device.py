@@ -1,14 +1,18 @@
 """Where a run is computed."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from burgersgd import streams
 from burgersgd.build import GPU_FROM, device_of
 from burgersgd.config import DeviceConfig, TrainConfig
+from burgersgd.prepare import prepare
 from burgersgd.sweeps.planning import Group, gpu_hint
+from tests.conftest import small_config
 
 
 @pytest.fixture
@@ -47,3 +51,40 @@ def test_a_sweep_says_when_a_gpu_would_train_its_runs_together() -> None:
     assert gpu_hint([group(127, "auto", work)]) is None
     assert gpu_hint([group(128, "cpu", work)]) is None
     assert gpu_hint([group(128, "auto", work, "cuda")]) is None
+
+
+def test_float32_is_exact_while_a_run_trains_and_the_settings_of_the_process_come_back() -> None:
+    prepared = prepare([small_config()])
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with prepared.torch_settings():
+            assert not torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def test_a_backend_that_fails_says_why_in_one_line() -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    assert streams._why_not(broken, "cpu") == "Failed to find C compiler. Please specify via CC environment variable."
+    assert streams._why_not(streams._torch_fill, "cpu") is None
+
+
+def test_without_a_working_triton_plain_torch_draws_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "_why_not", lambda fill, device: "no C compiler")
+    monkeypatch.setattr(streams.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "burgersgd.streams_triton", SimpleNamespace(fill=None))  # pyright: ignore[reportArgumentType]
+    choose = streams._backend.__wrapped__
+    assert choose(None, "cuda") is streams._torch_fill
+    assert "triton cannot be used (no C compiler)" in caplog.text
+    with pytest.raises(ValueError, match="'triton' does not work here"):
+        choose("triton", "cuda")

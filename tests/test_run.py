@@ -21,6 +21,7 @@ from burgersgd.build import engine_of
 from burgersgd.config import (
     ConfigError,
     GdConfig,
+    LinearScheduleConfig,
     LocalEntropyConfig,
     LossConfig,
     MlpConfig,
@@ -33,6 +34,7 @@ from burgersgd.datasets import DataError
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
 from burgersgd.run import train, train_fleet
+from burgersgd.training.gradients import split
 from burgersgd.training.loop import Point
 from tests.conftest import small_config
 
@@ -170,6 +172,48 @@ def test_gradient_evaluations_are_counted_exactly(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fleet, "eager_gradient", counting)
     result = quiet(small_config(trainer=TrainerConfig(budget=47, compile="off")))
     assert len(calls) == result.evaluations == 40
+
+
+def test_the_train_loss_of_a_row_is_the_mean_of_the_mini_batch_losses_since_the_row_before() -> None:
+    def losses(log_every: int) -> list[float]:
+        trainer = TrainerConfig(budget=40, batch_size=30, precision="float64", compile="off", log_every=log_every)
+        found = quiet(small_config(trainer=dataclasses.replace(trainer, eval_every=40))).metrics["train_loss"][1:]
+        return [loss for loss in found if loss is not None]
+
+    single, rows = losses(1), losses(7)
+    expected = [sum(single[k : k + 7]) / len(single[k : k + 7]) for k in range(0, 40, 7)]
+    assert rows == pytest.approx(expected, rel=1e-12)
+    prepared = prepare([small_config()])
+    indices = prepared.fleet().batches.indices(0, 1)[0, 0]
+    outputs = prepared.problem.model.apply(
+        split(prepared.fleet().x[0], prepared.problem.model.shapes), prepared.problem.inputs[indices], False, None
+    )
+    first = nn.functional.cross_entropy(outputs, prepared.problem.targets[indices])
+    assert single[0] == pytest.approx(float(first), rel=1e-12)
+
+
+def test_a_row_has_the_learning_rate_of_its_last_gradient_evaluation() -> None:
+    schedule = LinearScheduleConfig(final=0.2)
+    config = small_config(optimizer=SgdConfig(lr=0.3), schedule=schedule)
+    metrics = quiet(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, log_every=7))).metrics
+    rows = list(zip(metrics["evaluations"], metrics["learning_rate"], strict=True))[1:]
+    assert len(rows) > 5
+    for n, rate in rows:
+        assert n is not None
+        assert rate == pytest.approx(0.3 * (1 - 0.8 * (n - 1) / 40), rel=1e-12)
+
+
+def test_the_best_test_error_is_that_of_the_best_x_and_not_of_the_last() -> None:
+    config = small_config(optimizer=SgdConfig(lr=0.5), trainer=TrainerConfig(budget=60, eval_every=4, batch_size=30))
+    for seed in range(5):
+        result = train(dataclasses.replace(config, seed=seed, run_name=f"{seed}"), progress=False)
+        assert result.folder is not None
+        prepared = prepare([config])
+        best = read_checkpoint(result.folder)["best"]["x"][None]
+        assert result.best_test_error == float(prepared.evaluator(prepared.data.test)(best)[1])
+        if result.best_test_error != result.test_error:
+            return
+    raise AssertionError("the best x is the last one: nothing was tested")
 
 
 def test_evaluations_fall_on_cycle_ends() -> None:

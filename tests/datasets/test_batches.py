@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from burgersgd.datasets import Batches
 from burgersgd.datasets import batches as batches_module
+from burgersgd.streams import Purpose, integers
 
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
@@ -103,6 +104,14 @@ def test_with_replacement_draws_uniformly_and_independently() -> None:
     assert chi_square < 22.5  # 99.9 % of the chi-square distribution with 6 degrees of freedom
     repeats = float((drawn[:, 0] == drawn[:, 1]).double().mean())
     assert abs(repeats - 1 / n) < 3.3 * (1 / n * (1 - 1 / n) / steps) ** 0.5  # without replacement: 0
+
+
+def test_draws_with_replacement_are_32_random_bits_times_n_rounded_down() -> None:
+    """Lemire's multiply-shift: the remainder of a division would be as uniform for small n, and other numbers."""
+    n, seeds = 1_000_003, torch.tensor([11, 2**40])
+    drawn = Batches(n, 5, seeds, with_replacement=True).indices(3, 4)
+    bits = integers(seeds, Purpose.BATCHES, 3, 4, 5)
+    assert drawn.flatten().tolist() == [int(b) * n // 2**32 for b in bits.flatten().tolist()]
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 11])

@@ -155,6 +155,32 @@ def test_the_teacher_is_the_same_for_any_number_of_examples() -> None:
     torch.testing.assert_close(few.targets, many.targets[:50])
 
 
+def test_the_teacher_is_the_network_that_it_is_said_to_be() -> None:
+    config = TeacherStudentConfig(n_samples=20, input_dim=3, teacher_width=40, teacher_depth=2, outputs=2, noise=0.0)
+    rng = np.random.default_rng([config.seed, synthetic.TEACHER])
+    layers = []
+    for fan_in, fan_out in ((3, 40), (40, 40), (40, 2)):
+        weight = np.array([[rng.standard_normal() for _ in range(fan_out)] for _ in range(fan_in)])
+        layers.append((weight / fan_in**0.5, rng.standard_normal(fan_out)))
+
+    def teacher(x: np.ndarray) -> np.ndarray:
+        for weight, bias in layers[:-1]:
+            x = np.tanh(x @ weight + bias)
+        return x @ layers[-1][0]
+
+    data = synthetic.teacher_student(config).train
+    probe = teacher(rng.standard_normal((10_000, 3)))
+    expected = (teacher(data.inputs.double().numpy()) - probe.mean(0)) / probe.std(0)
+    np.testing.assert_allclose(data.targets.numpy(), expected, atol=1e-5)
+
+
+def test_spirals_are_equally_dense_in_their_area() -> None:
+    config = TwoSpiralsConfig(n_samples=4000, noise=0.0)
+    radius = synthetic.two_spirals(config).train.inputs.double().norm(dim=1)
+    assert abs(radius.square().mean() - 1 / 2) < 4 / (12 * 4000) ** 0.5  # radius^2 is uniform: 4 standard errors
+    assert abs(radius.mean() - 2 / 3) < 4 * (1 / 18 / 4000) ** 0.5
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_a_teacher_is_linear_only_without_hidden_layers(depth: int) -> None:
     config = TeacherStudentConfig(n_samples=1000, teacher_depth=depth, noise=0.0)

@@ -124,6 +124,15 @@ def test_successive_halving_keeps_the_best_third_at_every_rung() -> None:
     assert [run for run, end in enumerate(ends) if end is None] == kept[:1]
 
 
+@pytest.mark.parametrize("power", range(1, 13))
+def test_a_budget_that_is_a_power_of_eta_has_that_many_rungs(power: int) -> None:
+    """log(243, 3) is 4.999... in floating point."""
+    rule = HalvingPruning(budget=3**power, smallest=1, eta=3)
+    alive, error = torch.ones(3, dtype=torch.bool), torch.tensor([0.3, 0.1, 0.2])
+    assert rule(Point(0, alive, error)).tolist() == [False, False, False]
+    assert rule(Point(1, alive, error)).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("rule", [MedianPruning(0), HalvingPruning(budget=90, smallest=1, eta=2)])
 def test_a_single_run_and_equal_runs_are_not_all_stopped(rule: MedianPruning | HalvingPruning) -> None:
     assert stopped(rule, [[0.1]] * 10) == [None]  # whose mean is below 0.1 in floating point

@@ -101,7 +101,7 @@ def test_diverged_and_failed_jobs_do_not_disturb_their_siblings(
     assert "failed seed=2 optimizer.lr=0.1: cannot create run folder" in text
     assert "at the end, seed=1 optimizer.lr=0.1" in text
     assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in text
-    assert main(["status", "s"]) == 1
+    assert main(["status", "s"]) == 0
     assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in " ".join(
         capsys.readouterr().out.split()
     )

@@ -34,6 +34,7 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import library
 from burgersgd.prepare import prepare
+from burgersgd.training.compiled_step import limit_after
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
 from tests.conftest import small_config
@@ -277,6 +278,39 @@ def test_dropout_masks_come_from_the_runs_own_stream() -> None:
     n = block.uniform.numel()
     assert abs(float(keep) - 0.5) * math.sqrt(n) / 0.5 < 6
     assert not torch.equal(block.uniform[0, 0], block.uniform[0, 1])
+
+
+def test_averaged_noise_is_that_of_consecutive_steps_beyond_one_draw() -> None:
+    """leimkuhler_matthews keeps the numbers of the step before, in whose memory the next ones are drawn."""
+    lr, nu = 0.05, 0.03
+    optimizer = LocalEntropyConfig(lr=lr, nu=nu, gamma=math.inf, inner_steps=1, integrator="leimkuhler_matthews")
+    trainer = dataclasses.replace(small_config().trainer, budget=140)
+    fleet = fleet_of([small_config(optimizer=optimizer, trainer=trainer)])
+    assert fleet.draw_length < 140
+    fleet._gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
+    start = fleet.x.clone()
+    fleet.advance(140)
+    numbers = torch.empty(141, 1, fleet.d, dtype=torch.float64)
+    xi = streams.normal_(numbers, fleet.seeds, streams.Purpose.NOISE, 0)
+    expected = start + math.sqrt(4 * nu * lr) * ((xi[:-1] + xi[1:]) / 2).sum(0)
+    torch.testing.assert_close(fleet.x, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_first_loss_below_one_does_not_lower_the_largest_loss() -> None:
+    limit = limit_after(torch.tensor([1e-3, 5.0, 3e38]), 10.0)
+    assert limit.tolist() == [10.0, 50.0, torch.finfo(torch.float32).max]
+
+
+def test_every_step_has_a_dropout_mask_of_its_own() -> None:
+    model = MlpConfig(depth=1, width=20, dropout=0.5)
+    fleet = fleet_of([small_config(seed=9, model=model, optimizer=SgdConfig(lr=0.4))])
+    x, seeds = fleet.x.clone(), fleet.seeds
+    fleet.advance(5)
+    for k in range(5):
+        uniform = streams.uniform_(torch.empty(1, 1, 30 * 20), seeds, streams.Purpose.DROPOUT, k).view(1, 30, 20)
+        gradient, _ = eager_gradient(fleet.problem, x, fleet.batches.indices(k, 1)[0], uniform)
+        x = x - 0.4 * gradient
+    torch.testing.assert_close(fleet.x, x, rtol=1e-12, atol=1e-14)
 
 
 def test_every_draw_of_dropout_numbers_is_that_of_its_steps() -> None:

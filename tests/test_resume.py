@@ -445,7 +445,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     train(named(small_config(), "run"), progress=False)
-    with RunFolder.reopen(tmp_path / "outputs/run"), pytest.raises(RunInUseError, match="another process is training"):
+    with RunFolder.reopen(tmp_path / "outputs/run"), pytest.raises(RunInUseError, match="is training this run"):
         resume(tmp_path / "outputs/run", progress=False)
 
 

@@ -35,8 +35,8 @@ Chunk = list[Job]
 class Outcome:
     """How a job ended; errors as in Result, nan where there are none."""
 
-    state: Literal["completed", "diverged", "pruned", "failed", "elsewhere"]
-    """elsewhere: another process trains it."""
+    state: Literal["completed", "diverged", "pruned", "failed", "elsewhere", "interrupted", "waiting"]
+    """elsewhere: another process trains it; waiting: it was not begun."""
     folder: Path
     validation_error: float = math.nan
     best_validation_error: float = math.nan

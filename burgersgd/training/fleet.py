@@ -181,8 +181,11 @@ class Fleet:
             saved = [snapshot["x"] if field is x else snapshot["state"].get(name) for snapshot in snapshots]
             if any((value is None) != (field is None) for value in saved):
                 raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
+            for value in saved:
+                if field is not None and (value.shape != field.shape[1:] or value.dtype != field.dtype):
+                    raise ValueError(f"{name} of the snapshot is {value.dtype} {list(value.shape)}, the state differs")
             if field is not None:
-                field.copy_(torch.stack([value for value in saved if value is not None]))
+                field.copy_(torch.stack(saved))
         for name in _RECORDS:
             getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
         self.all_alive = bool(self.alive.all())

@@ -150,15 +150,15 @@ def rerun(
     if checkpoint["parent"] is not None:
         raise ConfigError(f"{folder}: continues {checkpoint['parent']['folder']}, which can be repeated by itself")
     fleet, choices = checkpoint["fleet"], checkpoint["choices"]
+    then, before = read_environment(folder), read_metrics(folder)
     result = repeat(folder, choices, model=model, dataset=dataset, progress=progress)
     assert result.folder is not None
-    then, now = read_environment(folder), read_environment(result.folder)
+    now, after = read_environment(result.folder), read_metrics(result.folder)
     circumstances = [f"{key}: {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now[key]]
     if fleet["size"] > 1 and choices["engine"] != "native":
         circumstances.append(
             f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
         )
-    before, after = read_metrics(folder), read_metrics(result.folder)
     differences = [f"metrics.csv: has no column {column}" for column in after if column not in before]
     differences += [
         f"metrics.csv, {column}: {_first_difference(theirs, after[column])}"

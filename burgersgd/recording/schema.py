@@ -40,6 +40,7 @@ class Status(Struct):
     state: State
     updated: str
     config_hash: Hash | None = None
+    result_digest: Hash | None = None
     reason: str | None = None
     task: Literal["classification", "regression"] | None = None
     evaluations: Count | None = None
@@ -191,7 +192,7 @@ def checked(value: Any, kind: type[Struct], where: Any) -> Any:
     """Return the value as it is, if it has the kind. Raises RunFolderError, naming where it was read and the key."""
     try:
         msgspec.convert(value, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except Exception as error:  # also what an object raises that is asked for the entries which it does not have
         what, _, key = str(error).partition(" - at ")
         key = key.strip("`").removeprefix("$").removeprefix(".")
         raise RunFolderError(f"{where}: {f'{key}: ' if key else ''}{what.replace('`', '')}") from error

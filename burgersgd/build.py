@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import native
-from burgersgd.config import LARGEST_BUDGET, ConfigError, TrainConfig
+from burgersgd.config import GROUPS, LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
@@ -24,8 +24,8 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.training.compiled_step import why_not_compiled
-from burgersgd.training.gradients import Problem, split
+from burgersgd.training.engines.compiled import why_not_compiled
+from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient, images_of
 
 _log = logging.getLogger("burgersgd")
@@ -113,6 +113,26 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
     return LOSSES[name]
 
 
+def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
+    """Return what makes the nn.Module of a model class that does not ship, None for those that do.
+
+    Raises ConfigError where it makes none.
+    """
+    if config.model.name in GROUPS["model"].shipped:
+        return None
+    make = functools.partial(config.model.network, data.input_shape, loss.n_outputs(data.n_outputs))
+    with seeded(config.seed):
+        try:
+            network = make()
+        except Exception as error:  # whatever somebody else's code raises
+            raise ConfigError(f"model={config.model.name}: {one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"model={config.model.name}: network() must return an nn.Module, not {type(network).__name__}"
+        )
+    return make  # pyright: ignore[reportReturnType]
+
+
 def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | None) -> Model:
     """Return the model for the data and the loss, or the user's own. Raises ConfigError."""
     if own is not None:
@@ -139,38 +159,22 @@ def own_model(own: UserModel, seed: int) -> Wrapped:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"model: must be an nn.Module or a function that makes one, not {type(made).__name__}")
     try:
-        return Wrapped(made)
+        return Wrapped(made, own)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
-    """Return where a run of the user's own model starts: its parameters, or what its maker draws from the seed."""
-    if isinstance(own, nn.Module):
+def own_start(model: Wrapped, seed: int) -> Tensor:
+    """Return where a run of a module starts: its parameters, or what its maker draws from the seed."""
+    if isinstance(model.source, nn.Module):
         return model.start()
-    made = own_model(own, seed)
+    made = own_model(model.source, seed)
     if (made.names, made.shapes) != (model.names, model.shapes):
         raise ConfigError("model: the function makes modules of different shapes for different seeds")
     for name, value in made.fixed.items():
         if not torch.equal(value.to(model.fixed[name]), model.fixed[name]):
             raise ConfigError(f"model: {name} is not trained and depends on the seed; train these runs one by one")
     return made.start()
-
-
-def module_at(model: Model, x: Tensor) -> nn.Module:
-    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
-    module = model.module().to("cpu", x.dtype)
-    with torch.no_grad():
-        parts = split(x.detach().cpu(), model.shapes)
-        for parameter, part in zip(trained_parameters(model, module), parts, strict=True):
-            parameter.copy_(part)
-    return module.eval()
-
-
-def trained_parameters(model: Model, module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of model.module() that x holds, in its order."""
-    parameters = dict(module.named_parameters())
-    return [parameters[name] for name in model.names] if isinstance(model, Wrapped) else list(parameters.values())
 
 
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:

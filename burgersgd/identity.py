@@ -10,20 +10,20 @@ from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
+from burgersgd.registry import OWN
 from burgersgd.schema import Group, as_before, default_of, is_added
 
 NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.metadata["hashed"])
 """Keys and groups of a run that never decide its numbers."""
 
-OR_NAMED = "; a class of your own must be named again, as it was for the run: GROUP=PACKAGE:CLASS"
-
-OWN = "own"
-"""Name that a record gives to a model or data of the user's own."""
-
 
 def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, Any]:
     """Return a configuration as plain values; model is the class of the user's own module, data whether they are."""
     plain = dataclasses.asdict(config)
+    for group, names in GROUPS.items():
+        cls = type(getattr(config, group))
+        if plain[group].get("name", "default") not in names.shipped and names.base is not None:
+            plain[group]["class"] = f"{cls.__module__}:{cls.__qualname__}"  # for readers; nothing imports it from there
     if model is not None:
         plain["model"] = {"name": OWN, "class": model}
     if data:
@@ -34,8 +34,9 @@ def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, 
 def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
     """Raise ConfigError where a run was made with a model or data of the user's own, and they are not given again."""
     for key, given in (("model", model), ("dataset", dataset)):
-        if record[key].get("name") == OWN and given is None:
-            what = f"{key}={record[key].get('class', OWN)}"
+        part = record.get(key)
+        if isinstance(part, Mapping) and part.get("name") == OWN and given is None:
+            what = f"{key}={part.get('class', OWN)}"
             raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
 
 
@@ -91,8 +92,8 @@ def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[
             if key == "model":
                 continue
             value = {k: v for k, v in value.items() if k != "options_of"} | {"name": value.get("options_of")}
-        cls = _class_of(key, value)
-        parts[key] = _built(cls, value, f"{key}.", lacking)
+        settings = {k: v for k, v in value.items() if k != "class"}
+        parts[key] = _built(_class_of(key, value), settings, f"{key}.", lacking)
     return _built(TrainConfig, parts, "", lacking)
 
 
@@ -104,7 +105,9 @@ def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
     try:
         return choices[name]
     except KeyError:
-        raise ConfigError(f"{group}={name}: must be one of {', '.join(choices.names())}{OR_NAMED}") from None
+        known = f"{group}={name}: must be one of {', '.join(choices.names())}"
+        again = f"; it was {group}={value['class']}, which must be named again" if "class" in value else ""
+        raise ConfigError(known + again) from None
 
 
 def _built(

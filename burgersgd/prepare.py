@@ -28,6 +28,7 @@ from burgersgd.build import (
     device_of,
     engine_of,
     loss_of,
+    maker_of,
     model_of,
     own_start,
 )
@@ -88,7 +89,8 @@ def prepare(
     data = dataset_of(config, dataset)
     config = with_loss(config, data.task)
     loss = loss_of(config, data)
-    network = model_of(config, data, loss, model)
+    maker = maker_of(config, data, loss) if model is None else model
+    network = model_of(config, data, loss, maker)
     batch_size = data.n_train if config.optimizer.full_batch else config.trainer.batch_size
     if batch_size > data.n_train:
         raise config.trainer.error("batch_size", f"must be <= {data.n_train}, the number of training examples")
@@ -119,7 +121,7 @@ def prepare(
         budget=budget,
         engine=chosen,
         threads=threads,
-        user_model=model,
+        own_model=model is not None,
         own_data=dataset is not None,
         facts=facts,
     )
@@ -162,7 +164,8 @@ class Prepared:
     budget: int
     engine: str
     threads: int | None
-    user_model: UserModel | None
+    own_model: bool
+    """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
     facts: Facts
@@ -230,8 +233,7 @@ class Prepared:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):
-            assert self.user_model is not None
-            return torch.stack([own_start(self.user_model, model, c.seed) for c in self.configs]).to(inputs)
+            return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
         z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
         if model.init_distribution == "normal":
@@ -245,7 +247,7 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native = self.engine == "native"
+        native, deviation = self.engine == "native", self.data.units.target_deviation
         return Evaluator(
             model=problem.model,
             loss=problem.loss,
@@ -253,7 +255,7 @@ class Prepared:
             inputs=part.inputs,
             labels=part.targets,
             targets=targets,
-            scale=self.data.target_scale,
+            scale=deviation.to(targets) if deviation.dim() else None,
             native=native,
         )
 

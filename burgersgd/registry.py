@@ -19,6 +19,8 @@ from typing import Any
 
 from burgersgd.schema import ConfigError, Group
 
+OWN = "own"
+"""Name that a record gives to a model or data that are given in Python, without a class of settings."""
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """PACKAGE.MODULE:CLASS."""
 
@@ -84,7 +86,7 @@ class Registry(Mapping[str, type[Group]]):
             raise ConfigError(f"{shown}: must be a @dataclass with `name: str = named(...)`, a name of its own")
         if name is not None and name not in names:
             raise ConfigError(f"{shown}: the class calls itself {names[0]}, an entry point must have the same name")
-        taken = [n for n in names if n in self.shipped]
+        taken = [n for n in names if n in self.shipped or n == OWN]
         if taken:
             raise ConfigError(f"{shown}: the class calls itself {taken[0]}, a name that burgersgd uses itself")
         return names[0]
@@ -119,17 +121,20 @@ def _loaded(shown: str, point: EntryPoint) -> Any:
         raise ConfigError(f"{shown}: {point.value} cannot be imported ({type(error).__name__}: {reason})") from error
 
 
-def with_own_classes(groups: Mapping[str, Registry], words: Iterable[str]) -> list[str]:
-    """Return the overrides with every GROUP=PACKAGE:CLASS replaced by the name of that class, which is imported.
+def with_own_classes(groups: Mapping[str, Registry], words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Import every GROUP=PACKAGE:CLASS among the words of a command line.
 
-    Raises ConfigError of one line for a class that cannot be used.
+    Return the words with that class's name in its place, and those of them that had one. Raises ConfigError of one line
+    for a class that cannot be used.
     """
-    named = []
+    every, named = [], []
     for word in words:
         group, equals, value = word.partition("=")
         parts = value.split(",")
         if equals and group in groups and any(OWN_CLASS.fullmatch(part) for part in parts):
             parts = [groups[group].named(part) if OWN_CLASS.fullmatch(part) else part for part in parts]
-            word = f"{group}={','.join(parts)}"
-        named.append(word)
-    return named
+            named.append(f"{group}={','.join(parts)}")
+            every.append(named[-1])
+        else:
+            every.append(word)
+    return every, named

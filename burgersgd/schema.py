@@ -153,7 +153,7 @@ class Group:
             raise self._error(f.name, given, "must not be null")
         try:
             value = _converted(kind, given)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:  # OverflowError: an integer that no float is near
             kind = "float, default or auto" if kind == "LearningRate" else kind
             raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
@@ -311,7 +311,8 @@ class ModelConfig(Group):
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
         """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
 
-        An nn.Module is made anew for every run, with torch's generators seeded by the run's seed.
+        A class of your own returns an nn.Module: it is made anew for every run, with torch's generators seeded by the
+        run's seed.
         """
         raise NotImplementedError
 

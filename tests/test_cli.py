@@ -90,7 +90,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["loss=logistic"], "loss.name=logistic: needs two classes"),
         (
             ["dataset=teacher_student", "loss=cross_entropy"],
-            "loss.name=cross_entropy: dataset=teacher_student is regression",
+            "loss.name=cross_entropy: dataset=teacher_student is reg",
         ),
         (["optimizer.burn_in=50", "trainer.budget=60"], "or x would never move"),
         (["trainer.epochs=0.1"], "trainer.epochs=0.1: is 3 gradient evaluations, must be >= 20"),

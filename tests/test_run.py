@@ -179,12 +179,10 @@ def test_targets_are_standardized_for_training_and_errors_told_in_their_own_unit
     )
     raw = quiet_data(config, x, y, standardize_targets=False)
     data = quiet_data(config, x, y)
-    assert data.target_mean is not None
-    assert data.target_scale is not None
-    torch.testing.assert_close(data.target_mean, raw.train.targets.mean(0))
-    torch.testing.assert_close(data.target_scale, raw.train.targets.std(0, correction=0))
+    torch.testing.assert_close(data.units.target_mean, raw.train.targets.mean(0))
+    torch.testing.assert_close(data.units.target_deviation, raw.train.targets.std(0, correction=0))
     with torch.no_grad():
-        outputs_ = result.model(data.test.inputs.double()) * data.target_scale + data.target_mean
+        outputs_ = result.model(data.test.inputs.double()) * data.units.target_deviation + data.units.target_mean
     by_hand = float((outputs_ - raw.test.targets).square().mean().sqrt())
     assert result.test_error == pytest.approx(by_hand, rel=1e-4)  # the targets are float32
     difference = raw.validation.targets.double() - raw.train.targets.double().mean(0)
@@ -247,7 +245,7 @@ def test_a_rate_from_the_curvature_is_half_of_the_rules_own_bound(optimizer: Any
     result = train(config, progress=False)
     assert result.folder is not None
     assert read_config(result.folder)["optimizer"]["lr"] == first
-    assert not result.no_better_than_guessing
+    assert result.state == "completed"
 
 
 def test_a_rate_from_the_curvature_is_refused_where_there_is_no_bound() -> None:

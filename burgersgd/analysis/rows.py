@@ -62,6 +62,8 @@ class Row:
     key: tuple[Any, ...]
     """Values of the keys that rows are told apart by."""
     label: str
+    group: tuple[Run, ...]
+    """All runs of the row, of whatever setting."""
     runs: tuple[Run, ...]
     """Of the picked setting."""
     settings: tuple[Setting, ...]
@@ -176,6 +178,7 @@ def row_of(
     return Row(
         key=key,
         label=label,
+        group=tuple(runs),
         runs=tuple(kept),
         settings=tuple(chosen),
         n_settings=len(settings),

@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from burgersgd.analysis.compare import Comparison
 
@@ -193,6 +194,29 @@ class Runs(Sequence[Run]):
         from burgersgd.analysis.question import Question
 
         return compare(self, Question(by=by, **question))
+
+    def plot(
+        self, *by: str, kind: str = "curves_evaluations", path: str | Path | None = None, **question: Any
+    ) -> Figure:
+        """Return a figure of the comparison, and write it to path (.png, .svg, .pdf).
+
+        kind: curves_evaluations, curves_seconds, values, tuning, slices, parallel_..., profiles, or heat=KEY,KEY.
+        Raises ValueError for a kind that the runs have no data for, or without matplotlib.
+        """
+        from burgersgd.analysis import figures
+
+        comparison = self.compare(*by, **question)
+        if kind.startswith("heat="):
+            x, _, y = kind.removeprefix("heat=").partition(",")
+            figure = figures.heat_map(comparison, x, y)
+        else:
+            found = figures.figures_of(comparison)
+            if kind not in found:
+                raise ValueError(f"kind={kind}: must be heat=KEY,KEY or one of {', '.join(found)}")
+            figure = found[kind]
+        if path is not None:
+            figures.save(figure, Path(path))
+        return figure
 
 
 def load(*paths: str | Path) -> Runs:

@@ -241,6 +241,11 @@ def text(c: Comparison) -> str:
     return "\n\n".join(parts)
 
 
+def all_notes(c: Comparison) -> list[str]:
+    """Return everything besides the numbers: what was forced, the notes, how to read the columns."""
+    return [*c.warnings, *c.notes, *explanations(c)]
+
+
 def as_text(table: Table) -> str:
     """Return a table in columns of equal width, headings wrapped."""
     headings = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +35,20 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Units:
+    """How raw data became the numbers of a data set, in float32; tensors broadcast over examples.
+
+    inputs = (raw / divisor - mean) / deviation; regression targets = (raw - target_mean) / target_deviation.
+    """
+
+    divisor: float = 1.0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    deviation: Tensor = field(default_factory=lambda: torch.ones(()))
+    target_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    target_deviation: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set, split and scaled. Nothing in train or validation was computed with the help of test."""
 
@@ -45,9 +59,8 @@ class Dataset:
     test: Part
     n_outputs: int
     """Number of classes, or of regression outputs."""
-    target_mean: Float[Tensor, " outputs"] | None = None
-    target_scale: Float[Tensor, " outputs"] | None = None
-    """Of standardized targets: target = mean + scale * what is trained; None where they are as they were given."""
+    units: Units = field(default_factory=Units)
+    """Of the raw data; the defaults say that they are used as they are."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -68,7 +81,7 @@ class Dataset:
             most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
             return float((part.targets != most_frequent).double().mean())
         difference = part.targets.double() - self.train.targets.double().mean(0)
-        return float((difference * (1 if self.target_scale is None else self.target_scale)).square().mean().sqrt())
+        return float((difference * self.units.target_deviation.to(difference)).square().mean().sqrt())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""
@@ -77,8 +90,6 @@ class Dataset:
             train=_part_to(self.train, device, dtype),
             validation=_part_to(self.validation, device, dtype),
             test=_part_to(self.test, device, dtype),
-            target_mean=None if self.target_mean is None else self.target_mean.to(device, dtype),
-            target_scale=None if self.target_scale is None else self.target_scale.to(device, dtype),
         )
 
 

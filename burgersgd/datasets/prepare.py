@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from burgersgd.datasets.dataset import DataError, Dataset, Part, Task
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Task, Units
 
 SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # what random numbers are for
 
@@ -99,25 +99,26 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
             targets = _with_noise(validation.targets, validation.n, classes, share, rng)
             validation = validation._replace(targets=targets)
     train = _take(train, torch.arange(kept))
+    units = Units(divisor=255.0 if train.inputs.dtype == torch.uint8 else 1.0)
     train, validation, test = _to_float(train), _to_float(validation), _to_float(test)
     if options.standardize:
         mean, std = _mean_and_std(train.inputs)
+        units = dataclasses.replace(units, mean=mean, deviation=std)
         train, validation, test = (
             part._replace(inputs=torch.sub(part.inputs, mean).div_(std)) for part in (train, validation, test)
         )
-    target_mean = target_scale = None
     if raw.task == "regression" and options.standardize_targets:
-        target_mean, target_scale = (field[0] for field in _mean_and_std(train.targets))
+        mean, std = (field[0] for field in _mean_and_std(train.targets))
+        units = dataclasses.replace(units, target_mean=mean, target_deviation=std)
         train, validation, test = (
-            part._replace(targets=torch.sub(part.targets, target_mean).div_(target_scale))
-            for part in (train, validation, test)
+            part._replace(targets=torch.sub(part.targets, mean).div_(std)) for part in (train, validation, test)
         )
     for part in (train, validation, test):
         for kind, values in (("inputs", part.inputs), ("targets", part.targets)):
             if values.is_floating_point() and not _finite(values):
                 allowed = "not finite in float32 once scaled; scale them down yourself"
                 raise DataError(f"dataset={name}: {kind} are {allowed}")
-    return Dataset(name, raw.task, train, validation, test, raw.n_outputs, target_mean, target_scale)
+    return Dataset(name, raw.task, train, validation, test, raw.n_outputs, units)
 
 
 def _check(name: str, part: Part, raw: Raw) -> None:

@@ -14,6 +14,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from burgersgd.recording.output import Unfailing
+
 REDRAW_SECONDS = 0.1
 LINES = 20  # of a whole run, where there is no terminal
 WIDTH = 80
@@ -45,7 +47,7 @@ class Progress:
     ) -> None:
         self._total = total
         self._description = description
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = Unfailing(sys.stderr if stream is None else stream)
         self._initial = initial
         self.percent = percent
         self._evaluations = initial
@@ -61,7 +63,7 @@ class Progress:
                 total=total,
                 initial=initial,
                 desc=description,
-                file=self._stream,
+                file=self._stream,  # pyright: ignore[reportArgumentType]
                 unit=" grad",
                 unit_scale=True,
                 mininterval=0.0,  # update() has decided that it is time
@@ -111,7 +113,8 @@ class Progress:
         done = f"{self._evaluations / self._total:4.0%}  {self._evaluations:,}/{self._total:,}"
         new = self._evaluations - self._initial
         rate = [_rate(new / elapsed)] if new > 0 and elapsed > 0 else []
-        print(", ".join([f"{self._description} {done}", *rate, *self._numbers()]), file=self._stream, flush=True)
+        self._stream.write(", ".join([f"{self._description} {done}", *rate, *self._numbers()]) + "\n")
+        self._stream.flush()
 
     def _numbers(self) -> list[str]:
         numbers = []
@@ -122,7 +125,7 @@ class Progress:
         return numbers
 
 
-def _has_room(stream: TextIO) -> bool:
+def _has_room(stream: Unfailing) -> bool:
     """Whether the stream is a terminal with lines to draw on: tqdm is silent on one of unknown size (0 x 0)."""
     with contextlib.suppress(OSError):  # a stream that is a terminal by its own account
         return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
@@ -260,6 +263,8 @@ def sweep_summary(
     failed: Sequence[tuple[str, str]],
     folder: Path,
     unwell: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
+    done_before: int = 0,
+    elsewhere: Mapping[str, int] | None = None,
     best_error: float | None = None,
     best_job: str = "",
     best_folder: Path | None = None,
@@ -271,12 +276,17 @@ def sweep_summary(
     Jobs that failed for reasons that differ in numbers alone are told together; likewise those that diverged or did not
     learn (unwell: label -> jobs and reasons).
 
+    done_before: how many of them were over before this command. elsewhere: how many jobs each other process trains.
     best_error is the lowest validation error, at the end of the runs (objective "last") or in them ("best"); best_job
     and best_folder are what tells that run from the others, and its folder.
     """
     rule = "-" * WIDTH
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
+    if done_before:
+        over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
+        lines.append(_entry("done before", f"{done_before}, trained now {over - done_before}"))
+    lines += [_entry("trained elsewhere", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
     if best_error is not None:
         when = "at the end" if objective == "last" else "at its best"
         error = f"validation {_named(percent)} {_error(best_error, percent)}"

@@ -15,6 +15,7 @@ from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.run_folder import ENDED, read_status
 from burgersgd.recording.schema import NotedJob, checked, decoded
+from burgersgd.sweeps.chunks import Outcome
 
 JOBS = "jobs.jsonl"
 STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
@@ -88,6 +89,14 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
             elif status.get("no_better_than_guessing"):
                 found["not learnt"].append((words, status.get("advice") or ""))
     return found
+
+
+def as_it_stands(folder: Path) -> Outcome:
+    """Return how a job stands that is not over."""
+    found = _state(folder, "")
+    known = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
+    error = RunFolderError(found.reason) if known == "failed" else None
+    return Outcome(known, folder, error=error)  # pyright: ignore[reportArgumentType]
 
 
 def find_sweep(name: str) -> Path:

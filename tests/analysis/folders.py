@@ -14,6 +14,8 @@ from burgersgd.recording.files import plain_json
 CONFIG: dict[str, Any] = {
     "dataset": {"name": "digits", "label_noise": 0.0, "seed": 0, "root": "data"},
     "model": {"name": "mlp", "width": 12, "widths": None},
+    "loss": {"name": "cross_entropy"},
+    "device": {"name": "cpu"},
     "optimizer": {"name": "sgd", "lr": 0.3},
     "schedule": {"name": "constant", "warmup": 0.0},
     "trainer": {"budget": 600, "epochs": 100.0, "log_every": 7},
@@ -21,6 +23,15 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
     "output_root": "outputs",
     "run_name": None,
+}
+UPDATED = "2026-11-26T12:00:00"
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "torch": "2.14.1",
+    "threads": 1,
+    "device": "cpu",
+    "device_name": "abacus",
+    "cpu": "abacus",
 }
 
 
@@ -46,11 +57,12 @@ def write_run(
         "validation_error": 0.1,
     }
     ended |= {"best_validation_error": 0.1, "best_test_error": 0.1, "best_at": 300, "seconds": 2.5}
+    ended |= {"validation_loss": 0.4, "test_loss": 0.4, "evaluations": config["trainer"]["budget"], "n_parameters": 9}
     path.joinpath(".hydra").mkdir(parents=True)
     path.joinpath(".hydra", "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     known = (ended if state in ("completed", "diverged", "pruned") else {}) | status
-    path.joinpath("status.json").write_text(json.dumps(plain_json({"state": state, **known})))
-    path.joinpath("environment.json").write_text(json.dumps({"torch": "2.14.1", "cpu": "abacus"}))
+    path.joinpath("status.json").write_text(json.dumps(plain_json({"state": state, "updated": UPDATED, **known})))
+    path.joinpath("environment.json").write_text(json.dumps(ENVIRONMENT))
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["evaluations", "validation_error"]
     lines = [",".join(columns), *(",".join(str(row.get(column, "")) for column in columns) for row in rows)]
     path.joinpath("metrics.csv").write_text("\n".join(lines) + "\n")

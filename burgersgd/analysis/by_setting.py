@@ -128,7 +128,11 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
     percent = all(run.percent for setting in settings for run in setting.runs)
     form, kind = (Form(100, "%", 2), "error %") if percent else (Form(1, "", _decimals(settings)), "RMSE")
     when = " at best" if settings and settings[0].objective == "best" else ""
-    states = {"diverged": ("diverged",), "failed": ("failed",), "stopped early": ("pruned",)}
+    states: dict[str, tuple[str, ...]] = {
+        "diverged": ("diverged",),
+        "failed": ("failed",),
+        "stopped early": ("pruned",),
+    }
     states["not over"] = ("running", "interrupted", "waiting")
     shown = {name: these for name, these in states.items() if any(setting.count(*these) for setting in settings)}
     columns = ["setting", "n"]

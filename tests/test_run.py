@@ -269,16 +269,16 @@ class Still(nn.Module):
 
 
 def test_gradient_evaluations_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from burgersgd.training import fleet
+    from burgersgd.training.engines import eager
 
     calls = []
-    original = fleet.eager_gradient
+    original = eager.eager_gradient
 
     def counting(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(fleet, "eager_gradient", counting)
+    monkeypatch.setattr(eager, "eager_gradient", counting)
     result = quiet(small_config(trainer=TrainerConfig(budget=47, compile="off")))
     assert len(calls) == result.evaluations == 40
 

@@ -245,6 +245,11 @@ class SweepConfig(Group):
         choices=("none", "median", "halving"),
     )
     prune_from: float = opt(0.1, "fraction of the budget before which nothing is stopped", above=0, below=1)
+    code: str = opt(
+        "any",
+        "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
+        choices=("any", "same"),
+    )
     workers: int | None = opt(
         None,
         "processes of this machine that train; null: one per core or GPU, where the sweep is long enough",

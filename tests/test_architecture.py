@@ -34,7 +34,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "conf_text": {"schema"},
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
-    "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
+    "prepare": {"build", "predictor", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
     "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},

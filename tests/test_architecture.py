@@ -13,7 +13,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
         *("own_process", "analysis"),
     },
-    "analysis": {"identity", "recording"},
+    "analysis": {"recording"},
     "revisit": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "run"},
     "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
     "own_process": {"sweeps"},

@@ -4,8 +4,8 @@
 prepares data and model before Hydra runs the job, so that a mistake is one line on the terminal, exit code 2, and
 nothing on the disk.
 
-Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run diverged; 75 interrupted and resumable;
-130 interrupted at once.
+Exit codes, of several reasons the first: 2 usage or configuration; 130 interrupted, nothing to go on from; 75
+interrupted or trained by another process, to be resumed; 1 a run or job failed; 3 all runs diverged; 0 done.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from burgersgd import __version__
 from burgersgd.own_process import seldom_collecting
+from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
 if TYPE_CHECKING:
     from burgersgd.config import TrainConfig
@@ -48,8 +49,36 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with unfailing() as output:
+        code = _interruptions_told(arguments)
+        output.flush()
+        if code == 0 and output.is_full and arguments[:1] != ["train"]:  # whose output is not what it is for
+            print(f"burgersgd: error: cannot write to standard output: {output.error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _interruptions_told(arguments: list[str]) -> int:
+    """Run the command line; say that it was interrupted, and how it goes on."""
+    from burgersgd.interruption import RESUMABLE, Interrupted
+
+    try:
+        return _command(arguments)
+    except Interrupted as interrupted:
+        from burgersgd.recording.progress import shown_path
+
+        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
+        if len(interrupted.folders) == 1:
+            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
+        return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
+    except KeyboardInterrupt:
+        print("burgersgd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         return _complete(arguments)
@@ -67,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
-    from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
-    from burgersgd.recording.progress import shown_path
+    from burgersgd.interruption import interruptible
     from burgersgd.registry import with_own_classes
 
     try:
@@ -82,20 +110,11 @@ def _train(arguments: list[str]) -> int:
         return _fail(error)
     if flags.help:
         return _help(arguments)
-    try:
-        with interruptible(exit_at_once=True):
-            if any(word.startswith("resume=") for word in flags.overrides):
-                flags.overrides = [word for word in flags.overrides if word not in named]
-                return _resume(flags)
-            return _train_jobs(arguments)
-    except Interrupted as interrupted:
-        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
-        if len(interrupted.folders) == 1:
-            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
-        return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
-    except KeyboardInterrupt:
-        print("burgersgd: interrupted", file=sys.stderr)
-        return 130
+    with interruptible(exit_at_once=True):
+        if any(word.startswith("resume=") for word in flags.overrides):
+            flags.overrides = [word for word in flags.overrides if word not in named]
+            return _resume(flags)
+        return _train_jobs(arguments)
 
 
 def _train_jobs(arguments: list[str]) -> int:
@@ -126,9 +145,10 @@ def _train_jobs(arguments: list[str]) -> int:
 def _resume(flags: argparse.Namespace) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
+    from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
     from burgersgd.recording.reading import is_over, read_config
-    from burgersgd.recording.run_folder import RunFolderError
+    from burgersgd.recording.run_folder import RunFolderError, RunInUseError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -160,6 +180,8 @@ def _resume(flags: argparse.Namespace) -> int:
         )
     except ValueError as error:
         _fail(error)
+        if isinstance(error, RunInUseError):
+            return RESUMABLE
         return 1 if isinstance(error, RunFolderError) else 2
     print(summary(**_summary_fields(result)), flush=True)
     return 3 if result.state == "diverged" else 0
@@ -167,6 +189,7 @@ def _resume(flags: argparse.Namespace) -> int:
 
 def _sweep(arguments: list[str]) -> int:
     """Check every job of a sweep, train them, and show how they ended."""
+    from burgersgd.interruption import RESUMABLE, Interrupted
     from burgersgd.sweeps.sweep import Sweep, train_job
 
     words = _hydra_flags(arguments).overrides
@@ -176,12 +199,19 @@ def _sweep(arguments: list[str]) -> int:
         return _fail(error)
     for note in sweep.notes:
         print(f"burgersgd: {note}", file=sys.stderr)
+    sweep.take_folder()
     try:
         _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (_in_order)
-    finally:  # interrupted, too
-        if sweep.started:
-            print(sweep.report(), flush=True)
-    return sweep.exit_code if sweep.error is None else _fail(sweep.error)
+    except Interrupted as interrupted:
+        print(sweep.report(), flush=True)
+        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
+        print(f"go on with: {sweep.command(arguments)}", file=sys.stderr)
+        return RESUMABLE
+    if sweep.started:
+        print(sweep.report(), flush=True)
+    if sweep.error is not None:
+        _fail(sweep.error)
+    return sweep.exit_code
 
 
 class _Job:
@@ -408,11 +438,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def run() -> None:
     """Entry point of the installed command."""
+    open_descriptors()
     with seldom_collecting():
         try:
             code = main()
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader (head, less) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        let_go()
     sys.exit(code)

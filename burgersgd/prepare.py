@@ -115,7 +115,6 @@ def prepare(
         budget=budget_of(config, data.n_train, batch_size),
         engine=chosen,
         threads=threads,
-        user_model=maker,
         own_model=model is not None,
         own_data=dataset is not None,
     )
@@ -156,7 +155,6 @@ class Prepared:
     budget: int
     engine: str
     threads: int | None
-    user_model: UserModel | None
     own_model: bool
     """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
@@ -218,8 +216,7 @@ class Prepared:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):
-            assert self.user_model is not None
-            return torch.stack([own_start(self.user_model, model, c.seed) for c in self.configs]).to(inputs)
+            return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
         z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
         if model.init_distribution == "normal":

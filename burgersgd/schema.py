@@ -142,7 +142,7 @@ class Group:
             raise self._error(f.name, given, "must not be null")
         try:
             value = _converted(kind, given)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:  # OverflowError: an integer that no float is near
             raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
         if choices and value not in choices:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from burgersgd.datasets.dataset import DataError, Dataset, Part, Task
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Task, Units
 
 SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # what random numbers are for
 
@@ -97,16 +97,18 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
             targets = _with_noise(validation.targets, validation.n, classes, share, rng)
             validation = validation._replace(targets=targets)
     train = _take(train, torch.arange(kept))
+    units = Units(divisor=255.0 if train.inputs.dtype == torch.uint8 else 1.0)
     train, validation, test = _to_float(train), _to_float(validation), _to_float(test)
     if options.standardize:
         mean, std = _mean_and_std(train.inputs)
+        units = dataclasses.replace(units, mean=mean, deviation=std)
         train, validation, test = (
             part._replace(inputs=torch.sub(part.inputs, mean).div_(std)) for part in (train, validation, test)
         )
     for part in (train, validation, test):
         if not _finite(part.inputs):
             raise DataError(f"dataset={name}: inputs are not finite in float32 once scaled; scale them down yourself")
-    return Dataset(name, raw.task, train, validation, test, raw.n_outputs)
+    return Dataset(name, raw.task, train, validation, test, raw.n_outputs, units)
 
 
 def _check(name: str, part: Part, raw: Raw) -> None:

@@ -164,24 +164,39 @@ def test_what_folders_are_called_cannot_break_the_page(tmp_path: Path) -> None:
     assert text.count("<script") == 2
 
 
-def test_a_thousand_runs_stay_below_five_megabytes_and_thinned_curves_are_called_so(tmp_path: Path) -> None:
+def write_many(root: Path, seeds: int) -> Comparison:
     rows: list[dict[str, Any]] = [
         {"evaluations": 17 * k, "train_loss": 1 / (1 + k) + 0.123456789, "validation_error": 0.1 + 1 / (2 + k)}
         for k in range(200)
     ]
     for name in ("sgd", "adamw"):
-        for seed in range(500):
-            errors = {"test_error": 0.02 + seed / 1e5, "validation_error": 0.03}
-            write_run(tmp_path / f"{name}-{seed}", {"optimizer.name": name, "seed": seed}, rows=rows, **errors)
-    text = report(compare(load(tmp_path), Question(by=("optimizer.name",))), "")
-    assert len(text.encode()) < 5e6
+        for seed in range(seeds):
+            write_run(root / f"{name}-{seed}", {"optimizer.name": name, "seed": seed}, rows=rows)
+    return compare(load(root), Question(by=("optimizer.name",)))
+
+
+def test_curves_that_are_thinned_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = write_many(tmp_path, 3)
+    assert "thinned to" not in report(c, "")
+    monkeypatch.setattr("burgersgd.analysis.report.MOST_POINTS", 3 * 6 * 20)
+    text = report(c, "")
     assert "single curves are thinned to 20 points" in text
+    faint = re.findall(r'<polyline points="([^"]*)"[^>]*stroke-opacity', text)
+    assert len(faint) == 12
+    assert {len(points.split()) for points in faint} == {20}
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_stay_below_five_megabytes(tmp_path: Path) -> None:
+    text = report(write_many(tmp_path, 500), "")
+    assert len(text.encode()) < 5e6
     assert text.count("<input") == 1000
 
 
-@pytest.mark.parametrize(
-    ("values", "log"), [([0.03, 0.9], True), ([0.0, 0.9], True), ([-3, 5], False), ([2, 2], False)]
-)
+SCALES: list[tuple[list[float], bool]] = [([0.03, 0.9], True), ([0.0, 0.9], True), ([-3, 5], False), ([2, 2], False)]
+
+
+@pytest.mark.parametrize(("values", "log"), SCALES)
 def test_scales_keep_their_values_inside_with_round_ticks(values: list[float], log: bool) -> None:
     scale = scale_of(np.array([*values, INF, np.nan]), 50, 400, log)
     assert isinstance(scale, Scale)

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel, module_at, trained_parameters
+from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
+from burgersgd.predictor import Predictor, described, module_at, trained_parameters
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
@@ -54,7 +55,10 @@ class Result:
     metrics: dict[str, list[float | None]]
     """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
     model: nn.Module
-    """An ordinary module at the last x, on the CPU, in evaluation mode."""
+    """The network: an ordinary module at the last x, on the CPU, in evaluation mode. It takes inputs as it was trained
+    on, standardised by default."""
+    predictor: Predictor
+    """The network behind what was done to the data: from raw inputs to class scores, or targets in their own unit."""
     n_parameters: int
     test_error: float
     test_loss: float
@@ -324,16 +328,23 @@ class _FleetRun:
             "seconds": self.position.seconds,
             **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
-            "parameters": self._parameters,
+            **self._network,
         }
 
     @functools.cached_property
-    def _parameters(self) -> list[list[Any]]:
-        """Names and shapes of the parameters in an ordinary module."""
-        model = self.prepared.problem.model
-        module = model.module()
-        numbers = {id(p) for p in trained_parameters(model, module)}
-        return [[name, list(p.shape)] for name, p in module.named_parameters() if id(p) in numbers]
+    def _network(self) -> dict[str, Any]:
+        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
+        problem = self.prepared.problem
+        return {
+            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
+            "predictor": described(
+                problem.model,
+                self.prepared.own_model,
+                self.prepared.configs[0].model,
+                problem.loss,
+                self.prepared.data,
+            ),
+        }
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -373,6 +384,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
+        model, data = module_at(self.prepared.problem.model, fleet.x[i]), self.prepared.data
         return Result(
             config=lane.config,
             task=self.prepared.data.task,
@@ -380,7 +392,8 @@ class _FleetRun:
             evaluations=evaluations,
             seconds=self.position.seconds,
             metrics={name: [row[name] for row in rows] for name in rows[0]},
-            model=module_at(self.prepared.problem.model, fleet.x[i]),
+            model=model,
+            predictor=Predictor(model, data.units, data.input_shape, self.prepared.problem.loss.name == "logistic"),
             n_parameters=self.prepared.problem.d,
             **{name: values[i] for name, values in self._measured.items()},
             best_validation_error=float(self.best.error[i]),

@@ -51,7 +51,7 @@ static inline Images images_of(const Plan *plan) {
     return s;
 }
 
-typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
+typedef struct { /* several steps of all runs; mirrored by engines/native._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
     void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad);
     const void *update_plan;
@@ -485,6 +485,10 @@ static F(Places) F(places)(const Plan *plan) {
     places.size = (next + 64) / 64 * 64;
     return places;
 }
+
+/* What Python's mirrors of the two structures must measure. */
+int64_t F(mlp_plan_size)(void) { return sizeof(Plan); }
+int64_t F(mlp_steps_size)(void) { return sizeof(Steps); }
 
 int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).size * (int64_t)sizeof(REAL); }
 

@@ -54,6 +54,7 @@ from burgersgd.recording.reading import (
     read_environment,
     read_metrics,
     read_status,
+    result_digest,
 )
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
 
@@ -290,7 +291,10 @@ class RunFolder:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         named = {} if self.config_hash is None else {"config_hash": self.config_hash}
-        text = to_json({"state": state, "updated": now, **named, **fields})
+        content = {"state": state, "updated": now, **named, **fields}
+        if state in ENDED:
+            content["result_digest"] = result_digest(content)
+        text = to_json(content)
         self._check_claim()
         if state in ENDED:  # nobody comes back to what is over: the view is whole before
             self.finish(state, fields)

@@ -82,7 +82,7 @@ def group_name(config: TrainConfig) -> str:
 def stored(folder: Path) -> Outcome | None:
     """Return how a job ended whose folder says that it is over, or None."""
     try:
-        status = read_end(folder)
+        status = read_end(folder, unchanged=True)
     except RunFolderError:  # training it will tell
         return None
     if status is None or (_is_hash(folder.name) and status.get("config_hash", folder.name) != folder.name):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from burgersgd import native
 from burgersgd.optimizers.protocol import Rule
 from burgersgd.streams import Purpose
 from burgersgd.training.engines.tracing import Layout, trace
+from burgersgd.training.native_gradient import check_size
 
 PARALLEL = 1 << 16
 """Numbers per thread below which waking the threads costs more than they save."""
@@ -72,6 +74,8 @@ void update_run(const plan_t *p, const real *coefficients, uint64_t step, int64_
     part(p, coefficients, step, r, 0, p->d, grad);
 }}
 
+int64_t plan_size(void) {{ return sizeof(plan_t); }}
+
 void update(const plan_t *p, const real *coefficients, uint64_t step) {{
     const int64_t groups = (p->d + GROUP - 1) / GROUP;
     if (p->threads == 1) {{
@@ -123,9 +127,49 @@ def _compiled(rule: Rule, layout: Layout, dtype: torch.dtype) -> ctypes.CDLL | N
     library = None if text is None else native.compiled("update", text)
     if library is None:
         return None
+    check_size(library.plan_size, _plan_type(sum(layout.present)))
     library.update.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
     library.update.restype = None
     return library
+
+
+@functools.cache
+def _plan_type(n_fields: int) -> type[ctypes.Structure]:
+    """Return the mirror of plan_t."""
+
+    class Plan(ctypes.Structure):
+        _fields_ = [
+            ("fields", ctypes.c_void_p * n_fields),
+            ("grads", ctypes.c_void_p),
+            ("starts", ctypes.c_void_p),
+            ("seeds", ctypes.c_void_p),
+            ("alive", ctypes.c_void_p),
+            ("pieces", ctypes.c_int64),
+            ("runs", ctypes.c_int64),
+            ("d", ctypes.c_int64),
+            ("threads", ctypes.c_int32),
+        ]
+
+    return Plan
+
+
+def _check(fields: Sequence[Tensor], seeds: Tensor, pieces: Sequence[int]) -> None:
+    """Raise ValueError for what C would not notice: vectors of other shapes or types, with gaps, or in one memory."""
+    runs, d = fields[0].shape
+    for field in fields:
+        fits = field.shape == (runs, d) and field.dtype == fields[0].dtype and field.device.type == "cpu"
+        if not (fits and field.is_contiguous()):
+            raise ValueError(
+                f"the state has a vector {field.dtype} {list(field.shape)} on {field.device}: "
+                f"all must be contiguous {fields[0].dtype} {[runs, d]} on the CPU"
+            )
+    ends = sorted((field.data_ptr(), field.data_ptr() + field.nbytes) for field in fields)
+    if any(end > start for (_, end), (start, _) in pairwise(ends)):
+        raise ValueError("two vectors of the state share memory: each must have its own")
+    if seeds.dtype != torch.int64 or seeds.shape != (runs,) or not seeds.is_contiguous():
+        raise ValueError(f"seeds are {seeds.dtype} {list(seeds.shape)}: must be contiguous int64 {[runs]}")
+    if sum(pieces) != d or (len(pieces) > 1 and runs > 1):
+        raise ValueError(f"the gradient comes in pieces of {list(pieces)}: must be {d} numbers, of one run if several")
 
 
 class FusedUpdate:
@@ -134,28 +178,15 @@ class FusedUpdate:
     def __init__(self, library: ctypes.CDLL, state: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int]) -> None:
         fields = [field for field in state if field is not None]
         runs, d = fields[0].shape
-
-        class Plan(ctypes.Structure):
-            _fields_ = [
-                ("fields", ctypes.c_void_p * len(fields)),
-                ("grads", ctypes.c_void_p),
-                ("starts", ctypes.c_void_p),
-                ("seeds", ctypes.c_void_p),
-                ("alive", ctypes.c_void_p),
-                ("pieces", ctypes.c_int64),
-                ("runs", ctypes.c_int64),
-                ("d", ctypes.c_int64),
-                ("threads", ctypes.c_int32),
-            ]
-
+        _check(fields, seeds, pieces)
         starts = torch.tensor([0, *pieces]).cumsum(0)
         threads = torch.get_num_threads()
         self._function = library.update
         self.run_function = ctypes.cast(library.update_run, ctypes.c_void_p)
-        """update_run of the C text, for training/native_steps.py."""
+        """update_run of the C text, for NativeSteps."""
         self._kept_alive = (fields, seeds, starts)
         self._grads = (ctypes.c_void_p * len(pieces))()
-        self._plan = Plan(
+        self._plan = _plan_type(len(fields))(
             grads=ctypes.addressof(self._grads),
             starts=starts.data_ptr(),
             seeds=seeds.data_ptr(),
@@ -167,6 +198,10 @@ class FusedUpdate:
         for i, field in enumerate(fields):
             self._plan.fields[i] = field.data_ptr()
         self.plan_address = ctypes.addressof(self._plan)
+
+    def holds(self, vector: Tensor) -> bool:
+        """Whether a tensor is one of the vectors that are updated."""
+        return any(vector is field for field in self._kept_alive[0])
 
     @classmethod
     def make(

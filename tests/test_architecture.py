@@ -28,7 +28,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     },
     "sweeps": {
         "analysis",
-        *("config", "identity", "interruption", "own_process", "prepare"),
+        *("config", "identity", "interruption", "own_process", "prepare", "rates"),
         "recording",
         "run",
         "trainer",
@@ -40,7 +40,8 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "conf_text": {"schema"},
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
-    "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
+    "rates": {"config", "training"},
+    "prepare": {"rates", "build", "probe", "config", "datasets", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
     "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},

@@ -25,6 +25,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
+from burgersgd.rates import Facts, resolved
 from burgersgd.recording.claims import whose
 from burgersgd.recording.files import one_line
 from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
@@ -88,7 +89,7 @@ class Sweep:
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
-        self._checked: dict[str, tuple[int, bool]] = {}
+        self._checked: dict[str, Facts] = {}
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
         """How the jobs ended, by their overrides; None: not yet."""
         self._done_before: set[tuple[str, ...]] = set()
@@ -125,9 +126,11 @@ class Sweep:
             group = group_name(config)
             if group not in self._checked:
                 prepared = prepare([config])
-                self._checked[group] = prepared.budget, prepared.data.task == "classification"
-            budget, percent = self._checked[group]
-            self._plans[key] = Plan(config, budget, percent, config_hash(config, budget))
+                self._checked[group] = prepared.facts
+            facts = self._checked[group]
+            config = resolved(config, facts)
+            name = config_hash(config, facts.budget)
+            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name)
         return self._plans[key]
 
     def _check(self, jobs: list[Words]) -> None:
@@ -391,7 +394,9 @@ def train_job(cfg: Any) -> float:
     """Train one job of a sweep on its own and return its objective: what launchers call that are not ours."""
     hydra = HydraConfig.get()
     config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepare([config]).budget)
+    prepared = prepare([config])
+    (config,) = prepared.configs
+    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepared.budget)
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

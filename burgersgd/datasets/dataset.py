@@ -82,8 +82,8 @@ class Dataset:
         if self.task == "classification":
             most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
             return float((part.targets != most_frequent).double().mean())
-        mean = self.train.targets.double().mean(0)
-        return float((part.targets.double() - mean).square().mean().sqrt())
+        difference = part.targets.double() - self.train.targets.double().mean(0)
+        return float((difference * self.units.target_deviation.to(difference)).square().mean().sqrt())
 
     @functools.cached_property
     def digest(self) -> str:

@@ -15,10 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd import streams
-from burgersgd.optimizers.langevin import Langevin
-from burgersgd.optimizers.local_entropy import LocalEntropy
-from burgersgd.optimizers.paper import PaperLiteral, PaperSDE
-from burgersgd.optimizers.sgd import Sgd
 from burgersgd.streams import Purpose
 from burgersgd.training.gradients import Problem, split
 
@@ -90,23 +86,11 @@ def top_eigenvalue(problem: Problem, x: Float[Tensor, " d"], n_examples: int = 2
 
 def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
     """Return the settings of every run at one gradient evaluation; None for rules whose bound is not known (AdamW)."""
-    rule = fleet.rule
-    if not isinstance(rule, Sgd | LocalEntropy | Langevin | PaperSDE | PaperLiteral):
+    of_all = fleet.rule.stability(fleet.exact_at(step))
+    if of_all is None:
         return None
-    c = {name: column.tolist() for name, column in fleet.coefficients_at(step).items()}
-    absent = [0.0] * fleet.n_runs
-    pull, slow_rate = c.get("pull", absent), c.get("slow_rate", absent)
-    if isinstance(rule, LocalEntropy) and rule.gradients_per_cycle == 1:
-        # x follows at every step, by q (y - x): an eigenvalue is -1 where lr (a + (1 - q) / ((1 - q / 2) gamma)) is 2.
-        q = [step * weight for step, weight in zip(c["outer_step"], c["mean_weight"], strict=True)]
-        share = [0.0 if rule.inner_start == "reset" else (1 - q) / (1 - q / 2) for q in q]
-        pull = [p * s for p, s in zip(pull, share, strict=True)]
-    if isinstance(rule, PaperLiteral) and rule.period != 1:
-        slow_rate = absent  # x rests between its moves
-    nesterov = [getattr(rule, "nesterov", False)] * fleet.n_runs
-    decay = c.get("weight_decay", absent)
-    columns = zip(c["lr"], pull, slow_rate, c.get("momentum", absent), nesterov, decay, strict=True)
-    return [Settings(*run) for run in columns]
+    columns = [field.flatten().tolist() if isinstance(field, Tensor) else [field] * fleet.n_runs for field in of_all]
+    return [Settings(*run) for run in zip(*columns, strict=True)]
 
 
 def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
@@ -173,8 +157,7 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
 
     A unit that is dead, or a saturated network, has no curvature: only the start tells what the steps were.
     """
-    rule = fleet.rule
-    if isinstance(rule, PaperLiteral) and rule.period is None:
+    if fleet.rule.budget_key() == "period=null":
         return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
     steps = _looked_at(fleet)
     columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]

@@ -93,6 +93,7 @@ class LossConfig(Group):
 
     group: ClassVar[str] = "loss"
     name: str = named(
+        auto="squared_error for real targets, else cross_entropy",
         cross_entropy="-log softmax(output)[class]",
         squared_error="|output - target|^2; classes become one-hot vectors",
         logistic="log(1 + exp(-t output)), two classes t = -1, +1",
@@ -266,7 +267,7 @@ class SweepConfig(Group):
 GROUPS: dict[str, Registry] = {
     "dataset": Registry("dataset", _SHIPPED["dataset"], DatasetConfig),
     "model": Registry("model", _SHIPPED["model"], ModelConfig),
-    "loss": Registry("loss", dict.fromkeys(("cross_entropy", "squared_error", "logistic"), LossConfig)),
+    "loss": Registry("loss", dict.fromkeys(("auto", "cross_entropy", "squared_error", "logistic"), LossConfig)),
     "optimizer": Registry("optimizer", _SHIPPED["optimizer"], OptimizerConfig),
     "schedule": Registry(
         "schedule",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from burgersgd.analysis import search_tables
 from burgersgd.analysis.compare import Comparison, compare
 from burgersgd.analysis.question import Question
+from burgersgd.analysis.report import report
 from burgersgd.analysis.runs import load
 from burgersgd.analysis.tables import Table, all_notes, as_csv, as_json, as_latex, as_markdown, as_text, tables_of, text
 
@@ -34,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     more = _more_tables(given, comparison)
     print(as_json(comparison) if given.json else "\n\n".join([text(comparison), *map(as_text, more)]))
     written = [_save(Path(name), comparison, more) for name in given.save]
+    if given.html:
+        path = Path(given.html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["burgersgd", "compare", *arguments])
+        path.write_text(report(comparison, command, more), encoding="utf-8")
+        written.append(path)
     if given.figures or given.heat:
         written += _figures(given, comparison)
     if given.profiles and not given.json:
@@ -118,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--profiles", action="store_true", help="performance profiles over several data sets")
     words.add_argument("--importance", action="store_true", help="how much each key that differs explains")
     words.add_argument("--save", metavar="FILE", action="append", default=[], help="write .csv, .md, .tex or .json")
+    words.add_argument("--html", metavar="FILE", help="write a report: one file with tables, charts and raw values")
     words.add_argument("--figures", metavar="FOLDER", help="write all figures that there are data for")
     words.add_argument("--heat", metavar="KEY,KEY", help="write a heat map over two keys (into --figures, or here)")
     words.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,8 +19,9 @@ Runs = Float[Tensor, "runs d"]
 class LangevinConfig(OptimizerConfig):
     """Stochastic gradient Langevin dynamics (2.15); invariant law exp(-F / temperature)."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("langevin")
-    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
     temperature: float = opt(1e-7, "of the noise", at_least=0)
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
 

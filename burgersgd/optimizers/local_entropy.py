@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -29,8 +29,9 @@ SMALLEST_LR = 1e-30
 class LocalEntropyConfig(OptimizerConfig):
     """Gradient descent on the local entropy of the loss, (5.18)-(5.19) with the consistent noise."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("local_entropy")
-    lr: float = opt(0.3, "inner step eta, one per gradient evaluation", above=0)
+    lr: LearningRate = learning_rate("inner step eta, one per gradient evaluation")
     nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu", at_least=0)
     gamma: float = opt(10.0, "PDE time: y is pulled to x by (y - x) / gamma; .inf for no pull", above=0, infinite=True)
     inner_steps: int = opt(20, "L: gradients of a cycle whose y are averaged", at_least=1)
@@ -73,6 +74,10 @@ class LocalEntropyConfig(OptimizerConfig):
     def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
         return 2 if self.momentum > 0 and self.nu > 0 else 1
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set: momentum makes 1 / (1 - momentum) steps of every gradient."""
+        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> LocalEntropy:
         """Return the update rule with its static choices."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,8 +19,9 @@ Runs = Float[Tensor, "runs d"]
 class PaperSDEConfig(OptimizerConfig):
     """Euler-Maruyama of the paper's SDE (5.14) at finite epsilon; dt = epsilon * lr."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("paper_sde")
-    lr: float = opt(0.3, "dt / epsilon", above=0)
+    lr: LearningRate = learning_rate("dt / epsilon")
     nu: float = opt(1e-6, "viscosity", at_least=0)
     gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
     epsilon: float = opt(0.3, "ratio of the two time scales", above=0)
@@ -35,8 +36,9 @@ class PaperSDEConfig(OptimizerConfig):
 class PaperLiteralConfig(OptimizerConfig):
     """(5.18)-(5.19) to the letter."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("paper_literal")
-    lr: float = opt(0.3, "delta^t", above=0)
+    lr: LearningRate = learning_rate("delta^t")
     nu: float = opt(1e-6, "viscosity", at_least=0)
     gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
     period: int | None = opt(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -22,8 +22,9 @@ NO_NORM = 1e-12
 class SamConfig(OptimizerConfig):
     """Sharpness-aware minimization: two gradients of one batch, the second one where the loss nearby is highest."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("sam")
-    lr: float = opt(0.3, "step along the second gradient", above=0)
+    lr: LearningRate = learning_rate("step along the second gradient")
     rho: float = opt(0.05, "radius of the neighbourhood", at_least=0)
     momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
     nesterov: bool = opt(False, "look ahead by the momentum")
@@ -33,6 +34,10 @@ class SamConfig(OptimizerConfig):
         super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0")
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set: that of SGD."""
+        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> Sam:
         """Return the update rule with its static choices."""

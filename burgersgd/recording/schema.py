@@ -134,6 +134,18 @@ class Best(Struct):
     at: Any
 
 
+class PredictorRecord(Struct):
+    """What a checkpoint, or an exported file, says of the module of raw inputs; its tensors are checked by torch."""
+
+    model: dict[str, Any]
+    n_outputs: Positive
+    tied: dict[str, str]
+    fixed: dict[str, Any]
+    units: dict[str, Any]
+    input_shape: list[Positive]
+    log_odds: bool
+
+
 class Checkpoint(Struct):
     """checkpoint.pt; its tensors are checked against the parameters and the configuration."""
 
@@ -159,6 +171,7 @@ class Checkpoint(Struct):
     parameters: Annotated[list[tuple[str, list[Positive]]], Meta(min_length=1)]
     metrics_digest: Hash | None = None
     config_digest: Hash | None = None
+    predictor: PredictorRecord | None = None
 
 
 class NotedJob(Struct):

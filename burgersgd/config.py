@@ -254,6 +254,7 @@ class SweepConfig(Group):
         "any",
         "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
         choices=("any", "same"),
+        since="0.2.0",
     )
     workers: int | None = opt(
         None,

@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
@@ -79,6 +80,8 @@ class Result:
     """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
     no_better_than_guessing: bool = False
     """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    regime: Regime | None = None
+    """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
     """What to try, of a run that diverged or is no better than guessing."""
 
@@ -364,6 +367,10 @@ class _FleetRun:
     def _guess(self) -> float:
         return self.prepared.data.guess_error(self.prepared.data.validation)
 
+    @functools.cached_property
+    def _regimes(self) -> list[Regime | None]:
+        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
+
     def _result(self, i: int) -> Result:
         fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
@@ -404,6 +411,7 @@ class _FleetRun:
             reason=lane.failure or reason,
             guess_error=self._guess,
             no_better_than_guessing=guessing,
+            regime=self._regimes[i],
             advice=advice,
         )
 
@@ -426,6 +434,8 @@ class _FleetRun:
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
+            if result.regime is not None:
+                fields["regime"] = result.regime.recorded()
             if result.reason is not None:
                 fields["reason"] = result.reason
                 lines.insert(0, (logging.ERROR, result.reason))

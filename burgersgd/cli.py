@@ -406,6 +406,12 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
+    from burgersgd.cost import cost_of_runs
+
+    return cost_of_runs(folders)
+
+
 def _look(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
@@ -420,7 +426,7 @@ def _look(command: str, arguments: list[str]) -> int:
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
-            return analysis.main(arguments)
+            return analysis.main(arguments, _cost_of_runs)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}

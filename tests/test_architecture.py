@@ -11,9 +11,10 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis"),
+        *("own_process", "analysis", "cost"),
     },
     "analysis": {"recording"},
+    "cost": {"config", "identity", "prepare", "recording"},
     "revisit": {
         "build",
         "config",

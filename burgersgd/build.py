@@ -198,10 +198,12 @@ def own_start(model: Wrapped, seed: int) -> Tensor:
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
     trainer = config.trainer
-    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last)
+    rule = config.optimizer.rule()
+    points = rule.replicas or 1  # each of them goes through the data, and each gradient counts
+    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last) * rule.gradients_per_batch * points
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
-    cycle = config.optimizer.rule().gradients_per_cycle
+    cycle = rule.gradients_per_cycle * points
     budget = asked // cycle * cycle
     if budget == 0:
         allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"

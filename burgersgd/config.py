@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from burgersgd.models.conv import LeNetConfig as LeNetConfig
     from burgersgd.models.mlp import MlpConfig as MlpConfig
     from burgersgd.optimizers.adam import AdamWConfig as AdamWConfig
+    from burgersgd.optimizers.asam import AsamConfig as AsamConfig
     from burgersgd.optimizers.langevin import LangevinConfig as LangevinConfig
     from burgersgd.optimizers.local_entropy import LocalEntropyConfig as LocalEntropyConfig
     from burgersgd.optimizers.paper import PaperLiteralConfig as PaperLiteralConfig
     from burgersgd.optimizers.paper import PaperSDEConfig as PaperSDEConfig
+    from burgersgd.optimizers.sam import SamConfig as SamConfig
     from burgersgd.optimizers.sgd import GdConfig as GdConfig
     from burgersgd.optimizers.sgd import SgdConfig as SgdConfig
 
@@ -72,6 +74,8 @@ _SHIPPED = {
         "gd": f"{_OPTIMIZERS}.sgd:GdConfig",
         "adamw": f"{_OPTIMIZERS}.adam:AdamWConfig",
         "langevin": f"{_OPTIMIZERS}.langevin:LangevinConfig",
+        "sam": f"{_OPTIMIZERS}.sam:SamConfig",
+        "asam": f"{_OPTIMIZERS}.asam:AsamConfig",
     },
 }
 """Group -> name -> where its class is; to ship another one, add its line here and run scripts/write_conf.py."""
@@ -253,6 +257,12 @@ class SweepConfig(Group):
         choices=("none", "median", "halving"),
     )
     prune_from: float = opt(0.1, "fraction of the budget before which nothing is stopped", above=0, below=1)
+    code: str = opt(
+        "any",
+        "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
+        choices=("any", "same"),
+        since="0.2.0",
+    )
     workers: int | None = opt(
         None,
         "processes of this machine that train; null: one per core or GPU, where the sweep is long enough",

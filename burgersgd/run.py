@@ -185,6 +185,7 @@ def _continued(
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
             raise error(f"{folder} has no checkpoint to go on from; start a new run instead")
+        prepared.check_same(checkpoint, folder)
         if prepared.budget == checkpoint["choices"]["budget"]:
             return folder
         if prepared.budget < lane.evaluations:

@@ -36,6 +36,7 @@ soak: $(READY)
 	$(BIN)/python scripts/soak_faults.py
 	$(BIN)/python scripts/soak_edits.py
 	$(BIN)/python scripts/soak_sweeps.py
+	$(BIN)/python scripts/soak_double_starts.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

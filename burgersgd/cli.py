@@ -268,6 +268,7 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
         "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "regime": None if result.regime is None else str(result.regime),
         "advice": result.advice,
     }
 
@@ -297,7 +298,7 @@ def _help(arguments: Sequence[str]) -> int:
     """Print the groups with their choices, and the configuration that the arguments compose."""
     from omegaconf import OmegaConf
 
-    from burgersgd.config import GROUPS
+    from burgersgd.config import CONF_DIR, GROUPS
     from burgersgd.sweeps.compose import Composer, split_words
 
     hydra_words, words = split_words(_hydra_flags(arguments).overrides)
@@ -311,6 +312,7 @@ def _help(arguments: Sequence[str]) -> int:
     for group, choices in GROUPS.items():
         if len(choices) > 1:
             print(f"  {group + '=':<12}{', '.join(choices)}")
+    print(f"  {'experiment=':<12}{', '.join(sorted(path.stem for path in (CONF_DIR / 'experiment').glob('*.yaml')))}")
     print("\nkeys and their values (with the choices given on this command line; conf/ explains each):\n")
     print(OmegaConf.to_yaml(node))
     print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
@@ -404,6 +406,12 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
+    from burgersgd.cost import cost_of_runs
+
+    return cost_of_runs(folders)
+
+
 def _look(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
@@ -418,7 +426,7 @@ def _look(command: str, arguments: list[str]) -> int:
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
-            return analysis.main(arguments)
+            return analysis.main(arguments, _cost_of_runs)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}

@@ -61,6 +61,8 @@ class Status(Struct):
     eval_every: Positive | None = None
     fleet_size: Positive | None = None
     parent: Parent | None = None
+    data: Hash | None = None
+    code: str | None = None
 
 
 class End(Struct):
@@ -134,6 +136,19 @@ class Best(Struct):
     at: Any
 
 
+class PredictorRecord(Struct):
+    """What a checkpoint, or an exported file, says of the module of raw inputs; its tensors are checked by torch."""
+
+    model: dict[str, Any]
+    n_outputs: Positive
+    tied: dict[str, str]
+    fixed: dict[str, Any]
+    units: dict[str, Any]
+    structure: str
+    input_shape: list[Positive]
+    log_odds: bool
+
+
 class Checkpoint(Struct):
     """checkpoint.pt; its tensors are checked against the parameters and the configuration."""
 
@@ -159,6 +174,8 @@ class Checkpoint(Struct):
     parameters: Annotated[list[tuple[str, list[Positive]]], Meta(min_length=1)]
     metrics_digest: Hash | None = None
     config_digest: Hash | None = None
+    predictor: PredictorRecord | None = None
+    data: Hash | None = None
 
 
 class NotedJob(Struct):

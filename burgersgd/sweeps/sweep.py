@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import logging
 import math
 import re
 import shlex
@@ -25,17 +26,23 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
+from burgersgd.rates import Facts, resolved
 from burgersgd.recording.claims import whose
+from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import one_line
 from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
+from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
 from burgersgd.sweeps.planning import PLAN
+from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
 from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, unwell
+
+_log = logging.getLogger("burgersgd")
 
 PLUGIN = "hydra_plugins.burgersgd"
 MULTIRUN = "multirun.yaml"
@@ -58,6 +65,8 @@ class Plan(NamedTuple):
     """Whether its errors are shares of wrong classes."""
     name: str
     """Of its folder: the hash of its configuration."""
+    data: str
+    """Digest of its data."""
 
 
 class Sweep:
@@ -87,7 +96,7 @@ class Sweep:
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
-        self._checked: dict[str, tuple[int, bool]] = {}
+        self._checked: dict[str, tuple[Facts, str]] = {}
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
         """How the jobs ended, by their overrides; None: not yet."""
         self._done_before: set[tuple[str, ...]] = set()
@@ -96,6 +105,7 @@ class Sweep:
         self._made: list[Path] = []
         """Folders that were not there before: the sweep's and those above it."""
         self._progress: SweepProgress | None = None
+        self._best = BestMean()
         self._later = 0  # jobs that a search will propose after those it has proposed
         if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
             self.space, self.jobs = None, []
@@ -123,9 +133,11 @@ class Sweep:
             group = group_name(config)
             if group not in self._checked:
                 prepared = prepare([config])
-                self._checked[group] = prepared.budget, prepared.data.task == "classification"
-            budget, percent = self._checked[group]
-            self._plans[key] = Plan(config, budget, percent, config_hash(config, budget))
+                self._checked[group] = prepared.facts, prepared.data_digest
+            facts, data = self._checked[group]
+            config = resolved(config, facts)
+            name = config_hash(config, facts.budget)
+            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name, data)
         return self._plans[key]
 
     def _check(self, jobs: list[Words]) -> None:
@@ -186,6 +198,7 @@ class Sweep:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self.begin(folder)
         try:
+            self._check_stored(self.jobs, folder)
             searching = self.settings.sampler == "optuna"
             if searching or any(stored(folder / self.plan(job).name) is None for job in self.jobs):
                 _check_writable(folder)
@@ -198,6 +211,29 @@ class Sweep:
             self.error = error
             self._clean_up()
             return []
+
+    def _check_stored(self, jobs: Sequence[Words], folder: Path) -> None:
+        """Compare data and code of the jobs that are over with those that the others would be trained on and by.
+
+        Raises ConfigError for other data, and for other code where sweep.code=same; otherwise it says so.
+        """
+        codes: dict[str, int] = {}
+        for plan in map(self.plan, jobs):
+            if stored(folder / plan.name) is None:
+                continue
+            end = read_end(folder / plan.name) or {}
+            if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither
+                where = f"the data of dataset={plan.config.dataset.name} changed since {plan.name} was trained"
+                raise self.settings.error("name", f"{where}; choose another sweep.name")
+            code = end.get("code")
+            if code not in (None, code_version()):
+                codes[code] = codes.get(code, 0) + 1
+        if codes:
+            trained = ", ".join(f"{n} by {code}" for code, n in codes.items())
+            text = f"jobs of this sweep were trained by other code ({trained}), this is {code_version()}"
+            if self.settings.code == "same":
+                raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
+            _log.warning("%s", text)
 
     def _clean_up(self) -> None:
         """Remove what a sweep has left that could not train anything, where its folder is new."""
@@ -220,6 +256,7 @@ class Sweep:
         """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
+        self._check_stored(search.told(), folder)
         for words in search.told():
             done = stored(folder / self.plan(words).name)
             if done is not None:
@@ -285,24 +322,32 @@ class Sweep:
             except ValueError as error:  # of a search: what it proposed does not go together
                 end([words], Outcome("failed", folder, error=error))
         left = []
+        which = self.settings.objective
         for place, words in places.items():
-            done = stored(place)
+            done, first = stored(place), min(words)
+            self._best.expect(self._setting(first))
             if done is None:
-                first = min(words)
                 left.append(Job(self.plan(first).config, place, first))
             else:
                 end(words, done)
+                self._best.end(self._setting(first), done.objective(which))
                 self._done_before |= words
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
         self._progress = self._progress or SweepProgress(enabled=None if left or self._later else False)
         budgets = [self._budget(job) for job in left]
         later = self._later * sum(budgets) // max(len(left), 1)
         self._progress.expect(len(left) + self._later, sum(budgets) + later)
+        self._progress.best(self._best.value)
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
             for job, outcome in zip(chunk, ended, strict=True):
                 end(places[job.folder], outcome)
+                self._best.end(self._setting(job.overrides), outcome.objective(which))
+            self._progress.best(self._best.value)
             self._progress.done(len(chunk), sum(self._budget(job) for job in chunk))
         return [outcomes[tuple(words)] for words in jobs]
+
+    def _setting(self, words: tuple[str, ...]) -> str:
+        return setting_of(self.plan(words).config, self.plan(words).budget)
 
     def _budget(self, job: Job) -> int:
         return self.plan(job.overrides).budget
@@ -350,10 +395,9 @@ class Sweep:
         ends = {words: self._end(words) for words in self._ends}
         errors = {words: end.error for words, end in ends.items() if end.error is not None}
         count = Counter(end.state for end in ends.values())
-        which = self.settings.objective
-        finite = {words: end for words, end in ends.items() if math.isfinite(end.objective(which))}
-        best = min(finite, key=lambda words: finite[words].objective(which), default=None)
-        plan = None if best is None else self.plan(best)
+        planned = {end.folder: (self._plans[words], end) for words, end in ends.items() if words in self._plans}
+        runs = (known_run(plan.config, plan.budget, folder, end.state) for folder, (plan, end) in planned.items())
+        settings = settings_of(self._folder, runs, self.settings.objective)
         return sweep_summary(
             states={
                 "completed": count["completed"],
@@ -372,11 +416,8 @@ class Sweep:
                 if end.state in ("completed", "pruned", "diverged")
             ),
             elsewhere=Counter(whose(end.folder) for end in ends.values() if end.state == "elsewhere"),
-            objective=which,
-            best_error=None if best is None else finite[best].objective(which),
-            best_job="" if best is None else self._varied(best),
-            best_folder=None if plan is None else self._folder / plan.name,
-            percent=plan is None or plan.percent,
+            settings=settings.text,
+            best_folder=settings.best_folder,
             folder=self._folder,
         )
 
@@ -385,7 +426,9 @@ def train_job(cfg: Any) -> float:
     """Train one job of a sweep on its own and return its objective: what launchers call that are not ours."""
     hydra = HydraConfig.get()
     config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepare([config]).budget)
+    prepared = prepare([config])
+    (config,) = prepared.configs
+    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepared.budget)
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

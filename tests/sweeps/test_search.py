@@ -384,4 +384,4 @@ def test_without_optuna_a_search_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
-    assert "sweep.sampler=optuna: needs Optuna, pip install 'burgersgd[optuna]'" in capsys.readouterr().err
+    assert "sweep.sampler=optuna: needs Optuna, pip install optuna" in capsys.readouterr().err

@@ -50,7 +50,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output:
         code = _interruptions_told(arguments)
         output.flush()
@@ -348,6 +348,12 @@ def _in_order(arguments: Iterable[str]) -> list[str]:
             last.pop(key, None)  # the order is that of the last ones
             last[key] = argument
     return [*last.values(), *flags]
+
+
+def _at_home(word: str) -> str:
+    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 def _yaml_infinity(argument: str) -> str:

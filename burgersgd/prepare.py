@@ -23,6 +23,7 @@ from burgersgd.build import (
     UserData,
     UserModel,
     budget_of,
+    check_labels,
     compiled_or,
     dataset_of,
     device_of,
@@ -88,6 +89,7 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
+    check_labels(config, data)
     config = with_loss(config, data.task)
     loss = loss_of(config, data)
     maker = maker_of(config, data, loss) if model is None else model

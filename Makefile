@@ -33,7 +33,10 @@ gpu: $(READY)
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)
 	$(BIN)/python scripts/soak_kills.py
+	$(BIN)/python scripts/soak_faults.py
+	$(BIN)/python scripts/soak_edits.py
 	$(BIN)/python scripts/soak_sweeps.py
+	$(BIN)/python scripts/soak_double_starts.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from burgersgd.build import (
     UserData,
     UserModel,
     budget_of,
+    check_labels,
     compiled_or,
     dataset_of,
     device_of,
@@ -32,15 +34,18 @@ from burgersgd.build import (
     own_start,
 )
 from burgersgd.config import ConfigError, TrainConfig
-from burgersgd.datasets import Batches, Dataset, Part
+from burgersgd.datasets import Batches, DataError, Dataset, Part
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
+from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem
+from burgersgd.training.stability import top_eigenvalue
 
 _log = logging.getLogger("burgersgd")
 
@@ -84,6 +89,8 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
+    check_labels(config, data)
+    config = with_loss(config, data.task)
     loss = loss_of(config, data)
     maker = maker_of(config, data, loss) if model is None else model
     network = model_of(config, data, loss, maker)
@@ -109,17 +116,23 @@ def prepare(
             chosen = "eager"
         if engine == "compiled":
             chosen = compiled_or("eager", device)
-    return Prepared(
+    budget = budget_of(config, data.n_train, batch_size)
+    facts = Facts(data.task, model is not None, budget, functools.cache(lambda: prepared.curvature()))
+    prepared = Prepared(
         configs=list(configs),
         data=on_device,
         problem=problem,
         batch_size=batch_size,
-        budget=budget_of(config, data.n_train, batch_size),
+        budget=budget,
         engine=chosen,
         threads=threads,
         own_model=model is not None,
+        data_digest=data.digest,
         own_data=dataset is not None,
+        facts=facts,
     )
+    prepared.configs = [resolved(config, facts) for config in configs]
+    return prepared
 
 
 @contextlib.contextmanager
@@ -157,10 +170,20 @@ class Prepared:
     budget: int
     engine: str
     threads: int | None
+    data_digest: str
+    """Of the prepared data, on whatever device and in whatever precision they are trained on."""
     own_model: bool
     """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
+    facts: Facts
+    """What decides on the settings that a configuration leaves open."""
+
+    def curvature(self) -> float:
+        """Return the largest |eigenvalue| of the Hessian at the start of a run of seed 0."""
+        start = dataclasses.replace(self, configs=[dataclasses.replace(self.configs[0], seed=0)])
+        seed = torch.zeros(1, dtype=torch.int64, device=self.problem.inputs.device)
+        return top_eigenvalue(self.problem, start.initial(seed)[0])
 
     @property
     def gpu_work(self) -> float:
@@ -188,6 +211,26 @@ class Prepared:
             finally:
                 if before != trainer.deterministic:
                     torch.use_deterministic_algorithms(before)
+
+    @functools.cached_property
+    def network(self) -> dict[str, Any]:
+        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
+        problem = self.problem
+        return {
+            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
+            "predictor": described(problem.model, self.own_model, self.configs[0].model, problem.loss, self.data),
+        }
+
+    def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
+        """Raise ConfigError or DataError where a run was trained with another module, or on other data, than these."""
+        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 kept neither structure nor digest
+        same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
+        if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
+            raise ConfigError(f"model: is not the module that {folder} was trained with")
+        digest = checkpoint.get("data")
+        if digest not in (None, self.data_digest):
+            change = f"digest {digest[:8]}, now {self.data_digest[:8]}"
+            raise DataError(f"dataset={self.data.name}: the data changed since {folder} was trained on them ({change})")
 
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""
@@ -232,8 +275,17 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native = self.engine == "native"
-        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets, native)
+        native, deviation = self.engine == "native", self.data.units.target_deviation
+        return Evaluator(
+            model=problem.model,
+            loss=problem.loss,
+            classification=classification,
+            inputs=part.inputs,
+            labels=part.targets,
+            targets=targets,
+            scale=deviation.to(targets) if deviation.dim() else None,
+            native=native,
+        )
 
 
 def _batch_sizes(config: TrainConfig, n: int, batch_size: int) -> set[int]:

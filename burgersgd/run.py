@@ -84,7 +84,7 @@ def train_fleet(
     prepared = prepare(configs, model=model, dataset=dataset)
     overrides = overrides or [()] * len(configs)
     with ExitStack() as stack:
-        lanes = [Lane(config) for config in configs]
+        lanes = [Lane(config) for config in prepared.configs]
         if record:
             with prepared.torch_settings():  # whose number of threads is recorded
                 for lane, words in zip(lanes, overrides, strict=True):
@@ -185,6 +185,7 @@ def _continued(
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
             raise error(f"{folder} has no checkpoint to go on from; start a new run instead")
+        prepared.check_same(checkpoint, folder)
         if prepared.budget == checkpoint["choices"]["budget"]:
             return folder
         if prepared.budget < lane.evaluations:
@@ -224,7 +225,7 @@ def train_jobs(
     prepared = prepare(configs)
     with ExitStack() as stack:
         folders: dict[int, RunFolder] = {}
-        for i, (config, words) in enumerate(zip(configs, overrides, strict=True)):
+        for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 path = Path(config.output_root, config.run_name or "")
                 folder = RunFolder.reopen(path) if begun(path) else _new_folder(prepared, config, words)
@@ -262,7 +263,7 @@ def check_output(config: TrainConfig) -> None:
     check_name(config, "run_name", path / (config.run_name or ""))
     try:
         folder = path / (config.run_name or "")
-        if config.run_name is not None and folder.exists() and not (any(folder.iterdir()) and is_half_made(folder)):
+        if config.run_name is not None and folder.exists() and not is_half_made(folder):
             raise config.error("run_name", f"the folder {path / config.run_name} exists already")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):

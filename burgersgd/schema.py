@@ -48,6 +48,7 @@ def opt(
     as_before: Any = MISSING,
     hashed: bool = True,
     hashed_with: str | None = None,
+    hashed_without: str | None = None,
     required: bool = False,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
@@ -55,11 +56,12 @@ def opt(
     default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
     since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
     (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
-    key decides nothing where that one is 0 or false. required: must be given, the default is no use.
+    key decides nothing where that one is 0 or false. hashed_without: likewise, where that one is set. required: must be
+    given, the default is no use.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
-    metadata |= {"hashed_with": hashed_with, "required": required}
+    metadata |= {"hashed_with": hashed_with, "hashed_without": hashed_without, "required": required}
     if as_before is not MISSING:
         metadata["as_before"] = as_before
     if callable(default):
@@ -67,6 +69,17 @@ def opt(
     if isinstance(default, list | dict):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+LearningRate = Any
+"""A number above 0, or one of these words."""
+LR_WORDS = ("default", "auto")
+
+
+def learning_rate(meaning: str = "step of one gradient evaluation") -> Any:
+    """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/rates.py)."""
+    text = f"{meaning}; default: the rule's own, for model and loss; auto: from the curvature at the start"
+    return opt("default", text, above=0)
 
 
 def named(*names: str, **described: str) -> Any:
@@ -143,6 +156,7 @@ class Group:
         try:
             value = _converted(kind, given)
         except (TypeError, OverflowError) as error:  # OverflowError: an integer that no float is near
+            kind = "float, default or auto" if kind == "LearningRate" else kind
             raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
         if choices and value not in choices:
@@ -168,7 +182,8 @@ def described(f: dataclasses.Field[Any]) -> str:
     else:
         limits = _allowed(rule, 0.0) if rule else ""
         element = kind.removeprefix("list[").removesuffix("]")
-        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{kind} {limits}".strip()
+        shown = "default, auto, float" if kind == "LearningRate" else kind
+        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{shown} {limits}".strip()
     return f"{meaning} ({allowed}{', or null' if optional else ''})".strip()
 
 
@@ -191,11 +206,14 @@ def _fields(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
 
 def float_values(group: Group) -> dict[str, float]:
     """Return the keys of type float with their values: what may differ between the runs of a fleet."""
-    return {name: getattr(group, name) for name, f in _fields(type(group)).items() if type_name(f) == "float"}
+    kinds = ("float", "LearningRate")
+    return {name: getattr(group, name) for name, f in _fields(type(group)).items() if type_name(f) in kinds}
 
 
 def _converted(kind: str, value: Any) -> Any:
     """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
+    if kind == "LearningRate":
+        return value if isinstance(value, str) and value in LR_WORDS else _converted("float", value)
     number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
     if kind.startswith("list[") and isinstance(value, list | tuple):
         return [_converted(kind[5:-1], v) for v in value]
@@ -257,12 +275,19 @@ class DatasetConfig(Group):
         hashed_with="label_noise",
     )
     standardize: bool = opt(True, "by mean and deviation of the training part")
+    standardize_targets: bool = opt(
+        True, "real targets too, for training; errors are told in their own unit", since="0.2", as_before=False
+    )
     seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
     validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)
 
     def read(self) -> Raw:
         """Return the arrays as their source has them. Raises DataError."""
         raise NotImplementedError
+
+    def recorded(self) -> DatasetConfig:
+        """Return the settings as a run folder records them: the same data wherever they are read again."""
+        return self
 
 
 @dataclass
@@ -284,6 +309,11 @@ class ModelConfig(Group):
     group: ClassVar[str] = "model"
     name: str = ""
 
+    @property
+    def lr_share(self) -> float:
+        """Share of an optimizer's own learning rate that is the default for this model."""
+        return 1 / 3
+
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
         """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
 
@@ -302,8 +332,14 @@ class OptimizerConfig(Group):
 
     group: ClassVar[str] = "optimizer"
     full_batch: ClassVar[bool] = False
+    base_lr: ClassVar[float] = 0.1
+    """The learning rate where none is set, of a small classifier."""
     name: str = ""
-    lr: float = opt(0.1, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set; share is less than 1 for other models and losses."""
+        return self.base_lr * share
 
     def rule(self) -> Rule:
         """Return the update rule with its static choices."""

@@ -11,9 +11,10 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis"),
+        *("own_process", "analysis", "cost"),
     },
-    "analysis": {"identity", "recording"},
+    "analysis": {"recording"},
+    "cost": {"config", "identity", "prepare", "recording"},
     "revisit": {
         "build",
         "config",
@@ -28,7 +29,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     },
     "sweeps": {
         "analysis",
-        *("config", "identity", "interruption", "own_process", "prepare"),
+        *("config", "identity", "interruption", "own_process", "prepare", "rates"),
         "recording",
         "run",
         "trainer",
@@ -40,7 +41,19 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "conf_text": {"schema"},
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
-    "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
+    "rates": {"config", "training"},
+    "prepare": {
+        "rates",
+        "build",
+        "predictor",
+        "probe",
+        "config",
+        "datasets",
+        "models",
+        "training",
+        "streams",
+        "native",
+    },
     "lane": {"config", "identity", "recording"},
     "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},

@@ -517,12 +517,13 @@ def _claimed(path: Path) -> Iterator[None]:
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     ours = claimed = False
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
         if any(path.iterdir()):
             raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
         ours = _claim(path)
         if not ours:
             raise RunInUseError(f"{path}: {whose(path)} is training this run")
+        _make(path)  # the one that held it may have removed it
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True
         yield
@@ -530,21 +531,30 @@ def _claimed(path: Path) -> Iterator[None]:
         for child in path.iterdir() if claimed else ():
             with contextlib.suppress(OSError):
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
-        if path in missing:
-            with contextlib.suppress(OSError, ValueError):  # while it is ours: nobody else can be about to use it
-                path.rmdir()
         if ours:
+            if path in missing:
+                with contextlib.suppress(OSError, ValueError):  # while it is ours: nobody else is about to use it
+                    path.rmdir()
             release(path)
-        if path.parent in missing:
+        if path.parent in missing and not isinstance(error, RunInUseError):
             with contextlib.suppress(OSError, ValueError):
                 remove_lock_file(path.parent)
-        for folder in missing:
+        for folder in missing if not isinstance(error, RunInUseError) else ():
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()
         if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
             kind = FolderTakenError if isinstance(error, FileExistsError) else RunFolderError
             raise kind(f"cannot create run folder {path}: {one_line(error)}") from error
         raise
+
+
+def _make(path: Path) -> None:
+    """Make a folder and those above it, also while another process removes those that it had made."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _claim(path: Path) -> bool:

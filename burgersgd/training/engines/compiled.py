@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from burgersgd import native
-from burgersgd.training.engines.eager import OneByOne, Task, make_eager
+from burgersgd.training.engines.eager import OneByOne, Task, make_eager, meant_norm
 from burgersgd.training.gradients import clipped, functional_gradient
 from burgersgd.training.inputs import Inputs
+from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState, assign, limit_after
 
 _log = logging.getLogger("burgersgd")
@@ -79,7 +80,7 @@ class Compiled:
         if first == inputs.block.first or first != self._expected:
             self.position.fill_(first - inputs.block.first)
             self.step.fill_(first)
-        size = inputs.batches.size(first)
+        size = inputs.size(first)
         if size not in self.programs:
             try:
                 self.programs[size] = self._program(size)
@@ -97,13 +98,14 @@ class Compiled:
         rule = self.task.rule
         if rule.gradients_per_cycle > 1 and (first + 1) % rule.gradients_per_cycle == 0:
             # The host does not know who is alive.
-            assign(state.rule, rule.end_cycle(inputs.row(first), state.rule), state.alive)
+            assign(state.rule, end_cycle(rule, inputs.row(first), state.rule), state.alive)
         return first + 1
 
     def _program(self, size: int) -> Callable[[], None]:
         problem, rule, clip_norm, factor = self.task
         draw_length, every_step_ends_a_cycle = self.inputs.draw_length, rule.gradients_per_cycle == 1
-        row_type, state_type = type(self.inputs.row(self.inputs.block.first)), type(self.state.rule)
+        joined, state_type = self.inputs.joined, type(self.state.rule)
+        _ = self.inputs.wide, self.inputs.narrow  # made before the compiler looks
 
         def one_step(
             state: tuple[Tensor | None, ...],
@@ -118,17 +120,18 @@ class Compiled:
                 None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
             )
             assert row is not None
-            c = row_type(*row.unbind(0))
+            c = joined(row.unbind(0))
             before = state_type(*state)
             indices = None if indices is None else indices[:, :size]
             uniform = None if uniform is None else uniform[:, :size]
             grad, loss = functional_gradient(problem, rule.gradient_at(c, before), indices, uniform)
             norm = torch.sqrt((grad * grad).sum(dim=1))
+            taken = norm
             if clip_norm is not None:
-                grad = clipped(grad, norm, clip_norm)
+                grad, taken = clipped(grad, norm, clip_norm), norm.clamp(max=clip_norm)
             now = alive & (loss <= loss_limit) & torch.isfinite(norm)
-            after = rule.step(c, before, grad, xi)
-            assign(before, rule.end_cycle(c, after) if every_step_ends_a_cycle else after, now)
+            after = rule.step(c, before, grad, meant_norm(rule, c, before, grad, taken), xi)
+            assign(before, end_cycle(rule, c, after) if every_step_ends_a_cycle else after, now)
             diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
             last_loss.copy_(torch.where(now, loss, last_loss))
             grad_norm.copy_(torch.where(now, norm, grad_norm))

@@ -248,7 +248,7 @@ class _FleetRun:
                     spent = point.evaluations
                 over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
                 told = self.interruption.requested is not None
-                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every == 0)
+                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every < fleet.points)
                 if (told or due) and not over and fleet.evaluations:
                     self._save()
                     save_at = time.monotonic() + interval

@@ -41,7 +41,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "rates": {"config", "training"},
-    "prepare": {"rates", "build", "probe", "config", "datasets", "models", "training", "streams", "native"},
+    "prepare": {"rates", "build", "probe", "config", "datasets", "losses", "models", "training", "streams", "native"},
     "lane": {"config", "identity", "recording"},
     "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},

@@ -50,7 +50,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output:
         code = _interruptions_told(arguments)
         output.flush()
@@ -268,6 +268,7 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
         "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "regime": None if result.regime is None else str(result.regime),
         "advice": result.advice,
     }
 
@@ -297,7 +298,7 @@ def _help(arguments: Sequence[str]) -> int:
     """Print the groups with their choices, and the configuration that the arguments compose."""
     from omegaconf import OmegaConf
 
-    from burgersgd.config import GROUPS
+    from burgersgd.config import CONF_DIR, GROUPS
     from burgersgd.sweeps.compose import Composer, split_words
 
     hydra_words, words = split_words(_hydra_flags(arguments).overrides)
@@ -311,6 +312,7 @@ def _help(arguments: Sequence[str]) -> int:
     for group, choices in GROUPS.items():
         if len(choices) > 1:
             print(f"  {group + '=':<12}{', '.join(choices)}")
+    print(f"  {'experiment=':<12}{', '.join(sorted(path.stem for path in (CONF_DIR / 'experiment').glob('*.yaml')))}")
     print("\nkeys and their values (with the choices given on this command line; conf/ explains each):\n")
     print(OmegaConf.to_yaml(node))
     print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
@@ -346,6 +348,12 @@ def _in_order(arguments: Iterable[str]) -> list[str]:
             last.pop(key, None)  # the order is that of the last ones
             last[key] = argument
     return [*last.values(), *flags]
+
+
+def _at_home(word: str) -> str:
+    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 def _yaml_infinity(argument: str) -> str:
@@ -404,6 +412,12 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
+    from burgersgd.cost import cost_of_runs
+
+    return cost_of_runs(folders)
+
+
 def _look(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
@@ -418,7 +432,7 @@ def _look(command: str, arguments: list[str]) -> int:
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
-            return analysis.main(arguments)
+            return analysis.main(arguments, _cost_of_runs)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}

@@ -236,8 +236,5 @@ def depends_on_budget(config: TrainConfig) -> str | None:
         return "schedule.warmup"
     if config.schedule.name != "constant":
         return f"schedule={config.schedule.name}"
-    if getattr(config.optimizer, "nu_annealing", "constant") != "constant":
-        return "optimizer.nu_annealing"
-    if config.optimizer.name == "paper_literal" and getattr(config.optimizer, "period", 1) is None:
-        return "optimizer.period=null"
-    return None
+    key = config.optimizer.rule().budget_key()
+    return None if key is None else f"optimizer.{key}"

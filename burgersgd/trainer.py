@@ -24,7 +24,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
-from burgersgd.predictor import Predictor, described, module_at, trained_parameters
+from burgersgd.predictor import Predictor, module_at
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
@@ -79,6 +80,8 @@ class Result:
     """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
     no_better_than_guessing: bool = False
     """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    regime: Regime | None = None
+    """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
     """What to try, of a run that diverged or is no better than guessing."""
 
@@ -183,6 +186,9 @@ class _FleetRun:
         known = lanes[0].choices.get("budget", budget)
         if known != budget:
             raise trainer.error("budget", f"is {budget} gradient evaluations, the run began with {known}")
+        for lane in lanes:
+            if lane.checkpoint is not None and lane.folder is not None:
+                prepared.check_same(lane.checkpoint, lane.folder.path)
         self.choices = lanes[0].choices or {
             "engine": prepared.engine,
             "threads": torch.get_num_threads() if prepared.threads is None else prepared.threads,
@@ -191,6 +197,9 @@ class _FleetRun:
             "eval_every": trainer.eval_every or -(-budget // 50),
         }
         self.hashes = [config_hash(lane.config, budget) for lane in lanes]
+        for lane, name in zip(lanes, self.hashes, strict=True):
+            if lane.folder is not None:
+                lane.folder.config_hash = name
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
@@ -303,7 +312,8 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
-        self._make_lasting()
+        if not ended:  # else it is done with what is recorded of the end
+            self._make_lasting()
 
     def _make_lasting(self) -> None:
         """Let all that was recorded so far survive a power failure."""
@@ -329,22 +339,8 @@ class _FleetRun:
             "seconds": self.position.seconds,
             **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
-            **self._network,
-        }
-
-    @functools.cached_property
-    def _network(self) -> dict[str, Any]:
-        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
-        problem = self.prepared.problem
-        return {
-            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
-            "predictor": described(
-                problem.model,
-                self.prepared.own_model,
-                self.prepared.configs[0].model,
-                problem.loss,
-                self.prepared.data,
-            ),
+            **self.prepared.network,
+            "data": self.prepared.data_digest,
         }
 
     @functools.cached_property
@@ -364,6 +360,10 @@ class _FleetRun:
     @functools.cached_property
     def _guess(self) -> float:
         return self.prepared.data.guess_error(self.prepared.data.validation)
+
+    @functools.cached_property
+    def _regimes(self) -> list[Regime | None]:
+        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
 
     def _result(self, i: int) -> Result:
         fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
@@ -405,6 +405,7 @@ class _FleetRun:
             reason=lane.failure or reason,
             guess_error=self._guess,
             no_better_than_guessing=guessing,
+            regime=self._regimes[i],
             advice=advice,
         )
 
@@ -424,9 +425,12 @@ class _FleetRun:
             if lane.folder is None or lane.final or lane.failure:
                 continue
             fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
+            fields |= {"data": self.prepared.data_digest, "code": code_version()}
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
+            if result.regime is not None:
+                fields["regime"] = result.regime.recorded()
             if result.reason is not None:
                 fields["reason"] = result.reason
                 lines.insert(0, (logging.ERROR, result.reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from burgersgd.analysis import search_tables
 from burgersgd.analysis.compare import Comparison, compare
 from burgersgd.analysis.question import Question
+from burgersgd.analysis.report import report
 from burgersgd.analysis.runs import load
 from burgersgd.analysis.tables import Table, all_notes, as_csv, as_json, as_latex, as_markdown, as_text, tables_of, text
 
@@ -24,31 +26,54 @@ docs/compare.md explains every column.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared."""
+MeasureCost = Callable[[list[Path]], list[list[float]]]
+Costs = dict[tuple[Any, ...], dict[tuple[Any, ...], float]]
+"""Block -> row -> seconds per gradient evaluation."""
+
+
+def main(arguments: Sequence[str], measure_cost: MeasureCost | None = None) -> int:
+    """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared.
+
+    measure_cost: times the configurations of run folders in turn, and returns seconds per gradient evaluation for each,
+    a number for every round. It is given because it has to train, which nothing here knows.
+    """
     given = parser().parse_args(arguments)
     for name in given.save:
         if Path(name).suffix not in WRITERS:
             raise ValueError(f"--save {name}: must end in {', '.join(WRITERS)}")
     comparison = compare(load(*given.path), question_of(given))
-    more = _more_tables(given, comparison)
+    rounds, cost = {}, None
+    if given.cost:
+        if measure_cost is None:
+            raise ValueError("--cost: is measured by the command burgersgd compare alone")
+        folders = search_tables.cost_folders(comparison)
+        rounds = dict(zip(folders, measure_cost(list(folders.values())), strict=True))
+        cost = search_tables.median_costs(rounds)
+    more = _more_tables(given, comparison, cost)
+    more += search_tables.cost_tables(comparison, rounds) if rounds else []
     print(as_json(comparison) if given.json else "\n\n".join([text(comparison), *map(as_text, more)]))
     written = [_save(Path(name), comparison, more) for name in given.save]
+    if given.html:
+        path = Path(given.html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["burgersgd", "compare", *arguments])
+        path.write_text(report(comparison, command, more), encoding="utf-8")
+        written.append(path)
     if given.figures or given.heat:
-        written += _figures(given, comparison)
+        written += _figures(given, comparison, cost)
     if given.profiles and not given.json:
-        print("\n" + "\n".join(f"- {line}" for line in search_tables.rank_changes(comparison)))
+        print("\n" + "\n".join(f"- {line}" for line in search_tables.rank_changes(comparison, cost)))
     for path in written:
         print(f"written: {path}", file=sys.stderr)
     return 0
 
 
-def _more_tables(given: argparse.Namespace, comparison: Comparison) -> list[Table]:
+def _more_tables(given: argparse.Namespace, comparison: Comparison, cost: Costs | None) -> list[Table]:
     tables = []
     if given.tuning_curve:
         tables += search_tables.tuning_tables(comparison)
     if given.profiles:
-        profiles = search_tables.profile_table(comparison)
+        profiles = search_tables.profile_table(comparison, cost)
         if profiles is None:
             raise ValueError("--profiles: needs runs on two data sets or more (--by dataset.name,optimizer.name)")
         tables.append(profiles)
@@ -75,12 +100,12 @@ WRITERS: dict[str, Callable[[Comparison, Sequence[Table]], str]] = {
 """Suffix -> what writes such a file."""
 
 
-def _figures(given: argparse.Namespace, comparison: Comparison) -> list[Path]:
+def _figures(given: argparse.Namespace, comparison: Comparison, cost: Costs | None) -> list[Path]:
     from burgersgd.analysis import figures
 
     folder, found = Path(given.figures or "."), {}
     if given.figures:
-        found |= figures.figures_of(comparison)
+        found |= figures.figures_of(comparison, cost)
     if given.heat:
         x, comma, y = given.heat.partition(",")
         if not comma:
@@ -117,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--tuning-curve", action="store_true", help="best of n trials against n and its cost")
     words.add_argument("--profiles", action="store_true", help="performance profiles over several data sets")
     words.add_argument("--importance", action="store_true", help="how much each key that differs explains")
+    words.add_argument("--cost", action="store_true", help="time a gradient evaluation of each row, in turn (trains)")
     words.add_argument("--save", metavar="FILE", action="append", default=[], help="write .csv, .md, .tex or .json")
+    words.add_argument("--html", metavar="FILE", help="write a report: one file with tables, charts and raw values")
     words.add_argument("--figures", metavar="FOLDER", help="write all figures that there are data for")
     words.add_argument("--heat", metavar="KEY,KEY", help="write a heat map over two keys (into --figures, or here)")
     words.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures")

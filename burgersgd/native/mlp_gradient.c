@@ -53,7 +53,7 @@ static inline Images images_of(const Plan *plan) {
 
 typedef struct { /* several steps of all runs; mirrored by engines/native._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
-    void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad);
+    void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad, double norm);
     const void *update_plan;
     const void *at;               /* [runs, d]: the vector of the state where gradients are taken */
     void *grad;                   /* threads * d numbers */
@@ -639,13 +639,15 @@ static void F(run_steps)(const Steps *s, int64_t r, REAL *workspace, REAL *grad)
                    s->indices + k * s->indices_step + r * s->indices_run, s->sizes[k], grad, &loss, &norm);
             if (loss <= limit && isfinite(norm)) {
                 *last_loss = loss, *grad_norm = norm;
+                REAL taken = norm; /* of the gradient that the update gets */
                 if (isfinite(s->clip_norm)) { /* training/gradients.clipped */
+                    if (taken > (REAL)s->clip_norm) taken = (REAL)s->clip_norm;
                     REAL factor = ((REAL)1 / norm) * (REAL)s->clip_norm;
                     if (factor < 1)
                         for (int64_t j = 0; j < s->d; j++) grad[j] *= factor;
                 }
                 s->update(s->update_plan, (const REAL *)s->coefficients + k * s->coefficients_step,
-                          (uint64_t)(s->first + k + 1), r, grad);
+                          (uint64_t)(s->first + k + 1), r, grad, taken);
             } else {
                 s->alive[r] = 0;
                 s->diverged_at[r] = s->first + k;

@@ -80,7 +80,7 @@ class AdamW(EveryGradientMovesX):
         """Return the state at x with zero moments."""
         return State(x, torch.zeros_like(x), torch.zeros_like(x))
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Take one step with bias-corrected moments and decoupled weight decay."""
         x = state.x * (1 - c.lr * c.weight_decay)
         mean = torch.lerp(grad, state.mean, c.beta1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -60,10 +60,14 @@ class Langevin(EveryGradientMovesX):
         """Return the state at x."""
         return State(x)
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Return x - lr * grad + sqrt(2 T lr) xi."""
         x = state.x
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x
         x = torch.addcmul(x, grad, c.lr, value=-1)
         return State(x if xi is None else torch.addcmul(x, xi, c.noise_scale))
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, weight_decay=c.weight_decay)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -122,7 +122,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocalEntropy:
+class LocalEntropy(RuleDefaults):
     """The consistent rule: one stochastic gradient Langevin step of y per evaluation, one step of x per cycle.
 
     Each evaluation, with T = 2 nu and xi standard normal::
@@ -205,7 +205,7 @@ class LocalEntropy:
         """Return y: gradients are taken at the fast point."""
         return state.y
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Move y by one stochastic gradient Langevin step on G (5.18) and update its running mean.
 
         Implements Eq. (5.18).
@@ -252,3 +252,23 @@ class LocalEntropy:
     def evaluate_at(self, state: State) -> Runs:
         """Return x."""
         return state.x
+
+    def diagnostics(self, c: Coefficients, state: State) -> dict[str, Tensor]:
+        """Return |x - y| and the temperature."""
+        return {"x_y_distance": distance(state.x, state.y), **super().diagnostics(c, state)}
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic.
+
+        Where x follows y at every step, by q (y - x), an eigenvalue is -1 where lr (a + (1 - q) / ((1 - q / 2) gamma))
+        is 2.
+        """
+        pull = c.pull
+        if self.gradients_per_cycle == 1:
+            q = c.outer_step * c.mean_weight
+            pull = pull * (0.0 if self.inner_start == "reset" else (1 - q) / (1 - q / 2))
+        return Stability(c.lr, pull, momentum=c.momentum, nesterov=self.nesterov, weight_decay=c.weight_decay)
+
+    def budget_key(self) -> str | None:
+        """Return nu_annealing, which looks at the fraction of the budget."""
+        return None if self.nu_annealing == "constant" else "nu_annealing"

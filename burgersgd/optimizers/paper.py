@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -71,10 +71,8 @@ class State(NamedTuple):
     y: Runs
 
 
-class _Simultaneous:
+class _Simultaneous(RuleDefaults):
     """x and y stepped together from the same (x_k, y_k): all that the two rules share."""
-
-    gradients_per_cycle = 1
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state with y0 = x0 (the paper is silent)."""
@@ -84,7 +82,7 @@ class _Simultaneous:
         """Return y."""
         return state.y
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Euler-Maruyama step of y and of x."""
         x, y = state
         ahead = y - x
@@ -93,13 +91,13 @@ class _Simultaneous:
             y = torch.addcmul(y, xi, c.noise_scale)
         return State(x=torch.addcmul(x, ahead, c.slow_rate), y=y)
 
-    def end_cycle(self, c: Coefficients, state: State) -> State:
-        """Nothing to do: x moves in step."""
-        return state
+    def diagnostics(self, c: Coefficients, state: State) -> dict[str, Tensor]:
+        """Return |x - y| and the temperature."""
+        return {"x_y_distance": distance(state.x, state.y), **super().diagnostics(c, state)}
 
-    def evaluate_at(self, state: State) -> Runs:
-        """Return x."""
-        return state.x
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, c.pull, c.slow_rate)
 
 
 @dataclass(frozen=True)
@@ -154,3 +152,11 @@ class PaperLiteral(_Simultaneous):
             noise_scale=torch.sqrt(2 * lr * hyper["nu"]) * increment,
             slow_rate=moves * lr / hyper["gamma"],
         )
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic: x rests between its moves."""
+        return Stability(c.lr, c.pull, c.slow_rate if self.period == 1 else 0.0)
+
+    def budget_key(self) -> str | None:
+        """Return period=null, the last step of the run."""
+        return "period=null" if self.period is None else None

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -88,7 +88,7 @@ class Sgd(EveryGradientMovesX):
         """Return the state at x, at rest."""
         return State(x, torch.zeros_like(x) if self.has_momentum else None)
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Return x - lr * grad (2.12), the gradient replaced by the momentum buffer where there is one.
 
         Implements Eq. (2.9), (2.10), (2.12).
@@ -100,3 +100,7 @@ class Sgd(EveryGradientMovesX):
             velocity = c.momentum * velocity + grad
             grad = grad + c.momentum * velocity if self.nesterov else velocity
         return State(torch.addcmul(x, grad, c.lr, value=-1), velocity)
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, momentum=c.momentum, nesterov=self.nesterov, weight_decay=c.weight_decay)

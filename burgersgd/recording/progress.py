@@ -212,6 +212,7 @@ def summary(
     diverged_at: int | None = None,
     last_finite_loss: float | None = None,
     guess_error: float | None = None,
+    regime: str | None = None,
     advice: str | None = None,
     percent: bool = True,
 ) -> str:
@@ -221,8 +222,8 @@ def summary(
 
     `best_test_error` is the test error of the best parameters by validation, found after `best_at` gradient
     evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite. `guess_error` is given
-    where the run is no better than that, the validation error of an answer that looks at no input; `advice` says what
-    to try.
+    where the run is no better than that, the validation error of an answer that looks at no input; `regime` says how
+    far local_entropy was in the regime of its theory; `advice` says what to try.
     """
     best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
@@ -250,6 +251,7 @@ def summary(
         f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
         "best by validation": None if best is None else f"test {_named(percent)} {best}",
+        "regime": regime,
         "NOT LEARNT": guessing,
         "advice": advice,
     }

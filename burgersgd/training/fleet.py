@@ -16,7 +16,8 @@ from burgersgd.optimizers.protocol import Hyper, Rule
 from burgersgd.training.engines import Engine, Task, make_engine
 from burgersgd.training.gradients import Problem
 from burgersgd.training.inputs import Inputs
-from burgersgd.training.rule_check import check_rule
+from burgersgd.training.replicas import apart, evaluate_at
+from burgersgd.training.rule_check import check_attributes, check_rule
 from burgersgd.training.state import RunState
 
 
@@ -46,17 +47,20 @@ class Fleet:
     def __post_init__(self, x0: Tensor) -> None:
         """Set up the state of all runs at x0 ``[runs, d]``. Raises ValueError for a rule that breaks its contract."""
         self.n_runs, self.d = x0.shape
-        self.evaluations = 0
-        """Gradient evaluations that every run has spent."""
-        schedule = (self.schedule, self.schedule_hyper)
-        n_uniform = self.problem.model.n_uniform
+        self.points = self.rule.replicas or 1
+        """Gradient evaluations of a run in one step: its replicas."""
+        self.step = 0
+        """Steps that every run has taken."""
+        check_attributes(self.rule)
+        x = x0.repeat_interleave(self.points, dim=0)
+        schedule, budget = (self.schedule, self.schedule_hyper), self.budget // self.points
         self.inputs = Inputs(
-            self.rule, self.hyper, *schedule, self.batches, self.seeds, self.budget, like=x0, n_uniform=n_uniform
+            self.rule, self.hyper, *schedule, self.batches, self.seeds, budget, like=x, model=self.problem.model
         )
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
-        rule_state = self.rule.init(x0, None if xi is None else xi[0])
+        rule_state = self.rule.init(x, None if xi is None else xi[0])
         check_rule(self.rule, self.inputs.row_of(0), rule_state)
-        self.runs = RunState.start(rule_state)
+        self.runs = RunState.start(rule_state, self.points)
         task = Task(self.problem, self.rule, self.clip_norm, self.explosion_factor)
         self.stepper: Engine = make_engine(self.engine, task, self.runs, self.inputs)
 
@@ -70,46 +74,73 @@ class Fleet:
     @property
     def x(self) -> Float[Tensor, "runs d"]:
         """The slow points: what is evaluated and saved."""
-        return self.rule.evaluate_at(self.runs.rule)
+        return evaluate_at(self.rule, self.runs.rule)
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations that every run has spent."""
+        return self.step * self.points
+
+    @property
+    def evaluations_per_cycle(self) -> int:
+        """Gradient evaluations of a run from one end of a cycle to the next."""
+        return self.rule.gradients_per_cycle * self.points
+
+    @property
+    def evaluations_per_epoch(self) -> int:
+        """Gradient evaluations in which every point of a run goes through the training data once."""
+        return self.batches.evaluations_per_epoch * self.rule.gradients_per_batch * self.points
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lies."""
+        return self.inputs.device
 
     @property
     def alive(self) -> Bool[Tensor, " runs"]:
         """Whether each run goes on: it has not diverged and was not stopped."""
-        return self.runs.alive
+        return self.runs.of_runs(self.runs.alive)
 
     @property
     def diverged_at(self) -> Int[Tensor, " runs"]:
         """Number of the gradient evaluation that ended a run, -1 where none did."""
-        return self.runs.diverged_at
+        return (self.runs.of_runs(self.runs.diverged_at) + 1) * self.points - 1
 
     @property
     def last_loss(self) -> Float[Tensor, " runs"]:
         """Mini-batch losses of the last healthy evaluation."""
-        return self.runs.last_loss
+        return self.runs.of_runs(self.runs.last_loss)
 
     @property
     def grad_norm(self) -> Float[Tensor, " runs"]:
         """Norms of the gradients of the last healthy evaluation, before clipping."""
-        return self.runs.grad_norm
+        return self.runs.of_runs(self.runs.grad_norm)
 
     @property
     def loss_limit(self) -> Float[Tensor, " runs"]:
         """Losses above it are a divergence."""
-        return self.runs.loss_limit
+        return self.runs.of_runs(self.runs.loss_limit)
 
-    def coefficients_at(self, step: int) -> dict[str, Tensor]:
-        """Return the coefficients of one evaluation by name, each float64 ``[runs]`` on the CPU."""
-        c = self.inputs.coefficients_at(step)
-        return {name: field[:, 0] for name, field in zip(c._fields, c, strict=True)}
+    def exact_at(self, evaluation: int) -> Any:
+        """Return the coefficients of one gradient evaluation, each float64 ``[runs, 1]`` on the CPU."""
+        c = self.inputs.coefficients_at(evaluation // self.points)
+        return c if self.points == 1 else type(c)(*(field[:: self.points] for field in c))
 
-    def distance(self) -> Float[Tensor, " runs"] | None:
-        """Return |x - y| of every run, None for rules without a fast point."""
-        y = getattr(self.state, "y", None)
-        return None if y is None else torch.linalg.vector_norm(self.x - y, dim=1)
+    def coefficients_at(self, evaluation: int) -> dict[str, Tensor]:
+        """Return the coefficients of one evaluation by name, ``[runs]`` each; without those ``[runs, d]``."""
+        c = self.exact_at(evaluation)
+        return {name: field[:, 0] for name, field in zip(c._fields, c, strict=True) if field.shape[1] == 1}
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return the numbers that the rule has to say about its state after the last evaluation, ``[runs]`` by name."""
+        c, state = self.inputs.coefficients_at(max(self.step - 1, 0)), self.runs.rule
+        if self.rule.replicas is not None:
+            c, state = apart(c, self.points), apart(state, self.points)
+        return {name: value.reshape(self.n_runs, -1)[:, 0] for name, value in self.rule.diagnostics(c, state).items()}
 
     def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
         """Return the mean mini-batch loss of the last n evaluations and start counting anew."""
-        mean = self.runs.loss_sum / n
+        mean = self.runs.of_runs(self.runs.loss_sum) / (n // self.points)
         self.runs.loss_sum.zero_()
         return mean
 
@@ -125,7 +156,7 @@ class Fleet:
         if len(snapshots) != self.n_runs or len(steps) != 1:
             raise ValueError(f"{len(snapshots)} snapshots at {sorted(steps)} evaluations for {self.n_runs} runs")
         self.runs.restore(snapshots, self.x)
-        (self.evaluations,) = steps
+        self.step = steps.pop() // self.points
 
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
         """Freeze runs where they are: they are not alive any more, though they did not diverge."""
@@ -136,20 +167,22 @@ class Fleet:
     def advance(self, n: int, pause: Callable[[], bool] | None = None) -> None:
         """Spend n gradient evaluations on every run, fewer if pause() is true after one of them.
 
-        Raises ValueError beyond the budget.
+        Replicas take theirs side by side: n is rounded up to their number. Raises ValueError beyond the budget.
         """
-        end = self.evaluations + n
-        if end > self.budget:
+        end = self.step + -(-n // self.points)
+        if end * self.points > self.budget:
             raise ValueError(
                 f"n={n}: only {self.budget - self.evaluations} gradient evaluations of the budget are left"
             )
-        while self.evaluations < end:
-            stop = min(end, self.inputs.load(self.evaluations))
-            while self.evaluations < stop:
-                self.evaluations = self._steps(self.evaluations, stop)
+        while self.step < end:
+            stop = min(end, self.inputs.load(self.step))
+            while self.step < stop:
+                self.step = self._steps(self.step, stop)
                 if pause is not None and pause():
                     return
 
     def _steps(self, step: int, stop: int) -> int:
-        """Spend gradient evaluation number `step`, and more of those before `stop`; return the next number."""
-        return self.stepper.advance(self.runs, self.inputs, step, stop)
+        """Take step number `step`, and more of those before `stop`; return the next number."""
+        reached = self.stepper.advance(self.runs, self.inputs, step, stop)
+        self.runs.join()
+        return reached

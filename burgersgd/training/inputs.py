@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from burgersgd import schedules, streams
 from burgersgd.datasets.batches import Batches
+from burgersgd.models import Model
 from burgersgd.optimizers.protocol import Clock, Hyper, Rule
 from burgersgd.streams import Purpose
+from burgersgd.training.replicas import purpose_of, rows_of
 
 BLOCK = 64
 """Steps whose coefficients and batch indices are computed at once."""
@@ -44,7 +47,7 @@ class Draws(NamedTuple):
 
 
 class Inputs:
-    """The inputs of R runs of one rule; `load` makes those of a step current."""
+    """The inputs of the rows (runs, or their replicas) of one rule; `load` makes those of a step current."""
 
     def __init__(
         self,
@@ -55,19 +58,23 @@ class Inputs:
         batches: Batches,
         seeds: Int[Tensor, " runs"],
         budget: int,
-        like: Float[Tensor, "runs d"],
-        n_uniform: int,
+        like: Float[Tensor, "rows d"],
+        model: Model,
     ) -> None:
-        """`like` gives shape, precision and place of a vector of all runs; n_uniform is what an example needs."""
+        """`like` gives shape, precision and place of a vector of all rows; budget counts steps of every row."""
         self.rule, self.hyper, self.schedule, self.schedule_hyper = rule, hyper, schedule, schedule_hyper
-        self.batches, self.seeds, self.budget = batches, seeds, budget
+        self.batches, self.budget, self.shapes = batches, budget, model.shapes
+        self.points = rule.replicas or 1
+        """Rows of a run."""
+        self.run_seeds, self.seeds = seeds, seeds.repeat_interleave(self.points)
         self.n_runs, self.d = like.shape
         self.dtype, self.device = like.dtype, like.device
-        self.uniform_shape = (self.n_runs, batches.batch_size, n_uniform)
+        self.uniform_shape = (self.n_runs, batches.batch_size, model.n_uniform)
         self.in_place = False
         """Whether the inputs of every block lie where those of the first one were."""
         self.draws_noise = rule.noisy
         """False where the engine draws the normal numbers itself."""
+        self._batches = [batches.of_purpose(purpose_of(batches.purpose, r)) for r in range(1, self.points)]
         self._block: Block | None = None
         self._draws: Draws | None = None
         self._exact: Any = None  # coefficients of the block in float64
@@ -103,28 +110,32 @@ class Inputs:
         often: most steps of the block are asked for, so that it pays to take the block apart at once.
         """
         if not often:
-            return type(self._exact)(*self.block.coefficients[step - self.block.first].unbind(0))
+            return self.joined(self.block.coefficients[step - self.block.first].unbind(0))
         if self._rows is None:
             fields = [field.unbind(0) for field in self.block.coefficients.unbind(1)]
-            self._rows = list(map(type(self._exact), *fields))
+            self._rows = [self.joined(row) for row in zip(*fields, strict=True)]
         return self._rows[step - self.block.first]
 
     def xi(self, step: int) -> Float[Tensor, "runs d"] | None:
         """Return the normal numbers of a loaded step; None where the rule has none, or the engine draws them."""
         return None if self.draws.xi is None else self.draws.xi[step - self.draws.first]
 
+    def size(self, step: int) -> int:
+        """Return the number of examples in the batch of a step."""
+        return self.batches.size(step // self.rule.gradients_per_batch)
+
     def indices(self, step: int) -> Int64[Tensor, "runs batch"] | None:
         """Return the examples of each run's batch at a loaded step; None is the full batch."""
         block = self.block
         if block.indices is None:
             return None
-        indices, size = block.indices[step - block.first], self.batches.size(step)
+        indices, size = block.indices[step - block.first], self.size(step)
         return indices if size == indices.shape[1] else indices[:, :size]
 
     def uniform(self, step: int) -> Float[Tensor, "runs batch n_uniform"] | None:
         """Return the dropout numbers of a loaded step."""
         draws = self.draws
-        return None if draws.uniform is None else draws.uniform[step - draws.first, :, : self.batches.size(step)]
+        return None if draws.uniform is None else draws.uniform[step - draws.first, :, : self.size(step)]
 
     # ---------------------------------------------------------------------------------------------- many steps
 
@@ -145,9 +156,12 @@ class Inputs:
         """Return the coefficients of consecutive steps as the rule gives them: float64 on the CPU."""
         step = torch.arange(first, first + n_steps).view(-1, 1, 1)
         cycle = self.rule.gradients_per_cycle
-        clock = Clock(step, step.double() / self.budget, step // cycle, step % cycle, self.budget)
+        clock = Clock(step, step.double() / self.budget, step // cycle, step % cycle, self.budget, self.shapes)
         factor = schedules.factor(self.schedule, self.schedule_hyper, clock)
-        return self.rule.coefficients(self.hyper, factor.expand(n_steps, self.n_runs, 1), clock)
+        c = self.rule.coefficients(self.hyper, factor.expand(n_steps, self.n_runs // self.points, 1), clock)
+        if self.rule.replicas is None:
+            return c
+        return type(c)(*(f if f.shape[1] == 1 else f.repeat_interleave(self.points, dim=1) for f in c))
 
     def row_of(self, step: int) -> Any:
         """Return the coefficients of any step in the runs' precision, each ``[runs, 1]``."""
@@ -155,11 +169,11 @@ class Inputs:
         return type(c)(*(field.to(self.device, self.dtype) for field in c))
 
     def coefficients_at(self, step: int) -> Any:
-        """Return the coefficients of any step, float64 ``[runs, 1]`` on the CPU."""
+        """Return the coefficients of any step, float64 ``[rows, 1]`` (or ``[rows, d]``) on the CPU."""
         known = self._block is not None and 0 <= step - self._block.first < BLOCK
         c, row = (self._exact, step - self._block.first) if known and self._block else (None, 0)
         c = self.exact_coefficients(step, 1) if c is None else c
-        return type(c)(*(field.expand(-1, self.n_runs, 1)[row] for field in c))
+        return type(c)(*(field.expand(-1, self.n_runs, -1)[row if len(field) > 1 else 0] for field in c))
 
     def normals(self, first: int, n_steps: int, out: Tensor | None = None) -> Float[Tensor, "steps runs d"] | None:
         """Return the normal numbers first, first + 1, ... of every run; None for a rule without noise.
@@ -170,16 +184,59 @@ class Inputs:
             return None
         if out is None:
             out = torch.empty(n_steps, self.n_runs, self.d, dtype=self.dtype, device=self.device)
-        return streams.normal_(out, self.seeds, Purpose.NOISE, first)
+        return self._rows_into(out, functools.partial(streams.normal_, purpose=Purpose.NOISE, first_step=first))
+
+    def _rows_into(self, out: Tensor, draw: Any) -> Tensor:
+        """Fill out ``[steps, rows, n]`` with draw(out, seeds), every replica from a stream of its own."""
+        if self.rule.replicas is None:
+            return draw(out, self.seeds)
+        purpose = draw.keywords["purpose"]
+
+        def of_replica(replica: int) -> Tensor:
+            own = out.new_empty(len(out), len(self.run_seeds), out.shape[2])
+            return draw(own, self.run_seeds, purpose=purpose_of(purpose, replica))
+
+        return out.copy_(rows_of(self.rule.replicas, of_replica))
+
+    @functools.cached_property
+    def narrow(self) -> list[int]:
+        """The coefficients that are one number per row, by their place among all of them."""
+        return [i for i in range(len(self._first)) if i not in self.wide]
+
+    @functools.cached_property
+    def wide(self) -> dict[int, Float[Tensor, "rows d"]]:
+        """The coefficients of every parameter, which stay the same at all times."""
+        wide = {i: field for i, field in enumerate(self._first) if field.shape[-1] != 1}
+        return {i: f[0].expand(self.n_runs, -1).to(self.device, self.dtype).contiguous() for i, f in wide.items()}
+
+    @functools.cached_property
+    def _first(self) -> Any:
+        return self.exact_coefficients(0, 2)
+
+    def joined(self, narrow: Sequence[Tensor]) -> Any:
+        """Return coefficients from those of one number per row."""
+        kind = type(self._first)
+        if not self.wide:
+            return kind(*narrow)
+        by_place = dict(zip(self.narrow, narrow, strict=True)) | self.wide
+        return kind(*(by_place[i] for i in range(len(by_place))))
+
+    def _indices(self, first: int) -> Int64[Tensor, "steps rows batch"]:
+        """Return the batches of BLOCK steps, each held for gradients_per_batch of them."""
+        held = self.rule.gradients_per_batch
+        start, stop = first // held, (first + BLOCK - 1) // held + 1
+        order = [self.batches, *self._batches]
+        indices = rows_of(self.rule.replicas, lambda r: order[r].indices(start, stop - start))
+        return indices if held == 1 else indices[torch.arange(first, first + BLOCK, device=self.device) // held - start]
 
     def fill(self, first: int) -> Block:
         """Compute coefficients and batches of BLOCK steps."""
         c = self._exact = self.exact_coefficients(first, BLOCK)
-        coefficients = torch.stack([field.expand(BLOCK, self.n_runs, 1) for field in c], dim=1)
+        coefficients = torch.stack([c[i].expand(BLOCK, self.n_runs, 1) for i in self.narrow], dim=1)
         coefficients = coefficients.to(self.device, self.dtype)
         self._rows = None
         full_batch = self.batches.batch_size == self.batches.n and not self.batches.with_replacement
-        indices = None if full_batch else self.batches.indices(first, BLOCK)
+        indices = None if full_batch else self._indices(first)
         old = self._block
         if not self.in_place or old is None:
             return Block(first, coefficients, indices)
@@ -196,5 +253,11 @@ class Inputs:
         if self.uniform_shape[-1]:
             if uniform is None:
                 uniform = torch.empty(n, *self.uniform_shape, dtype=torch.float32, device=self.device)
-            streams.uniform_(uniform.view(n, self.n_runs, -1), self.seeds, Purpose.DROPOUT, first)
+            held = self.rule.gradients_per_batch
+            start, stop = first // held, (first + n - 1) // held + 1
+            flat = uniform.view(n, self.n_runs, -1)
+            drawn = flat if held == 1 else flat.new_empty(stop - start, *flat.shape[1:])
+            self._rows_into(drawn, functools.partial(streams.uniform_, purpose=Purpose.DROPOUT, first_step=start))
+            if held > 1:
+                flat.copy_(drawn[torch.arange(first, first + n, device=self.device) // held - start])
         return Draws(first, xi, uniform)

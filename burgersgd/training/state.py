@@ -70,13 +70,15 @@ class RunState:
     grad_norm: Float[Tensor, " runs"]
     loss_limit: Float[Tensor, " runs"]
     """Losses above it, infinity and NaN among them, are a divergence; the first loss decides."""
+    points: int = 1
+    """Rows of a run: the replicas of its rule. All of them are alive, or none; the other records are their means."""
     buffers: dict[str, Tensor] | None = None
     """What a model changes while it trains besides its parameters (batch statistics), ``[runs, ...]`` by name."""
     all_alive: bool = True
     """What the host knows of `alive`: all of it on the CPU; elsewhere it learns of deaths at log points."""
 
     @classmethod
-    def start(cls, rule_state: Any, buffers: dict[str, Tensor] | None = None) -> RunState:
+    def start(cls, rule_state: Any, points: int = 1, buffers: dict[str, Tensor] | None = None) -> RunState:
         """Return the state of runs that begin, in memory of its own."""
         some = next(field for field in rule_state if field is not None)
         nothing = some.new_zeros(len(some))
@@ -88,6 +90,7 @@ class RunState:
             loss_sum=nothing.clone(),
             grad_norm=nothing.clone(),
             loss_limit=torch.full_like(nothing, torch.finfo(some.dtype).max),
+            points=points,
             buffers=None if buffers is None else {name: buffer.clone() for name, buffer in buffers.items()},
         )
 
@@ -124,9 +127,26 @@ class RunState:
         if step == 0:
             self.loss_limit.copy_(limit_after(loss, explosion_factor))
 
+    def join(self) -> None:
+        """Let the rows of a run have one fate: what ends one ends all, and their losses count together."""
+        if self.points == 1:
+            return
+        alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = (
+            record.view(-1, self.points) for record in self.records().values()
+        )
+        alive.copy_(alive.all(1, keepdim=True).expand_as(alive))
+        diverged_at.copy_(diverged_at.amax(1, keepdim=True).expand_as(diverged_at))
+        loss_limit.copy_(loss_limit.amax(1, keepdim=True).expand_as(loss_limit))
+        for record in (last_loss, loss_sum, grad_norm):
+            record.copy_(record.mean(1, keepdim=True).expand_as(record))
+
+    def of_runs(self, record: Tensor) -> Tensor:
+        """Return what is kept of every row, ``[rows]``, for every run, ``[runs]``."""
+        return record if self.points == 1 else record[:: self.points]
+
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
         """Freeze runs where they are: they are not alive any more, though they did not diverge."""
-        self.alive &= ~runs.to(self.alive.device)
+        self.alive &= ~runs.to(self.alive.device).repeat_interleave(self.points)
         self.all_alive = bool(self.alive.all())
 
     def snapshot(self, run: int, x: Float[Tensor, "runs d"]) -> dict[str, Any]:
@@ -135,19 +155,19 @@ class RunState:
         Random numbers, batches and coefficients are functions of the step and need no memory.
         """
         saved: dict[str, Any] = {"x": _saved(x, run)}
-        saved["state"] = {
-            name: _saved(field, run) for name, field in _fields(self.rule) if field is not x or field is None
-        }
+        kept = [(name, field) for name, field in _fields(self.rule) if field is None or field is not x]
+        saved["state"] = {name: _saved(self._of_run(field), run) for name, field in kept}
         if self.buffers is not None:
             saved["buffers"] = {name: _saved(buffer, run) for name, buffer in self.buffers.items()}
-        return saved | {name: _saved(record, run) for name, record in self.records().items()}
+        return saved | {name: _saved(self.of_runs(record), run) for name, record in self.records().items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]], x: Float[Tensor, "runs d"]) -> None:
         """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
-        if len(snapshots) != len(self.alive):
-            raise ValueError(f"{len(snapshots)} snapshots for {len(self.alive)} runs")
-        for name, field in _fields(self.rule):
-            saved = [snapshot["x"] if field is x else snapshot["state"].get(name) for snapshot in snapshots]
+        if len(snapshots) * self.points != len(self.alive):
+            raise ValueError(f"{len(snapshots)} snapshots for {len(self.alive) // self.points} runs")
+        for name, rows in _fields(self.rule):
+            field = self._of_run(rows)
+            saved = [snapshot["x"] if rows is x else snapshot["state"].get(name) for snapshot in snapshots]
             if any((value is None) != (field is None) for value in saved):
                 raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
             for value in saved:
@@ -158,8 +178,12 @@ class RunState:
         for name, buffer in (self.buffers or {}).items():
             buffer.copy_(torch.stack([snapshot["buffers"][name] for snapshot in snapshots]))
         for name, record in self.records().items():
-            record.copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
+            record.copy_(torch.stack([snapshot[name] for snapshot in snapshots]).repeat_interleave(self.points))
         self.all_alive = bool(self.alive.all())
+
+    def _of_run(self, field: Tensor | None) -> Tensor | None:
+        """Return a vector of the state with the rows of a run together where there are several."""
+        return field if field is None or self.points == 1 else field.view(-1, self.points, field.shape[1])
 
 
 def _saved(tensor: Tensor | None, run: int) -> Any:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from burgersgd import native
-from burgersgd.training.engines.eager import OneByOne, Task, make_eager
+from burgersgd.training.engines.eager import OneByOne, Task, make_eager, meant_norm
 from burgersgd.training.gradients import clipped, functional_gradient
 from burgersgd.training.inputs import Inputs
+from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState, assign, limit_after
 
 _log = logging.getLogger("burgersgd")
 
 _PROGRAM_NUMBERS = itertools.count()
+WARM_UP = 3
+"""Steps before a CUDA graph is captured; torch asks for a few, which settle libraries and memory."""
 
 
 @functools.cache
@@ -57,9 +60,11 @@ class Compiled:
     """
 
     draws_noise = False
+    compiles = True
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
         self.task, self.state, self.inputs = task, state, inputs
+        self.captures = inputs.device.type == "cuda"
         inputs.in_place = True
         self.position = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
@@ -75,7 +80,7 @@ class Compiled:
         if first == inputs.block.first or first != self._expected:
             self.position.fill_(first - inputs.block.first)
             self.step.fill_(first)
-        size = inputs.batches.size(first)
+        size = inputs.size(first)
         if size not in self.programs:
             try:
                 self.programs[size] = self._program(size)
@@ -93,13 +98,14 @@ class Compiled:
         rule = self.task.rule
         if rule.gradients_per_cycle > 1 and (first + 1) % rule.gradients_per_cycle == 0:
             # The host does not know who is alive.
-            assign(state.rule, rule.end_cycle(inputs.row(first), state.rule), state.alive)
+            assign(state.rule, end_cycle(rule, inputs.row(first), state.rule), state.alive)
         return first + 1
 
     def _program(self, size: int) -> Callable[[], None]:
         problem, rule, clip_norm, factor = self.task
         draw_length, every_step_ends_a_cycle = self.inputs.draw_length, rule.gradients_per_cycle == 1
-        row_type, state_type = type(self.inputs.row(self.inputs.block.first)), type(self.state.rule)
+        joined, state_type = self.inputs.joined, type(self.state.rule)
+        _ = self.inputs.wide, self.inputs.narrow  # made before the compiler looks
 
         def one_step(
             state: tuple[Tensor | None, ...],
@@ -114,17 +120,18 @@ class Compiled:
                 None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
             )
             assert row is not None
-            c = row_type(*row.unbind(0))
+            c = joined(row.unbind(0))
             before = state_type(*state)
             indices = None if indices is None else indices[:, :size]
             uniform = None if uniform is None else uniform[:, :size]
             grad, loss = functional_gradient(problem, rule.gradient_at(c, before), indices, uniform)
             norm = torch.sqrt((grad * grad).sum(dim=1))
+            taken = norm
             if clip_norm is not None:
-                grad = clipped(grad, norm, clip_norm)
+                grad, taken = clipped(grad, norm, clip_norm), norm.clamp(max=clip_norm)
             now = alive & (loss <= loss_limit) & torch.isfinite(norm)
-            after = rule.step(c, before, grad, xi)
-            assign(before, rule.end_cycle(c, after) if every_step_ends_a_cycle else after, now)
+            after = rule.step(c, before, grad, meant_norm(rule, c, before, grad, taken), xi)
+            assign(before, end_cycle(rule, c, after) if every_step_ends_a_cycle else after, now)
             diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
             last_loss.copy_(torch.where(now, loss, last_loss))
             grad_norm.copy_(torch.where(now, norm, grad_norm))
@@ -142,22 +149,40 @@ class Compiled:
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
-        if self.inputs.device.type != "cuda":
-            return lambda: compiled(*arguments)
+        program = torch.compile(own, fullgraph=True, dynamic=False, options=guards) if self.compiles else one_step
+        if not self.captures:
+            return lambda: program(*arguments)
         changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
-        saved = [t.clone() for t in changed]
-        self.position.zero_()  # three steps from the end of a block would read beyond it
-        with torch.cuda.device(self.inputs.device):  # streams and graphs belong to the current device
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    compiled(*arguments)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
-                compiled(*arguments)
-            for tensor, value in zip(changed, saved, strict=True):
-                tensor.copy_(value)
-        return graph.replay
+        return captured(lambda: program(*arguments), changed, self.position)
+
+
+class Graphed(Compiled):
+    """The engine that replays PyTorch's own kernels of a gradient step as a CUDA graph: no compiler, no launches.
+
+    It is there at once, where a compiled program takes half a minute to be made; on the CPU it is plain PyTorch.
+    """
+
+    compiles = False
+
+
+def captured(step: Callable[[], None], changed: Sequence[Tensor], position: Tensor) -> Callable[[], None]:
+    """Return what replays a step as a CUDA graph; the tensors that it changes are as before.
+
+    The step is taken three times first, as capture needs it: from the position 0 of the block, because three steps from
+    its end would read beyond it.
+    """
+    saved = [tensor.clone() for tensor in changed]
+    position.zero_()
+    with torch.cuda.device(position.device):  # streams and graphs belong to the current device
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            step()
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
+    return graph.replay

@@ -18,6 +18,7 @@ from burgersgd.optimizers.protocol import Rule
 from burgersgd.training.engines.tracing import Layout, trace
 from burgersgd.training.gradients import Problem, clipped, eager_gradient
 from burgersgd.training.inputs import Inputs
+from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState, assign
 
 PIECE = 1 << 16
@@ -46,8 +47,8 @@ class Gradient(NamedTuple):
 
 TakesGradient = Callable[[Tensor, Tensor | None, Tensor | None], Gradient]
 """(points ``[runs, d]``, batch indices, dropout numbers) -> gradients."""
-Updates = Callable[[RunState, Inputs, int, Sequence[Tensor], bool], None]
-"""(state, inputs, step, gradients, whether all runs are well) does rule.step in place."""
+Updates = Callable[[RunState, Inputs, int, Sequence[Tensor], Tensor, bool], None]
+"""(state, inputs, step, gradients, their norms, whether all runs are well) does rule.step in place."""
 
 
 @dataclass
@@ -69,11 +70,13 @@ class OneByOne:
         healthy = state.all_alive and state.on_cpu and _all_healthy(loss, norm, state.loss_limit)
         if not healthy:
             loss, norm = state.freeze(step, loss, norm)
+        taken = norm
         if self.task.clip_norm is not None:
             grads = [clipped(grad, norm, self.task.clip_norm) for grad in grads]
-        self.update(state, inputs, step, grads, healthy)
+            taken = norm.clamp(max=self.task.clip_norm)
+        self.update(state, inputs, step, grads, taken, healthy)
         if (step + 1) % rule.gradients_per_cycle == 0:
-            state.assign(rule.end_cycle(c, state.rule))
+            state.assign(end_cycle(rule, c, state.rule))
         state.record(step, loss, norm, self.task.explosion_factor)
         return step + 1
 
@@ -106,18 +109,30 @@ class TorchUpdate:
     def of(cls, rule: Rule, state: RunState, inputs: Inputs) -> TorchUpdate:
         """Return the update of that state."""
         large = inputs.n_runs * inputs.d > 2 * PIECE
-        return cls(rule, large and trace(rule, Layout.of(state.rule, inputs.exact_coefficients(0, 1))) is not None)
+        return cls(rule, large and trace(rule, Layout.of(state.rule, inputs.row_of(0))) is not None)
 
-    def __call__(self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], healthy: bool) -> None:
+    def __call__(
+        self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], norm: Tensor, healthy: bool
+    ) -> None:
         """Replace the state of living runs by rule.step of it."""
         (grad,), c, xi = grads, inputs.row(step), inputs.xi(step)
+        norm = meant_norm(self.rule, c, state.rule, grad, norm)
         if not (healthy and self.in_pieces):
-            assign(state.rule, self.rule.step(c, state.rule, grad, xi), None if healthy else state.alive)
+            assign(state.rule, self.rule.step(c, state.rule, grad, norm, xi), None if healthy else state.alive)
             return
         for cut in _pieces(*grad.shape):
             old = _cut(state.rule, cut)
-            row = c if cut[0] == slice(None) else type(c)(*(field[cut[0]] for field in c))
-            assign(old, self.rule.step(row, old, grad[cut], None if xi is None else xi[cut]))
+            row = type(c)(*(field[cut[0]] if field.shape[1] == 1 else field[cut] for field in c))
+            assign(old, self.rule.step(row, old, grad[cut], norm[cut[0]], None if xi is None else xi[cut]))
+
+
+def meant_norm(
+    rule: Rule, c: Any, state: Any, grad: Float[Tensor, "rows d"], norm: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows 1"]:
+    """Return the norm that rule.step is given: that of the gradient, or of what the rule makes of it."""
+    if rule.normed is None:
+        return norm[:, None]
+    return torch.linalg.vector_norm(rule.normed(c, state, grad), dim=1, keepdim=True)
 
 
 def _pieces(runs: int, d: int) -> list[tuple[slice, slice]]:

@@ -21,6 +21,7 @@ from burgersgd.training.engines.eager import Autograd, Gradient, OneByOne, Task,
 from burgersgd.training.gradients import Problem, gradient_in_pieces
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.native_gradient import NativeGradient, check_size
+from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState
 
 CALL_OPERATIONS = 2e9
@@ -142,10 +143,12 @@ class UpdateInC:
 
     update: FusedUpdate
 
-    def __call__(self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], healthy: bool) -> None:
+    def __call__(
+        self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], norm: Tensor, healthy: bool
+    ) -> None:
         """Replace the state of living runs by rule.step of it."""
         block = inputs.block
-        self.update(block.coefficients[step - block.first], grads, state.alive, step)
+        self.update(block.coefficients[step - block.first], grads, norm, state.alive, step)
 
 
 @dataclass
@@ -168,11 +171,11 @@ class Native:
         stop = min(stop, cycle_end, first + self.steps.most)
         rows = slice(first - block.first, stop - block.first)
         indices = inputs.full_batch.expand(stop - first, -1, -1) if block.indices is None else block.indices[rows]
-        sizes = [inputs.batches.size(k) for k in range(first, stop)]
+        sizes = [inputs.size(k) for k in range(first, stop)]
         self.steps(first, sizes, indices, block.coefficients[rows], state.records())
         state.all_alive = bool(state.alive.all())
         if self.moves_at_cycle_end and stop == cycle_end:
-            state.assign(rule.end_cycle(inputs.row(stop - 1, often=False), state.rule))
+            state.assign(end_cycle(rule, inputs.row(stop - 1, often=False), state.rule))
         return stop
 
 
@@ -190,7 +193,9 @@ def make_native(task: Task, state: RunState, inputs: Inputs) -> OneByOne | Nativ
     if gradient.kernel.team > 1 or not any(field is at for field in state.rule):
         return one_by_one
     steps = NativeSteps(gradient.kernel, update, at, task.clip_norm)
-    return Native(one_by_one, steps, task.rule.end_cycle(c, state.rule) is not state.rule)
+    if task.rule.replicas is not None:  # after every step, one dead replica ends its run
+        steps.most = 1
+    return Native(one_by_one, steps, end_cycle(task.rule, c, state.rule) is not state.rule)
 
 
 def make_native_update(task: Task, state: RunState, inputs: Inputs) -> OneByOne:

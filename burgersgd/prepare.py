@@ -112,6 +112,8 @@ def prepare(
         if engine in ("native", "native_update") and native.library("normals") is None:
             chosen = "eager"
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        if engine == "graphed" and device.type != "cuda":
+            chosen = "eager"
         if engine == "compiled":
             chosen = compiled_or("eager", device)
     budget = budget_of(config, data.n_train, batch_size)

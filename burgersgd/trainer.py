@@ -196,6 +196,9 @@ class _FleetRun:
             "eval_every": trainer.eval_every or -(-budget // 50),
         }
         self.hashes = [config_hash(lane.config, budget) for lane in lanes]
+        for lane, name in zip(lanes, self.hashes, strict=True):
+            if lane.folder is not None:
+                lane.folder.config_hash = name
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
@@ -308,7 +311,8 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
-        self._make_lasting()
+        if not ended:  # else it is done with what is recorded of the end
+            self._make_lasting()
 
     def _make_lasting(self) -> None:
         """Let all that was recorded so far survive a power failure."""

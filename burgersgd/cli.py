@@ -50,7 +50,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output:
         code = _interruptions_told(arguments)
         output.flush()
@@ -350,6 +350,12 @@ def _in_order(arguments: Iterable[str]) -> list[str]:
     return [*last.values(), *flags]
 
 
+def _at_home(word: str) -> str:
+    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
+
+
 def _yaml_infinity(argument: str) -> str:
     """Accept YAML's .inf where Hydra's grammar wants inf."""
     return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)
@@ -406,6 +412,12 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
+    from burgersgd.cost import cost_of_runs
+
+    return cost_of_runs(folders)
+
+
 def _look(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
@@ -420,7 +432,7 @@ def _look(command: str, arguments: list[str]) -> int:
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
-            return analysis.main(arguments)
+            return analysis.main(arguments, _cost_of_runs)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}

@@ -11,16 +11,31 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis"),
+        *("own_process", "analysis", "arguments", "completion", "help", "keys", "schema"),
     },
     "analysis": {"identity", "recording"},
     "revisit": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "run"},
-    "sweeps": {"config", "identity", "interruption", "own_process", "prepare", "recording", "run", "trainer"},
+    "sweeps": {
+        "config",
+        "identity",
+        "keys",
+        "schema",
+        "interruption",
+        "own_process",
+        "prepare",
+        "recording",
+        "run",
+        "trainer",
+    },
     "own_process": {"sweeps"},
     "config": {"registry", "schema"},
     "registry": {"schema"},
     "schema": set(),
     "conf_text": {"schema"},
+    "keys": {"conf_text", "config", "schema"},
+    "help": {"config", "keys", "schema"},
+    "completion": {"config", "help", "keys", "schema", "theory"},
+    "arguments": {"help", "keys", "schema"},
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "prepare": {"build", "probe", "config", "datasets", "models", "training", "streams", "native"},
@@ -44,7 +59,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"analysis", "config", "run"},
 }
-ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
+ONLY_THESE_KNOW_HYDRA = {"arguments", "cli", "config", "sweeps"}
 
 
 def imports(path: Path) -> set[str]:

@@ -27,6 +27,8 @@ from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
 from burgersgd.sweeps.status import note_jobs, unwell
 
+IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+"""Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
 PLUGIN = "hydra_plugins.burgersgd"
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
 """A Hydra launcher's launch: overrides of jobs and the number of the first -> how they ended."""
@@ -64,6 +66,9 @@ class Sweep:
         self.composer = Composer([*hydra_words, *self.added])
         if "hydra/launcher" in chosen:
             _check_launcher(self.composer.launcher())
+        for word in hydra_words:
+            if word.lstrip("+~").startswith(IGNORED):
+                raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
         self.settings = self.composer.sweep(words)
         if self.settings.name is not None and "hydra.sweep.dir" not in chosen:
             self.added.append(f"hydra.sweep.dir=${{output_root}}/multirun/{self.settings.name}")
@@ -76,6 +81,8 @@ class Sweep:
         self._ends: dict[tuple[str, ...], float | Exception] = {}
         self._pruned_at: dict[tuple[str, ...], int] = {}
         """Gradient evaluations of the jobs that were stopped early."""
+        self.quiet = False
+        """Whether to show no progress."""
         self._folder = Path()
         self._progress: SweepProgress | None = None
         self._later = 0  # jobs that a search will propose after those it has proposed
@@ -205,7 +212,9 @@ class Sweep:
             else:
                 end(words, done)
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
-        self._progress = self._progress or SweepProgress(enabled=None if left or self._later else False)
+        self._progress = self._progress or SweepProgress(
+            enabled=None if (left or self._later) and not self.quiet else False
+        )
         budgets = [self._budget(job) for job in left]
         later = self._later * sum(budgets) // max(len(left), 1)
         self._progress.expect(len(left) + self._later, sum(budgets) + later)

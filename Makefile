@@ -34,6 +34,7 @@ soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)
 	$(BIN)/python scripts/soak_kills.py
 	$(BIN)/python scripts/soak_sweeps.py
+	$(BIN)/python scripts/soak_double_starts.py
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

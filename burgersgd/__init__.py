@@ -16,6 +16,7 @@ from burgersgd.config import ConfigError, TrainConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from burgersgd.analysis.runs import load
+    from burgersgd.revisit import load_predictor
     from burgersgd.run import Result, resume, train, train_all, train_fleet
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "TrainerConfig",
     "config",
     "load",
+    "load_predictor",
     "resume",
     "train",
     "train_all",
@@ -42,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from burgersgd.analysis import runs
 
         return runs.load
+    if name == "load_predictor":
+        from burgersgd.revisit import load_predictor
+
+        return load_predictor
     raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")

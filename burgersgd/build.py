@@ -24,8 +24,8 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.training.compiled_step import why_not_compiled
-from burgersgd.training.gradients import Problem, split
+from burgersgd.training.engines.compiled import why_not_compiled
+from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient, images_of
 
 _log = logging.getLogger("burgersgd")
@@ -159,16 +159,16 @@ def own_model(own: UserModel, seed: int) -> Wrapped:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"model: must be an nn.Module or a function that makes one, not {type(made).__name__}")
     try:
-        return Wrapped(made)
+        return Wrapped(made, own)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
-    """Return where a run of the user's own model starts: its parameters, or what its maker draws from the seed."""
-    if isinstance(own, nn.Module):
+def own_start(model: Wrapped, seed: int) -> Tensor:
+    """Return where a run of a module starts: its parameters, or what its maker draws from the seed."""
+    if isinstance(model.source, nn.Module):
         return model.start()
-    made = own_model(own, seed)
+    made = own_model(model.source, seed)
     if (made.names, made.shapes) != (model.names, model.shapes):
         raise ConfigError("model: the function makes modules of different shapes for different seeds")
     for name, value in made.fixed.items():
@@ -177,29 +177,15 @@ def own_start(own: UserModel, model: Wrapped, seed: int) -> Tensor:
     return made.start()
 
 
-def module_at(model: Model, x: Tensor) -> nn.Module:
-    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
-    module = model.module().to("cpu", x.dtype)
-    with torch.no_grad():
-        parts = split(x.detach().cpu(), model.shapes)
-        for parameter, part in zip(trained_parameters(model, module), parts, strict=True):
-            parameter.copy_(part)
-    return module.eval()
-
-
-def trained_parameters(model: Model, module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of model.module() that x holds, in its order."""
-    parameters = dict(module.named_parameters())
-    return [parameters[name] for name in model.names] if isinstance(model, Wrapped) else list(parameters.values())
-
-
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
     trainer = config.trainer
-    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last)
+    rule = config.optimizer.rule()
+    points = rule.replicas or 1  # each of them goes through the data, and each gradient counts
+    per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last) * rule.gradients_per_batch * points
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
-    cycle = config.optimizer.rule().gradients_per_cycle
+    cycle = rule.gradients_per_cycle * points
     budget = asked // cycle * cycle
     if budget == 0:
         allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"

@@ -4,8 +4,8 @@
 prepares data and model before it trains, so that a mistake is one line on the terminal, exit code 2, and nothing on the
 disk. Hydra itself runs sweeps alone, and prints what --cfg and --info ask for.
 
-Exit codes: 0 done; 1 a job failed; 2 usage or configuration; 3 a single run diverged; 75 interrupted and resumable;
-130 interrupted at once.
+Exit codes, of several reasons the first: 2 usage or configuration; 130 interrupted, nothing to go on from; 75
+interrupted or trained by another process, to be resumed; 1 a run or job failed; 3 all runs diverged; 0 done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import os
 import re
 import signal
 import sys
@@ -24,40 +23,52 @@ from typing import TYPE_CHECKING, Any
 from burgersgd import __version__
 from burgersgd.arguments import Wishes, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
+from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
 if TYPE_CHECKING:
-    from burgersgd.config import TrainConfig
     from burgersgd.run import Result
     from burgersgd.sweeps.sweep import Sweep
 
-EPILOG = """\
-examples:
-  burgersgd train                                      the paper's optimizer on scikit-learn's digits
-  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
-  burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 'seed=range(3)'
-  burgersgd train --help                               all groups and keys, with meanings and ranges
-  burgersgd help optimizer.gamma                       one key, everywhere it occurs
-  burgersgd train resume=RUN                           go on with a run that was stopped
-  burgersgd status SWEEP                               how the jobs of a sweep stand
-  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
-  burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
-  burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
-  burgersgd rerun RUN --check                          the same run again: are the bits the same?
-  burgersgd verify                                     the paper's equations, checked one by one
-  burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
-  tensorboard --logdir outputs                         look at the curves
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
+    """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with unfailing() as output:
+        code = _interruptions_told(arguments)
+        output.flush()
+        if code == 0 and output.is_full and arguments[:1] != ["train"]:  # whose output is not what it is for
+            print(f"burgersgd: error: cannot write to standard output: {output.error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def _interruptions_told(arguments: list[str]) -> int:
+    """Run the command line; say that it was interrupted, and how it goes on."""
+    from burgersgd.interruption import RESUMABLE, Interrupted
+
+    try:
+        return _command(arguments)
+    except Interrupted as interrupted:
+        from burgersgd.recording.progress import shown_path
+
+        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
+        if len(interrupted.folders) == 1:
+            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
+        return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
+    except KeyboardInterrupt:
+        print("burgersgd: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if arguments[:1] == ["__complete"]:
         from burgersgd.completion import candidates
 
         print("\n".join(candidates(arguments[1:], list(COMMANDS))))
         return 0
+    from burgersgd.help import EPILOG
+
     parser = argparse.ArgumentParser(
         prog="burgersgd",
         description="Train neural networks by gradient descent on the local entropy of the loss.",
@@ -68,23 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", help=", ".join(COMMANDS))
     command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
     if command not in COMMANDS:
-        return _fail(ValueError(_no_such_command(command, arguments[1:])))
+        from burgersgd.keys import no_such_command
+
+        return _fail(ValueError(no_such_command(command, arguments[1:], COMMANDS)))
     return COMMANDS[command](arguments[1:])
-
-
-def _no_such_command(word: str, rest: Sequence[str]) -> str:
-    from burgersgd.schema import did_you_mean
-
-    if "=" in word:
-        return f"{word}: must be a command; did you mean burgersgd train {' '.join([word, *rest])}?"
-    return f"{word}: must be one of {', '.join(COMMANDS)}{did_you_mean(word, COMMANDS)}"
 
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
-    from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
+    from burgersgd.interruption import interruptible
     from burgersgd.keys import with_whole_numbers
-    from burgersgd.recording.progress import shown_path
     from burgersgd.registry import with_own_classes
 
     wishes, arguments = Wishes.among(arguments)
@@ -102,25 +106,16 @@ def _train(arguments: list[str]) -> int:
     except ValueError as error:
         return _fail(error)
     schema.register_schemas()
-    try:
-        with interruptible(exit_at_once=True):
-            if any(word.startswith("resume=") for word in flags.overrides):
-                flags.overrides = [word for word in flags.overrides if word not in named]
-                return _resume(flags, wishes)
-            return _train_jobs(arguments, wishes)
-    except Interrupted as interrupted:
-        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
-        if len(interrupted.folders) == 1:
-            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
-        return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
-    except KeyboardInterrupt:
-        print("burgersgd: interrupted", file=sys.stderr)
-        return 130
+    with interruptible(exit_at_once=True):
+        if any(word.startswith("resume=") for word in flags.overrides):
+            flags.overrides = [word for word in flags.overrides if word not in named]
+            return _resume(flags, wishes)
+        return _train_jobs(arguments, wishes)
 
 
 def _train_jobs(arguments: list[str], wishes: Wishes) -> int:
     from burgersgd import native
-    from burgersgd.sweeps.compose import refusing
+    from burgersgd.sweeps.compose import compose_job, refusing
 
     flags = hydra_flags(arguments)
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
@@ -144,9 +139,10 @@ def _train_jobs(arguments: list[str], wishes: Wishes) -> int:
 def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
+    from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
     from burgersgd.recording.reading import is_over, read_config
-    from burgersgd.recording.run_folder import RunFolderError
+    from burgersgd.recording.run_folder import RunFolderError, RunInUseError
     from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -181,6 +177,8 @@ def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
         )
     except ValueError as error:
         _fail(error)
+        if isinstance(error, RunInUseError):
+            return RESUMABLE
         return 1 if isinstance(error, RunFolderError) else 2
     print(summary(**_summary_fields(result)), flush=True)
     return 3 if result.state == "diverged" else 0
@@ -188,6 +186,7 @@ def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
 
 def _sweep(arguments: list[str], wishes: Wishes) -> int:
     """Check every job of a sweep, train them, and show how they ended."""
+    from burgersgd.interruption import RESUMABLE, Interrupted
     from burgersgd.sweeps.sweep import Sweep, train_job
 
     words = hydra_flags(arguments).overrides
@@ -203,12 +202,19 @@ def _sweep(arguments: list[str], wishes: Wishes) -> int:
     sweep.quiet = wishes.quiet
     for note in [] if wishes.quiet else sweep.notes:
         print(f"burgersgd: {note}", file=sys.stderr)
+    sweep.take_folder()
     try:
         _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (in_order)
-    finally:  # interrupted, too
-        if sweep.started:
-            print(sweep.report(), flush=True)
-    return sweep.exit_code if sweep.error is None else _fail(sweep.error)
+    except Interrupted as interrupted:
+        print(sweep.report(), flush=True)
+        print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
+        print(f"go on with: {sweep.command(arguments)}", file=sys.stderr)
+        return RESUMABLE
+    if sweep.started:
+        print(sweep.report(), flush=True)
+    if sweep.error is not None:
+        _fail(sweep.error)
+    return sweep.exit_code
 
 
 def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
@@ -217,7 +223,7 @@ def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
     from burgersgd.prepare import prepare
     from burgersgd.recording.progress import summary
     from burgersgd.run import check_output, train
-    from burgersgd.sweeps.compose import split_words
+    from burgersgd.sweeps.compose import compose_job, split_words
 
     hydra_words, words = split_words(flags.overrides)
     try:
@@ -270,29 +276,12 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "diverged_at": result.evaluations if diverged else None,
         "last_finite_loss": result.last_loss if diverged else None,
         "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "regime": None if result.regime is None else str(result.regime),
         "advice": result.advice,
     }
 
 
 # ------------------------------------------------------------------------------------------------ composing and Hydra
-
-
-def compose_job(overrides: Sequence[str]) -> TrainConfig:
-    """Return the checked configuration of a single run.
-
-    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
-    """
-    from burgersgd.config import ConfigError
-    from burgersgd.sweeps.compose import Composer, split_words
-
-    hydra_words, words = split_words(overrides)
-    composer = Composer(hydra_words)
-    if any(override.is_sweep_override() for override in composer.parse(words)):
-        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
-    config = composer.config(words)
-    if config.sweep.params:
-        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
-    return config
 
 
 def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sweep | None = None) -> None:
@@ -388,11 +377,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def run() -> None:
     """Entry point of the installed command."""
+    open_descriptors()
     with seldom_collecting():
         try:
             code = main()
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader (head, less) has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        let_go()
     sys.exit(code)

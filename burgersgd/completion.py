@@ -13,7 +13,7 @@ from pathlib import Path
 
 from burgersgd.config import GROUPS
 from burgersgd.help import FLAGS, known_words
-from burgersgd.keys import Key, choices_in, keys_of
+from burgersgd.keys import Key, choices_in, experiments, keys_of
 from burgersgd.schema import ConfigError
 
 BASH = """\
@@ -105,11 +105,13 @@ def _train(before: Sequence[str], word: str) -> list[str]:
         return sorted({flag.split()[0] for flags in FLAGS for flag in flags.split(", ") if flag.startswith("--")})
     key, equals, value = word.partition("=")
     if not equals:
-        return [f"{name}=" for name in [*GROUPS, *(k.name for k in _keys(before)), "resume"]]
+        return [f"{name}=" for name in [*GROUPS, "experiment", *(k.name for k in _keys(before)), "resume"]]
     begun = value.rpartition(",")[0]
     prefix = f"{key}={begun}{',' * bool(begun)}"
     if key in GROUPS:
         return [prefix + name for name in GROUPS[key].names()]
+    if key == "experiment":
+        return [f"experiment={name}" for name in experiments()]
     if key == "resume":
         return [f"resume={run}" for run in _runs()]
     if key == "sweep.name":

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from burgersgd.models.conv import LeNetConfig as LeNetConfig
     from burgersgd.models.mlp import MlpConfig as MlpConfig
     from burgersgd.optimizers.adam import AdamWConfig as AdamWConfig
+    from burgersgd.optimizers.asam import AsamConfig as AsamConfig
     from burgersgd.optimizers.langevin import LangevinConfig as LangevinConfig
     from burgersgd.optimizers.local_entropy import LocalEntropyConfig as LocalEntropyConfig
     from burgersgd.optimizers.paper import PaperLiteralConfig as PaperLiteralConfig
     from burgersgd.optimizers.paper import PaperSDEConfig as PaperSDEConfig
+    from burgersgd.optimizers.sam import SamConfig as SamConfig
     from burgersgd.optimizers.sgd import GdConfig as GdConfig
     from burgersgd.optimizers.sgd import SgdConfig as SgdConfig
 
@@ -65,6 +67,8 @@ _SHIPPED = {
         "gd": f"{_OPTIMIZERS}.sgd:GdConfig",
         "adamw": f"{_OPTIMIZERS}.adam:AdamWConfig",
         "langevin": f"{_OPTIMIZERS}.langevin:LangevinConfig",
+        "sam": f"{_OPTIMIZERS}.sam:SamConfig",
+        "asam": f"{_OPTIMIZERS}.asam:AsamConfig",
     },
 }
 """Group -> name -> where its class is; to ship another one, add its line here and run scripts/write_conf.py."""
@@ -89,6 +93,7 @@ class LossConfig(Group):
 
     group: ClassVar[str] = "loss"
     name: str = named(
+        auto="squared_error for real targets, else cross_entropy",
         cross_entropy="-log softmax(output)[class]",
         squared_error="|output - target|^2; classes become one-hot vectors",
         logistic="log(1 + exp(-t output)), two classes t = -1, +1",
@@ -262,7 +267,7 @@ class SweepConfig(Group):
 GROUPS: dict[str, Registry] = {
     "dataset": Registry("dataset", _SHIPPED["dataset"], DatasetConfig),
     "model": Registry("model", _SHIPPED["model"], ModelConfig),
-    "loss": Registry("loss", dict.fromkeys(("cross_entropy", "squared_error", "logistic"), LossConfig)),
+    "loss": Registry("loss", dict.fromkeys(("auto", "cross_entropy", "squared_error", "logistic"), LossConfig)),
     "optimizer": Registry("optimizer", _SHIPPED["optimizer"], OptimizerConfig),
     "schedule": Registry(
         "schedule",

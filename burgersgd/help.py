@@ -10,12 +10,29 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from burgersgd.config import GROUPS
-from burgersgd.keys import DEFAULTS, Key, all_keys, choice_of, choices_in, keys_of, no_such_key, top_keys
+from burgersgd.keys import DEFAULTS, Key, all_keys, choice_of, choices_in, experiments, keys_of, no_such_key, top_keys
 from burgersgd.schema import ConfigError
 
 COLUMN = 34
 """Where meanings begin, on a wide terminal."""
 
+EPILOG = """\
+examples:
+  burgersgd train                                      the paper's optimizer on scikit-learn's digits
+  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
+  burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 'seed=range(3)'
+  burgersgd train --help                               all groups and keys, with meanings and ranges
+  burgersgd help optimizer.gamma                       one key, everywhere it occurs
+  burgersgd train resume=RUN                           go on with a run that was stopped
+  burgersgd status SWEEP                               how the jobs of a sweep stand
+  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
+  burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
+  burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
+  burgersgd rerun RUN --check                          the same run again: are the bits the same?
+  burgersgd verify                                     the paper's equations, checked one by one
+  burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
+  tensorboard --logdir outputs                         look at the curves
+"""
 TRAIN = """\
 usage: burgersgd train [GROUP=CHOICE ...] [KEY=VALUE ...] [flags]
        burgersgd train --multirun [KEY=VALUE,VALUE ...] ...
@@ -54,10 +71,13 @@ def train_help(words: Sequence[str]) -> str:
     known = {key.name for key in keys_of(chosen)}
     for name in given:
         bare = name.lstrip("+~")
-        if bare not in known and not bare.startswith(("hydra.", "hydra/", "sweep.params.")):
+        if bare == "experiment" and given[name] in experiments():
+            continue
+        if bare not in known and not bare.startswith(("hydra.", "hydra/")):
             raise ConfigError(no_such_key(bare))
     lines = [TRAIN, _table(FLAGS.items()), "", EXAMPLES, colour("groups", "1")]
     lines.append(_table((f"{g}=", ", ".join(sorted(n.names()))) for g, n in GROUPS.items() if len(n.shipped) > 1))
+    lines.append(_table([("experiment=", ", ".join(experiments()))]))
     lines += ["", colour("keys", "1") + " (burgersgd help KEY: one of them)", _keys(top_keys(), given)]
     for group in GROUPS:
         for choice in chosen.get(group) or [DEFAULTS[group]]:

@@ -34,8 +34,9 @@ def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, 
 def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
     """Raise ConfigError where a run was made with a model or data of the user's own, and they are not given again."""
     for key, given in (("model", model), ("dataset", dataset)):
-        if record[key].get("name") == OWN and given is None:
-            what = f"{key}={record[key].get('class', OWN)}"
+        part = record.get(key)
+        if isinstance(part, Mapping) and part.get("name") == OWN and given is None:
+            what = f"{key}={part.get('class', OWN)}"
             raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
 
 

@@ -1,7 +1,8 @@
-"""Being told to stop: SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 end a run after its current step, ready to be resumed."""
+"""Being told to stop: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end a run after its current step, to be resumed."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -11,7 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has the first two
+]
 GRACE_SECONDS = 4.0
 """A step that lasts longer after the signal is abandoned: its run goes on from the checkpoint before."""
 RESUMABLE = 75
@@ -37,6 +42,7 @@ class Interruption:
         """The handlers that were there before, by signal."""
         self._exit_at_once = exit_at_once
         self._deferring = False
+        self._watchdog: _Watchdog | None = None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -50,8 +56,8 @@ class Interruption:
 
     def settle(self) -> None:
         """Stop counting the seconds of grace: the step is over."""
-        if self.requested is not None and hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._watchdog is not None:
+            self._watchdog.call_off()
 
     def raise_if_requested(self) -> None:
         """Raise Interrupted where there was a signal."""
@@ -60,6 +66,10 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle one of SIGNALS."""
+        if self._watchdog is not None and self._watchdog.take_bark():
+            if not self._watchdog.off:
+                self.raise_if_requested()
+            return  # the step ended just then
         if self.requested is not None and number == signal.SIGINT:  # a second Ctrl-C
             if self._exit_at_once:
                 os._exit(130)
@@ -67,12 +77,44 @@ class Interruption:
         self.requested = number
         if not self._deferring:
             raise Interrupted(number)
-        if hasattr(signal, "setitimer"):
-            self.before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._give_up))
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        if hasattr(signal, "pthread_kill") and (self._watchdog is None or self._watchdog.off):
+            self._watchdog = _Watchdog(number)
 
-    def _give_up(self, number: int, frame: FrameType | None) -> None:
-        self.raise_if_requested()
+
+class _Watchdog:
+    """Sends a signal to the main thread once more after GRACE_SECONDS, so that it leaves whatever it waits in.
+
+    A thread and no timer: a process has one timer (SIGALRM), which may be its caller's. A thread of the lowest level:
+    this is made in a signal handler, which may have interrupted `threading` while that held a lock of its own.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.off = self._barked = False
+        self._call, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
+        self._call.acquire()
+        self._ended.acquire()
+        try:
+            _thread.start_new_thread(self._wait, (number, GRACE_SECONDS))
+        except RuntimeError:  # there are too many threads: nothing is counted
+            self.off = True
+
+    def _wait(self, number: int, seconds: float) -> None:
+        if not self._call.acquire(timeout=seconds):
+            self._barked = True
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        self._ended.release()
+
+    def call_off(self) -> None:
+        """Send nothing any more; what was sent has arrived when this returns."""
+        if not self.off:
+            self.off = True
+            self._call.release()
+            self._ended.acquire()
+
+    def take_bark(self) -> bool:
+        """Whether the signal that is being handled is the watchdog's."""
+        barked, self._barked = self._barked, False
+        return barked
 
 
 _current: Interruption | None = None
@@ -82,7 +124,8 @@ _current: Interruption | None = None
 def interruptible(exit_at_once: bool = False) -> Iterator[Interruption]:
     """Handle SIGNALS meanwhile; inside another `interruptible`, that one's. exit_at_once: at a second Ctrl-C.
 
-    Handlers belong to the main thread: elsewhere nothing is handled, and nothing requested.
+    A signal that is ignored stays ignored (nohup does that with SIGHUP, a shell with SIGINT of what it starts in the
+    background). Handlers belong to the main thread: elsewhere nothing is handled, and nothing requested.
     """
     global _current
     if _current is not None:
@@ -95,7 +138,8 @@ def interruptible(exit_at_once: bool = False) -> Iterator[Interruption]:
     _current = interruption
     try:
         for number in SIGNALS:
-            interruption.before[number] = signal.signal(number, interruption.handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                interruption.before[number] = signal.signal(number, interruption.handle)
         yield interruption
     finally:
         interruption.settle()

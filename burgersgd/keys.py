@@ -15,7 +15,7 @@ from burgersgd.config import CONF_DIR, GROUPS, TrainConfig
 from burgersgd.schema import ConfigError, default_of, described, did_you_mean, fields_of
 
 LINE = re.compile(r"(\w+): (.*?)(?:  # (.*))?")
-DEFAULTS = {group: next(iter(names)) for group, names in GROUPS.items()} | {"optimizer": "local_entropy"}
+DEFAULTS = dict(re.findall(r"  - (\w+): (\w+)\n", (CONF_DIR / "train.yaml").read_text(encoding="utf-8")))
 """Group -> the choice of conf/train.yaml."""
 
 
@@ -40,7 +40,8 @@ class Key(NamedTuple):
         null = ["null"] * (allowed != self.allowed)
         if allowed == "true or false":
             return ["true", "false"]
-        return null if re.match(r"(int|float|str|list|dict)\b", allowed) else [*allowed.split(", "), *null]
+        first, *_ = re.split(r"(?:^|, )(?:int|float|str|list|dict)\b", allowed)
+        return [*(first.split(", ") if first else ()), *null]
 
 
 def top_keys() -> list[Key]:
@@ -72,6 +73,11 @@ def choice_of(group: str, choice: str) -> tuple[str, list[Key]]:
     return summary, [Key(f"{group}.{name}", *pair) for name, pair in given.items() if name != "name" or pair[1]]
 
 
+def experiments() -> list[str]:
+    """Return the names of the files that set keys of several groups."""
+    return sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+
+
 def keys_of(choices: Mapping[str, Sequence[str]]) -> list[Key]:
     """Return all keys there are with these choices of the groups (the others at their defaults)."""
     found = {key.name: key for key in top_keys()}
@@ -101,6 +107,13 @@ def choices_in(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 # --------------------------------------------------------------------------------------------------------- suggestions
+
+
+def no_such_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> str:
+    """Return what to answer to a first word that is no command; `rest` are the words after it."""
+    if "=" in word:
+        return f"{word}: must be a command; did you mean burgersgd train {' '.join([word, *rest])}?"
+    return f"{word}: must be one of {', '.join(commands)}{did_you_mean(word, commands)}"
 
 
 def no_such_choice(group: str, choice: str) -> str:

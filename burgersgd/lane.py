@@ -153,7 +153,7 @@ def read_run(path: Path, looking: bool = False) -> RecordedRun:
     """
     record = read_config(path)
     checked(record, ConfigRecord, path / CONFIG)
-    config, status, end = config_from(record), read_status(path), read_end(path)
+    config, status, end = config_from(record), read_status(path), read_end(path, unchanged=not looking)
     if not (path / CHECKPOINT).exists():
         if end is not None:
             raise RunFolderError(f"{path}: the run is {end['state']}, and its checkpoint.pt is missing")
@@ -203,9 +203,11 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: 
         **dict.fromkeys(("diverged_at", "best.at"), ((torch.int64,), ())),
         "alive": ((torch.bool,), ()),
     }
+    if "loss" in best:  # version 0.1.0 kept none
+        kinds["best.loss"] = ((torch.float64,), ())
     state = {f"state.{name}": value for name, value in checkpoint["state"].items() if value is not None}
     tensors = {name: checkpoint[name] for name in kinds if "." not in name}
-    tensors |= {f"best.{name}": best[name] for name in ("x", "error", "at")}
+    tensors |= {f"best.{name}": best[name] for name in ("x", "error", "at", "loss") if name in best}
     for name, tensor in (tensors | state).items():
         if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.is_quantized:
             raise refuse(name, "must be an ordinary tensor")
@@ -234,8 +236,5 @@ def depends_on_budget(config: TrainConfig) -> str | None:
         return "schedule.warmup"
     if config.schedule.name != "constant":
         return f"schedule={config.schedule.name}"
-    if getattr(config.optimizer, "nu_annealing", "constant") != "constant":
-        return "optimizer.nu_annealing"
-    if config.optimizer.name == "paper_literal" and getattr(config.optimizer, "period", 1) is None:
-        return "optimizer.period=null"
-    return None
+    key = config.optimizer.rule().budget_key()
+    return None if key is None else f"optimizer.{key}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ def seldom_collecting() -> Iterator[None]:
 
 def worker(*arguments: Any) -> None:
     """Be a worker of a sweep, see sweeps.workers.work. Here because that module imports torch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; one decides
     with seldom_collecting():
         from burgersgd.sweeps.workers import work
 

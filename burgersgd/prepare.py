@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -37,10 +38,12 @@ from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.probe import probe
+from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem
+from burgersgd.training.stability import top_eigenvalue
 
 _log = logging.getLogger("burgersgd")
 
@@ -84,6 +87,7 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
+    config = with_loss(config, data.task)
     loss = loss_of(config, data)
     maker = maker_of(config, data, loss) if model is None else model
     network = model_of(config, data, loss, maker)
@@ -107,18 +111,22 @@ def prepare(
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
         if engine == "compiled":
             chosen = compiled_or("eager", device)
-    return Prepared(
+    budget = budget_of(config, data.n_train, batch_size)
+    facts = Facts(data.task, model is not None, budget, functools.cache(lambda: prepared.curvature()))
+    prepared = Prepared(
         configs=list(configs),
         data=on_device,
         problem=problem,
         batch_size=batch_size,
-        budget=budget_of(config, data.n_train, batch_size),
+        budget=budget,
         engine=chosen,
         threads=threads,
-        user_model=maker,
         own_model=model is not None,
         own_data=dataset is not None,
+        facts=facts,
     )
+    prepared.configs = [resolved(config, facts) for config in configs]
+    return prepared
 
 
 @contextlib.contextmanager
@@ -156,11 +164,18 @@ class Prepared:
     budget: int
     engine: str
     threads: int | None
-    user_model: UserModel | None
     own_model: bool
     """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
     """Whether the data are arrays or a Dataset of the user's own."""
+    facts: Facts
+    """What decides on the settings that a configuration leaves open."""
+
+    def curvature(self) -> float:
+        """Return the largest |eigenvalue| of the Hessian at the start of a run of seed 0."""
+        start = dataclasses.replace(self, configs=[dataclasses.replace(self.configs[0], seed=0)])
+        seed = torch.zeros(1, dtype=torch.int64, device=self.problem.inputs.device)
+        return top_eigenvalue(self.problem, start.initial(seed)[0])
 
     @property
     def gpu_work(self) -> float:
@@ -218,8 +233,7 @@ class Prepared:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
         model, inputs = self.problem.model, self.problem.inputs
         if isinstance(model, Wrapped):
-            assert self.user_model is not None
-            return torch.stack([own_start(self.user_model, model, c.seed) for c in self.configs]).to(inputs)
+            return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
         z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
         if model.init_distribution == "normal":
@@ -233,8 +247,17 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native = self.engine == "native"
-        return Evaluator(problem.model, problem.loss, classification, part.inputs, part.targets, targets, native)
+        native, deviation = self.engine == "native", self.data.units.target_deviation
+        return Evaluator(
+            model=problem.model,
+            loss=problem.loss,
+            classification=classification,
+            inputs=part.inputs,
+            labels=part.targets,
+            targets=targets,
+            scale=deviation.to(targets) if deviation.dim() else None,
+            native=native,
+        )
 
 
 def _batch_sizes(config: TrainConfig, n: int, batch_size: int) -> set[int]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError
-from burgersgd.identity import check_own
+from burgersgd.datasets.dataset import one_line
+from burgersgd.identity import OWN, check_own
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import read_run
+from burgersgd.predictor import Predictor, described, network_state, rebuilt
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
@@ -28,10 +29,14 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
+from burgersgd.recording.schema import PredictorRecord, checked
 from burgersgd.run import Result, repeat
 
 POINTS = ("last", "best")
 """Which x of a run: the last one, or that of lowest validation error."""
+
+EXPORT_FORMAT = 1
+"""Of the file that `burgersgd export` writes; changes when what it holds changes its meaning."""
 
 
 def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
@@ -44,14 +49,60 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
 
 
-def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
-    """Return x of a run as the state_dict of an ordinary nn.Module. Raises RunFolderError."""
-    checkpoint = _checkpoint(folder)
-    named, x = checkpoint["parameters"], x_of(checkpoint, point)
+def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
+    x = x_of(checkpoint, point)
     if not bool(torch.isfinite(x).all()):
         raise RunFolderError(f"{folder}: the {point} x is not finite: the run diverged")
-    parts = torch.split(x, [math.prod(shape) for _, shape in named])
-    return {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
+    return x
+
+
+def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
+    """Return x of a run as the state_dict of its network: an ordinary nn.Module. Raises RunFolderError."""
+    checkpoint = _checkpoint(folder)
+    description = checkpoint.get("predictor") or {"tied": {}, "fixed": {}}  # 0.1.0 knew neither
+    return network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
+
+
+@undisturbed()
+def exported(
+    folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
+) -> dict[str, Any]:
+    """Return what `load_predictor` makes a Predictor of, at an x of a run: plain values and tensors.
+
+    Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
+    record its units.
+    """
+    run = read_run(folder, looking=True)
+    checkpoint = run.checkpoint or read_checkpoint(folder)
+    description = checkpoint.get("predictor")
+    if description is None:
+        check_own(read_config(folder), model, dataset)
+        prepared = prepare([run.config], model=model, dataset=dataset)
+        problem, settings = prepared.problem, prepared.configs[0].model
+        description = described(problem.model, model is not None, settings, problem.loss, prepared.data)
+    state = network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
+    return {"format": EXPORT_FORMAT, "predictor": description, "network": state}
+
+
+@undisturbed()
+def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | None = None) -> Predictor:
+    """Return the predictor of a file written by `burgersgd export`, or of a run folder at a point (last or best).
+
+    It takes raw inputs and gives class scores, or targets in their own unit. model is the user's own module, if that
+    was trained. Raises RunFolderError for a file that cannot be read, ConfigError for a module that does not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        content = exported(path, point, model=model)
+    else:
+        try:
+            content = torch.load(path, weights_only=True)
+        except Exception as error:  # of many kinds, for a broken file
+            raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
+        raise RunFolderError(f"{path} is no predictor: make one with burgersgd export RUN --output {path}")
+    checked(content["predictor"], PredictorRecord, path)
+    return rebuilt(content["predictor"], content["network"], model)
 
 
 @undisturbed()
@@ -99,15 +150,15 @@ def rerun(
     if checkpoint["parent"] is not None:
         raise ConfigError(f"{folder}: continues {checkpoint['parent']['folder']}, which can be repeated by itself")
     fleet, choices = checkpoint["fleet"], checkpoint["choices"]
+    then, before = read_environment(folder), read_metrics(folder)
     result = repeat(folder, choices, model=model, dataset=dataset, progress=progress)
     assert result.folder is not None
-    then, now = read_environment(folder), read_environment(result.folder)
+    now, after = read_environment(result.folder), read_metrics(result.folder)
     circumstances = [f"{key}: {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now[key]]
     if fleet["size"] > 1 and choices["engine"] != "native":
         circumstances.append(
             f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
         )
-    before, after = read_metrics(folder), read_metrics(result.folder)
     differences = [f"metrics.csv: has no column {column}" for column in after if column not in before]
     differences += [
         f"metrics.csv, {column}: {_first_difference(theirs, after[column])}"
@@ -151,6 +202,12 @@ def _arguments(command: str, description: str, arguments: Sequence[str], check: 
         parser.add_argument("--point", choices=POINTS, default="last", help="which x: the last one, or the best one")
     if command == "export":
         parser.add_argument("--output", type=Path, help="the file to write (default: RUN/model.pt)")
+        parser.add_argument(
+            "--format",
+            choices=("predictor", "state_dict"),
+            default="predictor",
+            help="predictor: takes raw inputs, read by burgersgd.load_predictor; state_dict: the network's tensors",
+        )
     return parser.parse_args(arguments)
 
 
@@ -167,15 +224,20 @@ def main_evaluate(arguments: Sequence[str]) -> int:
 
 
 def main_export(arguments: Sequence[str]) -> int:
-    """Run `burgersgd export RUN`: write x as a state_dict that loads into an ordinary nn.Module."""
-    given = _arguments("export", "Write x of a run as a PyTorch state_dict (weights only).", arguments)
-    tensors, path = state_dict(given.run, given.point), given.output or given.run / "model.pt"
+    """Run `burgersgd export RUN`: write x as a predictor of raw inputs, or as the state_dict of its network."""
+    given = _arguments("export", "Write x of a run to a file, as data only (no code).", arguments)
+    path = given.output or given.run / "model.pt"
+    tensors = state_dict(given.run, given.point)
     try:
-        torch.save(tensors, path)
+        torch.save(tensors if given.format == "state_dict" else exported(given.run, given.point), path)
     except (OSError, RuntimeError) as error:
         raise RunFolderError(f"--output={path}: cannot write there: {str(error).splitlines()[0]}") from error
-    print(f"{shown_path(path)}: {sum(t.numel() for t in tensors.values()):,} parameters in {len(tensors)} tensors")
-    print(f'module.load_state_dict(torch.load("{shown_path(path)}", weights_only=True))')
+    print(f"{shown_path(path)}: {sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors")
+    if given.format == "state_dict":
+        print(f'module.load_state_dict(torch.load("{shown_path(path)}", weights_only=True))')
+    else:
+        own = ", model=..." if read_config(given.run)["model"].get("name") == OWN else ""
+        print(f'predictor = burgersgd.load_predictor("{shown_path(path)}"{own})')
     return 0
 
 

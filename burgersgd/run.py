@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from burgersgd.build import UserData, UserModel
-from burgersgd.config import TrainConfig
+from burgersgd.config import Group, TrainConfig
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
+from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
@@ -83,7 +84,7 @@ def train_fleet(
     prepared = prepare(configs, model=model, dataset=dataset)
     overrides = overrides or [()] * len(configs)
     with ExitStack() as stack:
-        lanes = [Lane(config) for config in configs]
+        lanes = [Lane(config) for config in prepared.configs]
         if record:
             with prepared.torch_settings():  # whose number of threads is recorded
                 for lane, words in zip(lanes, overrides, strict=True):
@@ -225,7 +226,7 @@ def train_jobs(
     with ExitStack() as stack:
         lanes: dict[int, Lane] = {}
         earlier: dict[int, RunFolder] = {}
-        for i, (config, words) in enumerate(zip(configs, overrides, strict=True)):
+        for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 path = Path(config.output_root, config.run_name or "")
                 if not begun(path):
@@ -263,8 +264,8 @@ def repeat(
 def check_output(config: TrainConfig) -> None:
     """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
     path = Path(config.output_root).absolute()
-    _check_name(config, "output_root", path)
-    _check_name(config, "run_name", path / (config.run_name or ""))
+    check_name(config, "output_root", path)
+    check_name(config, "run_name", path / (config.run_name or ""))
     try:
         folder = path / (config.run_name or "")
         if config.run_name is not None and folder.exists() and not (any(folder.iterdir()) and is_half_made(folder)):
@@ -276,8 +277,10 @@ def check_output(config: TrainConfig) -> None:
         raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
 
 
-def _check_name(config: TrainConfig, key: str, path: Path) -> None:
-    """Raise ConfigError where the system has no folders of that name: it is too long, or a part of it is."""
+def check_name(config: Group, key: str, path: Path) -> None:
+    """Raise ConfigError, of a key of config, where the system has no folders of that name: a part of it is too long."""
+    if LOCK in path.parts:
+        raise config.error(key, f"no folder can be called {LOCK}")
     for name in (*path.parts, path):
         try:
             os.stat(name)

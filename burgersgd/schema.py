@@ -70,6 +70,17 @@ def opt(
     return field(default=default, metadata=metadata)
 
 
+LearningRate = Any
+"""A number above 0, or one of these words."""
+LR_WORDS = ("default", "auto")
+
+
+def learning_rate(meaning: str = "step of one gradient evaluation") -> Any:
+    """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/rates.py)."""
+    text = f"{meaning}; default: the rule's own, for model and loss; auto: from the curvature at the start"
+    return opt("default", text, above=0)
+
+
 def named(*names: str, **described: str) -> Any:
     """Return the field `name` of a class that stands for these names alone; the first is the default.
 
@@ -143,7 +154,8 @@ class Group:
             raise self._error(f.name, given, "must not be null")
         try:
             value = _converted(kind, given)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:  # OverflowError: an integer that no float is near
+            kind = "float, default or auto" if kind == "LearningRate" else kind
             raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
         if choices and value not in choices:
@@ -169,7 +181,8 @@ def described(f: dataclasses.Field[Any]) -> str:
     else:
         limits = _allowed(_readable(rule), 0.0).replace(" (inf allowed)", ", inf allowed") if rule else ""
         element = kind.removeprefix("list[").removesuffix("]")
-        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{kind} {limits}".strip()
+        shown = "default, auto, float" if kind == "LearningRate" else kind
+        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{shown} {limits}".strip()
     return f"{meaning} ({allowed}{', or null' if optional else ''})".strip()
 
 
@@ -198,7 +211,8 @@ def fields_of(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
 
 def float_values(group: Group) -> dict[str, float]:
     """Return the keys of type float with their values: what may differ between the runs of a fleet."""
-    return {name: getattr(group, name) for name, f in fields_of(type(group)).items() if type_name(f) == "float"}
+    kinds = ("float", "LearningRate")
+    return {name: getattr(group, name) for name, f in fields_of(type(group)).items() if type_name(f) in kinds}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -209,6 +223,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _converted(kind: str, value: Any) -> Any:
     """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
+    if kind == "LearningRate":
+        return value if isinstance(value, str) and value in LR_WORDS else _converted("float", value)
     number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
     if kind.startswith("list[") and isinstance(value, list | tuple):
         return [_converted(kind[5:-1], v) for v in value]
@@ -272,6 +288,9 @@ class DatasetConfig(Group):
         hashed_with="label_noise",
     )
     standardize: bool = opt(True, "by mean and deviation of the training part")
+    standardize_targets: bool = opt(
+        True, "real targets too, for training; errors are told in their own unit", since="0.2", as_before=False
+    )
     seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
     validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)
 
@@ -299,6 +318,11 @@ class ModelConfig(Group):
     group: ClassVar[str] = "model"
     name: str = ""
 
+    @property
+    def lr_share(self) -> float:
+        """Share of an optimizer's own learning rate that is the default for this model."""
+        return 1 / 3
+
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
         """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
 
@@ -317,8 +341,14 @@ class OptimizerConfig(Group):
 
     group: ClassVar[str] = "optimizer"
     full_batch: ClassVar[bool] = False
+    base_lr: ClassVar[float] = 0.1
+    """The learning rate where none is set, of a small classifier."""
     name: str = ""
-    lr: float = opt(0.1, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set; share is less than 1 for other models and losses."""
+        return self.base_lr * share
 
     def rule(self) -> Rule:
         """Return the update rule with its static choices."""

@@ -120,13 +120,18 @@ def normal_(
 
 
 def permutation(
-    seeds: Int64[Tensor, " runs"], epoch: int, n: int, *, backend: Backend | None = None
+    seeds: Int64[Tensor, " runs"],
+    epoch: int,
+    n: int,
+    *,
+    purpose: int = Purpose.BATCHES,
+    backend: Backend | None = None,
 ) -> Int64[Tensor, "runs n"]:
-    """Return a random permutation of range(n) for every run, from the stream (seed, BATCHES, epoch).
+    """Return a random permutation of range(n) for every run, from the stream (seed, purpose, epoch).
 
     Raises ValueError as normal_ does.
     """
-    words = integers(seeds, Purpose.BATCHES, epoch, 1, 2 * n, backend=backend)[0].unflatten(-1, (n, 2))
+    words = integers(seeds, purpose, epoch, 1, 2 * n, backend=backend)[0].unflatten(-1, (n, 2))
     return torch.argsort((words[..., 0] >> 1 << 32) | words[..., 1], dim=-1, stable=True)
 
 

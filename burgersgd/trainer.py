@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel, module_at, trained_parameters
+from burgersgd.build import UserData, UserModel
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
+from burgersgd.predictor import Predictor, described, module_at, trained_parameters
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
@@ -32,6 +33,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
@@ -54,7 +56,10 @@ class Result:
     metrics: dict[str, list[float | None]]
     """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
     model: nn.Module
-    """An ordinary module at the last x, on the CPU, in evaluation mode."""
+    """The network: an ordinary module at the last x, on the CPU, in evaluation mode. It takes inputs as it was trained
+    on, standardised by default."""
+    predictor: Predictor
+    """The network behind what was done to the data: from raw inputs to class scores, or targets in their own unit."""
     n_parameters: int
     test_error: float
     test_loss: float
@@ -75,6 +80,8 @@ class Result:
     """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
     no_better_than_guessing: bool = False
     """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    regime: Regime | None = None
+    """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
     """What to try, of a run that diverged or is no better than guessing."""
 
@@ -324,16 +331,23 @@ class _FleetRun:
             "seconds": self.position.seconds,
             **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
-            "parameters": self._parameters,
+            **self._network,
         }
 
     @functools.cached_property
-    def _parameters(self) -> list[list[Any]]:
-        """Names and shapes of the parameters in an ordinary module."""
-        model = self.prepared.problem.model
-        module = model.module()
-        numbers = {id(p) for p in trained_parameters(model, module)}
-        return [[name, list(p.shape)] for name, p in module.named_parameters() if id(p) in numbers]
+    def _network(self) -> dict[str, Any]:
+        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
+        problem = self.prepared.problem
+        return {
+            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
+            "predictor": described(
+                problem.model,
+                self.prepared.own_model,
+                self.prepared.configs[0].model,
+                problem.loss,
+                self.prepared.data,
+            ),
+        }
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -352,6 +366,10 @@ class _FleetRun:
     @functools.cached_property
     def _guess(self) -> float:
         return self.prepared.data.guess_error(self.prepared.data.validation)
+
+    @functools.cached_property
+    def _regimes(self) -> list[Regime | None]:
+        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
 
     def _result(self, i: int) -> Result:
         fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
@@ -373,6 +391,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
+        model, data = module_at(self.prepared.problem.model, fleet.x[i]), self.prepared.data
         return Result(
             config=lane.config,
             task=self.prepared.data.task,
@@ -380,7 +399,8 @@ class _FleetRun:
             evaluations=evaluations,
             seconds=self.position.seconds,
             metrics={name: [row[name] for row in rows] for name in rows[0]},
-            model=module_at(self.prepared.problem.model, fleet.x[i]),
+            model=model,
+            predictor=Predictor(model, data.units, data.input_shape, self.prepared.problem.loss.name == "logistic"),
             n_parameters=self.prepared.problem.d,
             **{name: values[i] for name, values in self._measured.items()},
             best_validation_error=float(self.best.error[i]),
@@ -391,6 +411,7 @@ class _FleetRun:
             reason=lane.failure or reason,
             guess_error=self._guess,
             no_better_than_guessing=guessing,
+            regime=self._regimes[i],
             advice=advice,
         )
 
@@ -413,6 +434,8 @@ class _FleetRun:
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
+            if result.regime is not None:
+                fields["regime"] = result.regime.recorded()
             if result.reason is not None:
                 fields["reason"] = result.reason
                 lines.insert(0, (logging.ERROR, result.reason))

@@ -35,7 +35,10 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.prepare import prepare
 from burgersgd.streams import Purpose
-from burgersgd.training.fleet import BLOCK, DRAW_BYTES, Fleet
+from burgersgd.training.engines.eager import OneByOne
+from burgersgd.training.engines.native import Native
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.inputs import BLOCK, DRAW_BYTES
 
 LR, GAMMA, NU, INNER_STEPS = 0.01, 1.0, 1e-6, 20
 NOISE_SCALE = math.sqrt(4 * NU * LR)
@@ -461,25 +464,18 @@ def profile(work: Workload, compile: str) -> dict[str, Callable[[], Rival]]:
     except ConfigError:
         return {}
     fleet.advance(1)
-    block, draws, state = fleet._block, fleet._draws, fleet.state
-    assert block is not None
-    assert draws is not None
-    assert block.indices is not None
-    c, xi, indices = fleet._row(0), None if draws.xi is None else draws.xi[0], block.indices[0]
-    grads = [grad.clone() for grad in fleet._gradient(state.y, indices, None)[0]]
-    apart = type(state)(*(None if field is None else field.clone() for field in state))  # is moved for ever, in place
-
-    def rule_step() -> None:
-        if fleet._fused is not None:
-            fleet._fused(block.coefficients[0], grads, fleet.alive, 0)
-        else:
-            fleet.rule.step(c, apart, grads[0], xi)
+    inputs, steps = fleet.inputs, fleet.stepper
+    steps = steps.one_by_one if isinstance(steps, Native) else steps
+    if not isinstance(steps, OneByOne):
+        return {}
+    at, indices = fleet.rule.gradient_at(inputs.row(0), fleet.state), inputs.indices(0)
+    grads = [grad.clone() for grad in steps.gradient(at, indices, None).grads]
 
     parts: dict[str, Callable[[], Rival]] = {
-        "gradient": lambda: Floor(lambda: fleet._gradient(state.y, indices, None)),
-        "update": lambda: Floor(rule_step),
-        "coefficients and batches": lambda: Floor(lambda: fleet._fill(block.first), BLOCK),
+        "gradient": lambda: Floor(lambda: steps.gradient(at, indices, None)),
+        "update": lambda: Floor(lambda: steps.update(fleet.runs, inputs, 0, grads, True)),
+        "coefficients and batches": lambda: Floor(lambda: inputs.fill(0), BLOCK),
     }
-    if draws.xi is not None:
-        parts["normals"] = lambda: Floor(lambda: fleet._draw(draws.first), fleet.draw_length)
+    if inputs.draws.xi is not None:
+        parts["normals"] = lambda: Floor(lambda: inputs.draw(0), inputs.draw_length)
     return parts

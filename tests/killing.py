@@ -1,4 +1,4 @@
-"""Runs in processes of their own that the system kills after a given time of computing, with no chance to clean up."""
+"""Runs that die at a chosen file operation, with no chance to clean up: not a matter of time, or load."""
 
 from __future__ import annotations
 
@@ -7,41 +7,52 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHILD = """
-import signal, sys
+OPERATIONS = ("open", "os.rename", "os.truncate", "os.remove", "os.mkdir", "os.rmdir")
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
 import torch
-from burgersgd.cli import compose_job
+from burgersgd.sweeps.compose import compose_job
 from burgersgd.config import register_schemas
 from burgersgd.prepare import prepare
+from burgersgd.recording.run_folder import CHECKPOINT, STATUS, read_checkpoint
 from burgersgd.run import resume, train
-seconds, folder, *arguments = sys.argv[1:]
+from tests.killing import OPERATIONS
+folder, moments, *arguments = Path(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:]
 torch.set_num_threads(1)
 register_schemas()
 config = compose_job(arguments)
 prepare([config])
-if float(seconds):
-    signal.setitimer(signal.ITIMER_VIRTUAL, float(seconds))  # SIGVTALRM ends a process that does not handle it
-resume(folder, progress=False) if folder else train(config, progress=False)
+for moment in [*map(int, moments), 0]:  # each time the process that imported everything is forked, the last one lives
+    child = os.fork()
+    if child == 0:
+        left = moment
+        def look(event, arguments):
+            global left
+            if event in OPERATIONS and str(arguments[0]).startswith(str(folder)):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(look)
+        resume(folder, progress=False) if (folder / STATUS).exists() else train(config, progress=False)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if moment else 0), status
+    print(read_checkpoint(folder)["evaluations"] if (folder / CHECKPOINT).exists() else 0, flush=True)
 """
 
 
-def run_until_done(folder: Path, arguments: list[str], n_kills: int, longest: float, seed: int) -> list[int]:
-    """Train into a run folder and kill the process n_kills times, each time after up to `longest` seconds of computing.
+def run_until_done(folder: Path, arguments: list[str], n_kills: int, longest: int, seed: int) -> list[int]:
+    """Train into a run folder, dying n_kills times, each time before one of the next `longest` file operations in it.
 
-    Return the evaluations of the checkpoints from which it went on (0: from the start).
+    Return the evaluations of the checkpoints that each of the processes left (0: none), the last one that of the end.
     """
-    from burgersgd.recording.run_folder import CHECKPOINT, read_checkpoint
-
-    moments, reached = random.Random(seed), []
-    command = [*arguments, f"output_root={folder.parent}", f"run_name={folder.name}"]
-    begun = ""
-    while True:
-        seconds = moments.uniform(0.0, longest) + 1e-3 if len(reached) < n_kills else 0.0
-        child = [sys.executable, "-c", CHILD, str(seconds), begun, *command]
-        finished = subprocess.run(child, capture_output=True, text=True, check=False)
-        if finished.returncode >= 0:
-            assert finished.returncode == 0, finished.stderr
-            return reached
-        reached.append(read_checkpoint(folder)["evaluations"] if (folder / CHECKPOINT).exists() else 0)
-        if folder.joinpath("status.json").exists():
-            begun = str(folder)
+    moments = random.Random(seed)
+    drawn = ",".join(str(moments.randint(1, longest)) for _ in range(n_kills))
+    words = [*arguments, f"output_root={folder.parent}", f"run_name={folder.name}"]
+    command = [sys.executable, "-c", DRIVER, str(folder), drawn, *words]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]

@@ -63,6 +63,58 @@ def test_a_signal_saves_the_run_and_exits_with_75(
     assert_same(tmp_path / "outputs/undisturbed", folder)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_what_is_ignored_stays_ignored(at_step: Callable[..., None]) -> None:
+    """As nohup has it with SIGHUP, and a shell with SIGINT of what it starts in the background."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            at_step(7, send(number))
+            assert train(small_config(), record=False, progress=False).state == "completed"
+            assert signal.getsignal(number) is signal.SIG_IGN
+        finally:
+            signal.signal(number, before)
+
+
+def test_an_interrupted_run_has_its_log(at_step: Callable[..., None], tmp_path: Path) -> None:
+    at_step(21, send(signal.SIGHUP))
+    with pytest.raises(Interrupted):
+        train(named(small_config(), "run"), progress=False)
+    assert "Interrupted: SIGHUP" in (tmp_path / "outputs/run/log.txt").read_text()
+
+
+def test_the_timer_of_the_caller_goes_on(at_step: Callable[..., None]) -> None:
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    handler = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 1e6, 3.0)
+    try:
+        at_step(21, send(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(small_config(), record=False, progress=False)
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0.9e6 < left <= 1e6
+        assert interval == 3.0
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_watchdog_that_barks_as_the_step_ends_is_not_a_second_signal(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.0)
+    kill, barked = signal.pthread_kill, threading.Event()
+    monkeypatch.setattr(signal, "pthread_kill", lambda *_: barked.set())  # it is on its way
+    with interruptible() as current:
+        with current.deferred():
+            signal.raise_signal(number)
+            barked.wait(60)
+        kill(threading.get_ident(), number)  # and arrives when the step is over
+        assert current.requested == number
+
+
 def test_every_run_of_a_fleet_is_saved(at_step: Callable[..., None], tmp_path: Path) -> None:
     at_step(21, send(signal.SIGTERM))
     with pytest.raises(Interrupted) as caught:
@@ -156,23 +208,24 @@ def test_nested_sections_share_the_outer_one() -> None:
         signal.raise_signal(signal.SIGUSR2)
 
 
-def test_five_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    """Real processes, killed as the system kills them, until the run is done; the same 200 times in `make soak`."""
+def test_five_kills_at_random_file_operations_change_nothing(tmp_path: Path) -> None:
+    """Real processes that die as by SIGKILL, until the run is done; the same 200 times in `make soak`."""
     arguments = ["trainer.budget=8000", "trainer.log_every=10", "trainer.checkpoint_every=70"]
     assert main(["train", *arguments, "run_name=undisturbed"]) == 0
-    reached = run_until_done(tmp_path / "outputs/killed", arguments, n_kills=5, longest=0.1, seed=5)
-    assert len(reached) == 5
-    assert 0 < reached[-1] < 8000
+    reached = run_until_done(tmp_path / "outputs/killed", arguments, n_kills=5, longest=300, seed=5)
+    assert len(reached) == 6
+    assert 0 < reached[-2] < reached[-1] == 8000  # the run has ten times as many operations
     assert reached == sorted(reached)
     assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/killed")
 
 
 def test_sigterm_to_a_real_process_exits_with_75(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "burgersgd", "train", "trainer.budget=10000000", "run_name=run"]
+    words = ["trainer.budget=10000000", "trainer.checkpoint_every=1000", "run_name=run"]
+    command = [sys.executable, "-m", "burgersgd", "train", *words]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not (tmp_path / "outputs/run/status.json").exists() and process.poll() is None:
+        while not (tmp_path / "outputs/run/checkpoint.pt").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         error = process.communicate(timeout=120)[1]

@@ -36,8 +36,10 @@ from burgersgd.recording.run_folder import (
     read_status,
 )
 from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
-from burgersgd.training.compiled_step import CompiledStep
+from burgersgd.training.engines.compiled import Compiled
 from burgersgd.training.fleet import Fleet
+from burgersgd.training.inputs import Inputs
+from burgersgd.training.state import RunState
 from tests.conftest import small_config
 from tests.recording.editing import rewrite_checkpoint
 
@@ -169,15 +171,15 @@ def test_a_killed_compiled_run_goes_on_to_the_same_bits(monkeypatch: pytest.Monk
     )
     config = named(config, "undisturbed", compile="on", log_every=7, checkpoint_every=11)
     train(config, progress=False)
-    step = CompiledStep.run
+    step = Compiled.advance
 
-    def dying(self: CompiledStep, k: int, ends_cycle: bool) -> None:
-        if k == 28:
+    def dying(self: Compiled, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
+        if first == 28:
             raise Killed
-        step(self, k, ends_cycle)
+        return step(self, state, inputs, first, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CompiledStep, "run", dying)
+        patch.setattr(Compiled, "advance", dying)
         patch.setattr(RunFolder, "__exit__", lambda self, *a: release(self.path))
         with pytest.raises(Killed):
             train(named(config, "killed"), progress=False)
@@ -445,7 +447,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     train(named(small_config(), "run"), progress=False)
-    with RunFolder.reopen(tmp_path / "outputs/run"), pytest.raises(RunInUseError, match="another process is training"):
+    with RunFolder.reopen(tmp_path / "outputs/run"), pytest.raises(RunInUseError, match="is training this run"):
         resume(tmp_path / "outputs/run", progress=False)
 
 

@@ -49,7 +49,8 @@ def test_an_evaluation_that_differs_from_the_record_is_loud(folder: Path, capsys
 
 @pytest.mark.parametrize("point", ["last", "best"])
 def test_what_is_exported_loads_into_an_ordinary_module(folder: Path, point: str) -> None:
-    assert main(["export", "outputs/run", "--point", point, "--output", "model.pt"]) == 0
+    arguments = ["--point", point, "--format", "state_dict", "--output", "model.pt"]
+    assert main(["export", "outputs/run", *arguments]) == 0
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 10))
     net.double().load_state_dict(torch.load("model.pt", weights_only=True))
     checkpoint = read_checkpoint(folder)

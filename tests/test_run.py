@@ -19,8 +19,10 @@ from burgersgd import native
 from burgersgd import trainer as trainer_module
 from burgersgd.build import engine_of
 from burgersgd.config import (
+    AdamWConfig,
     ConfigError,
     GdConfig,
+    LangevinConfig,
     LinearScheduleConfig,
     LocalEntropyConfig,
     LossConfig,
@@ -30,12 +32,14 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.datasets import DataError
+from burgersgd.datasets import DataError, Dataset, Options, from_arrays
+from burgersgd.identity import config_hash
 from burgersgd.prepare import prepare
-from burgersgd.recording.run_folder import read_checkpoint, read_metrics, read_status
+from burgersgd.recording.run_folder import read_checkpoint, read_config, read_metrics, read_status
 from burgersgd.run import train, train_fleet
 from burgersgd.training.gradients import split
 from burgersgd.training.loop import Point
+from burgersgd.training.stability import top_eigenvalue
 from tests.conftest import small_config
 
 
@@ -143,8 +147,8 @@ def test_a_run_of_four_epochs_ends_at_epoch_four(with_replacement: bool, drop_la
 
 
 def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -> None:
-    dataset = TeacherStudentConfig(n_samples=200, outputs=3, teacher_depth=2)
-    config = small_config(dataset=dataset, loss=LossConfig(name="squared_error"))
+    dataset = TeacherStudentConfig(n_samples=200, outputs=3, teacher_depth=2, standardize_targets=False)
+    config = small_config(dataset=dataset)
     result = train(config, progress=False)
     data = prepare([config]).data
     with torch.no_grad():
@@ -159,17 +163,122 @@ def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -
     assert not any("error" in tag for tag in tags)
 
 
+@pytest.mark.parametrize("compile", ["native", "off"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_targets_are_standardized_for_training_and_errors_told_in_their_own_unit(outputs: int, compile: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 5))
+    y = (x @ rng.standard_normal((5, outputs))) * [300.0, 0.02, 7.0][:outputs] + [5000.0, -3.0, 0.4][:outputs]
+    trainer = TrainerConfig(budget=800, batch_size=30, precision="float64", compile=compile)
+    config = TrainConfig(trainer=trainer, model=MlpConfig(depth=1, width=16, activation="tanh"))
+    result = quiet(config, dataset=(x, y))
+    assert (result.state, result.config.loss.name, result.no_better_than_guessing) == (
+        "completed",
+        "squared_error",
+        False,
+    )
+    raw = quiet_data(config, x, y, standardize_targets=False)
+    data = quiet_data(config, x, y)
+    torch.testing.assert_close(data.units.target_mean, raw.train.targets.mean(0))
+    torch.testing.assert_close(data.units.target_deviation, raw.train.targets.std(0, correction=0))
+    with torch.no_grad():
+        outputs_ = result.model(data.test.inputs.double()) * data.units.target_deviation + data.units.target_mean
+    by_hand = float((outputs_ - raw.test.targets).square().mean().sqrt())
+    assert result.test_error == pytest.approx(by_hand, rel=1e-4)  # the targets are float32
+    difference = raw.validation.targets.double() - raw.train.targets.double().mean(0)
+    assert result.guess_error == pytest.approx(float(difference.square().mean().sqrt()), rel=1e-4)
+    assert result.test_error < 0.5 * result.guess_error
+
+
+def quiet_data(config: TrainConfig, x: Any, y: Any, **options: Any) -> Dataset:
+    return from_arrays(x, y, **(dataclasses.asdict(Options.of(config.dataset)) | options))
+
+
+@pytest.mark.parametrize(
+    ("config", "loss", "lr"),
+    [
+        (TrainConfig(), "cross_entropy", 0.3),
+        (TrainConfig(model=MlpConfig(depth=0)), "cross_entropy", 0.3),
+        (TrainConfig(model=MlpConfig(widths=[8, 8, 8])), "cross_entropy", 0.1),
+        (TrainConfig(optimizer=SgdConfig(momentum=0.75)), "cross_entropy", 0.075),
+        (TrainConfig(optimizer=LocalEntropyConfig(momentum=0.9)), "cross_entropy", 0.03),
+        (TrainConfig(optimizer=GdConfig()), "cross_entropy", 0.1),
+        (TrainConfig(loss=LossConfig(name="squared_error")), "squared_error", 0.01),
+        (TrainConfig(dataset=TeacherStudentConfig(), model=MlpConfig(depth=8)), "squared_error", 0.01),
+        (TrainConfig(dataset=TeacherStudentConfig(), optimizer=AdamWConfig()), "squared_error", 0.001),
+        (TrainConfig(dataset=TeacherStudentConfig(), optimizer=SgdConfig(lr=0.7)), "squared_error", 0.7),
+    ],
+)
+def test_what_a_configuration_leaves_open_is_decided_by_data_and_model(
+    config: TrainConfig, loss: str, lr: float
+) -> None:
+    prepared = prepare([config])
+    assert (prepared.configs[0].loss.name, prepared.configs[0].optimizer.lr) == (loss, lr)
+    explicit = dataclasses.replace(
+        config,
+        loss=LossConfig(name=loss),
+        optimizer=dataclasses.replace(config.optimizer, lr=lr),
+        dataset=dataclasses.replace(config.dataset, standardize_targets=prepared.data.task == "regression"),
+    )
+    names = {config_hash(c, prepared.budget) for c in (*prepared.configs, *prepare([explicit]).configs)}
+    assert len(names) == 1, "what was found is hashed, not that it was looked for"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bound"),
+    [
+        (SgdConfig(lr="auto"), lambda lr, lip: lr * lip / 2),
+        (SgdConfig(lr="auto", momentum=0.9), lambda lr, lip: lr * lip / 3.8),
+        (SgdConfig(lr="auto", momentum=0.5, nesterov=True), lambda lr, lip: lr * lip / 1.5),
+        (LocalEntropyConfig(lr="auto", gamma=0.05), lambda lr, lip: lr * (lip + 20) / 2),
+        (LocalEntropyConfig(lr="auto", gamma=3, gamma_scoping=0.5, gamma_min=0.1), lambda lr, lip: lr * (lip + 10) / 2),
+        (LangevinConfig(lr="auto", weight_decay=0.3), lambda lr, lip: lr * (lip + 0.3) / 2),
+    ],
+)
+def test_a_rate_from_the_curvature_is_half_of_the_rules_own_bound(optimizer: Any, bound: Any, tmp_path: Path) -> None:
+    config = small_config(optimizer=optimizer, trainer=TrainerConfig(budget=400, batch_size=30))
+    prepared = prepare([config, dataclasses.replace(config, seed=5)])
+    first, second = (c.optimizer.lr for c in prepared.configs)
+    start = prepare([config]).initial(torch.tensor([0]))[0]
+    assert bound(first, top_eigenvalue(prepared.problem, start)) == pytest.approx(0.5, rel=0.05)  # two digits
+    assert first == second, "the rate is one of the problem, not of the seed"
+    result = train(config, progress=False)
+    assert result.folder is not None
+    assert read_config(result.folder)["optimizer"]["lr"] == first
+    assert result.state == "completed"
+
+
+def test_a_rate_from_the_curvature_is_refused_where_there_is_no_bound() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: no bound on the learning rate of adamw is known"):
+        prepare([TrainConfig(optimizer=AdamWConfig(lr="auto"))])
+    flat = small_config(optimizer=SgdConfig(lr="auto"))
+    data = np.zeros((100, 3)), np.arange(100) % 2
+    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: the curvature at the start is 0: set a number"):
+        prepare([flat], model=Still, dataset=data)
+
+
+class Still(nn.Module):
+    """A network that is linear in its parameters and in nothing that the loss sees twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[:, :1] + self.weight) * 0.0
+
+
 def test_gradient_evaluations_are_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    from burgersgd.training import fleet
+    from burgersgd.training.engines import eager
 
     calls = []
-    original = fleet.eager_gradient
+    original = eager.eager_gradient
 
     def counting(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(fleet, "eager_gradient", counting)
+    monkeypatch.setattr(eager, "eager_gradient", counting)
     result = quiet(small_config(trainer=TrainerConfig(budget=47, compile="off")))
     assert len(calls) == result.evaluations == 40
 
@@ -368,7 +477,7 @@ def test_train_all_trains_mixed_optimizers_and_keeps_the_order(tmp_path: Path) -
     optimizers = [SgdConfig(lr=0.13), LocalEntropyConfig(lr=0.2, inner_steps=5), SgdConfig(lr=0.3)]
     configs = [small_config(seed, optimizer=optimizer) for seed in (3, 1) for optimizer in optimizers]
     results = burgersgd.train_all(configs, progress=False)
-    assert [result.config for result in results] == configs
+    assert [(r.config.optimizer, r.config.seed) for r in results] == [(c.optimizer, c.seed) for c in configs]
     assert len({result.folder for result in results}) == 6
     for config, result in zip(configs[:2], results, strict=False):
         alone = burgersgd.train(config, record=False, progress=False)

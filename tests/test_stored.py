@@ -99,7 +99,7 @@ def test_a_finished_run_of_0_1_0_is_evaluated_and_exported(stored: Path, capsys:
     assert main(["evaluate", "finished"]) == 0  # 1 where a number differs from the record
     assert "recorded" not in capsys.readouterr().out
     assert main(["export", "finished"]) == 0
-    tensors = torch.load(stored / "finished" / "model.pt", weights_only=True)
+    tensors = torch.load(stored / "finished" / "model.pt", weights_only=True)["network"]
     assert sum(t.numel() for t in tensors.values()) == read_status(stored / "finished")["n_parameters"]
 
 

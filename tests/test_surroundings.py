@@ -23,7 +23,7 @@ from burgersgd.interruption import Interrupted
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_metrics, read_status
 from burgersgd.run import resume, train
-from burgersgd.training import compiled_step
+from burgersgd.training.engines import compiled
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 
@@ -89,9 +89,9 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler\nfound\n\nSet TORCHDYNAMO_VERBOSE=1")
 
     monkeypatch.setattr(torch, "compile", fail)
-    compiled_step.why_not_compiled.cache_clear()
+    compiled.why_not_compiled.cache_clear()
     yield
-    compiled_step.why_not_compiled.cache_clear()
+    compiled.why_not_compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("broken_compiler")
@@ -117,7 +117,7 @@ def test_where_torch_cannot_compile_asking_for_it_is_refused() -> None:
     ("name", "value"), [("CXX", "/nowhere/g++"), ("TORCHINDUCTOR_CACHE_DIR", str(READ_ONLY / "cache"))]
 )
 def test_torch_without_compiler_or_cache_is_noticed(name: str, value: str, tmp_path: Path) -> None:
-    code = "from burgersgd.training.compiled_step import why_not_compiled; print(why_not_compiled('cpu'))"
+    code = "from burgersgd.training.engines.compiled import why_not_compiled; print(why_not_compiled('cpu'))"
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)} | {name: value}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=200, check=True

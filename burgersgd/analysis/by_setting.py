@@ -128,7 +128,11 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
     percent = all(run.percent for setting in settings for run in setting.runs)
     form, kind = (Form(100, "%", 2), "error %") if percent else (Form(1, "", _decimals(settings)), "RMSE")
     when = " at best" if settings and settings[0].objective == "best" else ""
-    states = {"diverged": ("diverged",), "failed": ("failed",), "stopped early": ("pruned",)}
+    states: dict[str, tuple[str, ...]] = {
+        "diverged": ("diverged",),
+        "failed": ("failed",),
+        "stopped early": ("pruned",),
+    }
     states["not over"] = ("running", "interrupted", "waiting")
     shown = {name: these for name, these in states.items() if any(setting.count(*these) for setting in settings)}
     columns = ["setting", "n"]
@@ -162,12 +166,16 @@ def text(settings: Sequence[Setting]) -> str:
     return "\n".join(lines)
 
 
+def best_of(settings: Sequence[Setting]) -> Setting | None:
+    """Return the first of the settings all of whose jobs are over."""
+    return next((setting for setting in settings if setting.is_done), None)
+
+
 def conclusions(settings: Sequence[Setting]) -> list[str]:
     """Return in words: the best setting, its best run, and what the numbers do not tell."""
-    done = [setting for setting in settings if setting.is_done]
-    if not done:
-        return ["no setting has a completed job yet"] if settings else []
-    best = done[0]
+    best = best_of(settings)
+    if best is None:
+        return ["no setting has all of its jobs over and one completed"]
     percent = best.runs[0].percent
     error = f"{fixed(100 * best.validation.mean, 2)} %" if percent else f"RMSE {best.validation.mean:.4g}"
     lines = [f"best setting: {best.label}, mean validation {'error ' if percent else ''}{error} of {best.validation.n}"]
@@ -175,8 +183,8 @@ def conclusions(settings: Sequence[Setting]) -> list[str]:
         lines.append(f"its best run: seed={best.best_run.seed} in {best.best_run.folder.name}")
     if all(setting.validation.n < 2 for setting in settings):
         lines.append("one seed per setting: nothing is known about the spread, add 'seed=range(8)'")
-    elif len(done) > 1:
-        lines.append("intervals are unadjusted; differences between settings: burgersgd compare")
+    elif len(settings) > 1:
+        lines.append("intervals are unadjusted; burgersgd compare tests differences between settings")
     return lines
 
 

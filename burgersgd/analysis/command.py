@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from burgersgd.analysis.compare import compare
+from burgersgd.analysis import search_tables
+from burgersgd.analysis.compare import Comparison, compare
 from burgersgd.analysis.question import Question
+from burgersgd.analysis.report import report
 from burgersgd.analysis.runs import load
-from burgersgd.analysis.tables import as_json, text
+from burgersgd.analysis.tables import Table, all_notes, as_csv, as_json, as_latex, as_markdown, as_text, tables_of, text
 
 EPILOG = """\
 examples:
@@ -24,10 +29,75 @@ docs/compare.md explains every column.
 def main(arguments: Sequence[str]) -> int:
     """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared."""
     given = parser().parse_args(arguments)
-    runs = load(*given.path)
-    comparison = compare(runs, question_of(given))
-    print(as_json(comparison) if given.json else text(comparison))
+    for name in given.save:
+        if Path(name).suffix not in WRITERS:
+            raise ValueError(f"--save {name}: must end in {', '.join(WRITERS)}")
+    comparison = compare(load(*given.path), question_of(given))
+    more = _more_tables(given, comparison)
+    print(as_json(comparison) if given.json else "\n\n".join([text(comparison), *map(as_text, more)]))
+    written = [_save(Path(name), comparison, more) for name in given.save]
+    if given.html:
+        path = Path(given.html)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["burgersgd", "compare", *arguments])
+        path.write_text(report(comparison, command, more), encoding="utf-8")
+        written.append(path)
+    if given.figures or given.heat:
+        written += _figures(given, comparison)
+    if given.profiles and not given.json:
+        print("\n" + "\n".join(f"- {line}" for line in search_tables.rank_changes(comparison)))
+    for path in written:
+        print(f"written: {path}", file=sys.stderr)
     return 0
+
+
+def _more_tables(given: argparse.Namespace, comparison: Comparison) -> list[Table]:
+    tables = []
+    if given.tuning_curve:
+        tables += search_tables.tuning_tables(comparison)
+    if given.profiles:
+        profiles = search_tables.profile_table(comparison)
+        if profiles is None:
+            raise ValueError("--profiles: needs runs on two data sets or more (--by dataset.name,optimizer.name)")
+        tables.append(profiles)
+    if given.importance:
+        tables += search_tables.importance_tables(comparison)
+    return tables
+
+
+def _save(path: Path, comparison: Comparison, more: Sequence[Table]) -> Path:
+    tables = [*tables_of(comparison), *more]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(WRITERS[path.suffix](comparison, tables) + "\n", encoding="utf-8")
+    return path
+
+
+WRITERS: dict[str, Callable[[Comparison, Sequence[Table]], str]] = {
+    ".csv": lambda comparison, tables: as_csv(comparison).rstrip("\n"),
+    ".json": lambda comparison, tables: as_json(comparison),
+    ".md": lambda comparison, tables: "\n\n".join(
+        [*map(as_markdown, tables), "\n".join(f"- {line}" for line in all_notes(comparison))]
+    ),
+    ".tex": lambda comparison, tables: "\n\n".join(map(as_latex, tables)),
+}
+"""Suffix -> what writes such a file."""
+
+
+def _figures(given: argparse.Namespace, comparison: Comparison) -> list[Path]:
+    from burgersgd.analysis import figures
+
+    folder, found = Path(given.figures or "."), {}
+    if given.figures:
+        found |= figures.figures_of(comparison)
+    if given.heat:
+        x, comma, y = given.heat.partition(",")
+        if not comma:
+            raise ValueError(f"--heat {given.heat}: must be KEY,KEY")
+        found[f"heat_{x}_{y}"] = figures.heat_map(comparison, x, y)
+    paths = [folder / f"{name}.{given.format}" for name in found]
+    for figure, path in zip(found.values(), paths, strict=True):
+        figures.save(figure, path)
+    return paths
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +122,14 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--bootstrap", action="store_true", help="BCa bootstrap intervals of the means instead of t")
     words.add_argument("--force", action="store_true", help="compare what would mislead, and label it")
     words.add_argument("--json", action="store_true", help="print every number, unrounded, as JSON")
+    words.add_argument("--tuning-curve", action="store_true", help="best of n trials against n and its cost")
+    words.add_argument("--profiles", action="store_true", help="performance profiles over several data sets")
+    words.add_argument("--importance", action="store_true", help="how much each key that differs explains")
+    words.add_argument("--save", metavar="FILE", action="append", default=[], help="write .csv, .md, .tex or .json")
+    words.add_argument("--html", metavar="FILE", help="write a report: one file with tables, charts and raw values")
+    words.add_argument("--figures", metavar="FOLDER", help="write all figures that there are data for")
+    words.add_argument("--heat", metavar="KEY,KEY", help="write a heat map over two keys (into --figures, or here)")
+    words.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures")
     return words
 
 

@@ -61,6 +61,8 @@ class Comparison:
     """Keys that tell the settings of a row apart."""
     improvement: dict[tuple[Any, ...], float]
     """Row -> probability of improvement over the baseline, averaged over the data sets."""
+    others: tuple[float, ...]
+    """p-values of the comparisons that `where` left out, which p_holm counts; nan where there is none."""
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     """What was forced."""
@@ -110,6 +112,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
         family=family,
         picked_keys=tuple(k for k in kept.differing() if k not in (*SEEDS, *by, *strata)),
         improvement=_improvement(blocks, baseline),
+        others=tuple(others),
         notes=(),
         warnings=tuple(dict.fromkeys(warnings)),
     )

@@ -62,6 +62,8 @@ class Row:
     key: tuple[Any, ...]
     """Values of the keys that rows are told apart by."""
     label: str
+    group: tuple[Run, ...]
+    """All runs of the row, of whatever setting."""
     runs: tuple[Run, ...]
     """Of the picked setting."""
     settings: tuple[Setting, ...]
@@ -72,10 +74,12 @@ class Row:
     """Unit -> its runs."""
     values: dict[Any, float]
     """Unit -> value; +inf: diverged, or target missed; unfinished ones are not here."""
+    measured: dict[Any, tuple[float, ...]]
+    """Unit -> the value of each of its runs."""
     counts: dict[str, int]
     """State -> number of runs, of the picked setting."""
-    selection: float
-    """Mean of what settings are picked and rows are ordered by, over the finite ones."""
+    selected: tuple[float, ...]
+    """What settings are picked and rows are ordered by, of each run."""
     bootstrap: bool = False
     difference: Difference | None = None
     notes: tuple[str, ...] = field(default=())
@@ -115,6 +119,13 @@ class Row:
     def sd(self) -> float:
         """Standard deviation of the finite values."""
         return float(np.std(self.finite, ddof=1)) if len(self.finite) > 1 else math.nan
+
+    @property
+    def selection(self) -> float:
+        """Mean of `selected` over the finite ones."""
+        selected = np.array(self.selected, dtype=np.float64)
+        finite = selected[np.isfinite(selected)]
+        return float(np.mean(finite)) if len(finite) else math.nan
 
     def order(self) -> tuple[bool, bool, float]:
         """Return what rows are sorted by: those with divergences come after those without."""
@@ -170,19 +181,19 @@ def row_of(
     counts: dict[str, int] = defaultdict(int)
     for run in kept:
         counts[run.state] += 1
-    by = selection or measure
-    selected = np.array([by(run) for run in kept], dtype=np.float64)
-    selected = selected[np.isfinite(selected)]
+    measured = {unit: tuple(measure(run) for run in members) for unit, members in units.items()}
     return Row(
         key=key,
         label=label,
+        group=tuple(runs),
         runs=tuple(kept),
         settings=tuple(chosen),
         n_settings=len(settings),
         of={unit: tuple(members) for unit, members in units.items()},
-        values={unit: float(np.mean([measure(run) for run in members])) for unit, members in units.items()},
+        values={unit: float(np.mean(values)) for unit, values in measured.items()},
+        measured=measured,
         counts=dict(counts),
-        selection=float(np.mean(selected)) if len(selected) else math.nan,
+        selected=tuple(map(selection or measure, kept)),
         bootstrap=bootstrap,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -216,7 +227,7 @@ def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Differen
     is the sign test's, a run that diverged being worse than any that did not; the mean and its interval are then those
     of the pairs in which neither diverged.
     """
-    units = [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
+    units = paired_units(row, baseline, any_budget)
     a = np.array([row.values[unit] for unit in units], dtype=np.float64)
     b = np.array([baseline.values[unit] for unit in units], dtype=np.float64)
     unpaired = len(row.values) + len(baseline.values) - 2 * len(units)
@@ -247,6 +258,11 @@ def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Differen
         sd=sd,
         improvement=improvement,
     )
+
+
+def paired_units(row: Row, baseline: Row, any_budget: bool = False) -> list[Any]:
+    """Return the units that make pairs."""
+    return [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
 
 
 def _alike(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:

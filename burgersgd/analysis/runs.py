@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from burgersgd.identity import NOT_HASHED, OWN, canonical, config_from
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.run_folder import (
@@ -33,11 +32,21 @@ from burgersgd.recording.run_folder import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from burgersgd.analysis.compare import Comparison
 
 Columns = dict[str, NDArray[np.float64]]
 
+UNDECIDING = (
+    *("output_root", "run_name", "device", "sweep", "dataset.root", "dataset.download"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+)
+"""Keys and groups that decide only where, how and how visibly a run is computed."""
+ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
+"""Keys that decide nothing where another one is 0 or false."""
+AS_BEFORE = {"dataset.noisy_validation": False}
+"""Keys that older run folders lack, with the value that those runs had."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
 """Groups whose name decides which other keys they have."""
@@ -194,6 +203,29 @@ class Runs(Sequence[Run]):
 
         return compare(self, Question(by=by, **question))
 
+    def plot(
+        self, *by: str, kind: str = "curves_evaluations", path: str | Path | None = None, **question: Any
+    ) -> Figure:
+        """Return a figure of the comparison, and write it to path (.png, .svg, .pdf).
+
+        kind: curves_evaluations, curves_seconds, values, tuning, slices, parallel_..., profiles, or heat=KEY,KEY.
+        Raises ValueError for a kind that the runs have no data for, or without matplotlib.
+        """
+        from burgersgd.analysis import figures
+
+        comparison = self.compare(*by, **question)
+        if kind.startswith("heat="):
+            x, _, y = kind.removeprefix("heat=").partition(",")
+            figure = figures.heat_map(comparison, x, y)
+        else:
+            found = figures.figures_of(comparison)
+            if kind not in found:
+                raise ValueError(f"kind={kind}: must be heat=KEY,KEY or one of {', '.join(found)}")
+            figure = found[kind]
+        if path is not None:
+            figures.save(figure, Path(path))
+        return figure
+
 
 def load(*paths: str | Path) -> Runs:
     """Read run folders, folders of them at any depth (sweeps), names of sweeps, and globs.
@@ -257,23 +289,19 @@ def read_run(folder: Path) -> Run:
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
     settings = flat(config)
-    return Run(folder, settings, _deciding(config, settings), status, state, _digest(status))
+    return Run(folder, settings, _deciding(settings), status, state, _digest(status))
 
 
-def _deciding(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides a run's numbers; of a configuration that this version does not know, all of it."""
-    try:
-        config = config_from(record)
-        decides = flat(canonical(config, config.trainer.budget or 0))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {k: v for k, v in settings.items() if k.partition(".")[0] not in NOT_HASHED}
-    for group in ("model", "dataset"):
-        if settings.get(f"{group}.name") == OWN:  # the user's own: its options are not those of a name
-            decides = {k: v for k, v in decides.items() if not k.startswith(f"{group}.")}
-            decides |= {k: v for k, v in settings.items() if k.startswith(f"{group}.")}
-    if config.trainer.budget is None:
-        decides["trainer.epochs"] = config.trainer.epochs
-    return decides
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a run's numbers: what identity.canonical says, without importing the classes of settings."""
+    dropped = {"trainer.epochs"} if settings.get("trainer.budget") is not None else set()
+    dropped |= {key for key, other in ONLY_WITH.items() if not settings.get(other)}
+    dropped |= {key for key, value in AS_BEFORE.items() if settings.get(key) == value}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in dropped and not any(key == name or key.startswith(f"{name}.") for name in UNDECIDING)
+    }
 
 
 def _digest(status: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    codes: tuple[str, ...] = ()
+    """What each column is, for programs; empty where no program reads it."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ def tables_of(c: Comparison) -> list[Table]:
 def values_table(c: Comparison, block: Block) -> Table:
     """Return the table of a block's rows."""
     form, lost = form_of(c, block), "missed" if c.at.kind == "target" else "diverged"
-    failed, stopped, open_, picked = (
+    failed, stopped, open_ = (
         any(row.counts.get(state) for row in block.rows for state in states)
-        for states in (("failed",), ("pruned",), ("running", "interrupted"), ())
+        for states in (("failed",), ("pruned",), ("running", "interrupted"))
     )
     picked = any(row.n_settings > 1 for row in block.rows) and bool(c.picked_keys) and c.question.pick != "none"
     selection = c.question.pick != "none" and c.question.pick != c.question.metric
@@ -119,7 +121,7 @@ def values_table(c: Comparison, block: Block) -> Table:
     ]
     rows = []
     for row in block.rows:
-        n, of = len(row.finite), len(row.runs) if not block.by_split else len(row.values)
+        n, of = len(row.finite), n_of(block, row)
         rows.append(
             (
                 row.label,
@@ -136,21 +138,30 @@ def values_table(c: Comparison, block: Block) -> Table:
                 *([_selection(c, block, row)] if selection else []),
             )
         )
-    return Table(block.label, tuple(columns), tuple(rows))
+    codes = ["label", *(["picked", "of"] if picked else []), "n", "mean", "interval", "median", "sd", "lost"]
+    codes += [name for name, there in (("failed", failed), ("stopped", stopped), ("open", open_)) if there]
+    codes += ["selection"] if selection else []
+    return Table(block.label, tuple(columns), tuple(rows), tuple(codes))
 
 
-def _selection_form(c: Comparison, block: Block) -> Form:
+def n_of(block: Block, row: Row) -> int:
+    """Return of how many the n values are: runs, or splits where the split is the unit."""
+    return len(row.values) if block.by_split else len(row.runs)
+
+
+def selection_form(c: Comparison, block: Block) -> Form:
+    """Return how the means that rows are ordered by are shown."""
     return Form(100, "%", 2) if block.percent and c.question.pick.endswith("error") else Form(1, "", 4)
 
 
 def _selection_words(c: Comparison, block: Block) -> str:
-    unit = _selection_form(c, block).unit
+    unit = selection_form(c, block).unit
     name = c.question.pick.replace("_", " ")
     return f"{name} {unit}".strip() if block.percent else name.replace("error", "RMSE")
 
 
 def _selection(c: Comparison, block: Block, row: Row) -> str:
-    return _selection_form(c, block).number(row.selection)
+    return selection_form(c, block).number(row.selection)
 
 
 def differences_table(c: Comparison, block: Block) -> Table | None:
@@ -189,7 +200,8 @@ def differences_table(c: Comparison, block: Block) -> Table | None:
                     "" if math.isnan(d.n_planning) else ">1e6" if math.isinf(d.n_planning) else f"{d.n_planning:.0f}",
                 )
             )
-    return Table(block.label, columns, tuple(rows))
+    codes = ("label", "pairs", "difference", "d_interval", "test", "p", "p_holm", "better", "detectable", "planning")
+    return Table(block.label, columns, tuple(rows), codes)
 
 
 def improvement_table(c: Comparison) -> Table:
@@ -239,6 +251,11 @@ def text(c: Comparison) -> str:
     notes = [*c.notes, *explanations(c)]
     parts.append("\n".join(textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in notes))
     return "\n\n".join(parts)
+
+
+def all_notes(c: Comparison) -> list[str]:
+    """Return everything besides the numbers: what was forced, the notes, how to read the columns."""
+    return [*c.warnings, *c.notes, *explanations(c)]
 
 
 def as_text(table: Table) -> str:

@@ -6,11 +6,11 @@ import numpy as np
 
 from burgersgd.datasets.arrays import from_arrays
 from burgersgd.datasets.batches import Batches
-from burgersgd.datasets.dataset import DataError, Dataset, Part
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Units
 from burgersgd.datasets.prepare import Options, prepare
 from burgersgd.schema import DatasetConfig
 
-__all__ = ["Batches", "DataError", "Dataset", "Options", "Part", "from_arrays", "load"]
+__all__ = ["Batches", "DataError", "Dataset", "Options", "Part", "Units", "from_arrays", "load"]
 
 
 def load(config: DatasetConfig) -> Dataset:

@@ -31,8 +31,12 @@ class Batches:
         seeds: Int64[Tensor, " runs"],
         with_replacement: bool = False,
         drop_last: bool = False,
+        purpose: int = Purpose.BATCHES,
     ) -> None:
-        """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n."""
+        """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n.
+
+        purpose is the word of the streams' counter that the orders come from.
+        """
         if not 1 <= batch_size <= n:
             raise ValueError(
                 f"trainer.batch_size={batch_size}: must be between 1 and {n}, the number of training examples"
@@ -40,6 +44,7 @@ class Batches:
         self.n = n
         self.batch_size = batch_size
         self.seeds = seeds
+        self.drop_last, self.purpose = drop_last, purpose
         self.with_replacement = with_replacement
         self.evaluations_per_epoch = evaluations_per_epoch(n, batch_size, drop_last)
         """Gradient evaluations that make an epoch."""
@@ -47,6 +52,10 @@ class Batches:
         self._last_size = batch_size if whole else n - (self.evaluations_per_epoch - 1) * batch_size
         self._epoch = -1
         self._table = torch.empty(0, len(seeds), batch_size, dtype=torch.int64, device=seeds.device)
+
+    def of_purpose(self, purpose: int) -> Batches:
+        """Return batches like these whose order comes from another stream of the same runs."""
+        return Batches(self.n, self.batch_size, self.seeds, self.with_replacement, self.drop_last, purpose)
 
     def size(self, step: int) -> int:
         """Return the number of examples in the batch of gradient evaluation step = 0, 1, 2, ..."""
@@ -59,7 +68,7 @@ class Batches:
         Only the first size(step) entries of a batch count: a short one is filled up by repeating its beginning.
         """
         if self.with_replacement:
-            drawn = integers(self.seeds, Purpose.BATCHES, first, count, self.batch_size)  # uniform in [0, 2^32)
+            drawn = integers(self.seeds, self.purpose, first, count, self.batch_size)  # uniform in [0, 2^32)
             return (drawn * self.n) >> 32
         pieces = []
         while count > 0:
@@ -74,7 +83,7 @@ class Batches:
         if self.batch_size == self.n:
             return torch.arange(self.n, device=self.seeds.device).expand(1, len(self.seeds), self.n)
         if epoch != self._epoch:
-            order = permutation(self.seeds, epoch, self.n)
+            order = permutation(self.seeds, epoch, self.n, purpose=self.purpose)
             self._table = _cut(order, self.evaluations_per_epoch, self.batch_size)
             self._epoch = epoch
         return self._table

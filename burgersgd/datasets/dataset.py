@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +35,20 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Units:
+    """How raw data became the numbers of a data set, in float32; tensors broadcast over examples.
+
+    inputs = (raw / divisor - mean) / deviation; regression targets = (raw - target_mean) / target_deviation.
+    """
+
+    divisor: float = 1.0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    deviation: Tensor = field(default_factory=lambda: torch.ones(()))
+    target_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    target_deviation: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set, split and scaled. Nothing in train or validation was computed with the help of test."""
 
@@ -45,6 +59,8 @@ class Dataset:
     test: Part
     n_outputs: int
     """Number of classes, or of regression outputs."""
+    units: Units = field(default_factory=Units)
+    """Of the raw data; the defaults say that they are used as they are."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -64,8 +80,8 @@ class Dataset:
         if self.task == "classification":
             most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
             return float((part.targets != most_frequent).double().mean())
-        mean = self.train.targets.double().mean(0)
-        return float((part.targets.double() - mean).square().mean().sqrt())
+        difference = part.targets.double() - self.train.targets.double().mean(0)
+        return float((difference * self.units.target_deviation.to(difference)).square().mean().sqrt())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from burgersgd.datasets.dataset import DataError, Dataset, Part, Task
+from burgersgd.datasets.dataset import DataError, Dataset, Part, Task, Units
 
 SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # what random numbers are for
 
@@ -51,7 +51,8 @@ class Options:
     validation_fraction, test_fraction: of the examples that validation (and test, where the source has no test part of
         its own) are taken from.
     standardize: shift and scale inputs to mean 0 and variance 1 over the training part (those kept): images by channel,
-        vectors by feature; what does not vary is only shifted. Targets are left alone.
+        vectors by feature; what does not vary is only shifted.
+    standardize_targets: the targets of a regression likewise, by output; the data set remembers their mean and scale.
     """
 
     label_noise: float = 0.0
@@ -61,6 +62,7 @@ class Options:
     validation_fraction: float = 0.2
     test_fraction: float = 0.2
     standardize: bool = True
+    standardize_targets: bool = True
 
     def __post_init__(self) -> None:
         """Raise DataError for a value out of range."""
@@ -97,16 +99,26 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
             targets = _with_noise(validation.targets, validation.n, classes, share, rng)
             validation = validation._replace(targets=targets)
     train = _take(train, torch.arange(kept))
+    units = Units(divisor=255.0 if train.inputs.dtype == torch.uint8 else 1.0)
     train, validation, test = _to_float(train), _to_float(validation), _to_float(test)
     if options.standardize:
         mean, std = _mean_and_std(train.inputs)
+        units = dataclasses.replace(units, mean=mean, deviation=std)
         train, validation, test = (
             part._replace(inputs=torch.sub(part.inputs, mean).div_(std)) for part in (train, validation, test)
         )
+    if raw.task == "regression" and options.standardize_targets:
+        mean, std = (field[0] for field in _mean_and_std(train.targets))
+        units = dataclasses.replace(units, target_mean=mean, target_deviation=std)
+        train, validation, test = (
+            part._replace(targets=torch.sub(part.targets, mean).div_(std)) for part in (train, validation, test)
+        )
     for part in (train, validation, test):
-        if not _finite(part.inputs):
-            raise DataError(f"dataset={name}: inputs are not finite in float32 once scaled; scale them down yourself")
-    return Dataset(name, raw.task, train, validation, test, raw.n_outputs)
+        for kind, values in (("inputs", part.inputs), ("targets", part.targets)):
+            if values.is_floating_point() and not _finite(values):
+                allowed = "not finite in float32 once scaled; scale them down yourself"
+                raise DataError(f"dataset={name}: {kind} are {allowed}")
+    return Dataset(name, raw.task, train, validation, test, raw.n_outputs, units)
 
 
 def _check(name: str, part: Part, raw: Raw) -> None:

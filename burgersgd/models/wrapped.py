@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ class Wrapped:
     model.part.eval(). Raises ValueError, one line, for a module that cannot be trained as its author meant.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, source: nn.Module | Callable[[], nn.Module] | None = None) -> None:
+        """Make it of a module; source is the module itself (None) or what makes one for each run."""
         check(module)
+        self.source = module if source is None else source
         self._original = independent_copy(module)
         self._called = independent_copy(module)  # calls may leave traces in it
         self._always_evaluating = [m for m in self._called.modules() if self._called.training and not m.training]

@@ -16,7 +16,7 @@
 #define COPIES 4                  /* places where gradients are added up in turn: a sum is not read back at once */
 #define BLOCKS ((int)(WIDE / LANES))
 #define FILTERS ((int)(SECOND / LANES))
-#define PIXELS (FILTERS == 1 || VECTOR_BYTES == 64 ? 10 : FILTERS == 2 ? 5 : 2) /* whose sums fit into the registers */
+#define PIXELS (FILTERS == 1 || VECTOR_BYTES == 64 ? 10 : FILTERS == 2 ? 4 : 2) /* whose sums fit into the registers; even */
 
 typedef REAL F(Taps) __attribute__((vector_size(8 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias)); /* SIDE and 3 more */
 #define Taps F(Taps)

@@ -51,9 +51,9 @@ static inline Images images_of(const Plan *plan) {
     return s;
 }
 
-typedef struct { /* several steps of all runs; mirrored by native_steps._Steps. Arrays are [runs, ...] or [steps, ...] */
+typedef struct { /* several steps of all runs; mirrored by engines/native._Steps. Arrays are [runs, ...] or [steps, ...] */
     const Plan *gradient;
-    void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad);
+    void (*update)(const void *plan, const void *coefficients, uint64_t number, int64_t run, const void *grad, double norm);
     const void *update_plan;
     const void *at;               /* [runs, d]: the vector of the state where gradients are taken */
     void *grad;                   /* threads * d numbers */
@@ -486,6 +486,10 @@ static F(Places) F(places)(const Plan *plan) {
     return places;
 }
 
+/* What Python's mirrors of the two structures must measure. */
+int64_t F(mlp_plan_size)(void) { return sizeof(Plan); }
+int64_t F(mlp_steps_size)(void) { return sizeof(Steps); }
+
 int64_t F(mlp_gradient_workspace)(const Plan *plan) { return F(places)(plan).size * (int64_t)sizeof(REAL); }
 
 /* Number of W_l's first parameter, for every layer l; the last entry is d. */
@@ -635,13 +639,15 @@ static void F(run_steps)(const Steps *s, int64_t r, REAL *workspace, REAL *grad)
                    s->indices + k * s->indices_step + r * s->indices_run, s->sizes[k], grad, &loss, &norm);
             if (loss <= limit && isfinite(norm)) {
                 *last_loss = loss, *grad_norm = norm;
+                REAL taken = norm; /* of the gradient that the update gets */
                 if (isfinite(s->clip_norm)) { /* training/gradients.clipped */
+                    if (taken > (REAL)s->clip_norm) taken = (REAL)s->clip_norm;
                     REAL factor = ((REAL)1 / norm) * (REAL)s->clip_norm;
                     if (factor < 1)
                         for (int64_t j = 0; j < s->d; j++) grad[j] *= factor;
                 }
                 s->update(s->update_plan, (const REAL *)s->coefficients + k * s->coefficients_step,
-                          (uint64_t)(s->first + k + 1), r, grad);
+                          (uint64_t)(s->first + k + 1), r, grad, taken);
             } else {
                 s->alive[r] = 0;
                 s->diverged_at[r] = s->first + k;

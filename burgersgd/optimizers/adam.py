@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,12 +19,17 @@ Runs = Float[Tensor, "runs d"]
 class AdamWConfig(OptimizerConfig):
     """AdamW (Loshchilov & Hutter 2019)."""
 
+    base_lr: ClassVar[float] = 1e-3
     name: str = named("adamw")
-    lr: float = opt(1e-3, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
     beta1: float = opt(0.9, "decay of the mean of gradients", at_least=0, below=1)
     beta2: float = opt(0.999, "decay of the mean of their squares", at_least=0, below=1)
     eps: float = opt(1e-8, "added to the root of the mean square", above=0)
     weight_decay: float = opt(1e-2, "x shrinks by lr * weight_decay of itself at each step", at_least=0)
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set: the scale of the gradients does not matter."""
+        return self.base_lr
 
     def rule(self) -> AdamW:
         """Return the update rule with its static choices."""
@@ -75,7 +80,7 @@ class AdamW(EveryGradientMovesX):
         """Return the state at x with zero moments."""
         return State(x, torch.zeros_like(x), torch.zeros_like(x))
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Take one step with bias-corrected moments and decoupled weight decay."""
         x = state.x * (1 - c.lr * c.weight_decay)
         mean = torch.lerp(grad, state.mean, c.beta1)

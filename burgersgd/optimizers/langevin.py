@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,8 +19,9 @@ Runs = Float[Tensor, "runs d"]
 class LangevinConfig(OptimizerConfig):
     """Stochastic gradient Langevin dynamics (2.15); invariant law exp(-F / temperature)."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("langevin")
-    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
     temperature: float = opt(1e-7, "of the noise", at_least=0)
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
 
@@ -59,10 +60,14 @@ class Langevin(EveryGradientMovesX):
         """Return the state at x."""
         return State(x)
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Return x - lr * grad + sqrt(2 T lr) xi."""
         x = state.x
         if self.has_weight_decay:
             grad = grad + c.weight_decay * x
         x = torch.addcmul(x, grad, c.lr, value=-1)
         return State(x if xi is None else torch.addcmul(x, xi, c.noise_scale))
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, weight_decay=c.weight_decay)

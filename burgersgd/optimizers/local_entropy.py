@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -29,8 +29,9 @@ SMALLEST_LR = 1e-30
 class LocalEntropyConfig(OptimizerConfig):
     """Gradient descent on the local entropy of the loss, (5.18)-(5.19) with the consistent noise."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("local_entropy")
-    lr: float = opt(0.3, "inner step eta, one per gradient evaluation", above=0)
+    lr: LearningRate = learning_rate("inner step eta, one per gradient evaluation")
     nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu", at_least=0)
     gamma: float = opt(10.0, "PDE time: y is pulled to x by (y - x) / gamma; .inf for no pull", above=0, infinite=True)
     inner_steps: int = opt(20, "L: gradients of a cycle whose y are averaged", at_least=1)
@@ -73,6 +74,10 @@ class LocalEntropyConfig(OptimizerConfig):
     def version(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return 2 for noise with momentum, which 0.1.0 added to y and not to its velocity."""
         return 2 if self.momentum > 0 and self.nu > 0 else 1
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set: momentum makes 1 / (1 - momentum) steps of every gradient."""
+        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> LocalEntropy:
         """Return the update rule with its static choices."""
@@ -117,7 +122,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocalEntropy:
+class LocalEntropy(RuleDefaults):
     """The consistent rule: one stochastic gradient Langevin step of y per evaluation, one step of x per cycle.
 
     Each evaluation, with T = 2 nu and xi standard normal::
@@ -200,7 +205,7 @@ class LocalEntropy:
         """Return y: gradients are taken at the fast point."""
         return state.y
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Move y by one stochastic gradient Langevin step on G (5.18) and update its running mean.
 
         Implements Eq. (5.18).
@@ -247,3 +252,23 @@ class LocalEntropy:
     def evaluate_at(self, state: State) -> Runs:
         """Return x."""
         return state.x
+
+    def diagnostics(self, c: Coefficients, state: State) -> dict[str, Tensor]:
+        """Return |x - y| and the temperature."""
+        return {"x_y_distance": distance(state.x, state.y), **super().diagnostics(c, state)}
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic.
+
+        Where x follows y at every step, by q (y - x), an eigenvalue is -1 where lr (a + (1 - q) / ((1 - q / 2) gamma))
+        is 2.
+        """
+        pull = c.pull
+        if self.gradients_per_cycle == 1:
+            q = c.outer_step * c.mean_weight
+            pull = pull * (0.0 if self.inner_start == "reset" else (1 - q) / (1 - q / 2))
+        return Stability(c.lr, pull, momentum=c.momentum, nesterov=self.nesterov, weight_decay=c.weight_decay)
+
+    def budget_key(self) -> str | None:
+        """Return nu_annealing, which looks at the fraction of the budget."""
+        return None if self.nu_annealing == "constant" else "nu_annealing"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,8 +19,9 @@ Runs = Float[Tensor, "runs d"]
 class PaperSDEConfig(OptimizerConfig):
     """Euler-Maruyama of the paper's SDE (5.14) at finite epsilon; dt = epsilon * lr."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("paper_sde")
-    lr: float = opt(0.3, "dt / epsilon", above=0)
+    lr: LearningRate = learning_rate("dt / epsilon")
     nu: float = opt(1e-6, "viscosity", at_least=0)
     gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
     epsilon: float = opt(0.3, "ratio of the two time scales", above=0)
@@ -35,8 +36,9 @@ class PaperSDEConfig(OptimizerConfig):
 class PaperLiteralConfig(OptimizerConfig):
     """(5.18)-(5.19) to the letter."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("paper_literal")
-    lr: float = opt(0.3, "delta^t", above=0)
+    lr: LearningRate = learning_rate("delta^t")
     nu: float = opt(1e-6, "viscosity", at_least=0)
     gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
     period: int | None = opt(
@@ -69,10 +71,8 @@ class State(NamedTuple):
     y: Runs
 
 
-class _Simultaneous:
+class _Simultaneous(RuleDefaults):
     """x and y stepped together from the same (x_k, y_k): all that the two rules share."""
-
-    gradients_per_cycle = 1
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state with y0 = x0 (the paper is silent)."""
@@ -82,7 +82,7 @@ class _Simultaneous:
         """Return y."""
         return state.y
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Euler-Maruyama step of y and of x."""
         x, y = state
         ahead = y - x
@@ -91,13 +91,13 @@ class _Simultaneous:
             y = torch.addcmul(y, xi, c.noise_scale)
         return State(x=torch.addcmul(x, ahead, c.slow_rate), y=y)
 
-    def end_cycle(self, c: Coefficients, state: State) -> State:
-        """Nothing to do: x moves in step."""
-        return state
+    def diagnostics(self, c: Coefficients, state: State) -> dict[str, Tensor]:
+        """Return |x - y| and the temperature."""
+        return {"x_y_distance": distance(state.x, state.y), **super().diagnostics(c, state)}
 
-    def evaluate_at(self, state: State) -> Runs:
-        """Return x."""
-        return state.x
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, c.pull, c.slow_rate)
 
 
 @dataclass(frozen=True)
@@ -152,3 +152,11 @@ class PaperLiteral(_Simultaneous):
             noise_scale=torch.sqrt(2 * lr * hyper["nu"]) * increment,
             slow_rate=moves * lr / hyper["gamma"],
         )
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic: x rests between its moves."""
+        return Stability(c.lr, c.pull, c.slow_rate if self.period == 1 else 0.0)
+
+    def budget_key(self) -> str | None:
+        """Return period=null, the last step of the run."""
+        return "period=null" if self.period is None else None

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
-from burgersgd.schema import OptimizerConfig, named, opt
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,8 +19,9 @@ Runs = Float[Tensor, "runs d"]
 class SgdConfig(OptimizerConfig):
     """Mini-batch SGD (2.12)."""
 
+    base_lr: ClassVar[float] = 0.3
     name: str = named("sgd")
-    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
     momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
     nesterov: bool = opt(False, "look ahead by the momentum")
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
@@ -29,6 +30,10 @@ class SgdConfig(OptimizerConfig):
         super().__post_init__()
         if self.nesterov and self.momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0")
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set: momentum makes 1 / (1 - momentum) steps of every gradient."""
+        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> Sgd:
         """Return the update rule with its static choices."""
@@ -40,9 +45,14 @@ class GdConfig(SgdConfig):
     """Gradient descent on the whole training set (2.9)."""
 
     full_batch: ClassVar[bool] = True
+    base_lr: ClassVar[float] = 0.1
     name: str = named("gd")
-    lr: float = opt(0.1, "step of one gradient evaluation", above=0)
+    lr: LearningRate = learning_rate()
     momentum: float = opt(0.9, "share of the last step that is kept", at_least=0, below=1)
+
+    def default_lr(self, share: float) -> float:
+        """Return the learning rate where none is set, chosen with momentum 0.9."""
+        return self.base_lr * share
 
 
 class Coefficients(NamedTuple):
@@ -78,7 +88,7 @@ class Sgd(EveryGradientMovesX):
         """Return the state at x, at rest."""
         return State(x, torch.zeros_like(x) if self.has_momentum else None)
 
-    def step(self, c: Coefficients, state: State, grad: Runs, xi: Runs | None) -> State:
+    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Return x - lr * grad (2.12), the gradient replaced by the momentum buffer where there is one.
 
         Implements Eq. (2.9), (2.10), (2.12).
@@ -90,3 +100,7 @@ class Sgd(EveryGradientMovesX):
             velocity = c.momentum * velocity + grad
             grad = grad + c.momentum * velocity if self.nesterov else velocity
         return State(torch.addcmul(x, grad, c.lr, value=-1), velocity)
+
+    def stability(self, c: Coefficients) -> Stability:
+        """Return what decides whether a step is stable on a quadratic."""
+        return Stability(c.lr, momentum=c.momentum, nesterov=self.nesterov, weight_decay=c.weight_decay)

@@ -3,6 +3,11 @@
 A claim is a lock of the operating system on one byte of the file `.lock` beside the run folders, so hundreds of runs
 need one open file, and there is no such thing as a stale lock. Where there are no such locks (Windows, some network
 file systems) a claim only holds within the process.
+
+Three properties of these locks (POSIX, fcntl) decide what follows. They belong to the process and the file, by whatever
+path it was opened, and closing any descriptor of the file drops them all: each file is opened once. A file that was
+removed can still be locked: a lock counts only while the path leads to the file that is locked. A child made by fork
+has none of them.
 """
 
 from __future__ import annotations
@@ -11,6 +16,10 @@ import contextlib
 import errno
 import hashlib
 import os
+import struct
+import sys
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 try:
@@ -20,8 +29,26 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 
-_held: dict[Path, set[str]] = {}  # folder of run folders -> names of those claimed
-_files: dict[Path, int] = {}  # its open lock file: there must never be a second one, closing it would drop the locks
+_FLOCK = {"linux": "hhqqi4x", "darwin": "qqihh"}.get(sys.platform) if sys.maxsize > 2**32 else None
+"""Layout of the system's struct flock, where it is known."""
+
+
+@dataclass
+class _LockFile:
+    """An open lock file: its descriptors (there must never be one that is closed before the end) and bytes held."""
+
+    key: tuple[int, int]
+    descriptors: list[int]
+    held: set[int] = field(default_factory=set)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the path still leads to this file."""
+        return _key_at(path) == self.key
+
+
+_open: dict[tuple[int, int], _LockFile] = {}  # by device and inode
+_claims: dict[Path, _LockFile | None] = {}  # by the real path of the run folder; None where there are no locks
+_guard = threading.RLock()
 
 
 def claim(run: Path) -> bool:
@@ -29,62 +56,182 @@ def claim(run: Path) -> bool:
 
     Raises OSError where the lock file cannot be made.
     """
-    root, name = run.absolute().parent, run.name
-    names = _held.setdefault(root, set())
-    if name in names:
-        return False
-    if fcntl is not None:
-        if root not in _files:
-            _files[root] = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.lockf(_files[root], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(name))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                _close_unused(root)
+    run = _real(run)
+    if LOCK in run.parts:
+        raise OSError(errno.EINVAL, f"no folder can be called {LOCK}")
+    with _guard:
+        if run in _claims:
+            return False
+        lock = None
+        if fcntl is not None:
+            lock = _locked(run)
+            if lock is None:
                 return False
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-    names.add(name)
-    return True
+            lock.held.add(_byte(run))
+        _claims[run] = lock
+        return True
 
 
 def is_claimed(run: Path) -> bool:
     """Whether a process works on a run; looking takes no claim."""
-    root, name = run.absolute().parent, run.name
-    if name in _held.get(root, ()):
-        return True
-    if fcntl is None or not (root / LOCK).exists() or root in _files:
-        return False
-    descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.lseek(descriptor, _byte(name), os.SEEK_SET)
-        os.lockf(descriptor, os.F_TEST, 1)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    finally:
-        os.close(descriptor)
-    return False
+    return _real(run) in _claims or _holder(_real(run)) is not None
+
+
+def whose(run: Path) -> str:
+    """Return which process works on a run, in words, as far as the system knows."""
+    pid = os.getpid() if _real(run) in _claims else _holder(_real(run))
+    return f"process {pid}" if pid else "another process"
+
+
+def still_holds(run: Path) -> bool:
+    """Whether the claim on a run still excludes others: not where the lock file was removed or replaced."""
+    run = _real(run)
+    with _guard:
+        lock = _claims.get(run)
+        return run in _claims and (lock is None or lock.is_at(run.parent / LOCK))
 
 
 def release(run: Path) -> None:
     """Give a claim back; nothing happens where there is none."""
-    root, name = run.absolute().parent, run.name
-    if name not in _held.get(root, ()):
+    run = _real(run)
+    with _guard:
+        lock = _claims.pop(run, None)
+        if lock is not None:
+            lock.held.discard(_byte(run))
+            _unlock(lock, 1, _byte(run))
+            _close_unused(lock)
+
+
+def remove_lock_file(root: Path) -> None:
+    """Remove the lock file of a folder where no process holds a claim in it."""
+    if fcntl is None:
         return
-    _held[root].discard(name)
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.lockf(_files[root], fcntl.LOCK_UN, 1, _byte(name))
-    _close_unused(root)
+    path = Path(os.path.realpath(root)) / LOCK
+    with _guard, contextlib.suppress(OSError):
+        if _key_at(path) is None:
+            return
+        lock = _lock_file(path)
+        if not lock.held:
+            try:
+                fcntl.lockf(lock.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # all of it
+                if lock.is_at(path):
+                    path.unlink()
+            finally:
+                _unlock(lock, 0, 0)
+                _close_unused(lock)
 
 
-def _close_unused(root: Path) -> None:
-    if not _held[root]:
-        del _held[root]
-        if root in _files:
-            os.close(_files.pop(root))
+def _locked(run: Path) -> _LockFile | None:
+    """Return the lock file with the byte of a run locked, None where another process holds it."""
+    assert fcntl is not None
+    while True:
+        lock = _lock_file(run.parent / LOCK)
+        if _byte(run) in lock.held:  # by another path
+            return None
+        try:
+            fcntl.lockf(lock.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(run))
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+                return lock
+            _close_unused(lock)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return None
+            raise
+        if lock.is_at(run.parent / LOCK):
+            return lock
+        _unlock(lock, 1, _byte(run))  # it was removed after it was opened
+        _close_unused(lock)
 
 
-def _byte(name: str) -> int:
-    """Return the byte that stands for a name, one of 2^40: no file system has smaller files."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:5])
+def _lock_file(path: Path) -> _LockFile:
+    key = _key_at(path)
+    if key in _open:
+        return _open[key]
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    status = os.fstat(descriptor)
+    lock = _open.setdefault((status.st_dev, status.st_ino), _LockFile((status.st_dev, status.st_ino), []))
+    lock.descriptors.append(descriptor)
+    return lock
+
+
+def _unlock(lock: _LockFile, length: int, start: int) -> None:
+    assert fcntl is not None
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.lockf(lock.descriptors[0], fcntl.LOCK_UN, length, start)
+
+
+def _close_unused(lock: _LockFile) -> None:
+    if not lock.held:
+        _open.pop(lock.key, None)
+        for descriptor in lock.descriptors:
+            os.close(descriptor)
+
+
+def _holder(run: Path) -> int | None:
+    """Return the number of the other process that holds a run, 0 where it is not known, None where there is none."""
+    if fcntl is None:
+        return None
+    with _guard:
+        key = _key_at(run.parent / LOCK)
+        if key is None:
+            return None
+        if key in _open:
+            return _who_locks(_open[key].descriptors[0], _byte(run))
+        descriptor = os.open(run.parent / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return _who_locks(descriptor, _byte(run))
+        finally:
+            os.close(descriptor)
+
+
+def _who_locks(descriptor: int, byte: int) -> int | None:
+    assert fcntl is not None
+    if _FLOCK is None:
+        try:
+            os.lseek(descriptor, byte, os.SEEK_SET)
+            os.lockf(descriptor, os.F_TEST, 1)
+        except OSError as error:
+            return 0 if error.errno in (errno.EACCES, errno.EAGAIN) else None
+        return None
+    fields = {"linux": (fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0), "darwin": (byte, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)}
+    try:
+        found = struct.unpack(
+            _FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK, *fields[sys.platform]))
+        )
+    except OSError:  # a file system without locks
+        return None
+    kind, pid = (found[0], found[4]) if sys.platform == "linux" else (found[3], found[2])
+    return None if kind == fcntl.F_UNLCK else max(pid, 0)
+
+
+def _real(run: Path) -> Path:
+    return Path(os.path.realpath(run))
+
+
+def _key_at(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _byte(run: Path) -> int:
+    """Return the byte that stands for a run's name, one of 2^40: no file system has smaller files."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(run.name)).digest()[:5])
+
+
+def _forget() -> None:
+    """Hold nothing in a child made by fork: the parent does."""
+    global _guard
+    _guard = threading.RLock()
+    _claims.clear()
+    for lock in _open.values():
+        for descriptor in lock.descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -14,6 +14,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from burgersgd.recording.output import Unfailing
+
 REDRAW_SECONDS = 0.1
 LINES = 20  # of a whole run, where there is no terminal
 WIDTH = 80
@@ -45,7 +47,7 @@ class Progress:
     ) -> None:
         self._total = total
         self._description = description
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = Unfailing(sys.stderr if stream is None else stream)
         self._initial = initial
         self.percent = percent
         self._evaluations = initial
@@ -61,7 +63,7 @@ class Progress:
                 total=total,
                 initial=initial,
                 desc=description,
-                file=self._stream,
+                file=self._stream,  # pyright: ignore[reportArgumentType]
                 unit=" grad",
                 unit_scale=True,
                 mininterval=0.0,  # update() has decided that it is time
@@ -111,7 +113,8 @@ class Progress:
         done = f"{self._evaluations / self._total:4.0%}  {self._evaluations:,}/{self._total:,}"
         new = self._evaluations - self._initial
         rate = [_rate(new / elapsed)] if new > 0 and elapsed > 0 else []
-        print(", ".join([f"{self._description} {done}", *rate, *self._numbers()]), file=self._stream, flush=True)
+        self._stream.write(", ".join([f"{self._description} {done}", *rate, *self._numbers()]) + "\n")
+        self._stream.flush()
 
     def _numbers(self) -> list[str]:
         numbers = []
@@ -122,7 +125,7 @@ class Progress:
         return numbers
 
 
-def _has_room(stream: TextIO) -> bool:
+def _has_room(stream: Unfailing) -> bool:
     """Whether the stream is a terminal with lines to draw on: tqdm is silent on one of unknown size (0 x 0)."""
     with contextlib.suppress(OSError):  # a stream that is a terminal by its own account
         return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
@@ -130,7 +133,7 @@ def _has_room(stream: TextIO) -> bool:
 
 
 class SweepProgress(Progress):
-    """Shows how far a sweep is, by the gradient evaluations and the lowest validation error of all its runs so far.
+    """Shows how far a sweep is, by gradient evaluations, and the best mean error of the settings that are done.
 
     Fleets that train in this process `add` to it; `done` counts what is over, here or elsewhere. `expect` tells how
     many runs and evaluations there will be in all, as far as it is known.
@@ -159,10 +162,12 @@ class SweepProgress(Progress):
         self.update(self._evaluations_done + self.under_way)
 
     def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
-        """Tell how many gradient evaluations of the sweep are done, and an error, of which the lowest is kept."""
-        if validation_error is not None and self._validation_error is not None:
-            validation_error = min(validation_error, self._validation_error)
-        super().update(evaluations, None, validation_error)
+        """Tell how many gradient evaluations of the sweep are done; what single runs reach is not shown."""
+        super().update(evaluations)
+
+    def best(self, mean_error: float | None) -> None:
+        """Tell the lowest mean validation error of the settings whose jobs are all over."""
+        self._validation_error = mean_error
 
     def close(self) -> None:
         """Show the last state, with the runs that were done since; may be called twice."""
@@ -180,7 +185,9 @@ class SweepProgress(Progress):
             self._bar.set_description_str(self._description, refresh=False)
 
     def _numbers(self) -> list[str]:
-        numbers = [] if self._validation_error is None else [f"best {_error(self._validation_error, self.percent)}"]
+        numbers = (
+            [] if self._validation_error is None else [f"best mean {_error(self._validation_error, self.percent)}"]
+        )
         elapsed, new = time.monotonic() - self._started, self._evaluations - self._initial
         if self._bar is None and new > 0:  # the bar tells it itself
             numbers.insert(0, f"{tqdm.format_interval(elapsed * (self._total - self._evaluations) / new)} left")
@@ -205,6 +212,7 @@ def summary(
     diverged_at: int | None = None,
     last_finite_loss: float | None = None,
     guess_error: float | None = None,
+    regime: str | None = None,
     advice: str | None = None,
     percent: bool = True,
 ) -> str:
@@ -214,8 +222,8 @@ def summary(
 
     `best_test_error` is the test error of the best parameters by validation, found after `best_at` gradient
     evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite. `guess_error` is given
-    where the run is no better than that, the validation error of an answer that looks at no input; `advice` says what
-    to try.
+    where the run is no better than that, the validation error of an answer that looks at no input; `regime` says how
+    far local_entropy was in the regime of its theory; `advice` says what to try.
     """
     best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
@@ -243,6 +251,7 @@ def summary(
         f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
         "best by validation": None if best is None else f"test {_named(percent)} {best}",
+        "regime": regime,
         "NOT LEARNT": guessing,
         "advice": advice,
     }
@@ -260,34 +269,35 @@ def sweep_summary(
     failed: Sequence[tuple[str, str]],
     folder: Path,
     unwell: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
-    best_error: float | None = None,
-    best_job: str = "",
+    done_before: int = 0,
+    elsewhere: Mapping[str, int] | None = None,
+    settings: str = "",
     best_folder: Path | None = None,
-    objective: str = "last",
-    percent: bool = True,
 ) -> str:
-    """Return a sweep as text: how many jobs are in which state, the best of them, and which failed, and why.
+    """Return a sweep as text: its settings, how many jobs are in which state, and which failed, and why.
 
     Jobs that failed for reasons that differ in numbers alone are told together; likewise those that diverged or did not
     learn (unwell: label -> jobs and reasons).
 
-    best_error is the lowest validation error, at the end of the runs (objective "last") or in them ("best"); best_job
-    and best_folder are what tells that run from the others, and its folder.
+    done_before: how many of them were over before this command. elsewhere: how many jobs each other process trains.
+    settings is a table, best_folder the folder of the best setting's best run.
     """
     rule = "-" * WIDTH
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
-    if best_error is not None:
-        when = "at the end" if objective == "last" else "at its best"
-        error = f"validation {_named(percent)} {_error(best_error, percent)}"
-        lines.append(_entry(f"lowest {_named(percent)}", f"{error} {when}, {best_job}"))
+    if done_before:
+        over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
+        lines.append(_entry("done before", f"{done_before}, trained now {over - done_before}"))
+    lines += [_entry("trained elsewhere", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
     for label, pairs in {"failed": failed, **unwell}.items():
         lines += [_entry(label, text) for text in _grouped(pairs)]
     where = shown_path(folder)
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}
-    files |= {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
+    files |= {"folder": where}
+    files |= {"compare with": f"burgersgd compare {shlex.quote(where)}"} if settings else {}
+    files |= {"look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
     table = "\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items())
-    return "\n".join([rule, *lines, "", table, rule])
+    return "\n".join([rule, *([settings, ""] if settings else []), *lines, "", table, rule])
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> list[str]:

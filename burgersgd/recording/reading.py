@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from burgersgd.recording.files import YAML_LOADER, RunFolderError, digest, one_line, read_bytes, read_text, restored
+from burgersgd.recording.files import (
+    YAML_LOADER,
+    RunFolderError,
+    digest,
+    one_line,
+    plain_json,
+    read_bytes,
+    read_text,
+    restored,
+)
 from burgersgd.recording.schema import End, Environment, Status, checked, decoded
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -41,8 +52,11 @@ def read_status(path: Path) -> dict[str, Any]:
     return checked(restored(decoded(read_bytes(file), file)), Status, file)
 
 
-def read_end(path: Path) -> dict[str, Any] | None:
-    """Return status.json of a run that is over, with all its results, and None where the run is not over."""
+def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
+    """Return status.json of a run that is over, with all its results, and None where the run is not over.
+
+    unchanged: the results must be as they were written, by their digest. Raises RunFolderError.
+    """
     status, file = read_status(path), Path(path) / STATUS
     if status["state"] not in ENDED:
         return None
@@ -54,7 +68,16 @@ def read_end(path: Path) -> dict[str, Any] | None:
         raise RunFolderError(f"{file}: a completed run has finite errors, these are {errors[0]} and {errors[1]}")
     if any(error < 0 for error in errors):
         raise RunFolderError(f"{file}: an error is negative")
+    if unchanged and status.get("result_digest") not in (None, result_digest(status)):  # version 0.1.0 wrote none
+        raise RunFolderError(f"{file}: its results were changed since the run ended")
     return status
+
+
+def result_digest(status: Mapping[str, Any]) -> str:
+    """Return what status.json keeps of its own results, to tell whether they were changed."""
+    results = ["state", "config_hash", *(name for name in End.__struct_fields__ if name != "seconds")]
+    text = json.dumps(plain_json([status.get(name) for name in results]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_over(path: Path) -> bool:
@@ -148,8 +171,8 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
     except Exception as error:  # torch raises OSError, RuntimeError, EOFError, UnpicklingError ... for a broken file
         raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
     found = state.pop("format", 0) if isinstance(state, dict) else None
-    if found not in (1, FORMAT) or isinstance(found, bool):
-        shown = found if isinstance(found, int) else type(found).__name__
+    if type(found) is not int or found not in (1, FORMAT):
+        shown = found if type(found) is int else f"of type {type(found).__name__}"
         raise RunFolderError(f"{file} has format {shown}, this version of burgersgd reads formats 1 and {FORMAT}")
     if found == FORMAT:
         kept = state.pop("digest", None)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from burgersgd.recording.claims import LOCK, claim, release
+from burgersgd.recording.claims import LOCK, claim, release, remove_lock_file, still_holds, whose
 from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.files import (
     RunFolderError,
@@ -54,6 +54,7 @@ from burgersgd.recording.reading import (
     read_environment,
     read_metrics,
     read_status,
+    result_digest,
 )
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
 
@@ -160,7 +161,7 @@ class RunFolder:
         path = Path(path).absolute()
         config = read_config(path)
         if not _claim(path):
-            raise RunInUseError(f"{path}: another process is training this run")
+            raise RunInUseError(f"{path}: {whose(path)} is training this run")
         folder = cls(path, config)
         try:
             folder._mend()
@@ -290,7 +291,11 @@ class RunFolder:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         named = {} if self.config_hash is None else {"config_hash": self.config_hash}
-        text = to_json({"state": state, "updated": now, **named, **fields})
+        content = {"state": state, "updated": now, **named, **fields}
+        if state in ENDED:
+            content["result_digest"] = result_digest(content)
+        text = to_json(content)
+        self._check_claim()
         if state in ENDED:  # nobody comes back to what is over: the view is whole before
             self.finish(state, fields)
             if not synced:
@@ -300,6 +305,12 @@ class RunFolder:
         self.state = state
         if state == "failed":
             self.finish(state, fields)
+
+    def _check_claim(self) -> None:
+        """Raise RunFolderError where another process may have begun to train the run, too."""
+        if not still_holds(self.path):
+            lost = f"{self.path.parent / LOCK} was removed or replaced"
+            raise RunFolderError(f"{self.path}: {lost}, another process may be training this run; it is left alone")
 
     def finish(self, state: str, fields: Mapping[str, Any]) -> None:
         """End the TensorBoard session, once, with the final metrics that `fields` holds.
@@ -361,6 +372,7 @@ class RunFolder:
 
     def commit_checkpoint(self) -> None:
         """Make the staged checkpoint the checkpoint."""
+        self._check_claim()
         try:
             os.replace(self.path / STAGED, self.path / CHECKPOINT)
         except OSError as error:
@@ -399,7 +411,9 @@ class RunFolder:
         try:
             if self.state not in FINAL_STATES:
                 interrupted = isinstance(exception, KeyboardInterrupt)
-                if not interrupted:
+                if interrupted:
+                    self.log.info("%s", one_line(exception))
+                else:
                     self.log.error("the run ended by an exception", exc_info=exception)
                 self.status("interrupted" if interrupted else "failed", reason=one_line(exception))
             self.close()
@@ -440,7 +454,7 @@ def begun(path: Path) -> bool:
     if not is_half_made(path):
         return True
     if not _claim(path.absolute()):
-        raise RunInUseError(f"{path}: another process is training this run")
+        raise RunInUseError(f"{path}: {whose(path)} is training this run")
     try:
         if not is_half_made(path):  # the other process was faster
             return True
@@ -503,12 +517,13 @@ def _claimed(path: Path) -> Iterator[None]:
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     ours = claimed = False
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
         if any(path.iterdir()):
             raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
         ours = _claim(path)
         if not ours:
-            raise RunInUseError(f"{path}: another process is training this run")
+            raise RunInUseError(f"{path}: {whose(path)} is training this run")
+        _make(path)  # the one that held it may have removed it
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True
         yield
@@ -517,17 +532,29 @@ def _claimed(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
         if ours:
+            if path in missing:
+                with contextlib.suppress(OSError, ValueError):  # while it is ours: nobody else is about to use it
+                    path.rmdir()
             release(path)
-        if path.parent in missing:
+        if path.parent in missing and not isinstance(error, RunInUseError):
             with contextlib.suppress(OSError, ValueError):
-                (path.parent / LOCK).unlink()
-        for folder in missing:
+                remove_lock_file(path.parent)
+        for folder in missing if not isinstance(error, RunInUseError) else ():
             with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
                 folder.rmdir()
         if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
             kind = FolderTakenError if isinstance(error, FileExistsError) else RunFolderError
             raise kind(f"cannot create run folder {path}: {one_line(error)}") from error
         raise
+
+
+def _make(path: Path) -> None:
+    """Make a folder and those above it, also while another process removes those that it had made."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _claim(path: Path) -> bool:

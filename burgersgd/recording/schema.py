@@ -40,6 +40,7 @@ class Status(Struct):
     state: State
     updated: str
     config_hash: Hash | None = None
+    result_digest: Hash | None = None
     reason: str | None = None
     task: Literal["classification", "regression"] | None = None
     evaluations: Count | None = None
@@ -133,6 +134,18 @@ class Best(Struct):
     at: Any
 
 
+class PredictorRecord(Struct):
+    """What a checkpoint, or an exported file, says of the module of raw inputs; its tensors are checked by torch."""
+
+    model: dict[str, Any]
+    n_outputs: Positive
+    tied: dict[str, str]
+    fixed: dict[str, Any]
+    units: dict[str, Any]
+    input_shape: list[Positive]
+    log_odds: bool
+
+
 class Checkpoint(Struct):
     """checkpoint.pt; its tensors are checked against the parameters and the configuration."""
 
@@ -158,6 +171,7 @@ class Checkpoint(Struct):
     parameters: Annotated[list[tuple[str, list[Positive]]], Meta(min_length=1)]
     metrics_digest: Hash | None = None
     config_digest: Hash | None = None
+    predictor: PredictorRecord | None = None
 
 
 class NotedJob(Struct):
@@ -178,7 +192,7 @@ def checked(value: Any, kind: type[Struct], where: Any) -> Any:
     """Return the value as it is, if it has the kind. Raises RunFolderError, naming where it was read and the key."""
     try:
         msgspec.convert(value, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except Exception as error:  # also what an object raises that is asked for the entries which it does not have
         what, _, key = str(error).partition(" - at ")
         key = key.strip("`").removeprefix("$").removeprefix(".")
         raise RunFolderError(f"{where}: {f'{key}: ' if key else ''}{what.replace('`', '')}") from error

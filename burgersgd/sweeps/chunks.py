@@ -35,8 +35,8 @@ Chunk = list[Job]
 class Outcome:
     """How a job ended; errors as in Result, nan where there are none."""
 
-    state: Literal["completed", "diverged", "pruned", "failed", "elsewhere"]
-    """elsewhere: another process trains it."""
+    state: Literal["completed", "diverged", "pruned", "failed", "elsewhere", "interrupted", "waiting"]
+    """elsewhere: another process trains it; waiting: it was not begun."""
     folder: Path
     validation_error: float = math.nan
     best_validation_error: float = math.nan
@@ -82,7 +82,7 @@ def group_name(config: TrainConfig) -> str:
 def stored(folder: Path) -> Outcome | None:
     """Return how a job ended whose folder says that it is over, or None."""
     try:
-        status = read_end(folder)
+        status = read_end(folder, unchanged=True)
     except RunFolderError:  # training it will tell
         return None
     if status is None or (_is_hash(folder.name) and status.get("config_hash", folder.name) != folder.name):

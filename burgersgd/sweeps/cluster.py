@@ -371,7 +371,9 @@ class FleetSlurmLauncher(ClusterLauncher):
 def _need(package: str, launcher: str) -> None:
     if importlib.util.find_spec(package) is None:
         extra = launcher.removeprefix("fleet_")
-        raise ConfigError(f"hydra/launcher={launcher}: needs the package {package}: pip install 'burgersgd[{extra}]'")
+        raise ConfigError(
+            f"hydra/launcher={launcher}: needs the package {package}: pip install '.[{extra}]' in the checkout"
+        )
 
 
 def _gpus(asked: float | None, chunks: Sequence[Chunk]) -> float:

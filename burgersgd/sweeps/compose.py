@@ -124,6 +124,21 @@ class Composer:
         return [name for _, name in found]
 
 
+def compose_job(overrides: Sequence[str]) -> TrainConfig:
+    """Return the checked configuration of a single run.
+
+    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
+    """
+    hydra_words, words = split_words(overrides)
+    composer = Composer(hydra_words)
+    if any(override.is_sweep_override() for override in composer.parse(words)):
+        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+    config = composer.config(words)
+    if config.sweep.params:
+        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    return config
+
+
 def refuse_varied(overrides: Sequence[Override]) -> None:
     """Raise ConfigError for a list or a range of values of a key that does not decide what a run computes.
 

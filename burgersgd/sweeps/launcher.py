@@ -151,10 +151,12 @@ class FleetSweeper(Sweeper):
         assert self._sweep is not None
         assert self.config is not None
         assert self.launcher is not None
+        from burgersgd.sweeps.sweep import MULTIRUN
+
         folder = Path(self.config.hydra.sweep.dir).absolute()
-        with contextlib.suppress(OSError):  # then no job can write there, and its failure says so
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
+        self._sweep.begin(folder)
+        with contextlib.suppress(OSError):
+            OmegaConf.save(self.config, folder / MULTIRUN)
         try:
             return self._sweep.run(self.launcher.launch, folder)
         finally:

@@ -60,8 +60,8 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
             n = min(n, fleet.budget)
             fleet.evaluations = min(fleet.evaluations, fleet.budget - n)  # a step costs the same wherever it is
             fleet.advance(n)
-            if fleet.device.type == "cuda":  # steps are only queued so far
-                torch.cuda.synchronize(fleet.device)
+            if fleet.x.device.type == "cuda":  # steps are only queued so far
+                torch.cuda.synchronize(fleet.x.device)
             elapsed = time.perf_counter() - started
             best = max(best, n * fleet.n_runs / elapsed)  # the fastest stretch: the least disturbed by other programs
             if elapsed < seconds / 8:

@@ -32,7 +32,7 @@ STARTUP = 10
 def check_optuna() -> None:
     """Raise ConfigError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep.sampler=optuna: needs Optuna, pip install 'burgersgd[optuna]'")
+        raise ConfigError("sweep.sampler=optuna: needs Optuna, pip install optuna")
 
 
 @contextlib.contextmanager

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from burgersgd.analysis.runs import load
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.run_folder import ENDED, read_status
 from burgersgd.recording.schema import NotedJob, checked, decoded
+from burgersgd.sweeps.chunks import Outcome
+from burgersgd.sweeps.report import Settings, settings_of
 
 JOBS = "jobs.jsonl"
 STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
@@ -90,10 +93,27 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
     return found
 
 
+def as_it_stands(folder: Path) -> Outcome:
+    """Return how a job stands that is not over."""
+    found = _state(folder, "")
+    known = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
+    error = RunFolderError(found.reason) if known == "failed" else None
+    return Outcome(known, folder, error=error)  # pyright: ignore[reportArgumentType]
+
+
 def find_sweep(name: str) -> Path:
     """Return the folder of a sweep, given itself or by its name below outputs/multirun."""
     given = Path(name)
     return given if given.is_dir() else Path("outputs", "multirun", name)
+
+
+def _settings(folder: Path) -> Settings:
+    """Return the settings of the jobs that were begun, and write the files that a killed sweep could not write."""
+    try:
+        runs = load(folder)
+    except RunFolderError:
+        return Settings("", None)
+    return settings_of(folder, runs, str(runs[0].settings.get("sweep.objective", "last")))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,16 +129,14 @@ def main(arguments: Sequence[str]) -> int:
             kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
             error = f"validation {kind} {job.validation_error:.4g}" if known else ""
             print(f"{job.name}  {job.state:<12}{error:<26}{job.words}{f'  ({job.reason})' if job.reason else ''}")
-    best = min((job for job in jobs if job.state == "completed"), key=lambda job: job.validation_error, default=None)
+    settings = _settings(folder)
     shown = sweep_summary(
         states={state: sum(job.state == state for job in jobs) for state in STATES},
         failed=[(job.words, job.reason) for job in jobs if job.state == "failed"],
         unwell=unwell((job.words, folder / job.name) for job in jobs if job.state in ENDED),
         folder=folder,
-        best_error=None if best is None else best.validation_error,
-        best_job="" if best is None else best.words,
-        best_folder=None if best is None else folder / best.name,
-        percent=best is None or best.percent,
+        settings=settings.text,
+        best_folder=settings.best_folder,
     )
     print(shown)
     return int(any(job.state == "failed" for job in jobs))

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import math
+import re
+import shlex
+import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
+from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
+from burgersgd.rates import Facts, resolved
+from burgersgd.recording.claims import whose
 from burgersgd.recording.files import one_line
-from burgersgd.recording.progress import SweepProgress, sweep_summary
-from burgersgd.run import check_output
+from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
+from burgersgd.recording.run_folder import METRICS
+from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
+from burgersgd.sweeps.planning import PLAN
+from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
-from burgersgd.sweeps.status import note_jobs, unwell
+from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, unwell
 
 IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 """Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
 PLUGIN = "hydra_plugins.burgersgd"
+MULTIRUN = "multirun.yaml"
+SUBMITTED = ".submitit"
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
 """A Hydra launcher's launch: overrides of jobs and the number of the first -> how they ended."""
 TrainChunks = Callable[[list[Chunk], SweepProgress], Iterable[tuple[Chunk, list[Outcome]]]]
+
+
+class ElsewhereError(ConfigError):
+    """The sweep cannot go on before another process has trained some of it."""
 
 
 class Plan(NamedTuple):
@@ -70,21 +88,24 @@ class Sweep:
             if word.lstrip("+~").startswith(IGNORED):
                 raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
         self.settings = self.composer.sweep(words)
-        if self.settings.name is not None and "hydra.sweep.dir" not in chosen:
-            self.added.append(f"hydra.sweep.dir=${{output_root}}/multirun/{self.settings.name}")
+        self._folder_is_chosen = "hydra.sweep.dir" in chosen
         self.error: ConfigError | None = None
         """Why the sweep could not go on, if it could not."""
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
-        self._checked: dict[str, tuple[int, bool]] = {}
-        self._ends: dict[tuple[str, ...], float | Exception] = {}
-        self._pruned_at: dict[tuple[str, ...], int] = {}
-        """Gradient evaluations of the jobs that were stopped early."""
         self.quiet = False
         """Whether to show no progress."""
+        self._checked: dict[str, Facts] = {}
+        self._ends: dict[tuple[str, ...], Outcome | None] = {}
+        """How the jobs ended, by their overrides; None: not yet."""
+        self._done_before: set[tuple[str, ...]] = set()
+        self._root = Path()
         self._folder = Path()
+        self._made: list[Path] = []
+        """Folders that were not there before: the sweep's and those above it."""
         self._progress: SweepProgress | None = None
+        self._best = BestMean()
         self._later = 0  # jobs that a search will propose after those it has proposed
         if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
             self.space, self.jobs = None, []
@@ -112,9 +133,11 @@ class Sweep:
             group = group_name(config)
             if group not in self._checked:
                 prepared = prepare([config])
-                self._checked[group] = prepared.budget, prepared.data.task == "classification"
-            budget, percent = self._checked[group]
-            self._plans[key] = Plan(config, budget, percent, config_hash(config, budget))
+                self._checked[group] = prepared.facts
+            facts = self._checked[group]
+            config = resolved(config, facts)
+            name = config_hash(config, facts.budget)
+            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name)
         return self._plans[key]
 
     def _check(self, jobs: list[Words]) -> None:
@@ -127,12 +150,53 @@ class Sweep:
                 raise type(error)(f"job {i + 1} of {len(jobs)} ({self._varied(job)}): {error}") from error
             if i == 0:
                 check_output(plan.config)
+                self._root = Path(plan.config.output_root, "multirun")
+                if self.settings.name is not None:
+                    check_name(self.settings, "name", (self._root / self.settings.name / plan.name).absolute())
+
+    def take_folder(self) -> None:
+        """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
+        if self._folder_is_chosen:
+            return
+        name = self.settings.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = (self._root / name).absolute()
+        self._made = _missing(folder)
+        if self.settings.name is None:
+            stamp, numbers = folder.name, itertools.count(2)
+            with contextlib.suppress(OSError):  # it cannot be made: `run` says so
+                while True:
+                    try:
+                        folder.mkdir(parents=True)
+                        break
+                    except FileExistsError:
+                        folder = folder.with_name(f"{stamp}_{next(numbers)}")
+                        self._made = [folder]
+        self._folder = folder
+        self.added.append(self._dir_word())
+        self._folder_is_chosen = True
+
+    def _dir_word(self) -> str:
+        folder = shown_path(self._folder)
+        quoted = QuotedString(folder.replace("${", "\\${"), Quote.single).with_quotes()
+        return f"hydra.sweep.dir={quoted if re.search('[^A-Za-z0-9_./-]', folder) else folder}"
+
+    def command(self, arguments: Sequence[str]) -> str:
+        """Return the command that goes on with the sweep that a command line began."""
+        words = [*arguments] if self.settings.name is not None else [self._dir_word(), *arguments]
+        return shlex.join(["burgersgd", "train", *dict.fromkeys(words)])
 
     # ------------------------------------------------------------------------------------------------- training
 
+    def begin(self, folder: Path) -> None:
+        """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
+        self._folder = folder
+        self._made = self._made or _missing(folder)
+        with contextlib.suppress(OSError):  # then no job can be written there, and `run` says so
+            folder.mkdir(parents=True, exist_ok=True)
+
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
-        self._folder = folder
+        self.begin(folder)
         try:
             searching = self.settings.sampler == "optuna"
             if searching or any(stored(folder / self.plan(job).name) is None for job in self.jobs):
@@ -140,47 +204,78 @@ class Sweep:
             if searching:
                 with keeping(folder):
                     return self._search(launch, folder)
+            self._ends |= dict.fromkeys(map(tuple, self.jobs))
             return [self._launched(launch, self.jobs, 0)]
         except ConfigError as error:
             self.error = error
+            self._clean_up()
             return []
+
+    def _clean_up(self) -> None:
+        """Remove what a sweep has left that could not train anything, where its folder is new."""
+        with contextlib.suppress(OSError):
+            if self._folder not in self._made or any(
+                path.joinpath(METRICS).exists() for path in self._folder.iterdir()
+            ):
+                return
+            for name in (MULTIRUN, JOBS, PLAN):
+                self._folder.joinpath(name).unlink(missing_ok=True)
+            shutil.rmtree(self._folder / SUBMITTED, ignore_errors=True)
+            for folder in self._made:
+                folder.rmdir()
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch what a search proposes, until it has proposed enough.
 
-        Raises ConfigError where another process trains some of it: those trials stay open, and the same command goes on
-        once they are over.
+        Raises ElsewhereError where another process trains some of it: those trials stay open, and the same command goes
+        on once they are over.
         """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
         for words in search.told():
             done = stored(folder / self.plan(words).name)
             if done is not None:
-                self._ends[tuple(words)] = done.objective(self.settings.objective)
+                self._ends[tuple(words)] = done
+                self._done_before.add(tuple(words))
         batches: list[Sequence[JobReturn]] = []
         while trials := search.ask():
             elsewhere: list[Words] = []
             self._later = search.n_left
             batches.append(self._launched(launch, [*itertools.chain(*trials.values())], sum(map(len, batches))))
             for number, jobs in trials.items():
-                ends = [self._ends[tuple(job)] for job in jobs]
-                if any(map(_is_elsewhere, ends)):
+                ends = [self._end(tuple(job)) for job in jobs]
+                if any(end.state == "elsewhere" for end in ends):
                     elsewhere += jobs
                     continue
-                stopped = [self._pruned_at[tuple(job)] for job in jobs if tuple(job) in self._pruned_at]
-                objectives = [None if isinstance(end, Exception) else end for end in ends]
+                stopped = [end.evaluations for end in ends if end.state == "pruned"]
+                which = self.settings.objective
+                objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
                 search.tell(number, objectives, pruned_at=max(stopped, default=None))
             if elsewhere:
-                raise ConfigError(
+                raise ElsewhereError(
                     f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
                 )
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
         returns = launch(jobs, first)
-        for job, end in zip(jobs, returns, strict=True):  # `return_value` of a failed one would raise, and write
-            self._ends[tuple(job)] = end._return_value if end.status == JobStatus.FAILED else end.return_value
+        for job, ended in zip(jobs, returns, strict=True):
+            if self._ends.get(tuple(job)) is None:  # of a launcher that is not ours
+                self._ends[tuple(job)] = self._reported(job, ended)
         return returns
+
+    def _reported(self, job: Words, ended: JobReturn) -> Outcome:
+        """Return how a job ended that a launcher of Hydra's trained."""
+        folder = self._folder / self.plan(job).name
+        if ended.status == JobStatus.FAILED:  # `return_value` would raise, and write
+            return Outcome("failed", folder, error=ended._return_value)
+        objective = float(ended.return_value)
+        done = stored(folder)
+        if done is not None:
+            return done
+        if math.isnan(objective):
+            return Outcome("elsewhere", folder)
+        return Outcome("completed" if math.isfinite(objective) else "diverged", folder, objective, objective)
 
     def train(self, jobs: list[Words], folder: Path, train_chunks: TrainChunks) -> list[Outcome]:
         """Train jobs in chunks, each in `folder`/hash, and return how they ended; what is done there already, is kept.
@@ -192,25 +287,26 @@ class Sweep:
 
         def end(words: Iterable[tuple[str, ...]], outcome: Outcome) -> None:
             for key in words:
-                outcomes[key] = outcome
-                self._ends[key] = outcome.objective(self.settings.objective) if outcome.error is None else outcome.error
-                if outcome.state == "pruned":
-                    self._pruned_at[key] = outcome.evaluations
+                outcomes[key] = self._ends[key] = outcome
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         for words in map(tuple, jobs):
+            self._ends.setdefault(words)
             try:
                 places.setdefault(folder / self.plan(words).name, set()).add(words)
             except ValueError as error:  # of a search: what it proposed does not go together
                 end([words], Outcome("failed", folder, error=error))
         left = []
+        which = self.settings.objective
         for place, words in places.items():
-            done = stored(place)
+            done, first = stored(place), min(words)
+            self._best.expect(self._setting(first))
             if done is None:
-                first = min(words)
                 left.append(Job(self.plan(first).config, place, first))
             else:
                 end(words, done)
+                self._best.end(self._setting(first), done.objective(which))
+                self._done_before |= words
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
         self._progress = self._progress or SweepProgress(
             enabled=None if (left or self._later) and not self.quiet else False
@@ -218,11 +314,17 @@ class Sweep:
         budgets = [self._budget(job) for job in left]
         later = self._later * sum(budgets) // max(len(left), 1)
         self._progress.expect(len(left) + self._later, sum(budgets) + later)
+        self._progress.best(self._best.value)
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
             for job, outcome in zip(chunk, ended, strict=True):
                 end(places[job.folder], outcome)
+                self._best.end(self._setting(job.overrides), outcome.objective(which))
+            self._progress.best(self._best.value)
             self._progress.done(len(chunk), sum(self._budget(job) for job in chunk))
         return [outcomes[tuple(words)] for words in jobs]
+
+    def _setting(self, words: tuple[str, ...]) -> str:
+        return setting_of(self.plan(words).config, self.plan(words).budget)
 
     def _budget(self, job: Job) -> int:
         return self.plan(job.overrides).budget
@@ -234,44 +336,65 @@ class Sweep:
         fixed = set(words).intersection(*self._ends) if self.space is None else self.space.fixed
         return " ".join(word for word in words if word not in fixed) or " ".join(words)
 
+    def _end(self, words: tuple[str, ...]) -> Outcome:
+        """Return how a job ended, or how it stands. The folder of one that failed here may say that it is over."""
+        end = self._ends.get(words)
+        if end is not None and end.state not in ("failed", "elsewhere"):
+            return end
+        try:
+            folder = self._folder / self.plan(words).name
+        except ValueError:
+            assert end is not None
+            return end
+        return stored(folder) or end or as_it_stands(folder)
+
     @property
     def started(self) -> bool:
         """Whether any job has ended (that is known: another sweeper with another launcher tells nothing)."""
-        return bool(self._ends)
+        return any(end is not None for end in self._ends.values())
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 1 where a job failed."""
-        return int(any(isinstance(end, Exception) for end in self._ends.values()))
+        """Exit code of the command: of several reasons the first of 2, 75, 1, 3."""
+        states = [self._end(words).state for words in self._ends]
+        if self.error is not None:
+            return RESUMABLE if isinstance(self.error, ElsewhereError) else 2
+        if any(state in ("elsewhere", "interrupted", "waiting") for state in states):
+            return RESUMABLE
+        if "failed" in states:
+            return 1
+        return 3 if states and set(states) == {"diverged"} else 0
 
     def report(self) -> str:
         """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
         if self._progress is not None:
             self._progress.close()
-        ends = self._ends.items()
-        failed = [(self._varied(words), _one_line(end)) for words, end in ends if isinstance(end, Exception)]
-        finite = [(end, words) for words, end in ends if not isinstance(end, Exception) and math.isfinite(end)]
-        best = min(finite, key=lambda pair: pair[0], default=None)
-        plan = None if best is None else self.plan(best[1])
+        ends = {words: self._end(words) for words in self._ends}
+        errors = {words: end.error for words, end in ends.items() if end.error is not None}
+        count = Counter(end.state for end in ends.values())
+        planned = {end.folder: (self._plans[words], end) for words, end in ends.items() if words in self._plans}
+        runs = (known_run(plan.config, plan.budget, folder, end.state) for folder, (plan, end) in planned.items())
+        settings = settings_of(self._folder, runs, self.settings.objective)
         return sweep_summary(
             states={
-                "completed": len(finite) - len(self._pruned_at),
-                "stopped early": len(self._pruned_at),
-                "diverged": sum(end == math.inf for _, end in ends),
-                "failed": len(failed),
-                "trained by another process": sum(_is_elsewhere(end) for _, end in ends),
+                "completed": count["completed"],
+                "stopped early": count["pruned"],
+                "diverged": count["diverged"],
+                "failed": count["failed"],
+                "interrupted": count["interrupted"],
+                "not begun": count["waiting"],
+                "trained by another process": count["elsewhere"],
             },
-            failed=failed,
+            done_before=len(self._done_before),
+            failed=[(self._varied(words), _one_line(error)) for words, error in errors.items()],
             unwell=unwell(
-                (self._varied(words), self._folder / self.plan(words).name)
-                for words, end in ends
-                if not isinstance(end, Exception) and not _is_elsewhere(end)
+                (self._varied(words), end.folder)
+                for words, end in ends.items()
+                if end.state in ("completed", "pruned", "diverged")
             ),
-            objective=self.settings.objective,
-            best_error=None if best is None else best[0],
-            best_job="" if best is None else self._varied(best[1]),
-            best_folder=None if plan is None else self._folder / plan.name,
-            percent=plan is None or plan.percent,
+            elsewhere=Counter(whose(end.folder) for end in ends.values() if end.state == "elsewhere"),
+            settings=settings.text,
+            best_folder=settings.best_folder,
             folder=self._folder,
         )
 
@@ -280,7 +403,9 @@ def train_job(cfg: Any) -> float:
     """Train one job of a sweep on its own and return its objective: what launchers call that are not ours."""
     hydra = HydraConfig.get()
     config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepare([config]).budget)
+    prepared = prepare([config])
+    (config,) = prepared.configs
+    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepared.budget)
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error
@@ -316,8 +441,9 @@ def _first_values(overrides: Sequence[Override]) -> Words:
     return words
 
 
-def _is_elsewhere(end: float | Exception) -> bool:
-    return isinstance(end, float) and math.isnan(end)
+def _missing(folder: Path) -> list[Path]:
+    """Return the folder and those above it that do not exist."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _one_line(error: Exception) -> str:

@@ -17,13 +17,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from burgersgd import own_process
 from burgersgd.config import TrainConfig
-from burgersgd.interruption import Interrupted, interruptible
+from burgersgd.interruption import SIGNALS, Interrupted, interruptible
 from burgersgd.recording.progress import Progress, SweepProgress
 from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
 
@@ -164,7 +165,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=own_process.worker, args=(theirs, threads, gpu), daemon=True)
-        self.process.start()
+        with _signals_held():
+            self.process.start()
         theirs.close()
         self.chunk: Chunk | None = None
         self.counted = 0
@@ -192,6 +194,20 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let processes that are started meanwhile hold back SIGNALS until they are ready to handle them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets SIGINT through again once it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ------------------------------------------------------------------------------------------------- in the worker
 
 
@@ -201,7 +217,8 @@ def work(connection: Connection, threads: int, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         with interruptible() as interruption:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; one decides
+            if hasattr(signal, "pthread_sigmask"):  # see _signals_held
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             tasks: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 
             def listen() -> None:

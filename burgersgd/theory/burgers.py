@@ -59,7 +59,7 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class Burgers:
-    """f(w) = w^2 / 2: the flux of the conservative form. Implements Eq. (4.5)."""
+    """f(w) = w^2 / 2: the flux of the conservative form."""
 
     def flux(self, u: ArrayLike) -> Array:
         """Return w^2 / 2, same shape."""

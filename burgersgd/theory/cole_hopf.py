@@ -56,7 +56,7 @@ def phi_derivatives(
     """Return phi_t, phi_x = w and phi_xx given psi and its derivatives, all of one shape.
 
     At t = 0 the second one is the initial velocity F'. Raises ValueError unless nu > 0.
-    Implements Eq. (4.8). Implements Eq. (4.10). Implements Eq. (4.12).
+    Implements Eq. (4.10). Implements Eq. (4.12).
     """
     check_positive(nu=nu)
     psi, psi_x = float_array(psi), float_array(psi_x)
@@ -89,8 +89,8 @@ def antiderivative(
 ) -> Function:
     """Return y -> F(y), the integral of the velocity from 0 to y, for y in [left, right], by Gauss-Legendre panels.
 
-    List the places where the velocity jumps in breakpoints. Implements Eq. (4.13). Raises ValueError unless
-    left < right.
+    List the places where the velocity jumps in breakpoints. Implements Eq. (4.8): of w it is phi,
+    up to a function of t. Raises ValueError unless left < right.
     """
     if not left < right:
         raise ValueError(f"left={left:g}, right={right:g}: must have left < right")
@@ -136,7 +136,7 @@ def log_psi(
 
     loss: F, elementwise on arrays of any shape; it must not fall like -y^2 / 2t. max_slope: a bound of |F'|; with it
     the range of integration is certain, without it a scan looks for the mass and may miss narrow wells far from x.
-    breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.14). Implements Eq. (4.17). Raises
+    breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.2), (4.14), (4.17). Raises
     ValueError unless t > 0 and nu > 0, or if x or F is not finite.
     """
     return _Problem(t, nu, loss, None, max_slope, breakpoints).solve(x).log_psi
@@ -153,7 +153,8 @@ def phi(
 ) -> Array:
     """Return the solution phi = -2 nu log psi = F_t of (4.4) at time t, same shape as x. Arguments as in log_psi.
 
-    Implements Eq. (4.15), with F(y) for its integral and without phi(0, t) = 0, which contradicts the rest.
+    Implements Eq. (4.4), with phi(x, 0) = F(x). Implements Eq. (4.15), with F(y) for its integral and without
+    phi(0, t) = 0, which contradicts the rest.
     """
     return -2 * nu * log_psi(x, t, nu, loss, max_slope=max_slope, breakpoints=breakpoints)
 

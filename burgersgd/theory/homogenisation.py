@@ -21,9 +21,8 @@ from burgersgd.optimizers.langevin import Langevin
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperSDE
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive
-from burgersgd.theory.gibbs import gibbs_law
-from burgersgd.theory.langevin import LawCheck, Measured, check_law, fitted_slope
-from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Integrator, Loss, coupled, fast_law, local_entropy
+from burgersgd.theory.langevin import fitted_slope
+from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Integrator, Loss, local_entropy
 from burgersgd.theory.paths import UNUSED, always, averaged, last, normals, walk
 
 Temperature = Literal["consistent", "printed"]
@@ -32,7 +31,7 @@ Temperature = Literal["consistent", "printed"]
 # ---------------------------------------------------------------------------------- the passive scalar of (5.1), (5.2)
 
 
-def passive_scalar_experiment(
+def passive_scalar_paths(
     *,
     nu: float = 0.5,
     velocity: float = 1.0,
@@ -41,12 +40,12 @@ def passive_scalar_experiment(
     lr: float = 0.001,
     paths: int = 4000,
     seed: int = 0,
-) -> Measured:
-    """Return Var(X) / (2 t) of a particle in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
+) -> ndarray:
+    """Return X ``[paths]`` at the end of particles in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
 
     Implements Eq. (5.1) at p = 2, that is, Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose limit is a
-    diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). Expected is the exact value at finite
-    epsilon; Y / epsilon starts uniformly distributed. Raises ValueError unless all numbers are finite and > 0.
+    diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). X starts at 0, Y / epsilon uniformly
+    distributed. Raises ValueError unless all numbers are finite and > 0.
     """
     check_positive(nu=nu, velocity=velocity, epsilon=epsilon, duration=duration, lr=lr, paths=paths)
     phase = 2 * math.pi * (np.arange(paths) + 0.5) / paths
@@ -57,12 +56,7 @@ def passive_scalar_experiment(
         return np.stack([-velocity / epsilon * np.sin(at[:, 1] / epsilon), np.zeros(paths)], axis=1)
 
     hyper = {"lr": duration / steps, "temperature": nu, "weight_decay": 0.0}
-    x = last(walk(Langevin(), hyper, begin, always(descent), steps, normals(seed, paths, 2))).x[:, 0].numpy()
-    rate = nu * duration / epsilon**2
-    expected = nu + velocity**2 / (2 * nu) * (1 + math.expm1(-rate) / rate)
-    measured = float(x.var(ddof=1)) / (2 * duration)
-    fourth = float(np.mean((x - x.mean()) ** 4)) / float(x.var()) ** 2
-    return Measured(measured, expected, measured * math.sqrt((fourth - 1) / paths))
+    return last(walk(Langevin(), hyper, begin, always(descent), steps, normals(seed, paths, 2))).x[:, 0].numpy()
 
 
 # -------------------------------------------------------------------------------------------------------- the limit
@@ -254,23 +248,6 @@ def quadratic_moments(
 # ---------------------------------------------------------------------------------------------- the frozen fast point
 
 
-@dataclass(frozen=True)
-class ErgodicAverage:
-    """Time averages of (x - y) / gamma at frozen x against grad F_gamma(x): lists have one number per duration."""
-
-    durations: list[float]
-    mean: list[float]  # over paths
-    error: list[float]  # standard errors of mean
-    rms: list[float]  # deviation of one path's average from expected
-    rms_slope: float  # of rms: -1/2 in theory
-    expected: float  # by quadrature
-
-    @property
-    def longest(self) -> Measured:
-        """The mean at the longest duration."""
-        return Measured(self.mean[-1], self.expected, self.error[-1])
-
-
 def ergodic_average(
     loss: Loss = DOUBLE_WELL,
     x: float = 0.4,
@@ -283,16 +260,17 @@ def ergodic_average(
     paths: int = 2000,
     integrator: Integrator = "leimkuhler_matthews",
     seed: int = 0,
-) -> ErgodicAverage:
-    """Return (1 / S) int (x - y) / gamma ds along paths of y at frozen x, for each S; times in units of the fast scale.
+) -> ndarray:
+    """Return (1 / S) int (x - y) / gamma ds along paths of y at frozen x, for each S, ``[durations, paths]``.
 
-    Implements Eq. (5.13), with the sign and gamma corrected. By the rule optimizers.local_entropy.LocalEntropy, whose
-    running mean this is. Raises ValueError unless gamma, nu, lr and durations are finite and > 0, the durations at
-    least one step of lr, and x finite.
+    Times are in units of the fast scale. Implements Eq. (5.13), with the sign and gamma corrected. By the rule
+    optimizers.local_entropy.LocalEntropy, whose running mean this is. Raises ValueError unless gamma, nu, lr and
+    durations are finite and > 0, the durations at least one step of lr, and x finite.
     """
     check_positive(lr=lr, shortest_duration=min(durations))
     check_not_negative(burn_in=burn_in)
-    expected = float(local_entropy(loss.value, x, gamma, nu).gradient)
+    check_positive(gamma=gamma, nu=nu)
+    check_finite(x=x)
     counts = [round(duration / lr) for duration in durations]
     if min(counts) < 1:
         raise ValueError(f"durations={list(durations)}: must be at least lr={lr:g}")
@@ -304,93 +282,53 @@ def ergodic_average(
     averages = {
         k + 1 - wait: (x - s.mean[:, 0].numpy()) / gamma for k, s in enumerate(states) if k + 1 - wait in counts
     }
-    rms = [math.sqrt(np.mean((averages[n] - expected) ** 2)) for n in counts]
-    return ErgodicAverage(
-        durations=list(durations),
-        mean=[float(averages[n].mean()) for n in counts],
-        error=[float(averages[n].std(ddof=1)) / math.sqrt(paths) for n in counts],
-        rms=rms,
-        rms_slope=fitted_slope(durations, rms) if len(counts) > 1 else math.nan,
-        expected=expected,
-    )
+    return np.stack([averages[n] for n in counts])
 
 
-def invariant_measure(
+def invariant_sample(
     loss: Loss = RIPPLE,
     x: float = 0.4,
     gamma: float = 0.5,
     nu: float = 0.1,
     *,
     temperature: Temperature = "consistent",
-    law_nu: float | None = None,
     lr: float = 0.02,
     steps: int = 500,
     paths: int = 4000,
     seed: int = 0,
-) -> LawCheck:
-    """Return the law of y in (5.14) at frozen x against exp(-G / (2 law_nu)) / Z, law_nu None: nu, that is (4.21).
+) -> ndarray:
+    """Return y ``[paths]`` of (5.14) at frozen x in equilibrium: its law is exp(-G / (2 nu)) / Z, that is (4.21).
 
-    Implements Eq. (5.16). With temperature = printed the law is that of law_nu = nu / 2, so (5.16) does not agree
-    with (4.21). By the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr are
-    finite and > 0, and x is finite.
+    Implements Eq. (5.16). With temperature = printed the law is that of nu / 2, so (5.16) does not agree with (4.21).
+    By the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr are finite and > 0,
+    and x is finite.
     """
-    check_positive(lr=lr)
-    law = fast_law(loss.value, x, gamma, nu if law_nu is None else law_nu)
-    check_positive(nu=nu)
+    check_positive(lr=lr, gamma=gamma, nu=nu)
+    check_finite(x=x)
     hyper = {"lr": lr, "nu": nu, "gamma": gamma, "epsilon": 0.0}
     begin, noise = np.full((paths, 1), x), averaged(normals(seed, paths))
-    return check_law(
-        last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise)).y.numpy(), law
-    )
+    return last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise)).y[:, 0].numpy()
 
 
-def generator_defect(
-    loss: Loss = RIPPLE,
-    x: float = 0.4,
-    gamma: float = 0.5,
-    *,
-    sde_temperature: float = 0.2,
-    law_temperature: float = 0.2,
-) -> float:
-    """Return the greatest |E L_0 f(y)| under exp(-G / law_temperature) over f = y, y^2, y^3, sin y: 0 if invariant.
+def generator(
+    loss: Loss, x: float, gamma: float, temperature: float, y: ndarray, first: ndarray, second: ndarray
+) -> ndarray:
+    """Return L_0 f = -grad_y G f' + T f'' at points y, given f' and f'' there; all of one shape. T = beta^2 / 2.
 
-    L_0 f = -grad_y G f' + T f'' with T = beta^2 / 2 = sde_temperature. Implements Eq. (5.7). Implements Eq. (5.10),
-    whose first half, L_0 1 = 0, needs no check. Raises ValueError unless the temperatures and gamma are finite and > 0.
+    Implements Eq. (5.7). Implements Eq. (5.10), whose first half, L_0 1 = 0, is plain: its mean under exp(-G / T) is 0.
     """
-    check_positive(gamma=gamma, sde_temperature=sde_temperature)
-    law = gibbs_law(coupled(loss.value, x, gamma), law_temperature, around=x)
-    functions = [
-        (np.ones_like, np.zeros_like),  # f', f''
-        (lambda y: 2 * y, lambda y: np.full_like(y, 2.0)),
-        (lambda y: 3 * y**2, lambda y: 6 * y),
-        (np.cos, lambda y: -np.sin(y)),
-    ]
-
-    def generated(first: Callable[[ndarray], ndarray], second: Callable[[ndarray], ndarray]) -> float:
-        return float(law.expectation(lambda y: -_drift(loss, x, gamma)(y) * first(y) + sde_temperature * second(y)))
-
-    return max(abs(generated(first, second)) for first, second in functions)
+    return -_slope(loss, x, gamma, y) * first + temperature * second
 
 
-def fokker_planck_flux(
-    loss: Loss = RIPPLE,
-    x: float = 0.4,
-    gamma: float = 0.5,
-    *,
-    sde_temperature: float = 0.2,
-    law_temperature: float = 0.2,
-) -> float:
-    """Return the greatest |grad_y G rho + T rho'| over y for rho = exp(-G / law_temperature) / Z: 0 if stationary.
+def flux(loss: Loss, x: float, gamma: float, temperature: float, y: ndarray, density: ndarray) -> ndarray:
+    """Return grad_y G rho + T rho' on a grid y ``[n]``, rho' by differences of second order; T = beta^2 / 2.
 
-    T = sde_temperature; rho' by differences of second order. Implements Eq. (5.9). Implements Eq. (5.15), with T =
-    beta^2 / 2. Raises ValueError as generator_defect does.
+    Implements Eq. (5.9): its derivative is L_0* rho. Implements Eq. (5.15), with T = beta^2 / 2: its derivative over
+    epsilon is rho_t.
     """
-    check_positive(gamma=gamma, sde_temperature=sde_temperature)
-    law = gibbs_law(coupled(loss.value, x, gamma), law_temperature, around=x, nodes=20_001)
-    slope = np.gradient(law.density, law.y, edge_order=2)
-    return float(np.abs(_drift(loss, x, gamma)(law.y) * law.density + sde_temperature * slope).max())
+    return _slope(loss, x, gamma, y) * density + temperature * np.gradient(density, y, edge_order=2)
 
 
-def _drift(loss: Loss, x: float, gamma: float) -> Callable[[ndarray], ndarray]:
-    """Return y -> grad_y G(x, y; gamma)."""
-    return lambda y: loss.gradient(y) + (y - x) / gamma
+def _slope(loss: Loss, x: float, gamma: float, y: ndarray) -> ndarray:
+    """Return grad_y G(x, y; gamma)."""
+    return loss.gradient(y) + (y - x) / gamma

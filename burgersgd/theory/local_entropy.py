@@ -272,12 +272,30 @@ def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Estimates of grad F_gamma by independent chains of the training rule, each ``[points, d]``."""
+    """Estimates of grad F_gamma by independent chains of the training rule, each ``[points, chains, d]``."""
 
-    gradient: ndarray  # mean over chains of (x - mean of y) / gamma
-    gradient_error: ndarray  # its standard error
-    mean_gradient: ndarray  # mean over chains of the mean of grad F at the points where it was taken
-    mean_gradient_error: ndarray
+    gradients: ndarray  # (x - mean of y) / gamma
+    mean_gradients: ndarray  # the mean of grad F at the points where it was taken
+
+    @property
+    def gradient(self) -> ndarray:
+        """The mean of the first form over the chains, ``[points, d]``."""
+        return self.gradients.mean(1)
+
+    @property
+    def mean_gradient(self) -> ndarray:
+        """The mean of the second form over the chains, ``[points, d]``."""
+        return self.mean_gradients.mean(1)
+
+    @property
+    def gradient_error(self) -> ndarray:
+        """The standard error of gradient."""
+        return self.gradients.std(axis=1, ddof=1) / math.sqrt(self.gradients.shape[1])
+
+    @property
+    def mean_gradient_error(self) -> ndarray:
+        """The standard error of mean_gradient."""
+        return self.mean_gradients.std(axis=1, ddof=1) / math.sqrt(self.mean_gradients.shape[1])
 
 
 def monte_carlo(
@@ -319,7 +337,7 @@ def monte_carlo(
 
     hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
     state = last(walk(rule, hyper, start, gradient, rule.gradients_per_cycle, normals(seed, *start.shape)))
-    first = ((start - state.mean.numpy()) / gamma).reshape(points, chains, d)
-    second = (total / inner_steps).reshape(points, chains, d)
-    errors = [form.std(axis=1, ddof=1) / math.sqrt(chains) for form in (first, second)]
-    return MonteCarlo(first.mean(1), errors[0], second.mean(1), errors[1])
+    return MonteCarlo(
+        gradients=((start - state.mean.numpy()) / gamma).reshape(points, chains, d),
+        mean_gradients=(total / inner_steps).reshape(points, chains, d),
+    )

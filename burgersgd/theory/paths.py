@@ -44,7 +44,8 @@ def walk(
     for k in range(steps):
         c = type(every)(*(field[k] for field in every))
         grad = torch.from_numpy(gradient(k, rule.gradient_at(c, state).numpy()))
-        state = rule.step(c, state, grad, noise(k + 1))
+        norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+        state = rule.step(c, state, grad, norm, noise(k + 1))
         if (k + 1) % cycle == 0:
             state = rule.end_cycle(c, state)
         yield state

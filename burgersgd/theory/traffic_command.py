@@ -178,7 +178,7 @@ def _require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError("burgersgd traffic draws with matplotlib: pip install 'burgersgd[plots]'") from error
+        raise ImportError("burgersgd traffic draws with matplotlib: pip install matplotlib") from error
 
 
 def _made(folder: Path) -> Path:

@@ -1,6 +1,9 @@
 """`burgersgd verify`: every link of the paper's chain, measured, in one table.
 
-Exit codes: 0 all rows hold; 1 a row fails; 2 usage (one line, nothing is created); 130 interrupted.
+With --sabotage the functions that each row names are made wrong, one after the other, and the row has to fail.
+
+Exit codes: 0 all rows hold; 1 a row fails (with --sabotage: holds); 2 usage (one line, nothing is created);
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from burgersgd.theory import verify_entropy, verify_pde, verify_sde, verify_trainer  # noqa: F401  (register checks)
+from burgersgd.theory import (  # noqa: F401  (register checks)
+    sabotage,
+    verify_cole_hopf,
+    verify_entropy,
+    verify_pde,
+    verify_sde,
+    verify_trainer,
+)
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, forget_experiments
 
 MIN_WIDTH, MAX_WIDTH = 100, 160
@@ -96,7 +106,7 @@ def run(names: Sequence[str]) -> Report:
             found = CHECKS[name]()
         except Exception as error:  # the other checks are to run all the same
             text = f"the check stopped: {type(error).__name__}: {error}"
-            found = [Row("", text, math.nan, math.nan, "", "a check must not raise", False)]
+            found = [Row("", "", text, math.nan, math.nan, "", "a check must not raise", False)]
         rows += [dataclasses.replace(row, check=name) for row in found]
         seconds[name] = time.perf_counter() - started
     return Report(rows, seconds)
@@ -215,6 +225,7 @@ def main(arguments: list[str]) -> int:
     parser = _Parser(prog="burgersgd verify", description="Check the paper, equation by equation.")
     parser.add_argument("names", nargs="*", help="groups or checks (default: all); --list names them")
     parser.add_argument("--list", action="store_true", help="name the checks and do nothing")
+    parser.add_argument("--sabotage", action="store_true", help="make what is checked wrong: every row has to notice")
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the figures, or not")
     parser.add_argument("--output", default="outputs/verify", metavar="DIR", help="folder for JSON, Markdown, figures")
     try:
@@ -223,10 +234,9 @@ def main(arguments: list[str]) -> int:
         if options.list:
             print(listing())
             return 0
-        if options.plots and importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("figures need matplotlib: pip install burgersgd[plots], or give --no-plots")
         folder = Path(options.output)
-        folder.mkdir(parents=True, exist_ok=True)
+        if not options.sabotage:
+            folder.mkdir(parents=True, exist_ok=True)
     except SystemExit as asked:  # --help
         return int(asked.code or 0)
     except OSError as error:
@@ -238,11 +248,27 @@ def main(arguments: list[str]) -> int:
 
     try:
         with one_thread():
+            if options.sabotage:
+                return 0 if noticed(names) else 1
             report = measure(names, folder, options.plots)
     except KeyboardInterrupt:
         print("\nburgersgd: interrupted", file=sys.stderr)  # below the bar
         return 130
     return 0 if report.passed else 1
+
+
+def noticed(names: Sequence[str]) -> bool:
+    """Make every function wrong that a row of these checks names, print what comes of it; return whether all notice."""
+    report, tried = run(names), 0
+    failed = [str(row.statement) for row in report.rows if not row.passed]
+    for name in progress(names, "check"):
+        for trial in sabotage.trials(name, [row for row in report.rows if row.check == name and row.passed]):
+            tried += 1
+            if not trial.passed:
+                failed.append(str(trial))
+    print("\n".join(f"FAILS: {text}" for text in failed))
+    print(f"{tried} times a function was wrong, {len(report.rows)} rows; {len(failed)} failures")
+    return not failed
 
 
 def measure(names: Sequence[str], folder: Path, plots: bool) -> Report:
@@ -251,7 +277,9 @@ def measure(names: Sequence[str], folder: Path, plots: bool) -> Report:
     report = run(names)
     print(table(report))
     figures: dict[str, str] = {}
-    if plots:
+    if plots and importlib.util.find_spec("matplotlib") is None:
+        print("no figures: they need matplotlib (pip install matplotlib)", file=sys.stderr)
+    elif plots:
         from burgersgd.theory import figures as drawing
 
         groups = {name.partition(".")[0] for name in names}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 SIGMAS = 6.0
 """A statistical row passes when |z| < 6: a sound one fails once in 5e8 looks, and the seeds are fixed."""
+
+SAMPLING = "6 standard errors, known from the exact law"
 
 MISS = 2.0
 """A misprint is confirmed when the printed form misses the truth by more than this many tolerances."""
@@ -20,6 +22,7 @@ class Row:
     """One line of the table."""
 
     equation: str  # "3.12", or "" where no numbered equation says it
+    of: str  # the functions that are measured, from `burgersgd.theory.` or `burgersgd.` on, joined by ", "
     statement: str
     measured: float
     expected: float
@@ -30,6 +33,11 @@ class Row:
     check: str = ""  # "group.name", filled in by the runner
 
     @property
+    def functions(self) -> list[str]:
+        """Return the functions that are measured, each of which makes the row fail when it is wrong."""
+        return self.of.split(", ")
+
+    @property
     def verdict(self) -> str:
         """Return "holds", "misprint confirmed" (corrected form holds, printed form fails) or "FAILS"."""
         if not self.passed:
@@ -37,43 +45,49 @@ class Row:
         return "holds" if self.printed is None else "misprint confirmed"
 
 
-def agrees(equation: str, statement: str, measured: float, expected: float, tolerance: float, reason: str) -> Row:
+def agrees(
+    equation: str, of: str, statement: str, measured: float, expected: float, tolerance: float, reason: str
+) -> Row:
     """Return a row that passes when measured is within tolerance of expected."""
-    passed = abs(measured - expected) <= tolerance  # False for nan
-    return Row(equation, statement, float(measured), float(expected), f"{tolerance:.1g}", reason, bool(passed))
+    passed = bool(abs(measured - expected) <= tolerance)  # False for nan
+    return Row(equation, of, statement, float(measured), float(expected), f"{tolerance:.1g}", reason, passed)
 
 
-def within(equation: str, statement: str, measured: float, expected: float, band: tuple[float, float], why: str) -> Row:
+def within(
+    equation: str, of: str, statement: str, measured: float, expected: float, band: tuple[float, float], reason: str
+) -> Row:
     """Return a row that passes when measured lies in the band."""
     low, high = band
-    passed = low <= measured <= high
-    return Row(equation, statement, float(measured), float(expected), f"in [{low:g}, {high:g}]", why, bool(passed))
+    passed = bool(low <= measured <= high)
+    return Row(equation, of, statement, float(measured), float(expected), f"in [{low:g}, {high:g}]", reason, passed)
 
 
 def scored(
-    equation: str, statement: str, measured: float, expected: float, error: float, reason: str = "sampling error"
+    equation: str, of: str, statement: str, measured: float, expected: float, error: float, reason: str = SAMPLING
 ) -> Row:
     """Return a row that passes when measured is within 6 standard errors of expected."""
     z = (measured - expected) / error
-    passed = math.isfinite(z) and abs(z) < SIGMAS
-    return Row(equation, statement, float(measured), float(expected), f"|z| < 6, z = {z:+.1f}", reason, bool(passed))
+    passed = bool(math.isfinite(z) and abs(z) < SIGMAS)
+    return Row(equation, of, statement, float(measured), float(expected), f"|z| < 6, z = {z:+.1f}", reason, passed)
 
 
 def misprint(
-    equation: str, statement: str, corrected: float, printed: float, expected: float, tolerance: float, reason: str
+    equation: str,
+    of: str,
+    statement: str,
+    forms: Sequence[float],
+    expected: float,
+    tolerance: float,
+    reason: str,
 ) -> Row:
-    """Return a row that passes when the corrected form is within tolerance and the printed one is not (see MISS)."""
-    passed = abs(corrected - expected) <= tolerance and abs(printed - expected) > MISS * tolerance
-    return Row(
-        equation,
-        statement,
-        float(corrected),
-        float(expected),
-        f"{tolerance:.1g}",
-        reason,
-        bool(passed),
-        printed=float(printed),
-    )
+    """Return a row that passes when of two forms the corrected one is within tolerance and the printed one is not.
+
+    forms: what the corrected and the printed form give; see MISS.
+    """
+    corrected, printed = forms
+    row = agrees(equation, of, statement, corrected, expected, tolerance, reason)
+    passed = row.passed and bool(abs(printed - expected) > MISS * tolerance)
+    return replace(row, passed=passed, printed=float(printed))
 
 
 Check = Callable[[], list[Row]]

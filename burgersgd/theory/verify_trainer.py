@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from burgersgd.optimizers.sgd import Sgd
 from burgersgd.theory import local_entropy
 from burgersgd.theory.paths import UNUSED, always, last, normals, walk
 from burgersgd.theory.verify_rows import SIGMAS, Row, agrees, check, misprint, scored
-from burgersgd.training.gradients import Problem, eager_gradient
+from burgersgd.training.gradients import Problem, eager_gradient, split
 
 Array = NDArray[np.float64]
 
@@ -47,70 +48,72 @@ def variance_error(variance: float) -> float:
 
 @check("optimizer")
 def network_and_gradients() -> list[Row]:
-    """(2.1)-(2.13): the network, its loss, mini-batches and the step of SGD, written out by hand."""
+    """(2.1)-(2.13): the network, its loss, mini-batches and the steps of SGD, written out by hand."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-    model = Mlp((3, 4, 2), activation="tanh")
-    inputs, targets, x = draw(12, 3), draw(12, 2), draw(1, sum(math.prod(s) for s in model.shapes))
+    model, n, size = Mlp((3, 4, 2), activation="tanh"), 60, 15
+    inputs, targets, x = draw(n, 3), draw(n, 2), draw(1, sum(math.prod(s) for s in model.shapes))
     problem = Problem(model, LOSSES["squared_error"], inputs, targets)
-    W1, b1, W2, b2 = (p.numpy() for p in torch.split(x[0], [math.prod(s) for s in model.shapes]))
-    W1, W2 = W1.reshape(4, 3), W2.reshape(2, 4)
-    outputs = np.tanh(inputs.numpy() @ W1.T + b1) @ W2.T + b2
-    squashed = np.tanh(outputs)  # (2.2) to the letter: sigma after the last layer too
-    views = [torch.from_numpy(v) for v in (W1, b1, W2, b2)]
+    views = split(x[0], model.shapes)
+    W1, b1, W2, b2 = (v.numpy() for v in views)
+    hidden = np.tanh(inputs.numpy() @ W1.T + b1)
+    outputs = hidden @ W2.T + b2
     made = model.apply(views, inputs, False, None).numpy()
-    risk = float(((outputs - targets.numpy()) ** 2).sum(1).mean())
-    loss = float(problem.batch_loss(views, inputs, targets, None))
+    network, squashed = (
+        float(np.abs(made - v).max()) for v in (outputs, np.tanh(outputs))
+    )  # (2.2) has sigma last, too
 
-    full, _ = eager_gradient(problem, x, None, None)
-    order = Batches(12, 3, torch.tensor([0]))
+    def gradient(rows: Any) -> Array:  # of the mean of |z - t|^2 over these rows, by the chain rule
+        back = 2 * (outputs[rows] - targets.numpy()[rows]) / len(outputs[rows])
+        inner = back @ W2 * (1 - hidden[rows] ** 2)
+        parts = (inner.T @ inputs.numpy()[rows], inner.sum(0), back.T @ hidden[rows], back.sum(0))
+        return np.concatenate([part.ravel() for part in parts])
+
+    each = ((outputs - targets.numpy()) ** 2).sum(1)
+    order, one = Batches(n, size, torch.tensor([0])), Batches(n, 1, torch.tensor([0]))
     drawn = [order.indices(k, 1)[0] for k in range(order.evaluations_per_epoch)]
-    first = torch.arange(3).expand_as(drawn[0])  # (2.11) to the letter: samples i = 1..B in every batch
-    batches = [*drawn, first]
-    errors = torch.stack([eager_gradient(problem, x, batch, None)[0] for batch in batches]) - full
-    biases = [float(bias.abs().max()) for bias in (errors[:-1].mean(0), errors[-1])]
+    losses = [float(problem.batch_loss(views, inputs[b[0]], targets[b[0]], None)) for b in drawn]
+    in_loss, printed_loss = (  # (2.11) to the letter: samples i = 1..B in every batch
+        max(abs(a - each[rows].mean()) for a, rows in zip(losses, batches, strict=True))
+        for batches in ([b[0].numpy() for b in drawn], [slice(size)] * len(drawn))
+    )
+    grads = np.stack([eager_gradient(problem, x, b, None)[0][0].numpy() for b in drawn])
+    bias = float(np.abs(grads.mean(0) - gradient(slice(None))).max())
+    loss = float(problem.batch_loss(views, inputs, targets, None)) - float(each.mean())
 
-    rule = Sgd()
-    hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
-    fixed = always(lambda y: full.numpy())
-    stepped = list(walk(rule, hyper, x.numpy(), fixed, 1, lambda k: torch.zeros_like(x)))[-1].x
-    gaps = [np.abs(made - outputs).max(), np.abs(made - squashed).max()]
+    def stepped(batch: torch.Tensor | None) -> Array:
+        grad = eager_gradient(problem, x, batch, None)[0].numpy()
+        hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
+        return last(walk(Sgd(), hyper, x.numpy(), always(lambda y: grad), 1, lambda k: 0 * x)).x.numpy()[0]
+
+    single = one.indices(0, 1)[0]
+    choices = ((None, slice(None)), (single, single[0].numpy()), (drawn[1], drawn[1][0].numpy()))
+    full, sample, batch = (float(np.abs(stepped(b) - x[0].numpy() + 0.3 * gradient(r)).max()) for b, r in choices)
+    of, of_step, of_loss = "models.mlp.Mlp.apply", "optimizers.sgd.Sgd.step", "training.gradients.Problem.batch_loss"
+    of_batches, last_layer = (
+        "datasets.batches.Batches.indices",
+        "T_2 sigma(T_1 theta); printed: sigma on the last layer",
+    )
+    mean, same = "F_mb - mean over I_k of l(y_i, y_x(theta_i)); printed: over i = 1..B", "x_1 - (x_0 - lr grad F_mb)"
+    unbiased = "mean over an epoch of grad F_mb - grad F"
     return [
-        misprint(
-            "2.2",
-            "network - formula with an affine last layer; printed: sigma on it",
-            gaps[0],
-            gaps[1],
-            0,
-            1e-12,
-            ROUNDING,
-        ),
-        agrees("2.1, 2.3, 2.4", "y(theta; x) = T_2 sigma(T_1 theta)", float(gaps[0]), 0, 1e-12, ROUNDING),
-        agrees("2.6", "loss over all data - mean of l(y_i, y_x(theta_i))", loss - risk, 0, 1e-12, ROUNDING),
-        misprint(
-            "2.11, 2.13",
-            "mean over an epoch of grad F_mb - grad F; printed: samples i = 1..B in every batch",
-            biases[0],
-            biases[1],
-            0,
-            1e-13,
-            ROUNDING,
-        ),
-        agrees(
-            "2.9, 2.10, 2.12",
-            "x_1 - (x_0 - lr grad F)",
-            float((stepped - (x - 0.3 * full)).abs().max()),
-            0,
-            1e-15,
-            ROUNDING,
-        ),
+        misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, (network, squashed), 0, 1e-12, ROUNDING),
+        agrees("2.6, 2.7", of_loss, "loss over all data - mean of l(y_i, y_x(theta_i))", loss, 0, 1e-12, ROUNDING),
+        misprint("2.11", of_loss, mean, (in_loss, printed_loss), 0, 1e-12, ROUNDING),
+        agrees("2.13", of_batches, unbiased, bias, 0, 1e-13, ROUNDING),
+        agrees("2.9", of_step, "x_1 - (x_0 - lr grad F)", full, 0, 1e-14, ROUNDING),
+        agrees("2.10", of_step, "x_1 - (x_0 - lr grad F_i), one sample", sample, 0, 1e-14, ROUNDING),
+        agrees("2.12", f"{of_step}, {of_loss}", same, batch, 0, 1e-14, ROUNDING),
     ]
 
 
 # -------------------------------------------------------------------------------------------------- (5.18), (5.19)
+
+STEP, LITERAL = "optimizers.local_entropy.LocalEntropy.step", "optimizers.paper.PaperLiteral.step"
+CHAIN = "6 standard errors; exact law of the discrete chain"
 
 
 def cycles(rule: LocalEntropy, start: Array, n: int, seed: int) -> Array:
@@ -135,62 +138,27 @@ def fast_point() -> list[Row]:
         return 2 * T * lr / (lr * KAPPA * (2 - lr * KAPPA))
 
     rule = LocalEntropy(inner_steps=1000, averaging="last")
-    early = frozen(rule, HYPER, x, 3, 11)
-    late = frozen(rule, HYPER, x, 45, 12)
-    V = variance(2 * NU)
-    measured = float(late.var(ddof=1))
-    early_variance = V * (1 - rho**6)
-    half = LR / 2
-    literal = [
-        float(frozen(PaperLiteral(noise="double"), {"lr": lr, "nu": NU, "gamma": GAMMA}, x, n, 13).var(ddof=1))
-        for lr, n in ((LR, 60), (half, 120))
+    early, late = (frozen(rule, HYPER, x, steps, seed) for steps, seed in ((3, 11), (45, 12)))
+    V, mean = variance(2 * NU), m + rho**3 * (x - m)
+    early_variance, measured = V * (1 - rho**6), float(late.var(ddof=1))
+    literal = {
+        lr: float(frozen(PaperLiteral(noise="double"), {"lr": lr, "nu": NU, "gamma": GAMMA}, x, n, 13).var(ddof=1))
+        for lr, n in ((LR, 60), (LR / 2, 120))
+    }
+    errors = [math.sqrt(v / CHAINS) for v in (early_variance, V)]
+    what = "Var y of the consistent rule (T = 2 nu); as printed, dW of scale sqrt(dt): T = nu dt"
+    spread, error = float(early.var(ddof=1)), variance_error(early_variance)
+    rows = [
+        scored("5.18", STEP, "E y_3 = m + rho^3 (y_0 - m)", float(early.mean()), mean, errors[0], CHAIN),
+        scored("5.18", STEP, "E y in the long run = m", float(late.mean()), m, errors[1], CHAIN),
+        scored("5.18", STEP, "Var y_3 from a fixed start", spread, early_variance, error, CHAIN),
+        misprint("5.18", STEP, what, (measured, literal[LR]), V, SIGMAS * variance_error(V), CHAIN),
     ]
-    exact = "exact law of the discrete chain"
-    return [
-        scored(
-            "5.18",
-            "E y_3 = m + rho^3 (y_0 - m)",
-            float(early.mean()),
-            m + rho**3 * (x - m),
-            math.sqrt(early_variance / CHAINS),
-            exact,
-        ),
-        scored("5.18", "E y in the long run = m", float(late.mean()), m, math.sqrt(V / CHAINS), exact),
-        scored(
-            "5.18",
-            "Var y_3 from a fixed start",
-            float(early.var(ddof=1)),
-            early_variance,
-            variance_error(early_variance),
-            exact,
-        ),
-        scored("5.18", "Var y, temperature 2 nu", measured, V, variance_error(V), exact),
-        misprint(
-            "5.18",
-            "Var y of the consistent rule (T = 2 nu); as printed, dW of scale sqrt(dt): T = nu dt",
-            measured,
-            literal[0],
-            V,
-            SIGMAS * variance_error(V),
-            "6 standard errors",
-        ),
-        scored(
-            "5.18",
-            "printed: its variance is that of T = nu dt",
-            literal[0],
-            variance(NU * LR),
-            variance_error(variance(NU * LR)),
-            exact,
-        ),
-        scored(
-            "5.18",
-            "printed, half the step: T is halved too",
-            literal[1],
-            variance(NU * half, half),
-            variance_error(variance(NU * half, half)),
-            exact,
-        ),
-    ]
+    for lr, found in literal.items():
+        exact = variance(NU * lr, lr)
+        what = f"printed, dt = {lr:g}: its variance is that of T = nu dt"
+        rows.append(scored("5.18", LITERAL, what, found, exact, variance_error(exact), CHAIN))
+    return rows
 
 
 @check("optimizer")
@@ -201,35 +169,26 @@ def momentum() -> list[Row]:
         rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
         sample = frozen(rule, HYPER | {"momentum": beta}, 1.9, 200, 14)
         exact = 2 * NU / KAPPA / (1 - LR * KAPPA / (2 * (1 + beta)))  # of the affine recursion of y and its velocity
-        why = "exact law of the discrete chain"
-        what = f"Var y with momentum {beta:g}, temperature 2 nu"
-        rows.append(scored("5.18", what, float(sample.var(ddof=1)), exact, variance_error(exact), why))
+        found, what = float(sample.var(ddof=1)), f"Var y with momentum {beta:g}, temperature 2 nu"
+        rows.append(scored("5.18", STEP, what, found, exact, variance_error(exact), CHAIN))
     return rows
 
 
 @check("optimizer")
 def slow_point() -> list[Row]:
     """(5.19): whole cycles of the consistent rule on a quadratic: the descent of x, its stationary variance."""
-    x0 = np.full((1, CHAINS), 1.9)
     p, rho, L, r = 1 / (1 + A * GAMMA), 1 - LR * KAPPA, 10, 0.2
     theta = rho * (1 - rho**L) / (L * (1 - rho))
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
     mean = CENTER + (np.linalg.matrix_power(step, 3) @ [1.9 - CENTER, 1.9 - CENTER])[0]
-    early = cycles(LocalEntropy(inner_steps=L), x0, 3, 21)
-    rows = [
-        scored(
-            "5.19",
-            "E x after 3 cycles, recursion of the means",
-            float(early.mean()),
-            float(mean),
-            float(early.std()) / math.sqrt(CHAINS),
-        ),
-    ]
+    early = cycles(LocalEntropy(inner_steps=L), np.full((1, CHAINS), 1.9), 3, 21)
+    found, error = float(early.mean()), float(early.std()) / math.sqrt(CHAINS)
+    of, why = f"{STEP}, optimizers.local_entropy.LocalEntropy.end_cycle", "6 standard errors; 4 digits are known"
+    rows = [scored("5.19", of, "E x after 3 cycles, recursion of the means", found, float(mean), error, CHAIN)]
     for rule, known in ((LocalEntropy(L), 0.01530), (LocalEntropy(L, averaging="last"), 0.03456)):
         x = cycles(rule, np.full((1, CHAINS), CENTER), 60, 22)
-        what = "the mean of y" if rule.averaging == "uniform" else "the last y"
-        variance, why = float(x.var(ddof=1)), "exact law, 4 digits known"
-        rows.append(scored("5.19", f"stationary Var x, moving to {what}", variance, known, variance_error(known), why))
+        what = "stationary Var x, moving to " + ("the mean of y" if rule.averaging == "uniform" else "the last y")
+        rows.append(scored("5.19", of, what, float(x.var(ddof=1)), known, variance_error(known), why))
     return rows
 
 
@@ -237,31 +196,20 @@ def slow_point() -> list[Row]:
 def printed_period() -> list[Row]:
     """(5.19): with the printed period N the slow point never moves before the last step; with L it does."""
     loss, nu, gamma, dt, start, period, moves = local_entropy.RIPPLE, 0.1, 0.5, 0.05, 1.2, 20, 20
-    chains, steps = 6000, period * moves + 1
-
-    def descend(viscosity: float) -> float:
-        x = start
-        for _ in range(moves):
-            x -= dt * float(local_entropy.local_entropy(loss.value, x, gamma, viscosity).gradient)
-        return x
+    chains, steps, descent = 6000, period * moves + 1, start
+    for _ in range(moves):
+        descent -= dt * float(local_entropy.local_entropy(loss.value, descent, gamma, nu * dt / 2).gradient)
 
     def path(rule: PaperLiteral) -> list[Array]:
         begin, hyper = np.full((1, chains), start), {"lr": dt, "nu": nu, "gamma": gamma}
-        states = walk(rule, hyper, begin, always(loss.gradient), steps, normals(31, 1, chains))
-        return [state.x.numpy() for state in states]
+        return [s.x.numpy() for s in walk(rule, hyper, begin, always(loss.gradient), steps, normals(31, 1, chains))]
 
     intended, literal = path(PaperLiteral(period=period))[-1], path(PaperLiteral())
-    error = float(intended.std()) / math.sqrt(chains)
+    mean, tolerance = float(intended.mean()), SIGMAS * float(intended.std()) / math.sqrt(chains) + 1e-4
     moved = max(float(np.abs(x - start).max()) for x in literal[:-1])
+    still, why = "printed period N: largest |x_k - x_0|, k = 1..N, is 0", "6 standard errors + E y after 20 steps: 1e-4"
+    what = "E x_N against descent on the local entropy of nu dt / 2: period L = 20; printed period N"
     return [
-        agrees("5.19", "printed period N: largest |x_k - x_0|, k = 1..N, is 0", moved, 0, 0, "x is not touched"),
-        misprint(
-            "5.19",
-            "E x_N against descent on the local entropy of nu dt / 2: period L = 20; printed period N",
-            float(intended.mean()),
-            float(literal[-2].mean()),
-            descend(nu * dt / 2),
-            SIGMAS * error + 1e-4,
-            "6 standard errors + the finite L",
-        ),
+        agrees("5.19", LITERAL, still, moved, 0, 0, "x is not touched"),
+        misprint("5.19", LITERAL, what, (mean, float(literal[-2].mean())), descent, tolerance, why),
     ]

@@ -43,6 +43,8 @@ class Evaluator:
     inputs: Float[Tensor, "n *shape"]
     labels: Tensor
     targets: Tensor
+    scale: Float[Tensor, " outputs"] | None = None
+    """Of standardized targets: one unit of them in the unit in which the error is told."""
     native: bool = False
     """Whether to compute it in C, as the engine of that name computes gradients."""
 
@@ -53,7 +55,7 @@ class Evaluator:
         The RMSE of k outputs is sqrt(mean of the squared differences over examples and outputs): it does not grow
         with k, and predicting the mean of standardized targets gives 1.
         """
-        if self.native:
+        if self.native and (self.scale is None or len(self.scale) == 1):
             loss, error = self._native_sums(x)
         elif (
             x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
@@ -77,7 +79,8 @@ class Evaluator:
             at_once = min(128, max(1, len(self.labels)))
             self._kernels[key] = NativeGradient.of(network, self.loss.name, self.inputs, self.targets, len(x), at_once)
         loss, wrong = self._kernels[key].evaluate(x, self.labels if self.classification else None)
-        return loss.to(x.dtype), (wrong if self.classification else loss).to(x.dtype)
+        error = wrong if self.classification else loss * (1 if self.scale is None else self.scale.double() ** 2)
+        return loss.to(x.dtype), error.to(x.dtype)
 
     def _sums(self, x: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
         views = split(x, self.model.shapes)
@@ -90,5 +93,6 @@ class Evaluator:
             if self.classification:
                 error = error + (self.loss.classify(outputs) != labels).sum()
             else:
-                error = error + (outputs - labels).square().sum(-1).sum()
+                difference = outputs - labels if self.scale is None else (outputs - labels) * self.scale
+                error = error + difference.square().sum(-1).sum()
         return loss, error

@@ -53,7 +53,7 @@ class Problem:
     def batch_loss(self, views: Sequence[Tensor], inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> Tensor:
         """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for.
 
-        Implements Eq. (2.11).
+        Implements Eq. (2.6), (2.11): over all examples it is the former.
         """
         if self.bfloat16:
             views = [view.bfloat16() for view in views]

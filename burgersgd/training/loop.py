@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from burgersgd.training.evaluation import Evaluator
@@ -72,10 +71,11 @@ def fit(
     is true. Stops early when no run is left alive.
     """
     before, started = position.seconds, time.perf_counter()
-    cycle = fleet.rule.gradients_per_cycle
+    cycle = fleet.evaluations_per_cycle
 
     def due(multiple: int, after: int) -> int:
-        return (after // multiple + 1) * multiple
+        """Return the first step's end at or after the next multiple."""
+        return -(-(after // multiple + 1) * multiple // fleet.points) * fleet.points
 
     def next_validation(after: int) -> int:
         """Return the first cycle end after `after` that is the first one at or after a multiple of eval_every."""
@@ -109,20 +109,20 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
     optional: dict[str, Tensor | None] = {}
     if since:
         c = fleet.coefficients_at(fleet.evaluations - 1)
-        distance = fleet.distance()
+        said = {name: value.cpu() for name, value in fleet.diagnostics().items()}
         optional = {
             "train_loss": fleet.take_mean_loss(since).cpu(),
-            "learning_rate": c["lr"],
+            "learning_rate": c.get("lr"),
             "gradient_norm": fleet.grad_norm.to("cpu", copy=True),
-            "x_y_distance": None if distance is None else distance.cpu(),
-            "temperature": c["noise_scale"] ** 2 / (2 * c["lr"]) if "noise_scale" in c else torch.zeros_like(c["lr"]),
+            "x_y_distance": said.get("x_y_distance"),
+            "temperature": said.get("temperature"),
         }
     if validation is not None:
         loss, error = validation(fleet.x)
         optional |= {"validation_loss": loss.cpu(), "validation_error": error.cpu()}
     return Point(
         evaluations=fleet.evaluations,
-        epoch=fleet.evaluations / fleet.batches.evaluations_per_epoch,
+        epoch=fleet.evaluations / fleet.evaluations_per_epoch,
         seconds=seconds,
         alive=fleet.alive.to("cpu", copy=True),  # the fleet writes into its own
         **optional,

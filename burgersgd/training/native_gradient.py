@@ -42,6 +42,14 @@ class _Plan(ctypes.Structure):
     ]
 
 
+def check_size(c_size: Any, mirror: type[ctypes.Structure]) -> None:
+    """Raise RuntimeError where a structure in C has not the size of its mirror in Python: one of them was changed."""
+    c_size.argtypes, c_size.restype = [], ctypes.c_int64
+    found, expected = c_size(), ctypes.sizeof(mirror)
+    if found != expected:
+        raise RuntimeError(f"{mirror.__qualname__} has {expected} bytes in Python and {found} in C")
+
+
 TEAM_WORK = 4_000_000
 """Weights times examples from which on threads share the work of one run: a tenth of a millisecond, about."""
 
@@ -179,6 +187,7 @@ class NativeGradient:
         """Multiplications for the outputs of one example."""
         self.team = threads if n_runs < threads and weights * max_batch >= TEAM_WORK else 1
         """Threads that share the work of one run."""
+        check_size(self.function("mlp_plan_size"), _Plan)
         self._kernel = self.function("mlp_gradient")
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._kernel.argtypes = [

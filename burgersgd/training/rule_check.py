@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Rule
+from burgersgd.training.replicas import apart
+
+ATTRIBUTES = ("gradients_per_cycle", "gradients_per_batch", "replicas", "noisy", "elementwise", "normed")
+FUNCTIONS = ("coefficients", "init", "gradient_at", "step", "end_cycle", "evaluate_at")
+MORE = ("diagnostics", "stability", "budget_key")
+
+
+def check_attributes(rule: Rule) -> None:
+    """Raise ValueError for a rule that lacks a part of the contract, or has a count that is none."""
+    name = type(rule).__name__
+    missing = [key for key in (*ATTRIBUTES, *FUNCTIONS, *MORE) if not hasattr(rule, key)]
+    if missing:
+        raise ValueError(f"{name}: has no {missing[0]}; burgersgd.optimizers.protocol.RuleDefaults has most of them")
+    for key in ("gradients_per_cycle", "gradients_per_batch", "replicas"):
+        count = getattr(rule, key)
+        if not (isinstance(count, int) and count >= 1) and not (key == "replicas" and count is None):
+            raise ValueError(f"{name}.{key}={count}: must be at least 1")
+    parameters = list(inspect.signature(rule.step).parameters)
+    if len(parameters) != 5:
+        raise ValueError(f"{name}.step: takes ({', '.join(parameters)}), must take (c, state, grad, norm, xi)")
 
 
 def check_rule(rule: Rule, c: Any, state: Any) -> None:
-    """Call the functions of a rule for the first run, on copies.
+    """Call the functions of a rule for the first run, or all its replicas, on copies.
 
     c and state are those of all runs at the first step. Raises ValueError where a function returns what is no state or
     no point, or writes into its arguments.
@@ -22,21 +43,42 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
     shapes = {field.shape for field in state if field is not None}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError(f"{name}.init: must return tensors [runs, d], not {_kind(state)}")
-    row: Any = type(c)(*(field[:1] for field in c))
-    some = next(field for field in state if field is not None)[:1]
+    rows = rule.replicas or 1
+    row: Any = type(c)(*(field[:rows] for field in c))
+    some = next(field for field in state if field is not None)[:rows]
+    runs = rule.replicas is not None  # where a function sees runs and not rows
     xi = torch.zeros_like(some) if rule.noisy else None
-    for function in ("step", "end_cycle", "gradient_at", "evaluate_at"):
-        one: Any = kind(*(None if field is None else field[:1].clone() for field in state))
-        grad = torch.zeros_like(some)
-        arguments = {"step": (row, one, grad, xi), "evaluate_at": (one,)}.get(function, (row, one))
-        inputs = [t for t in (*row, *one, grad, xi) if t is not None]
+    for function in (*FUNCTIONS[2:], "normed", "diagnostics"):
+        if getattr(rule, function) is None:
+            continue
+        one: Any = kind(*(None if field is None else field[:rows].clone() for field in state))
+        grad, norm = torch.zeros_like(some), torch.zeros_like(some[:, :1])
+        at = row
+        if runs and function in ("end_cycle", "evaluate_at", "diagnostics"):
+            at, one = apart(row, rows), apart(one, rows)
+        exact = type(at)(*(field.cpu().double() for field in at))
+        arguments = {
+            "step": (row, one, grad, norm, xi),
+            "normed": (row, one, grad),
+            "evaluate_at": (one,),
+            "diagnostics": (exact, one),
+        }.get(function, (at, one))
+        inputs = [t for t in (*at, *one, grad, norm, xi) if t is not None]
         versions = [t._version for t in inputs]
         with torch.no_grad():
             result = getattr(rule, function)(*arguments)
         if [t._version for t in inputs] != versions:
             raise ValueError(f"{name}.{function}: writes into its arguments; must return new tensors")
-        if function in ("gradient_at", "evaluate_at"):
-            if not isinstance(result, Tensor) or result.shape != some.shape:
+        if function == "diagnostics":
+            if not isinstance(result, dict) or not all(isinstance(v, Tensor) for v in result.values()):
+                raise ValueError(f"{name}.diagnostics: must return a dict of tensors [runs, 1], not {_kind(result)}")
+            for key, value in result.items():
+                if value.numel() != len(some) // rows:
+                    raise ValueError(f"{name}.diagnostics: {key} is {_kind(value)}, must be one number of every run")
+            continue
+        if function in ("gradient_at", "evaluate_at", "normed"):
+            shape = some[:1].shape if runs and function == "evaluate_at" else some.shape
+            if not isinstance(result, Tensor) or result.shape != shape:
                 raise ValueError(f"{name}.{function}: must return a tensor [runs, d], not {_kind(result)}")
             continue
         if type(result) is not kind:

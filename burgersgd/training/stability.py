@@ -15,10 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd import streams
-from burgersgd.optimizers.langevin import Langevin
-from burgersgd.optimizers.local_entropy import LocalEntropy
-from burgersgd.optimizers.paper import PaperLiteral, PaperSDE
-from burgersgd.optimizers.sgd import Sgd
+from burgersgd.optimizers.protocol import Clock, Rule, Stability
 from burgersgd.streams import Purpose
 from burgersgd.training.gradients import Problem, split
 
@@ -30,6 +27,10 @@ SAMPLES = 32
 
 TIMID = 0.01
 """Share of the bound on lr below which steps count as small: the steepest direction takes 100 of them."""
+
+
+SAFE_SHARE = 0.5
+"""Share of the bound that optimizer.lr=auto takes; found by scripts/search_rates.py."""
 
 
 class Settings(NamedTuple):
@@ -90,23 +91,40 @@ def top_eigenvalue(problem: Problem, x: Float[Tensor, " d"], n_examples: int = 2
 
 def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
     """Return the settings of every run at one gradient evaluation; None for rules whose bound is not known (AdamW)."""
-    rule = fleet.rule
-    if not isinstance(rule, Sgd | LocalEntropy | Langevin | PaperSDE | PaperLiteral):
+    of_all = fleet.rule.stability(fleet.exact_at(step))
+    return None if of_all is None else _settings(of_all, fleet.n_runs)
+
+
+def _settings(of_all: Stability, n: int) -> list[Settings]:
+    """Return what a rule says of its stability as settings: n of them."""
+    columns = [f.expand(n, -1)[:, 0].tolist() if isinstance(f, Tensor) else [f] * n for f in of_all]
+    return [Settings(*run) for run in zip(*columns, strict=True)]
+
+
+def safe_lr(rule: Rule, hyper: dict[str, float], budget: int, lip: float, share: float) -> float | None:
+    """Return the learning rate with which a rule reaches that share of its bound where the curvature is lip.
+
+    Looks at the whole budget, without a schedule. None for a rule whose bound is not known, or broken by every rate.
+    """
+    step = torch.linspace(0, budget - 1, min(budget, SAMPLES), dtype=torch.float64).long().view(-1, 1, 1)
+    cycle = rule.gradients_per_cycle
+    clock = Clock(step, step.double() / budget, step // cycle, step % cycle, budget)
+
+    def reached(lr: float) -> float:
+        columns = {name: torch.tensor([[value]], dtype=torch.float64) for name, value in (hyper | {"lr": lr}).items()}
+        c = rule.coefficients(columns, torch.ones(len(step), 1, 1, dtype=torch.float64), clock)
+        of_all = rule.stability(type(c)(*(field[:, 0] for field in c)))
+        if of_all is None:
+            return math.inf
+        return max(s.stiffness(lip) / s.bound for s in _settings(of_all, len(step)))
+
+    low, high = math.log(1e-12), math.log(1e6)
+    if reached(math.exp(low)) >= share:
         return None
-    c = {name: column.tolist() for name, column in fleet.coefficients_at(step).items()}
-    absent = [0.0] * fleet.n_runs
-    pull, slow_rate = c.get("pull", absent), c.get("slow_rate", absent)
-    if isinstance(rule, LocalEntropy) and rule.gradients_per_cycle == 1:
-        # x follows at every step, by q (y - x): an eigenvalue is -1 where lr (a + (1 - q) / ((1 - q / 2) gamma)) is 2.
-        q = [step * weight for step, weight in zip(c["outer_step"], c["mean_weight"], strict=True)]
-        share = [0.0 if rule.inner_start == "reset" else (1 - q) / (1 - q / 2) for q in q]
-        pull = [p * s for p, s in zip(pull, share, strict=True)]
-    if isinstance(rule, PaperLiteral) and rule.period != 1:
-        slow_rate = absent  # x rests between its moves
-    nesterov = [getattr(rule, "nesterov", False)] * fleet.n_runs
-    decay = c.get("weight_decay", absent)
-    columns = zip(c["lr"], pull, slow_rate, c.get("momentum", absent), nesterov, decay, strict=True)
-    return [Settings(*run) for run in columns]
+    while high - low > 1e-3:  # what is reached grows with lr up to the bound, and is far beyond it after
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(math.exp(middle)) < share else (low, middle)
+    return math.exp(low)
 
 
 def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
@@ -173,8 +191,7 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
 
     A unit that is dead, or a saturated network, has no curvature: only the start tells what the steps were.
     """
-    rule = fleet.rule
-    if isinstance(rule, PaperLiteral) and rule.period is None:
+    if fleet.rule.budget_key() == "period=null":
         return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
     steps = _looked_at(fleet)
     columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]

@@ -6,11 +6,17 @@ own argument xi. Here that becomes a state whose fields never share memory with 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+RECORDS = ("alive", "diverged_at", "last_loss", "loss_sum", "grad_norm", "loss_limit")
+"""What is kept of every run besides the rule's state, each ``[runs]``."""
 
 
 def owned(state: Any) -> Any:
@@ -34,10 +40,155 @@ def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> No
     else:
         places = {_place(field) for field in old if field is not None}
         values = [after.clone() if _place(after) in places else after for _, after in pairs]
-    for (before, _), value in zip(pairs, values, strict=True):
+    for (before, _), value in zip(pairs, values, strict=True):  # torch._foreach_copy_ is miscompiled by torch.compile
         before.copy_(value)
 
 
 def _place(tensor: Tensor) -> int:
     """Return where the tensor's memory begins, the same for all views of it."""
     return tensor.untyped_storage().data_ptr()
+
+
+def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
+    """Return the largest loss that is no divergence: factor times the first loss, or factor if that is below 1."""
+    return (first_loss.clamp(min=1) * factor).clamp(max=torch.finfo(first_loss.dtype).max)
+
+
+@dataclass
+class RunState:
+    """All that changes while R runs train."""
+
+    rule: Any
+    """The state of the update rule: a NamedTuple of tensors ``[runs, d]`` that keep their place in memory, or None."""
+    alive: Bool[Tensor, " runs"]
+    """False where a run has diverged or was stopped: its state is frozen."""
+    diverged_at: Int[Tensor, " runs"]
+    """Number of the gradient evaluation that was not finite or too large, -1 where there is none."""
+    last_loss: Float[Tensor, " runs"]
+    loss_sum: Float[Tensor, " runs"]
+    """Mini-batch losses since they were last asked for."""
+    grad_norm: Float[Tensor, " runs"]
+    loss_limit: Float[Tensor, " runs"]
+    """Losses above it, infinity and NaN among them, are a divergence; the first loss decides."""
+    points: int = 1
+    """Rows of a run: the replicas of its rule. All of them are alive, or none; the other records are their means."""
+    buffers: dict[str, Tensor] | None = None
+    """What a model changes while it trains besides its parameters (batch statistics), ``[runs, ...]`` by name."""
+    all_alive: bool = True
+    """What the host knows of `alive`: all of it on the CPU; elsewhere it learns of deaths at log points."""
+
+    @classmethod
+    def start(cls, rule_state: Any, points: int = 1, buffers: dict[str, Tensor] | None = None) -> RunState:
+        """Return the state of runs that begin, in memory of its own."""
+        some = next(field for field in rule_state if field is not None)
+        nothing = some.new_zeros(len(some))
+        return cls(
+            rule=owned(rule_state),
+            alive=torch.ones(len(some), dtype=torch.bool, device=some.device),
+            diverged_at=torch.full((len(some),), -1, device=some.device),
+            last_loss=torch.full_like(nothing, math.nan),
+            loss_sum=nothing.clone(),
+            grad_norm=nothing.clone(),
+            loss_limit=torch.full_like(nothing, torch.finfo(some.dtype).max),
+            points=points,
+            buffers=None if buffers is None else {name: buffer.clone() for name, buffer in buffers.items()},
+        )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether reading a number costs nothing; elsewhere it would wait for the device."""
+        return self.alive.device.type == "cpu"
+
+    def records(self) -> dict[str, Tensor]:
+        """Return what is kept of every run besides the rule's state, by name."""
+        return {name: getattr(self, name) for name in RECORDS}
+
+    def assign(self, new: Any) -> None:
+        """Write a new state of the rule over the old one, for living runs."""
+        assign(self.rule, new, None if self.all_alive and self.on_cpu else self.alive)
+
+    def freeze(
+        self, step: int, loss: Float[Tensor, " runs"], norm: Float[Tensor, " runs"]
+    ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
+        """Take the runs whose loss or gradient is unhealthy from the living; return what to record as loss and norm."""
+        alive = self.alive & (loss <= self.loss_limit) & torch.isfinite(norm)
+        self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
+        self.alive = alive
+        if self.on_cpu:
+            self.all_alive = bool(alive.all())
+        return torch.where(alive, loss, self.last_loss), torch.where(alive, norm, self.grad_norm)
+
+    def record(
+        self, step: int, loss: Float[Tensor, " runs"], norm: Float[Tensor, " runs"], explosion_factor: float
+    ) -> None:
+        """Note loss and gradient norm of an evaluation."""
+        self.last_loss, self.grad_norm = loss, norm
+        self.loss_sum += loss
+        if step == 0:
+            self.loss_limit.copy_(limit_after(loss, explosion_factor))
+
+    def join(self) -> None:
+        """Let the rows of a run have one fate: what ends one ends all, and their losses count together."""
+        if self.points == 1:
+            return
+        alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = (
+            record.view(-1, self.points) for record in self.records().values()
+        )
+        alive.copy_(alive.all(1, keepdim=True).expand_as(alive))
+        diverged_at.copy_(diverged_at.amax(1, keepdim=True).expand_as(diverged_at))
+        loss_limit.copy_(loss_limit.amax(1, keepdim=True).expand_as(loss_limit))
+        for record in (last_loss, loss_sum, grad_norm):
+            record.copy_(record.mean(1, keepdim=True).expand_as(record))
+
+    def of_runs(self, record: Tensor) -> Tensor:
+        """Return what is kept of every row, ``[rows]``, for every run, ``[runs]``."""
+        return record if self.points == 1 else record[:: self.points]
+
+    def stop(self, runs: Bool[Tensor, " runs"]) -> None:
+        """Freeze runs where they are: they are not alive any more, though they did not diverge."""
+        self.alive &= ~runs.to(self.alive.device).repeat_interleave(self.points)
+        self.all_alive = bool(self.alive.all())
+
+    def snapshot(self, run: int, x: Float[Tensor, "runs d"]) -> dict[str, Any]:
+        """Return all that one run needs to go on; tensors are copies on the CPU. x is what the rule is evaluated at.
+
+        Random numbers, batches and coefficients are functions of the step and need no memory.
+        """
+        saved: dict[str, Any] = {"x": _saved(x, run)}
+        kept = [(name, field) for name, field in _fields(self.rule) if field is None or field is not x]
+        saved["state"] = {name: _saved(self._of_run(field), run) for name, field in kept}
+        if self.buffers is not None:
+            saved["buffers"] = {name: _saved(buffer, run) for name, buffer in self.buffers.items()}
+        return saved | {name: _saved(self.of_runs(record), run) for name, record in self.records().items()}
+
+    def restore(self, snapshots: Sequence[Mapping[str, Any]], x: Float[Tensor, "runs d"]) -> None:
+        """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        if len(snapshots) * self.points != len(self.alive):
+            raise ValueError(f"{len(snapshots)} snapshots for {len(self.alive) // self.points} runs")
+        for name, rows in _fields(self.rule):
+            field = self._of_run(rows)
+            saved = [snapshot["x"] if rows is x else snapshot["state"].get(name) for snapshot in snapshots]
+            if any((value is None) != (field is None) for value in saved):
+                raise ValueError(f"the state has {'no' if field is None else 'a'} {name}, the snapshot differs")
+            for value in saved:
+                if field is not None and (value.shape != field.shape[1:] or value.dtype != field.dtype):
+                    raise ValueError(f"{name} of the snapshot is {value.dtype} {list(value.shape)}, the state differs")
+            if field is not None:
+                field.copy_(torch.stack(saved))
+        for name, buffer in (self.buffers or {}).items():
+            buffer.copy_(torch.stack([snapshot["buffers"][name] for snapshot in snapshots]))
+        for name, record in self.records().items():
+            record.copy_(torch.stack([snapshot[name] for snapshot in snapshots]).repeat_interleave(self.points))
+        self.all_alive = bool(self.alive.all())
+
+    def _of_run(self, field: Tensor | None) -> Tensor | None:
+        """Return a vector of the state with the rows of a run together where there are several."""
+        return field if field is None or self.points == 1 else field.view(-1, self.points, field.shape[1])
+
+
+def _saved(tensor: Tensor | None, run: int) -> Any:
+    return None if tensor is None else tensor[run].cpu().clone()
+
+
+def _fields(state: Any) -> list[tuple[str, Tensor | None]]:
+    return list(zip(state._fields, state, strict=True))

@@ -10,11 +10,12 @@ import pytest
 import yaml
 
 import burgersgd
-from burgersgd.analysis.runs import Runs, flat, load
-from burgersgd.config import MlpConfig, TrainConfig, TrainerConfig
-from burgersgd.identity import canonical, own_record
+from burgersgd.analysis.runs import AS_BEFORE, ONLY_WITH, UNDECIDING, Runs, flat, load
+from burgersgd.config import GROUPS, MlpConfig, TrainConfig, TrainerConfig
+from burgersgd.identity import NOT_HASHED, canonical, own_record
 from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.run_folder import RunFolder
+from burgersgd.schema import as_before, is_added
 from tests.analysis.folders import write_run
 
 
@@ -142,6 +143,24 @@ def test_settings_are_what_the_hash_of_a_run_is_made_of(tmp_path: Path) -> None:
     (run,) = load(tmp_path)
     assert run.decides == flat(canonical(config, 600))
     assert dict(run.setting(without=("seed",))) == {k: v for k, v in run.decides.items() if k != "seed"}
+
+
+def test_what_decides_nothing_is_what_the_classes_of_settings_say() -> None:
+    only_with, before, undeciding = {}, {}, set()
+    for group, choices in GROUPS.items():
+        for cls in (choices[name] for name in choices.shipped):
+            for f in dataclasses.fields(cls):
+                key = f"{group}.{f.name}"
+                if f.metadata.get("hashed_with"):
+                    only_with[key] = f"{group}.{f.metadata['hashed_with']}"
+                if is_added(f):
+                    before[key] = as_before(f)
+                if not f.metadata.get("hashed", True):
+                    undeciding.add(key)
+    assert only_with == ONLY_WITH
+    assert before == AS_BEFORE
+    unhashed = {key for key in undeciding if key.partition(".")[0] not in NOT_HASHED} - {"trainer.epochs"}
+    assert unhashed | NOT_HASHED == set(UNDECIDING)
 
 
 def test_runs_of_the_version_before_a_key_was_added_are_the_same_runs(tmp_path: Path) -> None:

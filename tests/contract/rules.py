@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults
 
 
 class Rates(NamedTuple):
@@ -25,7 +25,7 @@ class Two(NamedTuple):
     other: Tensor
 
 
-class _TwoRates:
+class _TwoRates(RuleDefaults):
     noisy = False
 
     def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Rates:
@@ -34,13 +34,13 @@ class _TwoRates:
 
 
 @dataclass(frozen=True)
-class HeavyBall(_TwoRates, EveryGradientMovesX):
+class HeavyBall(_TwoRates):
     """Polyak 1964 as he wrote it: x' = x - lr g + m (x - previous x). The old x moves into another field."""
 
     def init(self, x: Tensor, xi: Tensor | None) -> Two:
         return Two(x, x.clone())
 
-    def step(self, c: Rates, state: Two, grad: Tensor, xi: Tensor | None) -> Two:
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
         return Two(state.x - c.lr * grad + c.m * (state.x - state.other), state.x)
 
 
@@ -64,7 +64,7 @@ class MovesAtTheEnd(_TwoRates):
     def gradient_at(self, c: Rates, state: Two) -> Tensor:
         return state.x
 
-    def step(self, c: Rates, state: Two, grad: Tensor, xi: Tensor | None) -> Two:
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
         return Two(state.x - c.lr * grad, torch.lerp(state.other, state.x, c.m))
 
     def end_cycle(self, c: Rates, state: Two) -> Two:
@@ -93,7 +93,7 @@ class Normalised(_TwoRates):
     def gradient_at(self, c: Rates, state: Three) -> Tensor:
         return state.w
 
-    def step(self, c: Rates, state: Three, grad: Tensor, xi: Tensor | None) -> Three:
+    def step(self, c: Rates, state: Three, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Three:
         return Three(None, state.w - c.lr * grad / (c.m + torch.linalg.vector_norm(grad, dim=-1, keepdim=True)))
 
     def end_cycle(self, c: Rates, state: Three) -> Three:
@@ -129,7 +129,7 @@ class OwnSam(_TwoRates):
     def gradient_at(self, c: Rates, state: SamState) -> Tensor:
         return state.y
 
-    def step(self, c: Rates, state: SamState, grad: Tensor, xi: Tensor | None) -> SamState:
+    def step(self, c: Rates, state: SamState, grad: Tensor, norm: Tensor, xi: Tensor | None) -> SamState:
         x = state.x - c.lr * grad
         return SamState(x, x + c.m * grad / (torch.linalg.vector_norm(grad, dim=-1, keepdim=True) + 1e-12))
 
@@ -144,12 +144,12 @@ class OwnSam(_TwoRates):
 class Unknown(HeavyBall):
     """An operation, the cardinal sine, that the code generator has no C for."""
 
-    def step(self, c: Rates, state: Two, grad: Tensor, xi: Tensor | None) -> Two:
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
         return Two(state.x - c.lr * grad * torch.sinc(c.m * grad), state.x)
 
 
 @dataclass(frozen=True)
-class KeepsNoise(_TwoRates, EveryGradientMovesX):
+class KeepsNoise(_TwoRates):
     """Noise of two steps at once: the state holds on to the very tensor of normal numbers that it was given."""
 
     noisy = True
@@ -158,7 +158,7 @@ class KeepsNoise(_TwoRates, EveryGradientMovesX):
         assert xi is not None
         return Two(x, xi)
 
-    def step(self, c: Rates, state: Two, grad: Tensor, xi: Tensor | None) -> Two:
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
         assert xi is not None
         return Two(state.x - c.lr * (grad + 1e-3 * c.m * (xi + state.other)), xi)
 
@@ -167,7 +167,7 @@ class KeepsNoise(_TwoRates, EveryGradientMovesX):
 class Constant(HeavyBall):
     """Returns a tensor of its own, the same one in every step: nobody else may write into it."""
 
-    def step(self, c: Rates, state: Two, grad: Tensor, xi: Tensor | None) -> Two:
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
         return Two(state.x - c.lr * grad + c.m * state.other, _constant(tuple(state.x.shape), state.x.dtype))
 
 

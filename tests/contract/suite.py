@@ -66,7 +66,7 @@ def expected(rule: Rule, hyper: dict[str, float], runs: int = 3, width: int = 7,
         return torch.cat(rows)
 
     def xi(k: int) -> Tensor:
-        out = torch.empty(1, runs, start.d, dtype=start.dtype)
+        out = torch.empty(1, runs, start.d, dtype=start.x.dtype)
         return streams.normal_(out, start.seeds, streams.Purpose.NOISE, k)[0]
 
     noise = xi if rule.noisy else None

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from burgersgd.optimizers.protocol import EveryGradientMovesX
 from tests.contract import suite
 from tests.contract.rules import FOREIGN, HYPER, HeavyBall, Two
 
@@ -56,7 +55,7 @@ def test_a_diverged_run_is_frozen_and_the_others_go_on(rule: Any, hyper: dict[st
     fleet, healthy = suite.fleet(rule, hyper, engine), suite.fleet(rule, hyper, engine)
     fleet.loss_limit[1] = -1.0  # below every loss
     fleet.loss_limit[[0, 2]] = 1e6
-    fleet.evaluations = healthy.evaluations = 1  # the first loss would set the limit anew
+    fleet.step = healthy.step = 1  # the first loss would set the limit anew
     before = [None if field is None else field[1].clone() for field in fleet.state]
     for f in (fleet, healthy):
         f.advance(suite.STEPS - 1)
@@ -80,7 +79,7 @@ class _Slips(HeavyBall):
         slip: Any = getattr(self, "slip")  # noqa: B009
         return {"a list": [x, x], "a number": Two(x, x[:, :1])}.get(slip, Two(x, x))
 
-    def step(self, c: Any, state: Any, grad: Any, xi: Any) -> Any:
+    def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Any:
         x, slip = state.x - c.lr * grad, getattr(self, "slip")  # noqa: B009
         if slip == "in place":
             return Two(state.x.sub_(c.lr * grad), state.other)
@@ -127,8 +126,8 @@ def test_a_slip_is_one_line(slip: str, message: str, engine: str) -> None:
 
 
 def test_the_suite_could_fail() -> None:
-    class Wrong(HeavyBall, EveryGradientMovesX):
-        def step(self, c: Any, state: Any, grad: Any, xi: Any) -> Any:
+    class Wrong(HeavyBall):
+        def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Any:
             return Two(state.x - c.lr * grad + c.m * (state.x - state.x), state.x)
 
     fleet = suite.fleet(Wrong(), HYPER, "eager")

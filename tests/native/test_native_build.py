@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from burgersgd import native
-from burgersgd.training import compiled_step
+from burgersgd.training.engines import compiled
 
 pytestmark = pytest.mark.skipif(native._compiler() is None, reason="no C compiler here")
 
@@ -256,11 +256,11 @@ def test_torchs_own_cache_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch").chmod(0o777)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))
-    compiled_step.why_not_compiled.cache_clear()
+    compiled.why_not_compiled.cache_clear()
     try:
-        reason = compiled_step.why_not_compiled("cpu")
+        reason = compiled.why_not_compiled("cpu")
     finally:
-        compiled_step.why_not_compiled.cache_clear()
+        compiled.why_not_compiled.cache_clear()
     assert (reason or "").startswith(f"others can write in {tmp_path / 'torch'} (mode 777); TORCHINDUCTOR_CACHE_DIR")
 
 

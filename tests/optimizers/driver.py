@@ -42,7 +42,7 @@ def coefficients(
     clock = Clock(step, step.double() / steps, step // cycle, step % cycle, steps)
     factor = schedules.factor(schedule, columns(schedule_hyper or {"warmup": [0.0] * len(x)}), clock)
     c = rule.coefficients(columns(hyper), factor.expand(steps, len(x), 1), clock)
-    return [type(c)(*(field[k].to(x.dtype) for field in c)) for k in range(steps)]
+    return [type(c)(*(field[k % len(field)].to(x.dtype) for field in c)) for k in range(steps)]
 
 
 def drive(
@@ -59,7 +59,10 @@ def drive(
     state = rule.init(x.clone(), None if xi is None else xi(0))
     for k, c in enumerate(coefficients(rule, hyper, x, steps, schedule, schedule_hyper)):
         at = rule.gradient_at(c, state)
-        state = rule.step(c, state, gradient(k, at), None if xi is None else xi(k + 1))
+        grad = gradient(k, at)
+        meant = grad if rule.normed is None else rule.normed(c, state, grad)
+        norm = torch.linalg.vector_norm(meant, dim=1, keepdim=True)
+        state = rule.step(c, state, grad, norm, None if xi is None else xi(k + 1))
         if (k + 1) % rule.gradients_per_cycle == 0:
             state = rule.end_cycle(c, state)
         yield state

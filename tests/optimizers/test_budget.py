@@ -24,7 +24,7 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.prepare import prepare
-from burgersgd.training.native_steps import NativeSteps
+from burgersgd.training.engines.native import NativeSteps
 
 CYCLES = [
     (LocalEntropyConfig(inner_steps=4, burn_in=3), 7),
@@ -48,7 +48,9 @@ def test_the_budget_is_what_is_spent_and_x_moves_at_cycle_ends_only(
     config = TrainConfig(model=MlpConfig(depth=0), optimizer=optimizer, trainer=trainer)
     prepared = prepare([config])
     fleet = prepared.fleet()
-    gradient, calls = fleet._gradient, []
+    steps: Any = fleet.stepper
+    steps = getattr(steps, "one_by_one", steps)
+    gradient, calls = steps.gradient, []
 
     def counting(at: Tensor, *rest: Any) -> Any:
         calls.append(at.clone())
@@ -60,7 +62,7 @@ def test_the_budget_is_what_is_spent_and_x_moves_at_cycle_ends_only(
         calls.extend(fleet.rule.gradient_at(None, fleet.state).clone() for _ in sizes)
         native_steps(self, first, sizes, *rest)
 
-    fleet._gradient = counting
+    steps.gradient = counting
     monkeypatch.setattr(NativeSteps, "__call__", counting_natively)
     moved_at = []
     for k in range(1, prepared.budget + 1):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from burgersgd.cli import main
 from burgersgd.recording import claims, run_folder
 from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_status
+from burgersgd.sweeps import planning
+from burgersgd.sweeps import sweep as sweep_module
+from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.status import job_states
 from burgersgd.training.fleet import Fleet
 from tests.test_resume import Killed, assert_same, kill
@@ -64,10 +69,12 @@ def test_the_same_command_again_trains_nothing_and_tells_the_same(
     assert len(steps) == 60
     assert sweep(*JOBS, "sweep.name=s") == 0
     assert len(steps) == 60
-    assert capsys.readouterr().out == first
+    assert capsys.readouterr().out.replace("  done before           6, trained now 0\n", "") == first
     assert sweep(*JOBS[:-2], "seed=range(4)", "optimizer.nu=1e-6,1e-5", "sweep.name=s") == 0  # a larger grid
     assert steps[60:] == [2] * 60  # the new seed, two values of nu
-    assert "8: 8 completed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "8: 8 completed" in out
+    assert "done before           6, trained now 2" in out
 
 
 def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) -> None:
@@ -192,14 +199,14 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def claimed_elsewhere(folder: Path) -> Iterator[None]:
-    """Have another process claim a folder, and kill it at the end."""
+def claimed_elsewhere(folder: Path) -> Iterator[int]:
+    """Have another process claim a folder, yield its number, and kill it at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", OTHER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "claimed\n"
-        yield
+        yield other.pid
         other.kill()
 
 
@@ -207,16 +214,104 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
     assert sweep(*JOBS, "sweep.name=s") == 0
     name, folder = next(iter(folders("s").items()))
     shutil.rmtree(folder)
-    with claimed_elsewhere(folder):
+    with claimed_elsewhere(folder) as pid:
         capsys.readouterr()
         before = len(steps)
-        assert sweep(*JOBS, "sweep.name=s") == 0
+        assert sweep(*JOBS, "sweep.name=s") == 75
         assert len(steps) == before
-        assert "6: 5 completed, 1 trained by another process" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "6: 5 completed, 1 trained by another process" in out
+        assert f"trained elsewhere     1 by process {pid}\n" in out
         assert {s.name: s.state for s in job_states(Path("outputs/multirun/s"))}[name] == "running"
     assert sweep(*JOBS, "sweep.name=s") == 0  # a dead process holds nothing
     assert len(steps) == before + 60
     assert not claims.is_claimed(folder)
+
+
+@pytest.mark.parametrize("moment", ["before any job began", "in the first fleet"])
+@pytest.mark.parametrize("name", [["sweep.name=told"], [], ["output_root='out ${puts}'"]])
+def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on(
+    moment: str, name: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = [word.replace("${", "\\${") for word in name]
+
+    def told(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        if moment == "in the first fleet":
+            patch.setattr(Fleet, "_eager_step", told)
+        else:
+            patch.setattr(planning.LocalTrainer, "train", told)
+        assert sweep(*JOBS, *name) == 75
+    shown = capsys.readouterr()
+    (folder,) = (line.split(maxsplit=1)[1] for line in shown.out.splitlines() if line.startswith("  folder "))
+    assert Path(folder).is_dir()
+    assert ("6: 6 not begun" if "before" in moment else "6: 6 interrupted") in shown.out
+    lines = shown.err.splitlines()
+    assert lines[-2] == "burgersgd: interrupted by SIGINT"
+    assert lines[-1].startswith("go on with: burgersgd train ")
+    words = shlex.split(lines[-1].removeprefix("go on with: burgersgd "))
+    if "before" in moment:
+        return
+    assert main(words) == 0
+    again = capsys.readouterr().out
+    assert f"  folder                {folder}\n" in again
+    assert "6: 6 completed" in again
+    assert len(list(Path(folder).parent.iterdir())) == 1
+
+
+def test_two_unnamed_sweeps_of_the_same_second_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+            return cls(2026, 11, 26, 12, 0, 0)
+
+    monkeypatch.setattr(sweep_module, "datetime", Still)
+    for _ in range(2):
+        assert sweep(*JOBS[:-2], "seed=1,2") == 0
+    folders = sorted(Path("outputs/multirun").iterdir())
+    assert [folder.name for folder in folders] == ["2026-11-26_12-00-00", "2026-11-26_12-00-00_2"]
+    assert all(len(list(folder.glob("*/status.json"))) == 2 for folder in folders)
+
+
+def test_of_several_reasons_the_first_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--multirun", *JOBS[:-2], "seed=1", "optimizer=sgd"]
+    assert main(["train", *few, "optimizer.lr=1e30,1e29", "sweep.name=far"]) == 3
+    assert main(["train", *few, "optimizer.lr=1e30,0.1", "sweep.name=s"]) == 0
+
+    def failing(self: Any, chunks: Any, progress: Any) -> Any:
+        for chunk in chunks:
+            yield chunk, [Outcome("failed", job.folder, error=RuntimeError("broken")) for job in chunk]
+
+    monkeypatch.setattr(planning.LocalTrainer, "train", failing)
+    assert main(["train", *few, "optimizer.lr=1e30,0.2", "sweep.name=s"]) == 1
+    capsys.readouterr()
+    folder = folders("far").popitem()[1]
+    name = folder.name
+    status = (folder / "status.json").read_text()
+    (folder / "status.json").unlink()
+
+    def finished_elsewhere(self: Any, chunks: Any, progress: Any) -> Any:
+        (folder / "status.json").write_text(status)
+        yield from failing(self, chunks, progress)
+
+    monkeypatch.setattr(planning.LocalTrainer, "train", finished_elsewhere)
+    assert main(["train", *few, "optimizer.lr=1e30,1e29", "sweep.name=far"]) == 3  # the report is the disk's
+    assert "2: 2 diverged" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    monkeypatch.setattr(planning.LocalTrainer, "train", failing)
+    with claimed_elsewhere(folder.with_name("another")):
+        assert main(["train", *few, "optimizer.lr=1e30,1e29", "sweep.name=far"]) == 1
+    with claimed_elsewhere(folder):
+        elsewhere = lambda self, chunks, progress: (  # noqa: E731
+            (chunk, [Outcome("elsewhere", job.folder) for job in chunk]) for chunk in chunks
+        )
+        monkeypatch.setattr(planning.LocalTrainer, "train", elsewhere)
+        assert main(["train", *few, "optimizer.lr=1e30,1e29", "sweep.name=far"]) == 75
+    assert name == folder.name
 
 
 def test_what_is_no_sweep_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,15 +15,12 @@ from burgersgd.theory.homogenisation import (
     convergence_experiment,
     ergodic_average,
     fast_slow_paths,
-    fokker_planck_flux,
-    generator_defect,
-    invariant_measure,
-    passive_scalar_experiment,
+    invariant_sample,
+    passive_scalar_paths,
     quadratic_moments,
-    transport_residual,
 )
-from burgersgd.theory.langevin import fitted_slope
-from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Loss, moreau
+from burgersgd.theory.langevin import check_law, fitted_slope
+from burgersgd.theory.local_entropy import RIPPLE, Loss, fast_law
 from burgersgd.theory.paths import averaged, normals
 from tests import reference
 from tests.optimizers.driver import assert_fails
@@ -48,19 +45,6 @@ def test_limit_on_a_quadratic_is_an_exponential() -> None:
     times = np.array([0.0, 0.3, 1.0, 4.0])
     expected = START * np.exp(-A * times / (1 + A * GAMMA))
     np.testing.assert_allclose(averaged_path(BOWL, START, GAMMA, 0.1, list(times)), expected, atol=1e-9)
-
-
-def test_scoping_is_a_characteristic() -> None:
-    """MATH 4: X' = -grad F_(gamma0 - s)(X) reaches prox_gamma0 at s = gamma0 as nu -> 0: 0.86338 against 0.86353."""
-    g0, x = 0.3, 0.6
-    end = averaged_path(DOUBLE_WELL, x, lambda s: g0 - s, 0.001, [g0 * (1 - 1e-6)])[0]
-    assert round(end, 5) == 0.86338
-    assert round(float(moreau(DOUBLE_WELL.value, x, g0).prox), 5) == 0.86353
-
-
-def test_transport_equation_holds_with_its_minus_sign() -> None:
-    assert abs(transport_residual(RIPPLE, START, 0.7, GAMMA, NU)) < 1e-6  # second-order differences, step 1e-3
-    assert abs(transport_residual(RIPPLE, START, 0.7, GAMMA, NU, sign=1.0)) > 0.1
 
 
 # Finite epsilon -----------------------------------------------------------------------------------------------------
@@ -200,51 +184,17 @@ def test_backward_equation_needs_its_slow_part() -> None:
 # The frozen fast point ----------------------------------------------------------------------------------------------
 
 
-def test_time_averages_are_the_gradient_of_the_local_entropy() -> None:
-    found = ergodic_average()
-    assert abs(found.expected + 1.06368056393) < 1e-10  # MATH 4
-    assert abs(found.longest.z) < 6
-    assert abs(found.rms_slope + 0.5) < 0.06
-    mutants = {
-        "printed sign": -found.expected,
-        "nu / 2": -averaged_velocity(DOUBLE_WELL, 0.4, 0.3, 0.05),
-        "without 1 / gamma": found.expected * 0.3,
-    }
-    assert_fails({name: (found.longest.measured - wrong) / found.longest.error for name, wrong in mutants.items()})
-
-
 @pytest.mark.parametrize(("temperature", "law_nu"), [("consistent", NU), ("printed", NU / 2)])
-def test_invariant_measure_is_that_of_its_noise(temperature: Any, law_nu: float) -> None:
-    right = invariant_measure(temperature=temperature, law_nu=law_nu, paths=20_000)
+def test_invariant_sample_is_that_of_its_noise(temperature: Any, law_nu: float) -> None:
+    sample = invariant_sample(temperature=temperature, paths=20_000)
+    right = check_law(sample, fast_law(RIPPLE.value, 0.4, GAMMA, law_nu))
     assert min(right.ks_pvalue, right.chi2_pvalue) > 1e-8
     assert max(abs(right.mean.z), abs(right.variance.z)) < 6
     for wrong_nu in (NU / 4, NU / 2, NU, 2 * NU):
         if wrong_nu != law_nu:
-            wrong = invariant_measure(temperature=temperature, law_nu=wrong_nu, paths=20_000)
+            wrong = check_law(sample, fast_law(RIPPLE.value, 0.4, GAMMA, wrong_nu))
             assert max(wrong.ks_pvalue, wrong.chi2_pvalue) < 1e-30
             assert_fails({f"nu = {wrong_nu}": wrong.variance.z})
-
-
-def test_generator_and_flux_vanish_at_the_invariant_measure_alone() -> None:
-    for temperature in (0.05, 0.2, 1.0):
-        assert generator_defect(sde_temperature=temperature, law_temperature=temperature) < 1e-13
-        flux = fokker_planck_flux(sde_temperature=temperature, law_temperature=temperature)
-        assert flux < 1e-5  # differences of second order
-        for wrong in (temperature / 2, 2 * temperature, math.sqrt(temperature / 2)):  # the last as (5.15) prints it
-            if abs(wrong - temperature) > 1e-9:
-                assert generator_defect(sde_temperature=wrong, law_temperature=temperature) > 0.02
-                assert fokker_planck_flux(sde_temperature=wrong, law_temperature=temperature) > 0.02
-
-
-# The passive scalar -------------------------------------------------------------------------------------------------
-
-
-def test_passive_scalar_diffuses_with_the_enhanced_viscosity() -> None:
-    """MATH 2, (5.1): Var / 2 = 1.46(2), in theory 1.48 -> 1.5 = nu + V^2 / (2 nu)."""
-    found = passive_scalar_experiment(paths=20_000)
-    assert round(found.expected, 9) == 1.48
-    assert abs(found.z) < 6
-    assert_fails({"nu alone": (found.measured - 0.5) / found.error})
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
@@ -264,10 +214,8 @@ def test_passive_scalar_diffuses_with_the_enhanced_viscosity() -> None:
         (lambda: quadratic_moments(A, GAMMA, -T, 0.1, 1.0), "temperature=-0.4: must be finite and >= 0"),
         (lambda: ergodic_average(durations=[0.001]), "must be at least lr=0.02"),
         (lambda: ergodic_average(nu=-1.0), "nu=-1: must be finite and > 0"),
-        (lambda: invariant_measure(nu=math.nan), "nu=nan: must be finite and > 0"),
-        (lambda: generator_defect(sde_temperature=-1.0), "sde_temperature=-1: must be finite and > 0"),
-        (lambda: fokker_planck_flux(gamma=0.0), "gamma=0: must be finite and > 0"),
-        (lambda: passive_scalar_experiment(nu=0.0), "nu=0: must be finite and > 0"),
+        (lambda: invariant_sample(nu=math.nan), "nu=nan: must be finite and > 0"),
+        (lambda: passive_scalar_paths(nu=0.0), "nu=0: must be finite and > 0"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call: Any, message: str) -> None:

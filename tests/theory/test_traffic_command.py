@@ -129,7 +129,7 @@ def test_without_matplotlib_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([f"output={tmp_path / 'run'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("pip install 'burgersgd[plots]'")
+    assert line.endswith("pip install matplotlib")
     assert not (tmp_path / "run").exists()
 
 

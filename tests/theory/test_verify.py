@@ -7,17 +7,13 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from burgersgd.optimizers.local_entropy import LocalEntropy
-from burgersgd.optimizers.paper import PaperSDE
-from burgersgd.theory import burgers, cole_hopf, homogenisation, local_entropy, traffic, verify
+from burgersgd.theory import burgers, sabotage, traffic, verify
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
 from tests.test_equations import table
 
@@ -42,13 +38,19 @@ def test_every_row_holds_and_is_written_down(capsys: pytest.CaptureFixture[str])
     markdown = Path("out/verify.md").read_text(encoding="utf-8")
     assert all(row["statement"].replace("|", "\\|") in markdown for row in rows)
     assert all(row["reason"] for row in rows)
-    documented = table()
+    documented, credited = table(), {}
     for row in rows:
         equations = row["equation"].split(", ")
         missing = [eq for eq in equations if row["check"] not in documented[eq].checks]
         assert not missing, f"docs/equations.md does not say that {row['check']} measures {missing}"
         if row["printed"] is not None:
             assert "misprint" in {documented[eq].printed for eq in equations}, row["statement"]
+        named = {name for of in row["of"].split(", ") for name in (of, f"theory.{of}")}
+        for eq in equations:
+            found = [place for place in documented[eq].places if any(f"{n}.".startswith(f"{place}.") for n in named)]
+            credited[eq] = credited.get(eq, set()) | set(found)
+    for eq, places in credited.items():
+        assert places == set(documented[eq].places), f"docs/equations.md, ({eq}): what no row measures"
     made = {(row["check"], eq) for row in rows for eq in row["equation"].split(", ")}
     promised = {(name, eq) for eq, line in documented.items() for name in line.checks}
     assert promised == made
@@ -77,84 +79,57 @@ def test_names_choose_groups_and_checks() -> None:
     assert len(verify.select([])) == len(CHECKS)
 
 
-# Mutants ---------------------------------------------------------------------------------------------------------
+# Sabotage --------------------------------------------------------------------------------------------------------
 
-Mutation = Callable[[pytest.MonkeyPatch], None]
-
-
-def sign_of_the_limit(patch: pytest.MonkeyPatch) -> None:
-    right = homogenisation.averaged_velocity
-    patch.setattr(homogenisation, "averaged_velocity", lambda *a, **k: -right(*a, **k))
+SLOW = {"homogenisation.descent", "homogenisation.temperature", "homogenisation.orders"}
+"""Checks that take seconds for each of their functions."""
 
 
-def noise_of(rule: type) -> Mutation:
-    def mutate(patch: pytest.MonkeyPatch) -> None:
-        right: Any = getattr(rule, "coefficients")  # noqa: B009
-
-        def halved(*arguments: Any) -> Any:
-            c = right(*arguments)
-            return c._replace(noise_scale=c.noise_scale / math.sqrt(2))  # sqrt(2 nu eta) for sqrt(4 nu eta)
-
-        patch.setattr(rule, "coefficients", halved)
-
-    return mutate
+@pytest.mark.parametrize("check", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS])
+@pytest.mark.filterwarnings("ignore")  # wrong functions may do anything
+def test_every_row_notices_when_a_function_that_it_names_is_wrong(check: str) -> None:
+    with verify.one_thread():
+        rows = CHECKS[check]()
+        tried = list(sabotage.trials(check, rows))
+    assert [str(trial) for trial in tried if not trial.passed] == []
+    assert {name for row in rows for name in row.functions} == {trial.function for trial in tried}
 
 
-def printed_density(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(traffic, "density", lambda w, *, rho_max=1.0, u_max=1.0: rho_max / (2 * u_max) * (1 - np.asarray(w)))
+def test_sabotage_tells_rows_that_cannot_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def empty() -> list[Row]:
+        traffic.flux(0.5)
+        return [
+            agrees("", "traffic.flux", "cannot fail", 1.0, 1.0, 0.5, "no reason"),
+            agrees("", "traffic.shock_speed", "calls something else", float(traffic.flux(0.5)), 0.25, 1e-9, "rounding"),
+            agrees("", "traffic.flux", "can fail", float(traffic.flux(0.5)), 0.25, 1e-9, "rounding"),
+        ]
+
+    monkeypatch.setitem(CHECKS, "traffic.model", empty)
+    assert verify.main(["traffic.model", "--sabotage"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILS: traffic.model, traffic.flux: 1 rows notice; HOLDS: cannot fail" in shown
+    assert "FAILS: traffic.model, traffic.shock_speed: was not called" in shown
+    assert float(traffic.flux(0.5)) == 0.25  # what was wrong is right again
+    assert not list(Path().iterdir())
+    assert verify.main(["traffic.density_and_speed", "--sabotage"]) == 0
 
 
-def printed_laplacian(patch: pytest.MonkeyPatch) -> None:
-    right = traffic.density_derivative
-    patch.setattr(traffic, "density_derivative", lambda *a, **k: -right(*a, **k))
-
-
-def flux_of_the_density(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(burgers.Burgers, "godunov", lambda self, *a: burgers.Greenshields().godunov(*a))
-
-
-def sign_of_the_local_entropy(patch: pytest.MonkeyPatch) -> None:
-    right = cole_hopf.phi
-    patch.setattr(cole_hopf, "phi", lambda *a, **k: -right(*a, **k))
-
-
-def sign_of_the_gradient(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(local_entropy.LocalEntropyAt, "gradient", property(lambda self: (self.mean - self.x) / self.gamma))
-
-
-def kernel_of_one_dimension(patch: pytest.MonkeyPatch) -> None:
-    right = cole_hopf.heat_kernel
-    patch.setattr(cole_hopf, "heat_kernel", lambda x, t, nu, *, d=1: right(x, t, nu))
-
-
-@pytest.mark.parametrize(
-    ("mutate", "names"),
-    [
-        (sign_of_the_limit, ["homogenisation.orders"]),
-        (sign_of_the_limit, ["homogenisation.descent"]),
-        (noise_of(LocalEntropy), ["optimizer.fast_point"]),
-        (noise_of(LocalEntropy), ["optimizer.slow_point"]),
-        (noise_of(LocalEntropy), ["local_entropy.monte_carlo"]),
-        (noise_of(PaperSDE), ["homogenisation.temperature"]),
-        (printed_density, ["traffic.density_and_speed"]),
-        (printed_density, ["traffic.density_solver_is_speed_solver"]),
-        (printed_laplacian, ["traffic.density_and_speed"]),
-        (flux_of_the_density, ["traffic.density_solver_is_speed_solver"]),
-        (flux_of_the_density, ["burgers.travelling_shock"]),
-        (flux_of_the_density, ["local_entropy.burgers_flow"]),
-        (sign_of_the_local_entropy, ["cole_hopf.hamilton_jacobi"]),
-        (sign_of_the_gradient, ["local_entropy.gradient"]),
-        (kernel_of_one_dimension, ["cole_hopf.heat_kernel"]),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")  # a mutant may do anything
-def test_mutants_exit_non_zero(mutate: Mutation, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch)
-    assert run(*names) == 1
-    report = json.loads(Path("out/verify.json").read_text(encoding="utf-8"))
-    failed = [row for row in report["rows"] if not row["passed"]]
-    assert failed
-    assert not [row["statement"] for row in failed if row["measured"] is None]  # wrong numbers, not a crash
+def test_a_wrong_function_returns_wrong_numbers_whatever_it_returns() -> None:
+    wrong = 1.07 * 2 + 0.013
+    assert sabotage.spoiled(2.0) == wrong
+    assert sabotage.spoiled(np.full(3, 2.0)).tolist() == [wrong] * 3
+    assert sabotage.spoiled(lambda: 2.0)() == wrong
+    assert sabotage.spoiled(agrees("3.4", "", "", 2.0, 0, 0, "")).measured == wrong
+    assert sabotage.spoiled((2.0, [2.0], "2", True, 2)) == (wrong, [wrong], "2", True, 2)
+    assert sabotage.spoiled(torch.arange(50)).max() == 49  # indices
+    with sabotage.sabotaged("burgers.Burgers.godunov"):  # writes into its last argument
+        out = np.empty(1)
+        burgers.Burgers().godunov(np.array([2.0]), np.array([2.0]), out)
+    assert out[0] == wrong
+    with pytest.raises(LookupError, match="no such function"), sabotage.sabotaged("traffic.no_such"):
+        pass
 
 
 def test_a_check_that_raises_is_a_row_that_fails(
@@ -174,7 +149,7 @@ def test_checks_run_in_one_thread_whatever_torch_is_set_to(monkeypatch: pytest.M
 
     def look() -> list[Row]:
         seen.append(torch.get_num_threads())
-        return [agrees("3.4", "", 0, 0, 0, "")]
+        return [agrees("3.4", "", "", 0, 0, 0, "")]
 
     monkeypatch.setitem(CHECKS, "traffic.model", look)
     before = torch.get_num_threads()
@@ -203,23 +178,26 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_rows_judge() -> None:
-    assert agrees("", "", 1.1, 1.0, 0.2, "").passed
-    assert not agrees("", "", 1.3, 1.0, 0.2, "").passed
-    assert not agrees("", "", math.nan, 1.0, 0.2, "").passed
-    assert within("", "", 0.9, 1, (0.8, 1.2), "").passed
-    assert not within("", "", math.nan, 1, (0.8, 1.2), "").passed
-    assert scored("", "", 1.5, 1.0, 0.1).passed
-    assert not scored("", "", 1.7, 1.0, 0.1).passed
-    assert not scored("", "", math.nan, 1.0, 0.1).passed
-    assert misprint("", "", 1.0, 2.0, 1.0, 0.1, "").verdict == "misprint confirmed"
-    assert misprint("", "", 1.0, 1.15, 1.0, 0.1, "").verdict == "FAILS"  # the printed form is not refuted
-    assert misprint("", "", 1.3, 2.0, 1.0, 0.1, "").verdict == "FAILS"  # the corrected form does not hold
+    assert agrees("", "", "", 1.1, 1.0, 0.2, "").passed
+    assert not agrees("", "", "", 1.3, 1.0, 0.2, "").passed
+    assert not agrees("", "", "", math.nan, 1.0, 0.2, "").passed
+    assert within("", "", "", 0.9, 1, (0.8, 1.2), "").passed
+    assert not within("", "", "", math.nan, 1, (0.8, 1.2), "").passed
+    assert scored("", "", "", 1.5, 1.0, 0.1).passed
+    assert not scored("", "", "", 1.7, 1.0, 0.1).passed
+    assert not scored("", "", "", math.nan, 1.0, 0.1).passed
+    assert misprint("", "", "", (1.0, 2.0), 1.0, 0.1, "").verdict == "misprint confirmed"
+    assert misprint("", "", "", (1.0, 1.15), 1.0, 0.1, "").verdict == "FAILS"  # the printed form is not refuted
+    assert misprint("", "", "", (1.3, 2.0), 1.0, 0.1, "").verdict == "FAILS"  # the corrected form does not hold
 
 
 @pytest.mark.parametrize("width", [40, 100, 137])
 def test_table_keeps_within_the_terminal(width: int) -> None:
     long = "a statement that is as long as statements can be, " * 4
-    rows = [agrees("4.12, 4.13", long, -1.23456e-12, -1e-300, 1e-3, long), misprint("5.18", "b", 1, -2e9, 1, 1e-9, "c")]
+    rows = [
+        agrees("4.12, 4.13", "", long, -1.23456e-12, -1e-300, 1e-3, long),
+        misprint("5.18", "", "b", (1, -2e9), 1, 1e-9, "c"),
+    ]
     report = verify.Report([dataclasses.replace(row, check="traffic.model") for row in rows], {"traffic.model": 0.1})
     lines = verify.table(report, width).splitlines()
     assert max(map(len, lines)) <= max(width, 100)
@@ -256,12 +234,11 @@ def test_without_matplotlib_only_the_figures_are_missing(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    assert verify.main(["traffic.model", "--output", "out"]) == 2
-    error = capsys.readouterr().err
-    assert "pip install burgersgd[plots]" in error
-    assert error.count("\n") == 1
-    assert not Path("out").exists()
-    assert run("traffic.model") == 0
+    assert verify.main(["traffic.model", "--output", "out"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("no figures: they need matplotlib (pip install matplotlib)") == 1
+    assert "6 of 6 rows hold" in shown.out
+    assert {path.name for path in Path("out").iterdir()} == {"verify.json", "verify.md"}
 
 
 # Figures ---------------------------------------------------------------------------------------------------------

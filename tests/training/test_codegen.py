@@ -18,7 +18,7 @@ from burgersgd.config import (
     PaperSDEConfig,
     SgdConfig,
 )
-from burgersgd.optimizers.protocol import Clock
+from burgersgd.optimizers.protocol import Clock, RuleDefaults
 from burgersgd.streams import Purpose
 from burgersgd.training.engines import codegen
 from burgersgd.training.engines.codegen import FusedUpdate, source
@@ -80,9 +80,9 @@ def test_the_generated_loop_does_what_the_rule_does(
     stacked = torch.stack(list(c), dim=1).to(dtype)
     alive = torch.ones(runs, dtype=torch.bool)
     for k in range(steps):
-        grad = random()
-        expected = rule.step(type(c)(*stacked[k].unbind(0)), expected, grad, normals(k + 1))
-        update(stacked[k], [grad], alive, k)
+        grad, norm = random(), torch.rand(runs, dtype=dtype, generator=generator)
+        expected = rule.step(type(c)(*stacked[k].unbind(0)), expected, grad, norm[:, None], normals(k + 1))
+        update(stacked[k], [grad], norm, alive, k)
     for ours, theirs in zip(state, expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -98,7 +98,7 @@ def test_runs_that_are_not_alive_are_left_as_they_are() -> None:
     assert update is not None
     grad = torch.full((3, 50), float("nan"))
     grad[::2] = 1.0
-    update(torch.stack(list(c), dim=1).float()[0], [grad], torch.tensor([True, False, True]), 0)
+    update(torch.stack(list(c), dim=1).float()[0], [grad], torch.ones(3), torch.tensor([True, False, True]), 0)
     assert torch.equal(state.y[1], before[1])
     assert torch.isfinite(state.y).all()
     assert not torch.equal(state.y[0], before[0])
@@ -116,7 +116,7 @@ def test_threads_and_company_change_no_bit(d: int, monkeypatch: pytest.MonkeyPat
         row = torch.stack(list(c), dim=1).float()[0][:, runs].contiguous()
         update = FusedUpdate.make(rule, state, c, torch.tensor(runs))
         assert update is not None
-        update(row, [grad[runs].contiguous()], torch.ones(len(runs), dtype=torch.bool), 3)
+        update(row, [grad[runs].contiguous()], torch.ones(len(runs)), torch.ones(len(runs), dtype=torch.bool), 3)
         results.append(state.y[-1])
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -131,7 +131,7 @@ def test_a_gradient_in_pieces_is_the_same_gradient() -> None:
         state = rule.init(start.clone(), None)
         update = FusedUpdate.make(rule, state, c, seeds, pieces)
         assert update is not None
-        update(row, [piece.clone() for piece in grad.split(pieces, dim=1)], alive, 2)
+        update(row, [piece.clone() for piece in grad.split(pieces, dim=1)], torch.ones(1), alive, 2)
         states.append(state)
     assert torch.allclose(states[0].y, states[1].y, rtol=1e-6, atol=1e-6)  # partial groups may round otherwise
 
@@ -150,12 +150,10 @@ class _Coefficients(NamedTuple):
     lr: Any
 
 
-class _Unknown:
+class _Unknown(RuleDefaults):
     """A rule with an operation that has no C."""
 
-    noisy = False
-
-    def step(self, c: _Coefficients, state: _State, grad: Any, xi: Any) -> _State:
+    def step(self, c: _Coefficients, state: _State, grad: Any, norm: Any, xi: Any) -> _State:
         return _State(state.x - c.lr * torch.sinc(grad))
 
 
@@ -204,10 +202,8 @@ OPERATIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_in_c_is_that_of_pytorch(name: str) -> None:
-    class Operation:
-        noisy = False
-
-        def step(self, c: _Coefficients, state: _Three, grad: Any, xi: Any) -> _Three:
+    class Operation(RuleDefaults):
+        def step(self, c: _Coefficients, state: _Three, grad: Any, norm: Any, xi: Any) -> _Three:
             a, b, _ = state
             return _Three(OPERATIONS[name](a, b, grad), a, state.c)  # a moves to b
 
@@ -215,11 +211,11 @@ def test_an_operation_in_c_is_that_of_pytorch(name: str) -> None:
     state = _Three(*(torch.randn(2, 100, dtype=torch.float64, generator=generator) for _ in range(3)))
     grad, c = torch.randn(2, 100, dtype=torch.float64, generator=generator), _Coefficients(torch.ones(1, 2, 1))
     rule: Any = Operation()
-    expected = rule.step(c, state, grad, None)
+    expected = rule.step(c, state, grad, grad[:, :1], None)
     expected = [field.clone() for field in expected]
     update = FusedUpdate.make(rule, state, c, torch.arange(2))
     assert update is not None
-    update(torch.ones(1, 2, 1, dtype=torch.float64), [grad], torch.ones(2, dtype=torch.bool), 0)
+    update(torch.ones(1, 2, 1, dtype=torch.float64), [grad], torch.ones(2).double(), torch.ones(2, dtype=torch.bool), 0)
     for ours, theirs in zip(state, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -243,10 +239,8 @@ def test_an_operation_in_c_is_that_of_pytorch(name: str) -> None:
     ],
 )
 def test_what_is_not_element_by_element_has_no_trace(step: Any, message: str) -> None:
-    class Some:
-        noisy = False
-
-        def step(self, c: _Coefficients, state: _State, grad: Any, xi: Any) -> _State:
+    class Some(RuleDefaults):
+        def step(self, c: _Coefficients, state: _State, grad: Any, norm: Any, xi: Any) -> _State:
             return _State(step(state.x, grad))
 
     layout, rule = Layout(_State, (True,), _Coefficients), Some()

@@ -72,8 +72,7 @@ def test_guessing_is_the_best_constant_answer() -> None:
     most_frequent = max(range(10), key=lambda c: int((classes.train.targets == c).sum()))
     assert classes.guess_error(classes.validation) == pytest.approx(errors[most_frequent])
     regression = load(TeacherStudentConfig(outputs=3, n_samples=300))
-    mean = regression.train.targets.mean(0)
-    difference = regression.validation.targets - mean
+    difference = (regression.validation.targets - regression.train.targets.mean(0)) * regression.units.target_deviation
     assert regression.guess_error(regression.validation) == pytest.approx(float(difference.square().mean().sqrt()))
 
 

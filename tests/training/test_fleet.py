@@ -34,9 +34,9 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import library
 from burgersgd.prepare import prepare
-from burgersgd.training.compiled_step import limit_after
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
+from burgersgd.training.state import limit_after
 from tests.conftest import small_config
 
 RELU = MlpConfig(depth=2, width=12)  # whose outputs overflow where tanh would only saturate
@@ -74,7 +74,7 @@ def test_a_run_alone_and_in_company_is_the_same_run(engine: str, company: int) -
     alone, together = fleet_of([configs[2]]), fleet_of(configs)
     assert torch.equal(alone.x[0], together.x[2])
     assert torch.equal(alone.batches.indices(37, 90)[:, 0], together.batches.indices(37, 90)[:, 2])
-    noise, shared = alone._normal(11, 5), together._normal(11, 5)
+    noise, shared = alone.inputs.normals(11, 5), together.inputs.normals(11, 5)
     assert noise is not None
     assert shared is not None
     assert torch.equal(noise[:, 0], shared[:, 2])
@@ -102,7 +102,7 @@ def test_how_the_budget_is_cut_does_not_matter(engine: str) -> None:
     for n in (1, 7, 56, 64, 3, 69):
         cut.advance(n)
     assert torch.equal(whole.x, cut.x)
-    assert torch.equal(whole.loss_sum, cut.loss_sum)
+    assert torch.equal(whole.runs.loss_sum, cut.runs.loss_sum)
 
 
 @pytest.mark.parametrize("n_runs", [1, 3])
@@ -133,7 +133,7 @@ def test_compiled_steps_equal_eager_steps(n_runs: int, optimizer: OptimizerConfi
     eager, compiled = fleets
     assert compiled.engine == "compiled"
     assert torch.allclose(eager.x, compiled.x, rtol=1e-9, atol=1e-12)
-    assert torch.allclose(eager.loss_sum, compiled.loss_sum, rtol=1e-9)
+    assert torch.allclose(eager.runs.loss_sum, compiled.runs.loss_sum, rtol=1e-9)
     assert torch.allclose(eager.grad_norm, compiled.grad_norm, rtol=1e-9)
 
 
@@ -182,14 +182,15 @@ def test_a_non_finite_run_is_frozen_in_that_very_step_and_siblings_are_untouched
 def test_either_a_bad_loss_or_a_bad_gradient_freezes_a_run(loss: float, norm: float) -> None:
     fleet = fleet_of([small_config(seed=s, optimizer=SgdConfig()) for s in (1, 2)])
     fleet.advance(3)
-    before, gradient = fleet.x.clone(), fleet._gradient
+    steps: Any = fleet.stepper
+    before, gradient = fleet.x.clone(), steps.gradient
     bad = torch.tensor([1.0, math.nan]).double()
 
     def broken(*arguments: Any) -> Any:
         grads, losses, norms = gradient(*arguments)
         return grads, torch.where(bad.isnan(), loss, losses), torch.where(bad.isnan(), norm, norms)
 
-    fleet._gradient = broken
+    steps.gradient = broken
     fleet.advance(1)
     assert fleet.alive.tolist() == [True, False]
     assert fleet.diverged_at.tolist() == [-1, 3]
@@ -218,7 +219,7 @@ def test_updating_large_states_in_pieces_changes_no_bit(
     ]
     whole = fleet_of(configs)
     whole.advance(24)
-    monkeypatch.setattr("burgersgd.training.fleet.PIECE", piece)
+    monkeypatch.setattr("burgersgd.training.engines.eager.PIECE", piece)
     pieces = fleet_of(configs)
     assert 2 * piece < pieces.x.numel()
     pieces.advance(24)
@@ -272,7 +273,7 @@ def test_fleets_with_dropout_equal_their_runs_alone(model: Any) -> None:
 def test_dropout_masks_come_from_the_runs_own_stream() -> None:
     model = MlpConfig(depth=1, width=50, dropout=0.5)
     fleet = fleet_of([small_config(seed=s, model=model) for s in (1, 2)])
-    block = fleet._draw(0)
+    block = fleet.inputs.draw(0)
     assert block.uniform is not None
     keep = (block.uniform >= 0.5).double().mean()
     n = block.uniform.numel()
@@ -286,8 +287,9 @@ def test_averaged_noise_is_that_of_consecutive_steps_beyond_one_draw() -> None:
     optimizer = LocalEntropyConfig(lr=lr, nu=nu, gamma=math.inf, inner_steps=1, integrator="leimkuhler_matthews")
     trainer = dataclasses.replace(small_config().trainer, budget=140)
     fleet = fleet_of([small_config(optimizer=optimizer, trainer=trainer)])
-    assert fleet.draw_length < 140
-    fleet._gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
+    assert fleet.inputs.draw_length < 140
+    stepper: Any = fleet.stepper
+    stepper.gradient = lambda at, indices, uniform: ([0 * at], at[:, 0] * 0, at[:, 0] * 0)  # noise alone
     start = fleet.x.clone()
     fleet.advance(140)
     numbers = torch.empty(141, 1, fleet.d, dtype=torch.float64)
@@ -315,10 +317,10 @@ def test_every_step_has_a_dropout_mask_of_its_own() -> None:
 
 def test_every_draw_of_dropout_numbers_is_that_of_its_steps() -> None:
     fleet = fleet_of([small_config(seed=9, model=MlpConfig(depth=1, width=200, dropout=0.5))])
-    n = fleet.draw_length
+    n = fleet.inputs.draw_length
     assert n > 1
     for first in (0, n, 5 * n):
-        draws = fleet._draw(first)
+        draws = fleet.inputs.draw(first)
         expected = streams.uniform_(torch.empty(n, 1, 30 * 200), fleet.seeds, streams.Purpose.DROPOUT, first)
         assert draws.uniform is not None
         assert torch.equal(draws.uniform.flatten(2), expected)

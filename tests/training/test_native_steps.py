@@ -20,7 +20,9 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.prepare import prepare
-from burgersgd.training.fleet import _RECORDS, Fleet
+from burgersgd.training.engines.native import Native
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.state import RECORDS
 from tests.conftest import small_config
 
 RULES: list[OptimizerConfig] = [
@@ -53,17 +55,17 @@ def fleets(optimizer: OptimizerConfig, n_runs: int, trainer: dict[str, Any], **c
         for s in range(n_runs)
     ]
     together, one_by_one = (prepare(configs).fleet() for _ in range(2))
-    assert together._native_steps is not None
-    one_by_one._native_steps = None
+    assert isinstance(one_by_one.stepper, Native)
+    one_by_one.stepper = one_by_one.stepper.one_by_one
     return together, one_by_one
 
 
 def assert_equal(a: Fleet, b: Fleet) -> None:
     for one, other in zip(a.state, b.state, strict=True):
         assert one is other is None or torch.equal(one, other)
-    for name in _RECORDS:
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
-    assert a.all_alive == b.all_alive
+    for name in RECORDS:
+        assert torch.equal(getattr(a.runs, name), getattr(b.runs, name)), name
+    assert a.runs.all_alive == b.runs.all_alive
 
 
 @pytest.mark.parametrize("n_runs", [1, 18])
@@ -119,9 +121,10 @@ def test_threads_share_out_runs() -> None:
 
 def test_a_call_takes_no_more_steps_than_a_signal_may_wait_for() -> None:
     together, _ = fleets(RULES[0], 3, {"batch_size": 500})
-    steps = together._native_steps
-    assert steps is not None
-    assert 6 * 3 * together.d * 500 * steps.most <= 2e9 < 6 * 3 * together.d * 500 * (steps.most + 1)
+    assert isinstance(together.stepper, Native)
+    steps = together.stepper.steps
+    call = 6 * 3 * steps._gradient.work * 500
+    assert call * steps.most <= 2e9 < call * (steps.most + 1)
     steps.most = 2
     together.advance(1)
     pauses = []
@@ -139,10 +142,9 @@ def test_indices_outside_the_training_set_are_refused() -> None:
     together, _ = fleets(RULES[0], 2, {"batch_size": 30})
     together.advance(3)
     before = together.x.clone()
-    block = together._block
-    assert block is not None
+    block = together.inputs.block
     assert block.indices is not None
-    together._block = block._replace(indices=block.indices + 1079)
+    together.inputs._block = block._replace(indices=block.indices + 1079)
     with pytest.raises(IndexError, match="outside the training set of 1079 examples"):
         together.advance(4)
     assert torch.equal(together.x, before)

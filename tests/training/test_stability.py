@@ -176,7 +176,8 @@ def growth(config: OptimizerConfig, curvature: float) -> float:
     state = rule.init(zero, None)._replace(**{name: unit[:, [i]] for i, name in enumerate(kept)})
     rows = coefficients(rule, hyper, zero, cycle)
     for c in rows:
-        state = rule.step(c, state, curvature * rule.gradient_at(c, state), None)
+        grad = curvature * rule.gradient_at(c, state)
+        state = rule.step(c, state, grad, grad.abs(), None)
     state = rule.end_cycle(rows[-1], state)
     matrix = torch.cat([getattr(state, name) for name in kept], dim=1)
     return float(torch.linalg.eigvals(matrix).abs().max())

@@ -28,11 +28,15 @@ class Layout(NamedTuple):
     state_type: type[Any]
     present: tuple[bool, ...]
     coefficients_type: type[Any]
+    wide: tuple[int, ...] = ()
+    """Which coefficients are one number for every parameter."""
 
     @classmethod
     def of(cls, state: Any, coefficients: Any) -> Layout:
-        """Return the layout of a state and of coefficients."""
-        return cls(type(state), tuple(field is not None for field in state), type(coefficients))
+        """Return the layout of a state and of coefficients ``[..., 1]`` or ``[..., d]``."""
+        present = tuple(field is not None for field in state)
+        wide = tuple(i for i, field in enumerate(coefficients) if field.shape[-1] != 1)
+        return cls(type(state), present, type(coefficients), wide)
 
 
 class Trace(NamedTuple):
@@ -42,13 +46,17 @@ class Trace(NamedTuple):
     """Definitions, in order."""
     stores: tuple[tuple[int, str], ...]
     """(field, the name of its new value), without the fields that stay as they are."""
+    normed_lines: tuple[str, ...] = ()
+    """Definitions of rule.normed, in order."""
+    normed: str | None = None
+    """The name of what it returns; None where the rule has none."""
 
 
 @functools.cache
 def trace(rule: Rule, layout: Layout) -> Trace | None:
     """Return what the rule does to each number; None where it is not element by element, or cannot be shown to be."""
     try:
-        return traced(rule, layout)
+        return traced(rule, layout) if rule.elementwise else None
     except (TypeError, AttributeError, ValueError, RuntimeError, IndexError, NotImplementedError):
         return None  # whatever a rule raises that works with shapes or with values
 
@@ -56,13 +64,10 @@ def trace(rule: Rule, layout: Layout) -> Trace | None:
 def traced(rule: Rule, layout: Layout) -> Trace:
     """Return what the rule does to each number. Raises UntraceableError, or what the rule raises given symbols."""
     lines: list[str] = []
-    state = layout.state_type(
-        *(Symbol(f"s{i}", lines) if present else None for i, present in enumerate(layout.present))
-    )
-    c = layout.coefficients_type(*(Symbol(f"c{i}", lines) for i in range(len(layout.coefficients_type._fields))))
+    c, state, grad = _arguments(layout, lines)
+    norm: Any = Symbol("norm", lines)
     xi: Any = Symbol("xi", lines) if rule.noisy else None
-    grad: Any = Symbol("g", lines)
-    new = rule.step(c, state, grad, xi)
+    new = rule.step(c, state, grad, norm, xi)
     if type(new) is not layout.state_type:
         raise UntraceableError(f"step returns a {type(new).__name__}, not a {layout.state_type.__name__}")
     stores = []
@@ -72,7 +77,22 @@ def traced(rule: Rule, layout: Layout) -> Trace:
         if not isinstance(after, Symbol):
             raise UntraceableError(f"step gives {layout.state_type._fields[i]} a {type(after).__name__}")
         stores.append((i, after.name))
-    return Trace(tuple(lines), tuple(stores))
+    if rule.normed is None:
+        return Trace(tuple(lines), tuple(stores))
+    normed_lines: list[str] = []
+    normed = rule.normed(*_arguments(layout, normed_lines))
+    if not isinstance(normed, Symbol):
+        raise UntraceableError(f"normed gives a {type(normed).__name__}")
+    return Trace(tuple(lines), tuple(stores), tuple(normed_lines), normed.name)
+
+
+def _arguments(layout: Layout, lines: list[str]) -> tuple[Any, Any, Any]:
+    """Return coefficients, state and gradient as symbols that write to lines."""
+    state = layout.state_type(
+        *(Symbol(f"s{i}", lines) if present else None for i, present in enumerate(layout.present))
+    )
+    c = layout.coefficients_type(*(Symbol(f"c{i}", lines) for i in range(len(layout.coefficients_type._fields))))
+    return c, state, Symbol("g", lines)
 
 
 def number(value: Any) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd import native
+from burgersgd.training.engines.eager import OneByOne, Task, make_eager, meant_norm
 from burgersgd.training.gradients import clipped, functional_gradient
-from burgersgd.training.state import assign
+from burgersgd.training.inputs import Inputs
+from burgersgd.training.replicas import end_cycle
+from burgersgd.training.state import RunState, assign, limit_after
 
-if TYPE_CHECKING:
-    from burgersgd.training.fleet import Block, Draws, Fleet
+_log = logging.getLogger("burgersgd")
 
 _PROGRAM_NUMBERS = itertools.count()
 
@@ -46,48 +48,60 @@ def _next_to_nothing(x: Tensor) -> Tensor:
     return x + 1
 
 
-def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
-    """Return the largest loss that is no divergence: factor times the first loss, or factor if that is below 1."""
-    return (first_loss.clamp(min=1) * factor).clamp(max=torch.finfo(first_loss.dtype).max)
-
-
-class CompiledStep:
-    """The whole gradient step under torch.compile: forward, backward, update, written back in place.
+class Compiled:
+    """The engine that puts the whole gradient step under torch.compile: forward, backward, update, written in place.
 
     Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
     device. On CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short
-    last batch).
+    last batch). The end of a cycle is part of the program where every step ends one, and else done in PyTorch.
+    Where the compiler fails, the steps are taken one by one in PyTorch, and that is said once.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.position = torch.zeros(1, dtype=torch.int64, device=fleet.device)
-        self.step = torch.zeros(1, dtype=torch.int64, device=fleet.device)
+    draws_noise = False
+
+    def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
+        self.task, self.state, self.inputs = task, state, inputs
+        inputs.in_place = True
+        self.position = torch.zeros(1, dtype=torch.int64, device=inputs.device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.programs: dict[int, Callable[[], None]] = {}
+        self.otherwise: OneByOne | None = None
+        """What takes the steps after the compiler has failed."""
         self._expected = -1  # the step that the counters on the device stand at
 
-    def run(self, step: int, ends_cycle: bool) -> None:
-        """Advance the fleet by one gradient evaluation."""
-        fleet = self.fleet
-        block, draws = fleet._block, fleet._draws
-        assert block is not None
-        assert draws is not None
-        if step == block.first or step != self._expected:
-            self.position.fill_(step - block.first)
-            self.step.fill_(step)
-        size = fleet.batches.size(step)
+    def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
+        """Spend gradient evaluation number `first`; return the next number. The state is that of the construction."""
+        if self.otherwise is not None:
+            return self.otherwise.advance(state, inputs, first, stop)
+        if first == inputs.block.first or first != self._expected:
+            self.position.fill_(first - inputs.block.first)
+            self.step.fill_(first)
+        size = inputs.size(first)
         if size not in self.programs:
-            self.programs[size] = self._program(block, draws, size)
-        self.programs[size]()
-        self._expected = step + 1
-        if ends_cycle:
-            fleet._write(fleet.rule.end_cycle(fleet._row(step), fleet.state))
+            try:
+                self.programs[size] = self._program(size)
+                self.programs[size]()
+            except Exception as error:  # of dynamo, of the compiler, of the system; nothing has been computed yet
+                if inputs.device.type != "cpu":
+                    raise
+                reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
+                _log.warning("torch.compile failed (%s): going on without it, equal to rounding only", reason)
+                self.otherwise = make_eager(self.task, state, inputs)
+                return self.otherwise.advance(state, inputs, first, stop)
+        else:
+            self.programs[size]()
+        self._expected = first + 1
+        rule = self.task.rule
+        if rule.gradients_per_cycle > 1 and (first + 1) % rule.gradients_per_cycle == 0:
+            # The host does not know who is alive.
+            assign(state.rule, end_cycle(rule, inputs.row(first), state.rule), state.alive)
+        return first + 1
 
-    def _program(self, block: Block, draws: Draws, size: int) -> Callable[[], None]:
-        fleet = self.fleet
-        rule, problem, clip_norm, draw_length = fleet.rule, fleet.problem, fleet.clip_norm, fleet.draw_length
-        factor = fleet.explosion_factor
-        row_type, state_type = type(fleet._exact), type(fleet.state)
+    def _program(self, size: int) -> Callable[[], None]:
+        problem, rule, clip_norm, factor = self.task
+        draw_length, every_step_ends_a_cycle = self.inputs.draw_length, rule.gradients_per_cycle == 1
+        joined, state_type = self.inputs.joined, type(self.state.rule)
+        _ = self.inputs.wide, self.inputs.narrow  # made before the compiler looks
 
         def one_step(
             state: tuple[Tensor | None, ...],
@@ -102,16 +116,18 @@ class CompiledStep:
                 None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
             )
             assert row is not None
-            c = row_type(*row.unbind(0))
+            c = joined(row.unbind(0))
             before = state_type(*state)
             indices = None if indices is None else indices[:, :size]
             uniform = None if uniform is None else uniform[:, :size]
             grad, loss = functional_gradient(problem, rule.gradient_at(c, before), indices, uniform)
             norm = torch.sqrt((grad * grad).sum(dim=1))
+            taken = norm
             if clip_norm is not None:
-                grad = clipped(grad, norm, clip_norm)
+                grad, taken = clipped(grad, norm, clip_norm), norm.clamp(max=clip_norm)
             now = alive & (loss <= loss_limit) & torch.isfinite(norm)
-            assign(before, rule.step(c, before, grad, xi), now)
+            after = rule.step(c, before, grad, meant_norm(rule, c, before, grad, taken), xi)
+            assign(before, end_cycle(rule, c, after) if every_step_ends_a_cycle else after, now)
             diverged_at.copy_(torch.where(alive & ~now, step, diverged_at))
             last_loss.copy_(torch.where(now, loss, last_loss))
             grad_norm.copy_(torch.where(now, norm, grad_norm))
@@ -121,21 +137,21 @@ class CompiledStep:
             position.add_(1)
             step.add_(1)
 
-        records = (fleet.alive, fleet.diverged_at, fleet.last_loss, fleet.loss_sum, fleet.grad_norm, fleet.loss_limit)
+        records = tuple(self.state.records().values())
         counters = (self.position, self.step)
-        arguments = (tuple(fleet.state), counters, records, (*block[1:], *draws[1:]))
+        arguments = (tuple(self.state.rule), counters, records, (*self.inputs.block[1:], *self.inputs.draws[1:]))
         # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.
         # With one program for each, and arguments that never change, there is nothing left to guard.
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
-        if fleet.device.type != "cuda":
+        if self.inputs.device.type != "cuda":
             return lambda: compiled(*arguments)
-        changed = [t for t in (*fleet.state, *counters, *records) if t is not None]
+        changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
         saved = [t.clone() for t in changed]
         self.position.zero_()  # three steps from the end of a block would read beyond it
-        with torch.cuda.device(fleet.device):  # streams and graphs belong to the current device
+        with torch.cuda.device(self.inputs.device):  # streams and graphs belong to the current device
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

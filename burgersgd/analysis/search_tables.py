@@ -1,0 +1,138 @@
+"""Tables beside the comparison itself: tuning curves, performance profiles, importance of settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from burgersgd.analysis.compare import Block, Comparison
+from burgersgd.analysis.importance import importance_of
+from burgersgd.analysis.profiles import LONGEST, Key, profiles_of
+from burgersgd.analysis.rows import Row
+from burgersgd.analysis.runs import SEEDS, Run, Runs
+from burgersgd.analysis.tables import Form, Table, fixed
+from burgersgd.analysis.tuning import TuningCurve, curve_of
+from burgersgd.analysis.values import TEST_METRICS, At, measure
+
+END = At("end")
+
+
+def tuned_by(c: Comparison) -> str:
+    """Return the metric that trials are picked by."""
+    return "validation_error" if c.question.pick == "none" else c.question.pick
+
+
+def reported(c: Comparison) -> str:
+    """Return the metric that is reported of the best trial."""
+    return c.question.metric if c.question.metric in TEST_METRICS else "test_error"
+
+
+def curve(c: Comparison, row: Row) -> TuningCurve:
+    """Return the tuning curve of a row."""
+    return curve_of(row.group, lambda run: measure(run, tuned_by(c), END), lambda run: measure(run, reported(c), END))
+
+
+def tuning_tables(c: Comparison) -> list[Table]:
+    """Return, for each block, what n = 1, 2, 4, ... trials of each row are expected to find."""
+    tables = []
+    for block in c.blocks:
+        form = Form(100, "%", 2) if block.percent and tuned_by(c).endswith("error") else Form(1, "", 4)
+        rows = []
+        for row in block.rows:
+            found = curve(c, row)
+            n_all = len(found.trials)
+            for n in sorted({*(2**k for k in range(20) if 2**k < n_all), n_all} - {0}):
+                remarks = [found.kind if n > found.medians_until else "median, trials diverged", found.caution]
+                values = found.validation[n - 1], found.test[n - 1]
+                numbers = [form.number(float(v)) for v in values]
+                ends = found.ranges[n - 1]
+                rows.append(
+                    (
+                        row.label,
+                        str(n),
+                        f"{found.cost[n - 1]:,.0f}",
+                        numbers[0],
+                        form.interval(ends),
+                        numbers[1],
+                        "; ".join(filter(None, remarks)),
+                    )
+                )
+        unit = f" {form.unit}" if form.unit else ""
+        columns = (
+            "best of n trials",
+            "n",
+            "gradient evaluations",
+            f"{tuned_by(c).replace('_', ' ')}{unit}",
+            "80 % of searches",
+            f"{reported(c).replace('_', ' ')}{unit}",
+            "kind",
+        )
+        tables.append(Table(_title("tuning curve", block), columns, tuple(rows)))
+    return tables
+
+
+def profile_table(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = None) -> Table | None:
+    """Return the areas under the profiles at each relaxation of the targets; None with fewer than two data sets."""
+    found = profiles_of(c, cost)
+    if not found:
+        return None
+    clocks = list(dict.fromkeys(p.clock for p in found))
+    rows = []
+    for i, label in enumerate(found[0].labels):
+        for clock in clocks:
+            of_clock = [p for p in found if p.clock == clock]
+            rows.append((label, clock, *(f"{fixed(float(p.areas[i]), 3)} ({p.ranks[i]})" for p in of_clock)))
+    columns = ("profile: area (place)", "clock", *(f"target x {p.relaxation:g}" for p in found if p.clock == clocks[0]))
+    title = f"performance profiles, {len(c.blocks)} data sets, up to {LONGEST:g} times the fastest"
+    return Table(title, columns, tuple(rows))
+
+
+def rank_changes(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = None) -> list[str]:
+    """Return which rows change their place between the clock of evaluations and that of seconds."""
+    found = {(p.clock, p.relaxation): p for p in profiles_of(c, cost)}
+    if not found:
+        return []
+    if not any(clock == "seconds" for clock, _ in found):
+        return ["seconds: n/a, no cost of a gradient evaluation was measured (--cost)"]
+    lines = []
+    for (clock, relaxation), p in found.items():
+        if clock == "evaluations":
+            other = found["seconds", relaxation].ranks
+            moved = [f"{p.labels[i]} {a} -> {b}" for i, (a, b) in enumerate(zip(p.ranks, other, strict=True)) if a != b]
+            if moved:
+                lines.append(f"place by seconds instead of evaluations, target x {relaxation:g}: {', '.join(moved)}")
+    return lines or ["no row changes its place between evaluations and seconds"]
+
+
+def importance_tables(c: Comparison) -> list[Table]:
+    """Return, for each row that has enough settings, how much of the validation error each key explains."""
+    tables = []
+    for block in c.blocks:
+        rows = []
+        for row in block.rows:
+            keys = varied_keys(row)
+            found = importance_of(row.group, keys, lambda run: measure(run, tuned_by(c), END))
+            if found is not None:
+                r2 = fixed(found.explained, 2)
+                rows += [
+                    (row.label, key, fixed(share, 2), str(found.n_settings), r2) for key, share in found.shares.items()
+                ]
+        if rows:
+            columns = ("which settings matter", "key", "share", "settings", "R2 out of bag")
+            tables.append(Table(_title("importance", block), columns, tuple(rows)))
+    return tables
+
+
+def varied_keys(row: Row) -> list[str]:
+    """Return the keys that differ among the runs of a row, but seeds."""
+    return [key for key in Runs(row.group).differing() if key not in SEEDS]
+
+
+def mean_validation(c: Comparison, runs: list[Run]) -> float:
+    """Return the mean of what trials are picked by, +inf where one of them diverged, nan of none."""
+    values = [v for run in runs if not math.isnan(v := measure(run, tuned_by(c), END))]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _title(what: str, block: Block) -> str:
+    return f"{what}, {block.label}" if block.label else what

@@ -1,0 +1,130 @@
+"""From raw inputs to class scores or targets in their own unit: a network at x, behind what was done to the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from burgersgd.config import GROUPS, ConfigError
+from burgersgd.datasets import Dataset, Units
+from burgersgd.datasets.dataset import one_line
+from burgersgd.identity import OWN
+from burgersgd.losses import Loss
+from burgersgd.models import Model
+from burgersgd.models.own_module import check, independent_copy
+from burgersgd.models.wrapped import Wrapped
+from burgersgd.schema import ModelConfig
+
+
+class Predictor(nn.Module):
+    """A network that takes raw inputs: divided, shifted and scaled as the training data were, in float32.
+
+    Called with ``[n, ...]`` (a tensor or an array), it returns class scores ``[n, classes]``, the largest of which
+    names the class, or regression targets ``[n, outputs]`` in their own unit.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    target_mean: Tensor
+    target_deviation: Tensor
+
+    def __init__(self, network: nn.Module, units: Units, input_shape: tuple[int, ...], log_odds: bool) -> None:
+        """Make it of a network of inputs ``[n, *input_shape]``; log_odds: whether its one output is that of class 1."""
+        super().__init__()
+        self.network, self.divisor, self.input_shape, self.log_odds = network, units.divisor, input_shape, log_odds
+        for name in ("mean", "deviation", "target_mean", "target_deviation"):
+            self.register_buffer(name, getattr(units, name).detach().cpu().clone())
+        self.eval()
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return class scores or targets of raw inputs, whose examples have any shape with as many numbers."""
+        raw = torch.as_tensor(inputs, device=self.mean.device).to(self.mean.dtype)
+        raw = raw.reshape(len(raw), *self.input_shape) / self.divisor
+        scaled = (raw - self.mean) / self.deviation
+        outputs = self.network(scaled.to(next(self.network.parameters()).dtype))
+        if self.log_odds:
+            return torch.cat([torch.zeros_like(outputs), outputs], dim=1)
+        return outputs * self.target_deviation.to(outputs) + self.target_mean.to(outputs)
+
+
+def trained_parameters(model: Model, module: nn.Module | None = None) -> dict[str, nn.Parameter]:
+    """Return the parameters that x holds, in its order, of model.module() or of the module given."""
+    parameters = dict((model.module() if module is None else module).named_parameters())
+    return {name: parameters[name] for name in model.names} if isinstance(model, Wrapped) else parameters
+
+
+def module_at(model: Model, x: Tensor) -> nn.Module:
+    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
+    module = model.module().to("cpu", x.dtype)
+    parameters = trained_parameters(model, module).values()
+    with torch.no_grad():
+        for parameter, part in zip(parameters, x.detach().cpu().split([p.numel() for p in parameters]), strict=True):
+            parameter.copy_(part.view(parameter.shape))
+    return module.eval()
+
+
+def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: Dataset) -> dict[str, Any]:
+    """Return what a checkpoint needs besides x to make a Predictor: plain values and tensors, see rebuilt.
+
+    own: whether the model is the user's own module; otherwise it is what settings describe.
+    """
+    module = model.module()
+    names = {id(p): name for name, p in trained_parameters(model, module).items()}
+    entries = module.state_dict(keep_vars=True)
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    return {
+        "model": {"name": OWN, "class": type(module).__name__} if own else dataclasses.asdict(settings),
+        "n_outputs": loss.n_outputs(data.n_outputs),
+        "tied": {name: names[id(value)] for name, value in tensors.items() if names.get(id(value), name) != name},
+        "fixed": {name: value.detach().clone().cpu() for name, value in tensors.items() if id(value) not in names},
+        "units": dataclasses.asdict(data.units),
+        "input_shape": list(data.input_shape),
+        "log_odds": loss.name == "logistic",
+    }
+
+
+def network_state(description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor) -> dict[str, Tensor]:
+    """Return the whole state_dict of the network at x; named are names and shapes of the parameters in x."""
+    parts = torch.split(x, [math.prod(shape) for _, shape in named])
+    state = {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
+    state |= {name: state[other] for name, other in description["tied"].items()}
+    return state | description["fixed"]
+
+
+def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Module | None = None) -> Predictor:
+    """Return the Predictor that `described` described, with a network_state; own is the user's own module, if it was.
+
+    Raises ConfigError where own is needed and missing, or does not fit.
+    """
+    settings, shape = dict(description["model"]), tuple(description["input_shape"])
+    if settings["name"] == OWN:
+        if own is None:
+            given = "burgersgd.load_predictor(..., model=...)"
+            raise ConfigError(f"model={settings['class']}: is the user's own; give it again: {given}")
+        try:
+            check(own)
+            module = independent_copy(own)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    else:
+        choices = GROUPS["model"]
+        if settings["name"] not in choices.names():
+            raise ConfigError(f"model={settings['name']}: must be one of {', '.join(choices.names())}")
+        network = cast("ModelConfig", choices[settings["name"]](**settings)).network(shape, description["n_outputs"])
+        module = network if isinstance(network, nn.Module) else network.module()
+    dtype = next((v.dtype for name, v in state.items() if name not in description["fixed"]), None)
+    module = module.to("cpu", dtype)
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"model: does not fit what was trained: {one_line(error)}") from error
+    differing = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
+    if differing:
+        where = "was not trained" if differing[0] in missing else "is missing"
+        raise ConfigError(f"model: does not fit what was trained: {differing[0]} {where}")
+    return Predictor(module, Units(**description["units"]), shape, description["log_odds"])

@@ -1,0 +1,64 @@
+"""What a configuration leaves open until data and model are known: loss=auto, the default learning rate, lr=auto.
+
+Where nothing is set, a rule's own rate (chosen on digits, docs/defaults.md) is multiplied by a share: 1 for classifiers
+whose network is no larger than the one it was chosen for, less for others. The shares were found by
+`python scripts/search_rates.py`. optimizer.lr=auto measures the curvature instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from burgersgd.config import TrainConfig
+from burgersgd.training.stability import SAFE_SHARE, safe_lr
+
+SQUARED_ERROR_SHARE = 1 / 30
+"""Of the default rate, with loss=squared_error: its curvature grows with the outputs of the network at the start."""
+
+
+@dataclass
+class Facts:
+    """What is known once the data are: the same for all runs of a fleet."""
+
+    task: str
+    own_model: bool
+    budget: int
+    curvature: Callable[[], float]
+    """Largest |eigenvalue| of the Hessian at the start of seed 0, measured when it is asked for."""
+
+
+def with_loss(config: TrainConfig, task: str) -> TrainConfig:
+    """Return the configuration with a loss, and without what means nothing to the task."""
+    dataset, loss = config.dataset, config.loss
+    if loss.name == "auto":
+        loss = dataclasses.replace(loss, name="squared_error" if task == "regression" else "cross_entropy")
+    if task == "classification" and getattr(dataset, "standardize_targets", False):
+        dataset = dataclasses.replace(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
+    return dataclasses.replace(config, dataset=dataset, loss=loss)
+
+
+def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
+    """Return the configuration with everything decided that it leaves open. Raises ConfigError for lr=auto."""
+    config = with_loss(config, facts.task)
+    optimizer = config.optimizer
+    if optimizer.lr == "default":
+        share = min(
+            SQUARED_ERROR_SHARE if config.loss.name == "squared_error" else 1.0,
+            1 / 3 if facts.own_model else config.model.lr_share,
+        )
+        lr = float(f"{optimizer.default_lr(share):.2g}")
+    elif optimizer.lr == "auto":
+        lip = facts.curvature()
+        if not (math.isfinite(lip) and lip > 0):
+            raise optimizer.error("lr", f"the curvature at the start is {lip:g}: set a number")
+        hyper = {**optimizer.hyper(), "lr": math.nan}
+        found = safe_lr(optimizer.rule(), hyper, facts.budget, lip, SAFE_SHARE)
+        if found is None:
+            raise optimizer.error("lr", f"no bound on the learning rate of {optimizer.name} is known: set a number")
+        lr = float(f"{found:.2g}")  # two digits: another machine rounds the curvature otherwise
+    else:
+        return config
+    return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, lr=lr))

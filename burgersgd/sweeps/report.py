@@ -1,0 +1,77 @@
+"""A sweep by setting, while it runs and once it has ended: what analysis/by_setting.py makes of its jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from burgersgd.analysis import by_setting
+from burgersgd.analysis.runs import Run, Runs
+from burgersgd.config import TrainConfig
+from burgersgd.identity import canonical, config_hash
+from burgersgd.recording.files import RunFolderError
+from burgersgd.recording.run_folder import read_status
+
+
+def setting_of(config: TrainConfig, budget: int) -> str:
+    """Return what jobs have in common that differ in nothing but the seed."""
+    return config_hash(dataclasses.replace(config, seed=0), budget)
+
+
+class BestMean:
+    """The lowest mean error of the settings whose jobs are all over: what a bar shows, and the report will say."""
+
+    def __init__(self) -> None:
+        self._left: Counter[str] = Counter()
+        self._errors: defaultdict[str, list[float]] = defaultdict(list)
+
+    def expect(self, setting: str) -> None:
+        """Count a job that is to be trained, or was."""
+        self._left[setting] += 1
+
+    def end(self, setting: str, error: float) -> None:
+        """Take the error of a job that is over; inf: it diverged, nan: none is known."""
+        self._left[setting] -= 1
+        self._errors[setting].append(error)
+
+    @property
+    def value(self) -> float | None:
+        """The mean; settings with diverged jobs count only where there are no others."""
+        means = []
+        for setting, errors in self._errors.items():
+            known = [error for error in errors if math.isfinite(error)]
+            if known and self._left[setting] <= 0:
+                means.append((math.inf in errors, sum(known) / len(known)))
+        return min(means)[1] if means else None
+
+
+class Settings(NamedTuple):
+    """The settings of a sweep as text, and the folder of the best one's best run."""
+
+    text: str
+    best_folder: Path | None
+
+
+def known_run(config: TrainConfig, budget: int, folder: Path, state: str) -> Run:
+    """Return a job whose configuration is known; of its folder only status.json is read."""
+    status = {}
+    with contextlib.suppress(RunFolderError):
+        status = read_status(folder)
+    return by_setting.run_of(dataclasses.asdict(config), canonical(config, budget), folder, status, state)
+
+
+def settings_of(folder: Path, runs: Iterable[Run], objective: str) -> Settings:
+    """Return a sweep's settings, and write results.csv and summary.md into its folder where that is possible."""
+    table = Runs(tuple(runs))
+    settings = by_setting.by_setting(table, objective)
+    with contextlib.suppress(RunFolderError):
+        if settings and folder.is_dir():
+            by_setting.write(folder, table, settings)
+    best = by_setting.best_of(settings)
+    run = None if best is None else best.best_run
+    return Settings(by_setting.text(settings) if settings else "", None if run is None else run.folder)

@@ -1,0 +1,135 @@
+"""Which rows of `burgersgd verify` can fail: every function that a row names is made wrong, and the row must notice.
+
+A wrong function returns 1.07 v + 0.013 for every number v that it should return. A row that still holds, or that holds
+because the function was never called, checks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from burgersgd.theory.verify_rows import CHECKS, Row, forget_experiments
+
+FACTOR, SHIFT = 1.07, 0.013
+
+
+def spoiled(value: Any) -> Any:
+    """Return 1.07 v + 0.013 for every number v in a value; whole numbers are indices and stay in their range."""
+    if isinstance(value, float | np.floating):
+        return FACTOR * value + SHIFT
+    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
+        return FACTOR * value + SHIFT
+    if isinstance(value, torch.Tensor):
+        wrong = FACTOR * value + SHIFT
+        return wrong if value.is_floating_point() else wrong.long().clamp(max=int(value.max()))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: spoiled(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(spoiled, value))
+    if isinstance(value, tuple | list):
+        return type(value)(map(spoiled, value))
+    if callable(value):
+        return lambda *arguments, **options: spoiled(value(*arguments, **options))
+    return value
+
+
+@contextlib.contextmanager
+def sabotaged(name: str) -> Iterator[Callable[[], int]]:
+    """Make a function wrong wherever the package refers to it; yields what returns how often it has been called.
+
+    name is a function, a method or a property, from `burgersgd.theory.` or `burgersgd.` on. A function that returns
+    nothing is taken to write into its last argument. Raises LookupError for an unknown name.
+    """
+    owner, attribute = _owner(name)
+    right = vars(owner)[attribute]
+    function: Any = right.fget if isinstance(right, property) else right
+    calls = 0
+
+    @functools.wraps(function)
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = function(*arguments, **options)
+        if found is None:
+            arguments[-1][...] = spoiled(arguments[-1])
+        return spoiled(found)
+
+    replacement = property(wrong) if isinstance(right, property) else wrong
+    places = [owner] if isinstance(owner, type) else [m for n, m in sys.modules.items() if n.startswith("burgersgd")]
+    patched = [(place, key) for place in places for key, value in list(vars(place).items()) if value is right]
+    for place, key in patched:
+        setattr(place, key, replacement)
+    try:
+        yield lambda: calls
+    finally:
+        for place, key in patched:
+            setattr(place, key, right)
+
+
+def _owner(name: str) -> tuple[Any, str]:
+    """Return the module or class that a function lives in, and its name there."""
+    *path, attribute = name.split(".")
+    for prefix in ("burgersgd.theory", "burgersgd"):
+        for parts in range(len(path), 0, -1):
+            try:
+                owner: Any = importlib.import_module(".".join([prefix, *path[:parts]]))
+            except ModuleNotFoundError:
+                continue
+            for part in path[parts:]:
+                owner = getattr(owner, part, None)
+            for place in getattr(owner, "__mro__", [owner]):
+                if attribute in getattr(place, "__dict__", {}):
+                    return place, attribute
+    raise LookupError(f"{name}: no such function")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What became of the rows of a check that name a function, when that function was wrong."""
+
+    check: str
+    function: str
+    calls: int
+    held: list[Row]  # rows that name it and hold all the same
+    failed: int  # rows that name it and notice
+    crash: str | None = None  # an exception, which is no row that fails
+
+    @property
+    def passed(self) -> bool:
+        """Whether the function was called and every row that names it noticed."""
+        return self.calls > 0 and self.failed > 0 and not self.held and self.crash is None
+
+    def __str__(self) -> str:
+        """Return one line: what was tried and what was found."""
+        tried = f"{self.check}, {self.function}"
+        if self.crash is not None:
+            return f"{tried}: {self.crash}"
+        if self.calls == 0:
+            return f"{tried}: was not called"
+        return "; ".join([f"{tried}: {self.failed} rows notice", *(f"HOLDS: {row.statement}" for row in self.held)])
+
+
+def trials(check: str, rows: Iterable[Row]) -> Iterator[Trial]:
+    """Yield the trial of every function that these rows of the check name."""
+    names = list(dict.fromkeys(name for row in rows for name in row.functions))
+    for name in names:
+        forget_experiments()
+        with sabotaged(name) as calls, np.errstate(all="ignore"):
+            try:
+                found, crash = CHECKS[check](), None
+            except Exception as error:  # a wrong function may lead anywhere
+                found, crash = [], f"{type(error).__name__}: {error}"
+        named = [row for row in found if name in row.functions]
+        held = [row for row in named if row.passed]
+        yield Trial(check, name, calls(), held, sum(not row.passed for row in named), crash)
+    forget_experiments()

@@ -1,0 +1,219 @@
+"""The checks of `burgersgd verify` for the Cole-Hopf transformation: (4.1)-(4.19)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.integrate import fixed_quad
+
+from burgersgd.theory import cole_hopf, fields, local_entropy, traffic
+from burgersgd.theory.verify_pde import ROUNDING, STENCIL, derivatives, largest
+from burgersgd.theory.verify_rows import Row, agrees, check, misprint
+
+Array = NDArray[np.float64]
+
+NU, T = 0.1, 0.3  # t = gamma: the time of the equation is the width of the local entropy
+POINTS = np.linspace(-1.4, 1.5, 30)
+QUADRATURE = "quadrature to rounding"
+
+well, well_slope = local_entropy.DOUBLE_WELL.value, local_entropy.DOUBLE_WELL.gradient
+"""The double well (y^2 - 1)^2, the loss F of most rows, and F'."""
+
+
+def integral(f: Callable[[Array], Array], left: float, right: float) -> float:
+    """Return the integral of f by 200 Gauss-Legendre nodes."""
+    return float(fixed_quad(f, left, right, n=200)[0])
+
+
+@check("cole_hopf")
+def exact_solutions() -> list[Row]:
+    """The classical solutions at points computed independently, and two of them by quadrature."""
+    x = np.linspace(-1, 1, 21)
+    values = [
+        ("riemann", "shock (x = 0.3, t = 0.8)", cole_hopf.riemann(0.3, 0.8, 0.1, 1.2, -0.3), 0.6308433687916),
+        ("riemann", "fan (x = 0.3, t = 0.8)", cole_hopf.riemann(0.3, 0.8, 0.1, -0.7, 1.0), 0.3061119213350),
+        ("n_wave", "N-wave (x = 0.5, t = 2, a = 3)", cole_hopf.n_wave(0.5, 2.0, 0.02, 3.0), 0.0510695252527),
+        ("hump", "hump (x = 0.5, t = 1, mass 1)", cole_hopf.hump(0.5, 1.0, 0.1, 1.0), 0.6892130172846),
+        ("sine", "sine wave (x = 0.25, t = 0.5)", cole_hopf.sine(0.25, 0.5, 0.05), -0.7460565282439),
+    ]
+    why = "13 digits were written down"
+    rows = [agrees("3.13", f"cole_hopf.{f}", what, float(v), known, 1e-12, why) for f, what, v, known in values]
+    jump = cole_hopf.w_from_velocity(
+        x, 0.5, 0.05, lambda y: np.where(y < 0, 1.2, -0.3), max_speed=1.2, breakpoints=[0.0]
+    )
+    difference, of = largest(jump - cole_hopf.riemann(x, 0.5, 0.05, 1.2, -0.3)), "cole_hopf.w_from_velocity"
+    return [*rows, agrees("4.16", of, "Riemann's problem: quadrature - closed form", difference, 0, 1e-10, QUADRATURE)]
+
+
+@check("cole_hopf")
+def hamilton_jacobi() -> list[Row]:
+    """-2 nu log psi solves (4.4), its slope Burgers' equation; with the printed sign not."""
+
+    def residual(sign: float) -> float:
+        _, f_t, f_x, f_xx = (sign * v for v in derivatives(lambda x, t: cole_hopf.phi(x, t, NU, well), POINTS, T, 2e-3))
+        return largest(f_t + f_x**2 / 2 - NU * f_xx)
+
+    d = derivatives(lambda x, t: cole_hopf.w(x, t, NU, well), POINTS, T, 2e-3)
+    in_w = largest(traffic.burgers_residual(*d, NU))
+    rise, h = float(cole_hopf.phi(0.0, T, NU, well)) - 1, 1e-4
+
+    def rate(t: float) -> float:  # phi_t at x = 0 from Burgers' side, nu w_x - w^2 / 2
+        w = cole_hopf.w(np.array([-h, 0, h]), t, NU, well, slope=well_slope)
+        return float(NU * (w[2] - w[0]) / (2 * h) - w[1] ** 2 / 2)
+
+    by_flow, of_w = float(fixed_quad(np.vectorize(rate), 0, T, n=24)[0]), "cole_hopf.w"
+    what, why = "phi(0, 0.3) - F(0); printed phi(0, t) = 0 keeps it where it is", "phi_t from w by differences"
+    sign = "residual phi_t + phi_x^2 / 2 - nu phi_xx; printed sign + 2 nu log"
+    return [
+        misprint("4.1, 4.4", "cole_hopf.phi", sign, (residual(1), residual(-1)), 0, 1e-5, STENCIL),
+        agrees("4.16", of_w, "residual w_t + w w_x - nu w_xx", in_w, 0, 1e-4, STENCIL),
+        misprint("4.15", f"cole_hopf.phi, {of_w}", what, (rise, 0.0), by_flow, 1e-5, why),
+    ]
+
+
+@check("cole_hopf")
+def transformation() -> list[Row]:
+    """(4.9)-(4.11): the transformation turns Hamilton-Jacobi into heat, whatever psi is."""
+    rng = np.random.default_rng(1)
+    psi = rng.uniform(0.5, 2, 50)
+    psi_t, psi_x, psi_xx = rng.normal(size=(3, 50))
+    phi_t, phi_x, phi_xx = cole_hopf.phi_derivatives(psi, psi_t, psi_x, psi_xx, NU)
+    left = phi_t + phi_x**2 / 2 - NU * phi_xx + 2 * NU / psi * cole_hopf.heat_residual(psi_t, psi_xx, NU)
+    back = cole_hopf.psi_from_phi(cole_hopf.phi_from_psi(psi, NU), NU)
+    d = derivatives(lambda x, t: np.exp(cole_hopf.log_psi(x, t, NU, well)), POINTS, T, 2e-3)
+    heat = largest(cole_hopf.heat_residual(d.t, d.xx, NU)) / largest(d.t)
+    grad = largest(cole_hopf.grad_psi(POINTS, T, NU, well) - d.x) / largest(d.x)
+    slope = largest(cole_hopf.phi_derivatives(d.value, d.t, d.x, d.xx, NU)[1] - cole_hopf.w(POINTS, T, NU, well))
+    start = cole_hopf.psi_from_phi(well(POINTS), NU)
+    start_x = -well_slope(POINTS) / (2 * NU) * start
+    h = 1e-3
+    found = [cole_hopf.psi_from_phi(well(POINTS + k * h), NU) for k in (-2, -1, 1, 2)]
+    by_differences = (found[0] - 8 * found[1] + 8 * found[2] - found[3]) / (12 * h)
+    integral_of_well = POINTS**5 / 5 - 2 * POINTS**3 / 3 + POINTS
+    wrong = -well(POINTS) / (2 * NU) * np.exp(-integral_of_well / (2 * NU))
+    initial = [largest(v - start_x) for v in (by_differences, wrong)]
+    of_phi, of_heat = "cole_hopf.phi_derivatives", "cole_hopf.heat_residual"
+    of_log, of_pair = "cole_hopf.log_psi", "cole_hopf.phi_from_psi, cole_hopf.psi_from_phi"
+    what = "psi_x(x, 0) + F' psi / 2 nu; printed: the integral of F for F"
+    return [
+        agrees("4.9", of_pair, "psi -> phi -> psi", largest(back - psi), 0, 1e-12, ROUNDING),
+        agrees(
+            "4.10", f"{of_phi}, {of_heat}", "(4.4) + (2 nu / psi) (4.11), any psi", largest(left), 0, 1e-12, ROUNDING
+        ),
+        agrees("4.11", f"{of_heat}, {of_log}", "residual psi_t - nu psi_xx over max |psi_t|", heat, 0, 1e-5, STENCIL),
+        agrees("4.19", f"cole_hopf.grad_psi, {of_log}", "psi_x - differences, relative", grad, 0, 1e-6, STENCIL),
+        agrees("4.12", f"{of_phi}, cole_hopf.w", "-2 nu psi_x / psi = w, at t > 0 as well", slope, 0, 1e-6, STENCIL),
+        misprint("4.13", "cole_hopf.psi_from_phi", what, initial, 0, 1e-6, STENCIL),
+    ]
+
+
+@check("cole_hopf")
+def heat_kernel() -> list[Row]:
+    """(4.2), (4.14), (4.17): convolution with a kernel of mass 1 in every dimension; printed for d = 1 only."""
+    x = np.array([-0.8, 0.4])
+    direct = [
+        integral(
+            lambda y, at=at: cole_hopf.heat_kernel(at - y, T, NU) * cole_hopf.psi_from_phi(well(y), NU), at - 4, at + 4
+        )
+        for at in x
+    ]
+    relative = largest(np.exp(cole_hopf.log_psi(x, T, NU, well)) / direct - 1)
+    grid, step = np.linspace(-6, 6, 6001, retstep=True)
+    psi = np.convolve(np.exp(-well(grid) / (2 * NU)), cole_hopf.heat_kernel(grid, T, NU), "same") * step
+    convolved = largest(np.log(psi[3000:4001:200]) - cole_hopf.log_psi(grid[3000:4001:200], T, NU, well))
+    variance = 2 * NU * T
+    mass = integral(lambda r: cole_hopf.heat_kernel(r, T, NU, d=2) * 2 * math.pi * r, 0, 12 * math.sqrt(variance))
+    printed = mass * math.sqrt(2 * math.pi * variance)  # one factor (4 pi nu t)^(-1/2) where d = 2 needs two
+    y = np.linspace(-2, 2, 9)
+    G, exact = cole_hopf.penalised_loss(0.4, y, T, well), well(y) + (0.4 - y) ** 2 / (2 * T)
+    wrong = y**5 / 5 - 2 * y**3 / 3 + y + (0.4 - y) ** 2 / (2 * T)
+    gaps = [largest(v - exact) for v in (G, wrong)]
+    of, of_psi = "cole_hopf.heat_kernel", "cole_hopf.log_psi"
+    what = "mass of the kernel in 2-D; printed exponent -1/2"
+    in_F = "G = F(y) + (x - y)^2 / 2t; printed: the integral of F"
+    return [
+        agrees("4.14, 4.17", f"{of_psi}, {of}", "psi / direct quadrature - 1", relative, 0, 1e-11, QUADRATURE),
+        agrees("4.2", f"{of_psi}, {of}", "log of a discrete convolution - log psi", convolved, 0, 1e-9, QUADRATURE),
+        misprint("4.14", of, what, (mass, printed), 1.0, 1e-10, QUADRATURE),
+        misprint("4.18", "cole_hopf.penalised_loss", in_F, gaps, 0, 1e-12, ROUNDING),
+    ]
+
+
+@check("cole_hopf")
+def initial_data() -> list[Row]:
+    """What stands at t = 0: w = F', not w = F; (4.8) from 0, not from -infinity."""
+    t = 1e-4
+    w = cole_hopf.w(POINTS, t, NU, well, slope=well_slope)
+    start = [largest(w - well_slope(POINTS)), largest(w - well(POINTS))]
+
+    truth = local_entropy.local_entropy(well, POINTS, T, NU).gradient
+    data = [
+        largest(
+            cole_hopf.w_from_velocity(POINTS, T, NU, lambda y, f=f: f(np.clip(y, -2.5, 2.5)), max_speed=53.0) - truth
+        )
+        for f in (well_slope, well)
+    ]
+
+    def phi(x: float) -> float:
+        return float(cole_hopf.phi(x, T, NU, well))
+
+    path = cole_hopf.antiderivative(lambda z: cole_hopf.w(z, T, NU, well), -3.0, 1.0, panels=8)
+    from_0 = float(path(np.array(0.9))) - (phi(0.9) - phi(0.0))
+    moved = float(path(np.array(-2.0)) - path(np.array(-3.0)))
+    of = "cole_hopf.w"
+    what = "w(., t) - F' as t -> 0 (t = 1e-4); printed F for F'"
+    exponent = "exponent F(y), against grad F_gamma; printed: the integral of F"
+    line = "integral of w from 0 = phi(x) - phi(0); printed: from -R, R: 2 -> 3"
+    of_data, of_line = "cole_hopf.w_from_velocity, cole_hopf.antiderivative", "cole_hopf.antiderivative, cole_hopf.phi"
+    why = "first order: t |nu F''' - F' F''| < 180 t on these points"
+    return [
+        misprint("4.3, 4.4", of, what, start, 0, 180 * t, why),
+        misprint("4.12, 4.16", of_data, exponent, data, 0, 1e-9, QUADRATURE),
+        misprint("4.8", f"{of_line}, {of}", line, (from_0, moved), 0, 1e-9, "must not depend on where it begins"),
+    ]
+
+
+@check("cole_hopf")
+def vector_fields() -> list[Row]:
+    """(4.5) needs a field without rotation: grad F_gamma of a mixture in the plane, and a rotation that decays."""
+    weights, means = np.array([1.0, 0.6]), np.array([[0.0, 0.3], [1.0, -0.5]])
+    covariances = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
+    x, h, nu, t = np.random.default_rng(2).normal(size=(20, 2)), 1e-2, 0.2, 0.5
+    e = h * np.eye(2)
+
+    def w(x: Array, t: float = t) -> Array:
+        return local_entropy.gaussian_mixture(x, weights, means, covariances, t, nu).gradient
+
+    def slope(f: Callable[[float], Array]) -> Array:
+        return (f(-2) - 8 * f(-1) + 8 * f(1) - f(2)) / (12 * h)
+
+    def jacobian(x: Array) -> Array:
+        return np.stack([slope(lambda k, i=i: w(x + k * e[i])) for i in range(2)], axis=2)
+
+    J, w_t = jacobian(x), slope(lambda k: w(x, t + k * h))
+    second = np.stack([slope(lambda k, i=i: jacobian(x + k * e[i])) for i in range(2)], axis=3)  # d_k d_j w_i
+    grad_div = np.einsum("piij->pj", second)
+    gradient_field = (w(x), w_t, J)
+    still = largest(fields.divergence_residual(*gradient_field, grad_div, nu))
+    spin = np.array([[0.0, -1.0], [1.0, 0.0]])  # w = B(t) x, B = B0 (1 + t B0)^-1, has B_t = -B B
+    B = spin @ np.linalg.inv(np.eye(2) + t * spin)
+    Bs = np.tile(B, (len(x), 1, 1)).astype(float)
+    rotation = (x @ B.T, -x @ (B @ B).T, Bs)
+    turning = largest(fields.divergence_residual(*rotation, 0 * x, nu))
+    laplacian = np.einsum("pijj->pi", second)
+    advected = max(
+        largest(fields.burgers_residual(*rotation, 0 * x, nu)),
+        largest(fields.burgers_residual(*gradient_field, laplacian, nu)),
+    )
+    spun = float(fields.curl(np.broadcast_to(spin, (1, 2, 2)))[0, 0, 1])
+    form = "residual of grad(|w|^2 / 2 - nu div w): field without curl; any field"
+    of, of_curl, mixture = "fields.divergence_residual", "fields.curl, fields.wedge", "local_entropy.gaussian_mixture"
+    return [
+        agrees("3.1", f"fields.burgers_residual, {mixture}", "residual in the plane", advected, 0, 1e-6, STENCIL),
+        misprint("4.5", f"{of}, {mixture}", form, (still, turning), 0, 1e-6, STENCIL),
+        agrees("4.6, 4.7", of_curl, "curl of (-y, x), its component 1, 2", spun, 2, 1e-12, ROUNDING),
+        agrees("4.6", "fields.curl", "curl of grad F_gamma in the plane", largest(fields.curl(J)), 0, 1e-6, STENCIL),
+    ]

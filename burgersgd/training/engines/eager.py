@@ -1,0 +1,151 @@
+"""One gradient evaluation after the other, in PyTorch: where the gradient comes from and how the update is done.
+
+The engines native and native_update take their steps here too, with a gradient or an update in C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.protocol import Rule
+from burgersgd.training.engines.tracing import Layout, trace
+from burgersgd.training.gradients import Problem, clipped, eager_gradient
+from burgersgd.training.inputs import Inputs
+from burgersgd.training.replicas import end_cycle
+from burgersgd.training.state import RunState, assign
+
+PIECE = 1 << 16
+"""Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
+
+
+class Task(NamedTuple):
+    """What all steps have in common."""
+
+    problem: Problem
+    rule: Rule
+    clip_norm: float | None = None
+    """Longest gradient, None for no clipping."""
+    explosion_factor: float = math.inf
+    """A run whose loss exceeds so many times max(1, its first loss) has diverged."""
+
+
+class Gradient(NamedTuple):
+    """Gradients of all runs at one evaluation."""
+
+    grads: Sequence[Tensor]
+    """In one piece ``[runs, d]``; of one run also in one piece per parameter tensor, ``[1, length]`` each."""
+    loss: Float[Tensor, " runs"]
+    norm: Float[Tensor, " runs"]
+
+
+TakesGradient = Callable[[Tensor, Tensor | None, Tensor | None], Gradient]
+"""(points ``[runs, d]``, batch indices, dropout numbers) -> gradients."""
+Updates = Callable[[RunState, Inputs, int, Sequence[Tensor], Tensor, bool], None]
+"""(state, inputs, step, gradients, their norms, whether all runs are well) does rule.step in place."""
+
+
+@dataclass
+class OneByOne:
+    """The engine that spends one gradient evaluation at a time."""
+
+    task: Task
+    gradient: TakesGradient
+    update: Updates
+    draws_noise: bool = False
+    """Whether the update draws the normal numbers itself."""
+
+    def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
+        """Spend gradient evaluation number `first`; return the next number."""
+        rule, step = self.task.rule, first
+        c = inputs.row(step)
+        at = rule.gradient_at(c, state.rule)
+        grads, loss, norm = self.gradient(at, inputs.indices(step), inputs.uniform(step))
+        healthy = state.all_alive and state.on_cpu and _all_healthy(loss, norm, state.loss_limit)
+        if not healthy:
+            loss, norm = state.freeze(step, loss, norm)
+        taken = norm
+        if self.task.clip_norm is not None:
+            grads = [clipped(grad, norm, self.task.clip_norm) for grad in grads]
+            taken = norm.clamp(max=self.task.clip_norm)
+        self.update(state, inputs, step, grads, taken, healthy)
+        if (step + 1) % rule.gradients_per_cycle == 0:
+            state.assign(end_cycle(rule, c, state.rule))
+        state.record(step, loss, norm, self.task.explosion_factor)
+        return step + 1
+
+
+def make_eager(task: Task, state: RunState, inputs: Inputs) -> OneByOne:
+    """Return the engine that does everything in PyTorch."""
+    return OneByOne(task, Autograd(task.problem), TorchUpdate.of(task.rule, state, inputs))
+
+
+@dataclass(frozen=True)
+class Autograd:
+    """Gradients by autograd: plain for a single run, under vmap for a fleet."""
+
+    problem: Problem
+
+    def __call__(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
+        """Return gradients, losses and norms."""
+        grad, loss = eager_gradient(self.problem, at, indices, uniform)
+        return Gradient([grad], loss, torch.linalg.vector_norm(grad, dim=1))
+
+
+@dataclass(frozen=True)
+class TorchUpdate:
+    """rule.step in PyTorch, whole, or in pieces where the rule is known to be element by element."""
+
+    rule: Rule
+    in_pieces: bool
+
+    @classmethod
+    def of(cls, rule: Rule, state: RunState, inputs: Inputs) -> TorchUpdate:
+        """Return the update of that state."""
+        large = inputs.n_runs * inputs.d > 2 * PIECE
+        return cls(rule, large and trace(rule, Layout.of(state.rule, inputs.row_of(0))) is not None)
+
+    def __call__(
+        self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], norm: Tensor, healthy: bool
+    ) -> None:
+        """Replace the state of living runs by rule.step of it."""
+        (grad,), c, xi = grads, inputs.row(step), inputs.xi(step)
+        norm = meant_norm(self.rule, c, state.rule, grad, norm)
+        if not (healthy and self.in_pieces):
+            assign(state.rule, self.rule.step(c, state.rule, grad, norm, xi), None if healthy else state.alive)
+            return
+        for cut in _pieces(*grad.shape):
+            old = _cut(state.rule, cut)
+            row = type(c)(*(field[cut[0]] if field.shape[1] == 1 else field[cut] for field in c))
+            assign(old, self.rule.step(row, old, grad[cut], norm[cut[0]], None if xi is None else xi[cut]))
+
+
+def meant_norm(
+    rule: Rule, c: Any, state: Any, grad: Float[Tensor, "rows d"], norm: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows 1"]:
+    """Return the norm that rule.step is given: that of the gradient, or of what the rule makes of it."""
+    if rule.normed is None:
+        return norm[:, None]
+    return torch.linalg.vector_norm(rule.normed(c, state, grad), dim=1, keepdim=True)
+
+
+def _pieces(runs: int, d: int) -> list[tuple[slice, slice]]:
+    height = max(1, PIECE // d)
+    rows = [slice(None)] if height >= runs else [slice(top, top + height) for top in range(0, runs, height)]
+    return [(row, slice(left, left + PIECE)) for row in rows for left in range(0, d, PIECE)]
+
+
+def _cut(state: Any, cut: tuple[slice, slice]) -> Any:
+    return type(state)(*(None if field is None else field[cut] for field in state))
+
+
+def _all_healthy(loss: Tensor, norm: Tensor, limit: Tensor) -> bool:
+    if len(loss) == 1:  # the common case at a tenth of the cost
+        return loss.item() <= limit.item() and math.isfinite(norm.item())
+    return bool((loss <= limit).all() & torch.isfinite(norm).all())

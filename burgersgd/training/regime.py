@@ -1,0 +1,79 @@
+"""Whether a run of local_entropy is in the regime of its theory: scale separation, and nu against mini-batch noise."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.gradients import Problem, split
+
+BATCHES = 8
+"""Mini-batches of the first epoch that the noise of the gradient is estimated from."""
+
+
+class Regime(NamedTuple):
+    """Numbers that say whether y samples its law before x moves, and whose noise it samples with.
+
+    The theory needs equilibration of at least 3 and epsilon << 1. Where nu over the mini-batch noise is below 1, the
+    mini-batches are a larger temperature than 2 nu; their noise falls while the network learns.
+    """
+
+    equilibration: float  # L lr / gamma: time of a cycle over the relaxation time of y where the loss is flat
+    epsilon: float  # outer_step gamma / (L lr): the ratio of the two clocks in (5.14)
+    nu_over_minibatch_at_start: float  # nu over lr tr S / (4 d), S the covariance of a mini-batch gradient
+    nu_over_minibatch_at_end: float  # the same at the last x
+
+    def recorded(self) -> dict[str, float | None]:
+        """Return the numbers by name; None for what is infinite or not a number."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
+    def __str__(self) -> str:
+        """Return one line for the summary."""
+        noise = f"{self.nu_over_minibatch_at_start:.3g} at the start, {self.nu_over_minibatch_at_end:.3g} at the end"
+        return f"L lr / gamma {self.equilibration:.3g}, eps {self.epsilon:.3g}, nu / mini-batch noise {noise}"
+
+
+def regimes(fleet: Fleet, start: Float[Tensor, "runs d"]) -> list[Regime | None]:
+    """Return the regime of every run of a fleet that started at these points; None for other rules than local_entropy.
+
+    lr and gamma are those before schedules and scoping, L counts all gradients of a cycle. With momentum beta both the
+    drift and the noise of y are those of the rate lr / (1 - beta).
+    """
+    rule = fleet.rule
+    if not isinstance(rule, LocalEntropy):
+        return [None] * fleet.n_runs
+    found: list[Regime | None] = []
+    for run in range(fleet.n_runs):
+        hyper = {name: float(values.flatten()[run]) for name, values in fleet.hyper.items()}
+        lr = hyper["lr"] / (1 - hyper["momentum"])
+        time = rule.gradients_per_cycle * lr / hyper["gamma"]
+        noises = (lr * minibatch_trace(fleet, run, x[run]) / (4 * fleet.d) for x in (start, fleet.x))
+        ratios = (hyper["nu"] / noise if noise > 0 else math.nan for noise in noises)
+        found.append(Regime(time, hyper["outer_step"] / time if time else math.inf, *ratios))
+    return found
+
+
+def minibatch_trace(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> float:
+    """Return tr S, the variance of a mini-batch gradient at x summed over the parameters, without dropout.
+
+    Estimated from the whole ones of the first BATCHES batches of the run; nan where there is one batch only.
+    """
+    count = min(BATCHES, fleet.batches.evaluations_per_epoch)
+    whole = [k for k in range(count) if fleet.batches.size(k) == fleet.batches.batch_size]
+    if len(whole) < 2:
+        return math.nan
+    indices = fleet.batches.indices(0, count)[:, run]
+    gradients = torch.stack([_gradient(fleet.problem, x, indices[k]) for k in whole])
+    return float(gradients.var(dim=0).sum())
+
+
+def _gradient(problem: Problem, x: Float[Tensor, " d"], rows: Tensor) -> Float[Tensor, " d"]:
+    leaf = x.detach().clone().requires_grad_()
+    outputs = problem.model.apply(split(leaf, problem.model.shapes), problem.inputs[rows], False, None)
+    return torch.autograd.grad(problem.loss.mean(outputs, problem.targets[rows]), leaf)[0]

@@ -1,0 +1,134 @@
+"""The boundary to C checks itself, and a fleet that nobody needs is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import re
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from burgersgd.config import SgdConfig, TrainerConfig
+from burgersgd.prepare import prepare
+from burgersgd.training.engines import ENGINES
+from burgersgd.training.engines.codegen import FusedUpdate
+from burgersgd.training.engines.compiled import Compiled
+from burgersgd.training.engines.native import Native, NativeSteps
+from burgersgd.training.native_gradient import check_size
+from tests.conftest import small_config
+from tests.training.test_codegen import RULES, block
+
+
+@pytest.mark.parametrize("engine", ["eager", "native", "native_update"])
+def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
+    prepared = prepare([small_config(seed=s) for s in range(2)])
+    prepared.engine = engine
+    prepared.fleet().advance(3)  # what is only done once in a process may well remember it
+    gc.collect()
+    gc.disable()
+    try:
+        fleet = prepared.fleet()
+        fleet.advance(12)
+        gone = [weakref.ref(fleet), weakref.ref(fleet.runs), weakref.ref(fleet.state.x), weakref.ref(fleet.inputs)]
+        del fleet
+        assert [ref() for ref in gone] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
+    assert list(ENGINES) == ["eager", "compiled", "native", "native_update"]
+
+
+def test_a_structure_that_differs_from_its_mirror_is_refused() -> None:
+    class Mirror(ctypes.Structure):
+        _fields_ = [("a", ctypes.c_int64)]
+
+    def c_size(size: int) -> Any:
+        return ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: size)
+
+    check_size(c_size(8), Mirror)
+    with pytest.raises(RuntimeError, match=r"Mirror has 8 bytes in Python and 16 in C"):
+        check_size(c_size(16), Mirror)
+
+
+def _state(rule: Any, runs: int, d: int) -> Any:
+    return rule.init(torch.randn(runs, d), torch.zeros(runs, d))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s._replace(x=s.y), "two vectors of the state share memory"),
+        (lambda s: s._replace(x=torch.zeros(50, 3).T), "must be contiguous"),
+        (lambda s: s._replace(x=torch.zeros(6, 50)[:3], y=torch.zeros(3, 50)), None),
+        (lambda s: s._replace(x=s.x.double()), "float64"),
+        (lambda s: s._replace(mean=torch.zeros(3, 49)), r"\[3, 49\]"),
+    ],
+)
+def test_what_c_would_not_notice_is_refused(spoil: Any, message: str | None) -> None:
+    rule, c = block(RULES[0], 3, 1)
+    state = spoil(_state(rule, 3, 50))
+    if message is None:
+        assert FusedUpdate.make(rule, state, c, torch.arange(3)) is not None
+        return
+    with pytest.raises(ValueError, match=message):
+        FusedUpdate.make(rule, state, c, torch.arange(3))
+
+
+def test_overlapping_vectors_pieces_and_seeds_are_refused() -> None:
+    rule, c = block(RULES[0], 1, 1)
+    state, memory = _state(rule, 1, 50), torch.zeros(1, 99)
+    with pytest.raises(ValueError, match="share memory"):
+        FusedUpdate.make(rule, state._replace(x=memory[:, :50], y=memory[:, 49:]), c, torch.arange(1))
+    with pytest.raises(ValueError, match="seeds are"):
+        FusedUpdate.make(rule, state, c, torch.arange(2))
+    with pytest.raises(ValueError, match=r"pieces of \[20, 29\]: must be 50 numbers"):
+        FusedUpdate.make(rule, state, c, torch.arange(1), [20, 29])
+
+
+def test_steps_take_the_gradient_at_a_vector_of_the_state_itself() -> None:
+    prepared = prepare([small_config(trainer=TrainerConfig(budget=40, compile="native"))])
+    stepper = prepared.fleet().stepper
+    assert isinstance(stepper, Native)
+    update: Any = stepper.one_by_one.update
+    with pytest.raises(ValueError, match="a vector of the updated state"):
+        NativeSteps(stepper.steps._gradient, update.update, torch.zeros(1, 5), None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_there_is_one_openmp_runtime() -> None:
+    """Two of them would each have threads of their own, which wait for one another by spinning."""
+    prepare([small_config(trainer=TrainerConfig(budget=40, compile="native"))]).fleet().advance(9)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    runtimes = {path for path in mapped if re.search(r"lib(gomp|iomp5|omp)\b[^/]*\.so", path)}
+    assert len(runtimes) <= 1, runtimes
+
+
+def test_where_the_compiler_fails_the_steps_go_on_without_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Compiled, size: int) -> Any:
+        raise RuntimeError("CppCompileError: C++ compile error\n\nCommand: g++ ...")
+
+    def fleet(engine: str) -> Any:
+        configs = [small_config(seed=s, optimizer=SgdConfig(lr=0.1 * (1 + s), momentum=0.6)) for s in range(2)]
+        prepared = prepare(configs)
+        prepared.engine = engine
+        return prepared.fleet()
+
+    monkeypatch.setattr(Compiled, "_program", broken)
+    compiled, eager = fleet("compiled"), fleet("eager")
+    with caplog.at_level(logging.WARNING, logger="burgersgd"):
+        for f in (compiled, eager):
+            f.advance(5)
+            f.advance(9)
+    assert torch.equal(compiled.x, eager.x)
+    assert torch.equal(compiled.runs.loss_sum, eager.runs.loss_sum)
+    message = "torch.compile failed (CppCompileError: C++ compile error): going on without it, equal to rounding only"
+    assert [record.getMessage() for record in caplog.records] == [message]

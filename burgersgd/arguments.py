@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NoReturn
@@ -60,6 +61,12 @@ def in_order(arguments: Iterable[str]) -> list[str]:
             last.pop(key, None)  # the order is that of the last ones
             last[key] = argument
     return [*last.values(), *flags]
+
+
+def at_home(word: str) -> str:
+    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 def yaml_infinity(argument: str) -> str:

@@ -39,6 +39,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 STATE_BYTES = 16
 """Of a parameter, at the least: x, y, the gradient and a sum, in float32."""
 
+MOST_LABELS = 1000
+"""Real targets that are whole numbers are taken for a regression if there are more different ones."""
+
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
 
@@ -101,6 +104,21 @@ def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
 @functools.lru_cache(maxsize=2)
 def _load(config: _ByRepr) -> Dataset:
     return load(config.config)
+
+
+def check_labels(config: TrainConfig, data: Dataset) -> None:
+    """Raise DataError for classes that are given as real numbers, unless loss=squared_error says that they are."""
+    if data.task == "classification" or data.n_outputs > 1 or config.loss.name == "squared_error":
+        return
+    units = data.units
+    given = data.train.targets.double() * units.target_deviation.double() + units.target_mean.double()
+    labels = given.round().unique()
+    whole = bool((given - given.round()).abs().max() < 1e-3)
+    if whole and 2 <= len(labels) <= MOST_LABELS and labels.tolist() == list(range(len(labels))):
+        raise DataError(
+            f"dataset={data.name}: the targets are the whole numbers 0 to {len(labels) - 1} as real numbers; "
+            "cast them to int for classes, or say loss=squared_error for a regression"
+        )
 
 
 def loss_of(config: TrainConfig, data: Dataset) -> Loss:
@@ -214,6 +232,8 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
+    if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
+        otherwise = "graphed"  # modules of the user's own may do what a CUDA graph cannot hold
     if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burgersgd import __version__
-from burgersgd.arguments import Wishes, hydra_flags, in_order, yaml_infinity
+from burgersgd.arguments import Wishes, at_home, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output:
         code = _interruptions_told(arguments)
         output.flush()
@@ -337,6 +337,12 @@ def _traffic(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
+    from burgersgd.cost import cost_of_runs
+
+    return cost_of_runs(folders)
+
+
 def _look(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
@@ -355,7 +361,7 @@ def _look(command: str, arguments: list[str]) -> int:
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
-            return analysis.main(arguments)
+            return analysis.main(arguments, _cost_of_runs)
         from burgersgd import revisit
 
         handlers = {"evaluate": revisit.main_evaluate, "export": revisit.main_export, "rerun": revisit.main_rerun}

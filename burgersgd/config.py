@@ -12,6 +12,7 @@ This module imports no torch: shell completion and help do without.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from burgersgd.schema import SplitDatasetConfig as SplitDatasetConfig
 if TYPE_CHECKING:
     from burgersgd.datasets.arrays import NpzConfig as NpzConfig
     from burgersgd.datasets.digits import DigitsConfig as DigitsConfig
+    from burgersgd.datasets.embedded import DiabetesConfig as DiabetesConfig
+    from burgersgd.datasets.embedded import Mnist5kConfig as Mnist5kConfig
+    from burgersgd.datasets.embedded import TableConfig as TableConfig
     from burgersgd.datasets.synthetic import Mnist1dConfig as Mnist1dConfig
     from burgersgd.datasets.synthetic import TeacherStudentConfig as TeacherStudentConfig
     from burgersgd.datasets.synthetic import TwoSpiralsConfig as TwoSpiralsConfig
@@ -56,6 +60,9 @@ _SHIPPED = {
         "mnist1d": f"{_DATASETS}.synthetic:Mnist1dConfig",
         "two_spirals": f"{_DATASETS}.synthetic:TwoSpiralsConfig",
         "teacher_student": f"{_DATASETS}.synthetic:TeacherStudentConfig",
+        **dict.fromkeys(("breast_cancer", "wine", "iris"), f"{_DATASETS}.embedded:TableConfig"),
+        "diabetes": f"{_DATASETS}.embedded:DiabetesConfig",
+        "mnist5k": f"{_DATASETS}.embedded:Mnist5kConfig",
         "npz": f"{_DATASETS}.arrays:NpzConfig",
     },
     "model": {"mlp": f"{_MODELS}.mlp:MlpConfig", "lenet": f"{_MODELS}.conv:LeNetConfig"},
@@ -250,6 +257,12 @@ class SweepConfig(Group):
         choices=("none", "median", "halving"),
     )
     prune_from: float = opt(0.1, "fraction of the budget before which nothing is stopped", above=0, below=1)
+    code: str = opt(
+        "any",
+        "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
+        choices=("any", "same"),
+        since="0.2.0",
+    )
     workers: int | None = opt(
         None,
         "processes of this machine that train; null: one per core or GPU, where the sweep is long enough",
@@ -311,6 +324,7 @@ class TrainConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.output_root = os.path.expanduser(self.output_root)
         cycle = getattr(self.optimizer, "inner_steps", 1) + getattr(self.optimizer, "burn_in", 0)
         if self.trainer.budget is not None and self.trainer.budget < cycle:
             raise self.trainer.error(

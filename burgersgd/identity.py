@@ -136,6 +136,8 @@ def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[st
         value = resolved[key] if key in resolved else getattr(group, f.name)
         needed = f.metadata.get("hashed_with")
         idle = needed is not None and not getattr(group, needed)
+        instead = f.metadata.get("hashed_without")
+        idle |= instead is not None and bool(getattr(group, instead))
         if not f.metadata.get("hashed", True) or idle or (is_added(f) and value == as_before(f)):
             continue
         plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -79,6 +81,7 @@ def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: 
     tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     return {
         "model": {"name": OWN, "class": type(module).__name__} if own else dataclasses.asdict(settings),
+        "structure": _structure(module),
         "n_outputs": loss.n_outputs(data.n_outputs),
         "tied": {name: names[id(value)] for name, value in tensors.items() if names.get(id(value), name) != name},
         "fixed": {name: value.detach().clone().cpu() for name, value in tensors.items() if id(value) not in names},
@@ -86,6 +89,12 @@ def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: 
         "input_shape": list(data.input_shape),
         "log_odds": loss.name == "logistic",
     }
+
+
+def _structure(module: nn.Module) -> str:
+    """Return a digest of what a module prints as: classes, sizes and activations, no addresses."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def network_state(description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor) -> dict[str, Tensor]:

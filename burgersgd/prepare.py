@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from burgersgd.build import (
     UserData,
     UserModel,
     budget_of,
+    check_labels,
     compiled_or,
     dataset_of,
     device_of,
@@ -33,10 +34,11 @@ from burgersgd.build import (
     own_start,
 )
 from burgersgd.config import ConfigError, TrainConfig
-from burgersgd.datasets import Batches, Dataset, Part
+from burgersgd.datasets import Batches, DataError, Dataset, Part
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
 from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
@@ -87,6 +89,7 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     dtype = DTYPES[config.trainer.precision]
     data = dataset_of(config, dataset)
+    check_labels(config, data)
     config = with_loss(config, data.task)
     loss = loss_of(config, data)
     maker = maker_of(config, data, loss) if model is None else model
@@ -109,6 +112,8 @@ def prepare(
         if engine in ("native", "native_update") and native.library("normals") is None:
             chosen = "eager"
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        if engine == "graphed" and device.type != "cuda":
+            chosen = "eager"
         if engine == "compiled":
             chosen = compiled_or("eager", device)
     budget = budget_of(config, data.n_train, batch_size)
@@ -122,6 +127,7 @@ def prepare(
         engine=chosen,
         threads=threads,
         own_model=model is not None,
+        data_digest=data.digest,
         own_data=dataset is not None,
         facts=facts,
     )
@@ -164,6 +170,8 @@ class Prepared:
     budget: int
     engine: str
     threads: int | None
+    data_digest: str
+    """Of the prepared data, on whatever device and in whatever precision they are trained on."""
     own_model: bool
     """Whether that module was given in Python; otherwise the configuration says how it is made."""
     own_data: bool
@@ -203,6 +211,26 @@ class Prepared:
             finally:
                 if before != trainer.deterministic:
                     torch.use_deterministic_algorithms(before)
+
+    @functools.cached_property
+    def network(self) -> dict[str, Any]:
+        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
+        problem = self.problem
+        return {
+            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
+            "predictor": described(problem.model, self.own_model, self.configs[0].model, problem.loss, self.data),
+        }
+
+    def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
+        """Raise ConfigError or DataError where a run was trained with another module, or on other data, than these."""
+        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 kept neither structure nor digest
+        same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
+        if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
+            raise ConfigError(f"model: is not the module that {folder} was trained with")
+        digest = checkpoint.get("data")
+        if digest not in (None, self.data_digest):
+            change = f"digest {digest[:8]}, now {self.data_digest[:8]}"
+            raise DataError(f"dataset={self.data.name}: the data changed since {folder} was trained on them ({change})")
 
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""

@@ -32,7 +32,7 @@ class Facts:
 
 def with_loss(config: TrainConfig, task: str) -> TrainConfig:
     """Return the configuration with a loss, and without what means nothing to the task."""
-    dataset, loss = config.dataset, config.loss
+    dataset, loss = config.dataset.recorded(), config.loss
     if loss.name == "auto":
         loss = dataclasses.replace(loss, name="squared_error" if task == "regression" else "cross_entropy")
     if task == "classification" and getattr(dataset, "standardize_targets", False):

@@ -17,7 +17,7 @@ from burgersgd.datasets.dataset import one_line
 from burgersgd.identity import OWN, check_own
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import read_run
-from burgersgd.predictor import Predictor, described, network_state, rebuilt
+from burgersgd.predictor import Predictor, network_state, rebuilt
 from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
@@ -78,8 +78,7 @@ def exported(
     if description is None:
         check_own(read_config(folder), model, dataset)
         prepared = prepare([run.config], model=model, dataset=dataset)
-        problem, settings = prepared.problem, prepared.configs[0].model
-        description = described(problem.model, model is not None, settings, problem.loss, prepared.data)
+        description = prepared.network["predictor"]
     state = network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
     return {"format": EXPORT_FORMAT, "predictor": description, "network": state}
 
@@ -116,6 +115,7 @@ def evaluate(
     x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
     if x.shape[1] != prepared.problem.d:
         raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, the model {prepared.problem.d}")
+    prepared.check_same(checkpoint, folder)
     measured = {}
     with prepared.torch_settings():
         for part in ("validation", "test"):

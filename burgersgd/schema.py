@@ -49,6 +49,7 @@ def opt(
     as_before: Any = MISSING,
     hashed: bool = True,
     hashed_with: str | None = None,
+    hashed_without: str | None = None,
     required: bool = False,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
@@ -56,11 +57,12 @@ def opt(
     default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
     since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
     (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
-    key decides nothing where that one is 0 or false. required: must be given, the default is no use.
+    key decides nothing where that one is 0 or false. hashed_without: likewise, where that one is set. required: must be
+    given, the default is no use.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
-    metadata |= {"hashed_with": hashed_with, "required": required}
+    metadata |= {"hashed_with": hashed_with, "hashed_without": hashed_without, "required": required}
     if as_before is not MISSING:
         metadata["as_before"] = as_before
     if callable(default):
@@ -297,6 +299,10 @@ class DatasetConfig(Group):
     def read(self) -> Raw:
         """Return the arrays as their source has them. Raises DataError."""
         raise NotImplementedError
+
+    def recorded(self) -> DatasetConfig:
+        """Return the settings as a run folder records them: the same data wherever they are read again."""
+        return self
 
 
 @dataclass

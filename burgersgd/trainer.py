@@ -24,7 +24,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
-from burgersgd.predictor import Predictor, described, module_at, trained_parameters
+from burgersgd.predictor import Predictor, module_at
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
@@ -185,6 +185,9 @@ class _FleetRun:
         known = lanes[0].choices.get("budget", budget)
         if known != budget:
             raise trainer.error("budget", f"is {budget} gradient evaluations, the run began with {known}")
+        for lane in lanes:
+            if lane.checkpoint is not None and lane.folder is not None:
+                prepared.check_same(lane.checkpoint, lane.folder.path)
         self.choices = lanes[0].choices or {
             "engine": prepared.engine,
             "threads": torch.get_num_threads() if prepared.threads is None else prepared.threads,
@@ -193,6 +196,9 @@ class _FleetRun:
             "eval_every": trainer.eval_every or -(-budget // 50),
         }
         self.hashes = [config_hash(lane.config, budget) for lane in lanes]
+        for lane, name in zip(lanes, self.hashes, strict=True):
+            if lane.folder is not None:
+                lane.folder.config_hash = name
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
@@ -305,7 +311,8 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
-        self._make_lasting()
+        if not ended:  # else it is done with what is recorded of the end
+            self._make_lasting()
 
     def _make_lasting(self) -> None:
         """Let all that was recorded so far survive a power failure."""
@@ -331,22 +338,8 @@ class _FleetRun:
             "seconds": self.position.seconds,
             **belonging,
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
-            **self._network,
-        }
-
-    @functools.cached_property
-    def _network(self) -> dict[str, Any]:
-        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
-        problem = self.prepared.problem
-        return {
-            "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
-            "predictor": described(
-                problem.model,
-                self.prepared.own_model,
-                self.prepared.configs[0].model,
-                problem.loss,
-                self.prepared.data,
-            ),
+            **self.prepared.network,
+            "data": self.prepared.data_digest,
         }
 
     @functools.cached_property
@@ -431,6 +424,7 @@ class _FleetRun:
             if lane.folder is None or lane.final or lane.failure:
                 continue
             fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
+            fields |= {"data": self.prepared.data_digest, "code": code_version()}
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]

@@ -11,9 +11,10 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis", "arguments", "completion", "help", "keys", "schema"),
+        *("own_process", "analysis", "arguments", "cost", "completion", "help", "keys", "schema"),
     },
     "analysis": {"recording"},
+    "cost": {"config", "identity", "prepare", "recording"},
     "revisit": {
         "build",
         "config",
@@ -45,7 +46,18 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "rates": {"config", "training"},
-    "prepare": {"rates", "build", "probe", "config", "datasets", "models", "training", "streams", "native"},
+    "prepare": {
+        "rates",
+        "build",
+        "predictor",
+        "probe",
+        "config",
+        "datasets",
+        "models",
+        "training",
+        "streams",
+        "native",
+    },
     "lane": {"config", "identity", "recording"},
     "trainer": {"build", "config", "identity", "interruption", "lane", "predictor", "prepare", "recording", "training"},
     "run": {"build", "config", "identity", "isolation", "lane", "prepare", "recording", "trainer"},

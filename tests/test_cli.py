@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from burgersgd.cli import main
+from burgersgd.config import TrainConfig
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
 
 SHORT = ["trainer.budget=40", "model.width=8", "trainer.compile=off"]
@@ -250,6 +251,18 @@ def test_errors_of_a_regression_are_not_shown_in_per_cent(tmp_path: Path, capsys
     assert f"test RMSE             {read_status(only_folder(tmp_path))['test_error']:.4g}\n" in shown.out
     assert "%" not in shown.out
     assert "val. RMSE 0." in shown.err or "val. RMSE 1." in shown.err
+
+
+def test_a_tilde_is_the_home_folder_in_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run([*SHORT, "output_root=~/runs", "run_name=a"]) == 0
+    assert run([*SHORT, "--multirun", "output_root=~/runs", "sweep.name=s", "seed=1,2"]) == 0
+    assert run(["resume=~/runs/a"]) == 0
+    assert main(["export", str(tmp_path / "home/runs/a"), "--output=~/model.pt"]) == 0
+    assert {p.name for p in (tmp_path / "home").iterdir()} - {".cache"} == {"runs", "model.pt"}  # the C kernels
+    assert (tmp_path / "home/runs/multirun/s").is_dir()
+    assert {p.name for p in tmp_path.iterdir()} == {"home"}
+    assert TrainConfig(output_root="~/x").output_root == str(tmp_path / "home/x")
 
 
 def test_yaml_infinity_is_understood(tmp_path: Path) -> None:

@@ -26,14 +26,31 @@ docs/compare.md explains every column.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared."""
+MeasureCost = Callable[[list[Path]], list[list[float]]]
+Costs = dict[tuple[Any, ...], dict[tuple[Any, ...], float]]
+"""Block -> row -> seconds per gradient evaluation."""
+
+
+def main(arguments: Sequence[str], measure_cost: MeasureCost | None = None) -> int:
+    """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared.
+
+    measure_cost: times the configurations of run folders in turn, and returns seconds per gradient evaluation for each,
+    a number for every round. It is given because it has to train, which nothing here knows.
+    """
     given = parser().parse_args(arguments)
     for name in given.save:
         if Path(name).suffix not in WRITERS:
             raise ValueError(f"--save {name}: must end in {', '.join(WRITERS)}")
     comparison = compare(load(*given.path), question_of(given))
-    more = _more_tables(given, comparison)
+    rounds, cost = {}, None
+    if given.cost:
+        if measure_cost is None:
+            raise ValueError("--cost: is measured by the command burgersgd compare alone")
+        folders = search_tables.cost_folders(comparison)
+        rounds = dict(zip(folders, measure_cost(list(folders.values())), strict=True))
+        cost = search_tables.median_costs(rounds)
+    more = _more_tables(given, comparison, cost)
+    more += search_tables.cost_tables(comparison, rounds) if rounds else []
     print(as_json(comparison) if given.json else "\n\n".join([text(comparison), *map(as_text, more)]))
     written = [_save(Path(name), comparison, more) for name in given.save]
     if given.html:
@@ -43,20 +60,20 @@ def main(arguments: Sequence[str]) -> int:
         path.write_text(report(comparison, command, more), encoding="utf-8")
         written.append(path)
     if given.figures or given.heat:
-        written += _figures(given, comparison)
+        written += _figures(given, comparison, cost)
     if given.profiles and not given.json:
-        print("\n" + "\n".join(f"- {line}" for line in search_tables.rank_changes(comparison)))
+        print("\n" + "\n".join(f"- {line}" for line in search_tables.rank_changes(comparison, cost)))
     for path in written:
         print(f"written: {path}", file=sys.stderr)
     return 0
 
 
-def _more_tables(given: argparse.Namespace, comparison: Comparison) -> list[Table]:
+def _more_tables(given: argparse.Namespace, comparison: Comparison, cost: Costs | None) -> list[Table]:
     tables = []
     if given.tuning_curve:
         tables += search_tables.tuning_tables(comparison)
     if given.profiles:
-        profiles = search_tables.profile_table(comparison)
+        profiles = search_tables.profile_table(comparison, cost)
         if profiles is None:
             raise ValueError("--profiles: needs runs on two data sets or more (--by dataset.name,optimizer.name)")
         tables.append(profiles)
@@ -83,12 +100,12 @@ WRITERS: dict[str, Callable[[Comparison, Sequence[Table]], str]] = {
 """Suffix -> what writes such a file."""
 
 
-def _figures(given: argparse.Namespace, comparison: Comparison) -> list[Path]:
+def _figures(given: argparse.Namespace, comparison: Comparison, cost: Costs | None) -> list[Path]:
     from burgersgd.analysis import figures
 
     folder, found = Path(given.figures or "."), {}
     if given.figures:
-        found |= figures.figures_of(comparison)
+        found |= figures.figures_of(comparison, cost)
     if given.heat:
         x, comma, y = given.heat.partition(",")
         if not comma:
@@ -125,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--tuning-curve", action="store_true", help="best of n trials against n and its cost")
     words.add_argument("--profiles", action="store_true", help="performance profiles over several data sets")
     words.add_argument("--importance", action="store_true", help="how much each key that differs explains")
+    words.add_argument("--cost", action="store_true", help="time a gradient evaluation of each row, in turn (trains)")
     words.add_argument("--save", metavar="FILE", action="append", default=[], help="write .csv, .md, .tex or .json")
     words.add_argument("--html", metavar="FILE", help="write a report: one file with tables, charts and raw values")
     words.add_argument("--figures", metavar="FOLDER", help="write all figures that there are data for")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from burgersgd.analysis.compare import Block, Comparison
 from burgersgd.analysis.importance import importance_of
@@ -102,6 +105,55 @@ def rank_changes(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None =
             if moved:
                 lines.append(f"place by seconds instead of evaluations, target x {relaxation:g}: {', '.join(moved)}")
     return lines or ["no row changes its place between evaluations and seconds"]
+
+
+def cost_folders(c: Comparison) -> dict[tuple[Key, Key], Path]:
+    """Return a run folder for each block and row whose cost is to be timed."""
+    return {(block.key, row.key): row.runs[0].folder for block in c.blocks for row in block.rows}
+
+
+def cost_tables(c: Comparison, rounds: Mapping[tuple[Key, Key], Sequence[float]]) -> list[Table]:
+    """Return what a gradient evaluation of each row costs, and the seconds that its evaluations take at that cost.
+
+    rounds: block and row -> seconds per gradient evaluation in every round, the rows in turn.
+    """
+    tables = []
+    for block in c.blocks:
+        base, rows = block.baseline(c.baseline) or block.rows[0], []
+        reference = np.array(rounds[block.key, base.key])
+        for row in block.rows:
+            costs = np.array(rounds[block.key, row.key])
+            spent = row.median if c.at.kind == "target" else c.at.value if c.at.kind == "budget" else row.runs[0].budget
+            rows.append(
+                (
+                    row.label,
+                    f"{1e6 * float(np.median(costs)):.3g}",
+                    f"{1e6 * costs.min():.3g} to {1e6 * costs.max():.3g}",
+                    fixed(float(np.median(costs / reference)), 2),
+                    "inf" if math.isinf(spent) else f"{spent:,.0f}",
+                    f"{spent * float(np.median(costs)):.3g}",
+                )
+            )
+        columns = (
+            "cost",
+            "microseconds per evaluation",
+            f"range of {len(reference)} rounds",
+            f"times {base.label}",
+            "evaluations" + (" to the target (median)" if c.at.kind == "target" else ""),
+            "seconds at that cost",
+        )
+        tables.append(
+            Table(_title("cost of one run alone, timed in turn on this machine", block), columns, tuple(rows))
+        )
+    return tables
+
+
+def median_costs(rounds: Mapping[tuple[Key, Key], Sequence[float]]) -> dict[Key, dict[Key, float]]:
+    """Return block -> row -> median seconds per gradient evaluation."""
+    found: dict[Key, dict[Key, float]] = {}
+    for (block, row), costs in rounds.items():
+        found.setdefault(block, {})[row] = float(np.median(np.array(costs)))
+    return found
 
 
 def importance_tables(c: Comparison) -> list[Table]:

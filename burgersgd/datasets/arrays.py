@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +57,8 @@ class NpzConfig(SplitDatasetConfig):
     """Your own arrays: x, y or x_train, y_train[, x_val, y_val], x_test, y_test in one .npz file."""
 
     name: str = named("npz")
-    path: str = opt("", "the file", required=True)
+    path: str = opt("", "the file", required=True, hashed_without="digest")
+    digest: str = opt("", "first 16 digits of the file's SHA-256; filled in, and then checked", since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,32 +69,58 @@ class NpzConfig(SplitDatasetConfig):
         """Return the arrays of the file."""
         return npz(self)
 
+    def recorded(self) -> NpzConfig:
+        """Return the settings with the whole path, and with the digest, which names the data instead of the path."""
+        path = Path(self.path).expanduser().absolute()
+        return dataclasses.replace(self, path=str(path), digest=self.digest or digest_of(path))
+
+
+def digest_of(path: Path) -> str:
+    """Return the first 16 digits of the SHA-256 of a file. Raises DataError."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"dataset.path={path}: {error.strerror}") from error
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(path: Path, _changed: int, _size: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
 
 def npz(config: NpzConfig) -> Raw:
     """Return the arrays x, y (or x_train, y_train) [, x_val, y_val] [, x_test, y_test] of the file config.path."""
+    path = Path(config.path).expanduser()
     try:
-        return _raw(_read(Path(config.path).expanduser()))
+        raw = _raw(*_read(path))
+        if config.digest and digest_of(path) != config.digest:
+            raise DataError(f"the file has digest {digest_of(path)}, not {config.digest}: it was changed since")
+        return raw
     except DataError as error:
         raise DataError(f"dataset.path={config.path}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, ndarray]:
-    """Return those arrays of an .npz file that have one of our names."""
+def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
+    """Return those arrays of an .npz file that have one of our names, and the names of the others."""
     if not path.is_file():
         raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
-    arrays = {}
+    arrays, others = {}, []
     reading = "the list of its arrays"
     try:
         with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numpy and Python, about the text of a damaged header
             members = archive.namelist()
+            names = [name.removesuffix(".npy") for name in members]
+            others = [ascii(name)[1:-1] for name in names if name not in KEYS]
             for reading in [key for key in KEYS if f"{key}.npy" in members]:
                 arrays[reading] = _member(archive, f"{reading}.npy")
     except Exception as error:  # a damaged file makes zipfile and numpy raise almost anything
         raise DataError(
             f"{reading} cannot be read ({one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
         ) from error
-    return arrays
+    return arrays, others
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
@@ -114,15 +145,19 @@ def _array(key: str, value: ArrayLike | Tensor) -> ndarray:
         raise DataError(f"{key} is not an array ({one_line(error)})") from error
 
 
-def _raw(arrays: dict[str, ndarray]) -> Raw:
-    """Return the data in arrays, named as in KEYS; raises DataError that names the array at fault."""
+def _raw(arrays: dict[str, ndarray], others: Sequence[str] = ()) -> Raw:
+    """Return the data in arrays, named as in KEYS; raises DataError that names the array at fault.
+
+    others: names of arrays that are there, too.
+    """
     training = ("x", "y") if {"x", "y"} & arrays.keys() else ("x_train", "y_train")
     if training == ("x", "y") and {"x_train", "y_train"} & arrays.keys():
         raise DataError("x, y and x_train, y_train mean the same; keep one pair")
     pairs = [training, *(pair for pair in (("x_val", "y_val"), ("x_test", "y_test")) if set(pair) & arrays.keys())]
     for key in (key for pair in pairs for key in pair):
         if key not in arrays:
-            found = ", ".join(arrays) or "none of ours"
+            shown = [*arrays, *others]
+            found = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "") or "nothing"
             raise DataError(f"key {key} is missing; there is {found}; needed are x, y (or x_train, y_train)")
     parts = {key_x: _part(arrays, key_x, key_y) for key_x, key_y in pairs}
     for key_x, key_y in pairs[1:]:
@@ -151,6 +186,9 @@ def _inputs(key: str, x: ndarray) -> Float32[Tensor, "n *input_shape"]:
         raise DataError(
             f"{key} has shape {x.shape}; must be [n, features], [n, h, w] or [n, channels, h, w], not empty"
         )
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8 and x.shape[1] == x.shape[2]:
+        order = "[n, h, w, channels], must be [n, channels, h, w]"
+        raise DataError(f"{key} has shape {x.shape}, which looks like {order}: {key}.transpose(0, 3, 1, 2)")
     inputs = _floats(key, x)
     if x.ndim == 1:
         return inputs[:, None]  # one feature

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -82,6 +84,17 @@ class Dataset:
             return float((part.targets != most_frequent).double().mean())
         difference = part.targets.double() - self.train.targets.double().mean(0)
         return float((difference * self.units.target_deviation.to(difference)).square().mean().sqrt())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits of all inputs and targets: any change of them changes it."""
+        sha = hashlib.sha256()
+        for tensor in (*self.train, *self.validation, *self.test):
+            plain = tensor.detach().cpu().contiguous()
+            sha.update(f"{plain.dtype} {list(plain.shape)}".encode())
+            numbers: Any = plain.reshape(-1).view(torch.uint8).numpy()
+            sha.update(numbers)
+        return sha.hexdigest()[:32]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""

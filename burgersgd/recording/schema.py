@@ -61,6 +61,8 @@ class Status(Struct):
     eval_every: Positive | None = None
     fleet_size: Positive | None = None
     parent: Parent | None = None
+    data: Hash | None = None
+    code: str | None = None
 
 
 class End(Struct):
@@ -142,6 +144,7 @@ class PredictorRecord(Struct):
     tied: dict[str, str]
     fixed: dict[str, Any]
     units: dict[str, Any]
+    structure: str
     input_shape: list[Positive]
     log_odds: bool
 
@@ -172,6 +175,7 @@ class Checkpoint(Struct):
     metrics_digest: Hash | None = None
     config_digest: Hash | None = None
     predictor: PredictorRecord | None = None
+    data: Hash | None = None
 
 
 class NotedJob(Struct):

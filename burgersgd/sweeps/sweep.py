@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import logging
 import math
 import re
 import shlex
@@ -27,8 +28,10 @@ from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
 from burgersgd.rates import Facts, resolved
 from burgersgd.recording.claims import whose
+from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import one_line
 from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
+from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
@@ -38,6 +41,8 @@ from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
 from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, unwell
+
+_log = logging.getLogger("burgersgd")
 
 IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 """Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
@@ -62,6 +67,8 @@ class Plan(NamedTuple):
     """Whether its errors are shares of wrong classes."""
     name: str
     """Of its folder: the hash of its configuration."""
+    data: str
+    """Digest of its data."""
 
 
 class Sweep:
@@ -96,7 +103,7 @@ class Sweep:
         self._plans: dict[tuple[str, ...], Plan] = {}
         self.quiet = False
         """Whether to show no progress."""
-        self._checked: dict[str, Facts] = {}
+        self._checked: dict[str, tuple[Facts, str]] = {}
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
         """How the jobs ended, by their overrides; None: not yet."""
         self._done_before: set[tuple[str, ...]] = set()
@@ -133,11 +140,11 @@ class Sweep:
             group = group_name(config)
             if group not in self._checked:
                 prepared = prepare([config])
-                self._checked[group] = prepared.facts
-            facts = self._checked[group]
+                self._checked[group] = prepared.facts, prepared.data_digest
+            facts, data = self._checked[group]
             config = resolved(config, facts)
             name = config_hash(config, facts.budget)
-            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name)
+            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name, data)
         return self._plans[key]
 
     def _check(self, jobs: list[Words]) -> None:
@@ -198,6 +205,7 @@ class Sweep:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self.begin(folder)
         try:
+            self._check_stored(self.jobs, folder)
             searching = self.settings.sampler == "optuna"
             if searching or any(stored(folder / self.plan(job).name) is None for job in self.jobs):
                 _check_writable(folder)
@@ -210,6 +218,29 @@ class Sweep:
             self.error = error
             self._clean_up()
             return []
+
+    def _check_stored(self, jobs: Sequence[Words], folder: Path) -> None:
+        """Compare data and code of the jobs that are over with those that the others would be trained on and by.
+
+        Raises ConfigError for other data, and for other code where sweep.code=same; otherwise it says so.
+        """
+        codes: dict[str, int] = {}
+        for plan in map(self.plan, jobs):
+            if stored(folder / plan.name) is None:
+                continue
+            end = read_end(folder / plan.name) or {}
+            if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither
+                where = f"the data of dataset={plan.config.dataset.name} changed since {plan.name} was trained"
+                raise self.settings.error("name", f"{where}; choose another sweep.name")
+            code = end.get("code")
+            if code not in (None, code_version()):
+                codes[code] = codes.get(code, 0) + 1
+        if codes:
+            trained = ", ".join(f"{n} by {code}" for code, n in codes.items())
+            text = f"jobs of this sweep were trained by other code ({trained}), this is {code_version()}"
+            if self.settings.code == "same":
+                raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
+            _log.warning("%s", text)
 
     def _clean_up(self) -> None:
         """Remove what a sweep has left that could not train anything, where its folder is new."""
@@ -232,6 +263,7 @@ class Sweep:
         """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
+        self._check_stored(search.told(), folder)
         for words in search.told():
             done = stored(folder / self.plan(words).name)
             if done is not None:

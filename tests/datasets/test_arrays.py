@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -13,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burgersgd.config import NpzConfig
+from burgersgd.config import LossConfig, NpzConfig, TrainConfig, TrainerConfig
 from burgersgd.datasets import DataError, arrays, from_arrays, load
+from burgersgd.identity import config_hash
+from burgersgd.prepare import prepare
 from tests.datasets.damage import Damage, damages, refused_or_harmless
 
 rng = np.random.default_rng(0)
@@ -93,7 +97,7 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no targets": ({"x": X}, "key y is missing; there is x; needed are x, y .*"),
     "no inputs": ({"y": LABELS}, "key x is missing; .*"),
-    "nothing of ours": ({"inputs": X}, "key x_train is missing; there is none of ours; .*"),
+    "nothing of ours": ({"inputs": X}, "key x_train is missing; there is inputs; .*"),
     "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "key y_test is missing; .*"),
     "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "key x_val is missing; .*"),
     "two training parts": ({"x": X, "y": LABELS, "x_train": X}, "x, y and x_train, y_train mean the same; .*"),
@@ -247,3 +251,59 @@ def test_an_array_that_does_not_match_its_checksum_is_named(tmp_path: Path) -> N
     Path(config.path).write_bytes(content)
     with pytest.raises(DataError, match=r": y cannot be read \(Bad CRC-32"):
         load(config)
+
+
+def test_the_keys_that_are_there_are_named_where_ours_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "other.npz"
+    np.savez(path, images=X, labels=LABELS)
+    with pytest.raises(DataError, match=r"key x_train is missing; there is images, labels; needed are x, y"):
+        load(NpzConfig(path=str(path)))
+    np.savez(path, x=X, labels=LABELS)
+    with pytest.raises(DataError, match=r"key y is missing; there is x, labels; needed"):
+        load(NpzConfig(path=str(path)))
+
+
+@pytest.mark.parametrize(("shape", "named"), [((40, 9, 9, 3), True), ((40, 28, 28, 1), True), ((40, 3, 9, 9), False)])
+def test_images_with_channels_last_are_named(shape: tuple[int, ...], named: bool) -> None:
+    x = np.zeros(shape)
+    if not named:
+        assert from_arrays(x, LABELS).input_shape == shape[1:]
+        return
+    with pytest.raises(DataError, match=r"looks like \[n, h, w, channels\].*: x.transpose\(0, 3, 1, 2\)$"):
+        from_arrays(x, LABELS)
+
+
+def test_a_record_names_the_data_by_their_digest_and_finds_them_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "data.npz", x=X, y=LABELS)
+    (tmp_path / "copy").mkdir()
+    np.savez(tmp_path / "copy" / "other.npz", x=X, y=LABELS)
+    hashes = set()
+    for path in ("data.npz", "~/data.npz", "copy/../data.npz", str(tmp_path / "copy" / "other.npz")):
+        prepared = prepare([TrainConfig(dataset=NpzConfig(path=path), trainer=TrainerConfig(batch_size=4))])
+        recorded = prepared.configs[0].dataset
+        assert isinstance(recorded, NpzConfig)
+        assert Path(recorded.path).is_absolute()
+        assert recorded.digest == hashlib.sha256((tmp_path / "data.npz").read_bytes()).hexdigest()[:16]
+        hashes.add(config_hash(prepared.configs[0], prepared.budget))
+    assert len(hashes) == 1
+    old = TrainConfig(dataset=NpzConfig(path="data.npz"))
+    assert config_hash(old, 40) != config_hash(TrainConfig(dataset=NpzConfig(path="other.npz")), 40)
+    known = prepare([TrainConfig(dataset=NpzConfig(path="data.npz"), trainer=TrainerConfig(batch_size=4))]).configs[0]
+    np.savez(tmp_path / "data.npz", x=X + 1, y=LABELS)
+    with pytest.raises(DataError, match=r"the file has digest \w{16}, not \w{16}: it was changed since"):
+        load(known.dataset)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_classes_given_as_real_numbers_are_named(dtype: str) -> None:
+    config = TrainConfig(trainer=TrainerConfig(batch_size=4))
+    message = r"^dataset=arrays: the targets are the whole numbers 0 to 3 as real numbers; cast them to int for classes"
+    with pytest.raises(DataError, match=message):
+        prepare([config], dataset=(X, LABELS.astype(dtype)))
+    meant = dataclasses.replace(config, loss=LossConfig(name="squared_error"))
+    assert prepare([meant], dataset=(X, LABELS.astype(dtype))).data.task == "regression"
+    for y in (LABELS + 0.5, LABELS * 3.0, OUTPUTS):
+        assert prepare([config], dataset=(X, y)).data.task == "regression"

@@ -68,7 +68,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "losses": set(),
     "schedules": {"optimizers"},
     "optimizers": {"schema"},
-    "recording": set(),
+    "recording": {"training"},  # the table of metrics
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
     "native": set(),

@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.metrics import NAMES
 from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
@@ -145,11 +146,12 @@ class Trainer:
             if not _is_out_of_memory(error):
                 raise
             if len(lanes) == 1:
-                raise ConfigError(f"out of memory ({_first_line(error)}): a smaller model or batch may fit") from error
+                reason = f"out of memory ({_first_line(error)}): a smaller model or batch may fit"
+                raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet
         _log.warning("out of memory with %d runs at once: going on with half as many", len(lanes))
         self.bar.add(-fleet_run.counted)
-        del fleet_run
-        gc.collect()  # a fleet refers to itself
+        del fleet_run, prepared
+        gc.collect()  # torch keeps the frames of its first calls in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(lanes) // 2
@@ -211,8 +213,10 @@ class _FleetRun:
         if checkpoints:  # before anything is changed: it may not fit
             self.fleet.restore(checkpoints)
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+        more = [name for name in self.fleet.diagnostics() if name not in NAMES]
         for lane in lanes:
             if lane.folder is not None:
+                lane.folder.more = more
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
@@ -254,7 +258,7 @@ class _FleetRun:
                     spent = point.evaluations
                 over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
                 told = self.interruption.requested is not None
-                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every == 0)
+                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every < fleet.points)
                 if (told or due) and not over and fleet.evaluations:
                     self._save()
                     save_at = time.monotonic() + interval

@@ -53,6 +53,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "probe",
         "config",
         "datasets",
+        "losses",
         "models",
         "training",
         "streams",
@@ -71,7 +72,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "losses": set(),
     "schedules": {"optimizers"},
     "optimizers": {"schema"},
-    "recording": set(),
+    "recording": {"training"},  # the table of metrics
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
     "native": set(),

@@ -72,7 +72,7 @@ def value_of(key: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         values = st.booleans()
     elif kind == "int":
         values = st.integers(math.ceil(low or 0), 2**63 - 1 if high is None else math.floor(high))
-    elif kind == "float":
+    elif kind in ("float", "LearningRate"):
         above, below = rule.get("above") is not None, rule.get("below") is not None
         infinite = bool(rule.get("infinite")) and high is None
         values = st.floats(low, high, exclude_min=above, exclude_max=below, allow_nan=False, allow_infinity=infinite)

@@ -33,6 +33,8 @@ gpu: $(READY)
 soak: $(READY)
 	$(BIN)/python scripts/soak.py $(ARGS)
 	$(BIN)/python scripts/soak_kills.py
+	$(BIN)/python scripts/soak_faults.py
+	$(BIN)/python scripts/soak_edits.py
 	$(BIN)/python scripts/soak_sweeps.py
 	$(BIN)/python scripts/soak_double_starts.py
 

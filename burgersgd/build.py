@@ -232,6 +232,8 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
             return "native"
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
+    if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
+        otherwise = "graphed"  # modules of the user's own may do what a CUDA graph cannot hold
     if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise

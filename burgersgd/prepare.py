@@ -35,6 +35,8 @@ from burgersgd.build import (
 )
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.datasets import Batches, DataError, Dataset, Part
+from burgersgd.datasets.prepare import memory
+from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
@@ -101,6 +103,10 @@ def prepare(
     if isinstance(network, Wrapped):
         network.to(device, dtype)
     on_device = data.to(device, dtype)
+    wide = 12 * data.n_train * data.n_outputs  # int64, then a float
+    if isinstance(loss, SquaredError) and data.task == "classification" and wide > memory() / 2:
+        size = f"{data.n_train} vectors of {data.n_outputs} classes take {wide / 2**30:.3g} GiB"
+        raise config.loss.error("name", f"{size}, more than this machine has memory to spare")
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
     probe(problem, loss.n_outputs(data.n_outputs), len(configs), _batch_sizes(config, data.n_train, batch_size))
@@ -112,10 +118,14 @@ def prepare(
         if engine in ("native", "native_update") and native.library("normals") is None:
             chosen = "eager"
             _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        if engine == "graphed" and device.type != "cuda":
+            chosen = "eager"
         if engine == "compiled":
             chosen = compiled_or("eager", device)
     budget = budget_of(config, data.n_train, batch_size)
-    facts = Facts(data.task, model is not None, budget, functools.cache(lambda: prepared.curvature()))
+    facts = Facts(
+        data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
+    )
     prepared = Prepared(
         configs=list(configs),
         data=on_device,

@@ -263,7 +263,7 @@ def check_output(config: TrainConfig) -> None:
     check_name(config, "run_name", path / (config.run_name or ""))
     try:
         folder = path / (config.run_name or "")
-        if config.run_name is not None and folder.exists() and not (any(folder.iterdir()) and is_half_made(folder)):
+        if config.run_name is not None and folder.exists() and not is_half_made(folder):
             raise config.error("run_name", f"the folder {path / config.run_name} exists already")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):

@@ -309,10 +309,9 @@ class ModelConfig(Group):
     group: ClassVar[str] = "model"
     name: str = ""
 
-    @property
-    def lr_share(self) -> float:
-        """Share of an optimizer's own learning rate that is the default for this model."""
-        return 1 / 3
+    def lr_share(self, n_inputs: int) -> float:
+        """Return the share of an optimizer's own learning rate that is the default for this model on so many inputs."""
+        return 1 / 10
 
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
         """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.

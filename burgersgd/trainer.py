@@ -145,11 +145,12 @@ class Trainer:
             if not _is_out_of_memory(error):
                 raise
             if len(lanes) == 1:
-                raise ConfigError(f"out of memory ({_first_line(error)}): a smaller model or batch may fit") from error
+                reason = f"out of memory ({_first_line(error)}): a smaller model or batch may fit"
+                raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet
         _log.warning("out of memory with %d runs at once: going on with half as many", len(lanes))
         self.bar.add(-fleet_run.counted)
-        del fleet_run
-        gc.collect()  # a fleet refers to itself
+        del fleet_run, prepared
+        gc.collect()  # torch keeps the frames of its first calls in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(lanes) // 2
@@ -196,6 +197,9 @@ class _FleetRun:
             "eval_every": trainer.eval_every or -(-budget // 50),
         }
         self.hashes = [config_hash(lane.config, budget) for lane in lanes]
+        for lane, name in zip(lanes, self.hashes, strict=True):
+            if lane.folder is not None:
+                lane.folder.config_hash = name
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
@@ -251,7 +255,7 @@ class _FleetRun:
                     spent = point.evaluations
                 over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
                 told = self.interruption.requested is not None
-                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every == 0)
+                due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every < fleet.points)
                 if (told or due) and not over and fleet.evaluations:
                     self._save()
                     save_at = time.monotonic() + interval
@@ -308,7 +312,8 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
-        self._make_lasting()
+        if not ended:  # else it is done with what is recorded of the end
+            self._make_lasting()
 
     def _make_lasting(self) -> None:
         """Let all that was recorded so far survive a power failure."""

@@ -137,10 +137,12 @@ class Ours:
 
     def __init__(self, work: Workload, mode: str, runs: int) -> None:
         rule = LocalEntropyConfig(lr=rivals.LR, gamma=rivals.GAMMA, nu=rivals.NU, inner_steps=rivals.INNER_STEPS)
-        config = work.config(rule, mode)
+        config = work.config(rule, "off" if mode == "graph" else mode)
         trainer = dataclasses.replace(config.trainer, drop_last=True)
         config = dataclasses.replace(config, device=DeviceConfig(name=DEVICE), trainer=trainer)
         self.prepared = prepare([dataclasses.replace(config, seed=s) for s in range(runs)], dataset=work.data)
+        if mode == "graph" and CUDA:
+            self.prepared.engine = "graphed"
         self.fleet, self.runs, self.warm_up = self.prepared.fleet(), runs, work.epoch + 65
 
     def advance(self, n: int) -> None:
@@ -149,11 +151,23 @@ class Ours:
 
 
 FLEETS = {
-    "w1": [("on", 1), ("on", 1024), ("on", 256), ("on", 16), ("on", 64), ("off", 1), ("off", 16), ("off", 1024)],
+    "w1": [
+        ("on", 1),
+        ("on", 1024),
+        ("on", 256),
+        ("on", 16),
+        ("on", 64),
+        ("off", 1),
+        ("off", 16),
+        ("off", 1024),
+        ("graph", 1),
+        ("graph", 16),
+        ("graph", 1024),
+    ],
     "w2": [("on", 1), ("on", 1024), ("on", 64), ("off", 1)],
-    "w3": [("on", 1), ("on", 16), ("on", 4), ("off", 1), ("off", 16)],
+    "w3": [("on", 1), ("on", 16), ("on", 4), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
 }
-"""Workload -> trainer.compile and number of runs of what is measured."""
+"""Workload -> trainer.compile (graph: CUDA graphs without a compiler) and number of runs of what is measured."""
 
 
 def fleets(name: str) -> list[tuple[str, int]]:

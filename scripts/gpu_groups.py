@@ -167,12 +167,14 @@ def _bfloat16(mode: str, n_runs: int) -> Outcome:
 
 
 def eager() -> None:
-    """Check every rule, LeNet and the options of a step in eager mode against the CPU."""
+    """Check every rule, LeNet and the options of a step, eager and as CUDA graphs, against the CPU."""
     for name, rule in rules().items():
         for n_runs in (1, 3) if options.tiny else (1, 3, 17):
             against_cpu(name, n_runs, rule, "off")
+            against_cpu(name, n_runs, rule, "auto")  # a short budget: CUDA graphs without a compiler
     for n_runs in (1, 3):
-        against_cpu("lenet", n_runs, RULE, "off", images(), model=C.LeNetConfig(), steps=20)
+        for mode in ("off", "auto"):
+            against_cpu("lenet", n_runs, RULE, mode, images(), model=C.LeNetConfig(), steps=20)
     against_cpu(
         "dropout, clipping, cosine, with replacement",
         3,

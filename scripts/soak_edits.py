@@ -44,6 +44,14 @@ def main() -> None:
         originals(root)
         runs = {kind: edits(root / kind, root / "other") for kind in ("over", "stopped")}
         sweep = sweep_edits(root / "multirun" / "s", root / "other")
+        nothing = Edit("nothing", lambda folder: None)
+        for command in COMMANDS:  # in this process: what it imports is there in every fork
+            shutil.copytree(root / "stopped", root / "attempt" / "edited")
+            os.chdir(root / "attempt")
+            reason = broken(command, Path("edited"), nothing, root / "stopped", root / "over")
+            assert reason is None, f"{command} on a folder that nobody has edited: {reason}"
+            os.chdir(root)
+            shutil.rmtree(root / "attempt")
         for _ in range(options.commands):
             kind = chosen.choices([*runs, "sweep"], [5, 5, 1])[0]
             edit = chosen.choice(runs.get(kind, sweep))

@@ -15,7 +15,7 @@ from burgersgd.recording.run_folder import RunFolder, read_metrics, read_status
 from burgersgd.run import resume, train, train_jobs
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
-from tests.scheduling import Choose, scheduled
+from tests.scheduling import Choose, paused, scheduled
 
 BUDGET = 40
 
@@ -28,13 +28,13 @@ def _counted(action: Callable[[], Any]) -> Callable[[], tuple[Any, int]]:
     """Return an action that returns how it ended and how many gradient evaluations it has made."""
 
     def counting() -> tuple[Any, int]:
-        steps, step = [0], Fleet._eager_step
+        steps, step = [0], Fleet._steps
 
-        def patched(self: Fleet, k: int, ends_cycle: bool) -> None:
+        def patched(self: Fleet, k: int, stop: int) -> int:
             steps[0] += 1
-            step(self, k, ends_cycle)
+            return step(self, k, stop)
 
-        with mock.patch.object(Fleet, "_eager_step", patched):
+        with mock.patch.object(Fleet, "_steps", patched):
             try:
                 end = action()
             except Exception as error:
@@ -116,6 +116,10 @@ def double_start(kind: str, root: Path, choose: Choose) -> tuple[list[Any], list
     steps = sum(end[1] for end in ends)
     said = f"{kind}: {ends}"
     wanted = states[1:] if kind.startswith("a failing") else states
+    if "completed" not in wanted and "elsewhere" in wanted:  # turned away while a failing start cleaned up: once more
+        ends, _ = scheduled(actions[-1:], root, paused(0, 10**9))
+        steps, wanted = steps + ends[0][1], [*wanted, ends[0][0]]
+        states = [*states, "completed at the second try"]
     assert "completed" in wanted, said
     assert all(state in ("completed", *ELSEWHERE) for state in wanted), said
     assert steps == BUDGET - before, said  # trained once

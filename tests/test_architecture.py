@@ -49,6 +49,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "probe",
         "config",
         "datasets",
+        "losses",
         "models",
         "training",
         "streams",

@@ -30,13 +30,13 @@ SHORT = ["trainer.budget=60", "model.width=8", "trainer.compile=off", "trainer.p
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """Let something happen within gradient evaluation k."""
     happenings: dict[int, Callable[[], None]] = {}
-    step = Fleet._eager_step
+    step = Fleet._steps
 
-    def patched(self: Fleet, k: int, ends_cycle: bool) -> None:
+    def patched(self: Fleet, k: int, stop: int) -> int:
         happenings.pop(k, lambda: None)()
-        step(self, k, ends_cycle)
+        return step(self, k, stop)
 
-    monkeypatch.setattr(Fleet, "_eager_step", patched)
+    monkeypatch.setattr(Fleet, "_steps", patched)
     return happenings.__setitem__
 
 

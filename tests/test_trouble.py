@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
+from burgersgd import prepare as preparing
+from burgersgd.config import (
+    ConfigError,
+    LocalEntropyConfig,
+    LossConfig,
+    MlpConfig,
+    SgdConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from burgersgd.datasets.arrays import from_arrays
 from burgersgd.prepare import prepare
 from burgersgd.recording import run_folder
 from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
 from burgersgd.run import resume, resume_fleet, train, train_fleet
+from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 from tests.test_resume import assert_same, named
@@ -107,16 +121,27 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in range(5)]
-    step, steps = Fleet._eager_step, []
+    step, steps = Fleet._steps, []
+    dropped: list[weakref.ref[Any]] = []
+    alive: list[Any] = []
 
-    def short_of_memory(self: Fleet, k: int, ends_cycle: bool) -> None:
+    def short_of_memory(self: Fleet, k: int, stop: int) -> int:
         if self.n_runs > 3 and k >= 15:
-            raise error
+            dropped.extend([weakref.ref(self), weakref.ref(self.x)])
+            raise type(error)(*error.args)
+        alive.extend(ref() for ref in dropped)
         steps.append((self.n_runs, k))
-        step(self, k, ends_cycle)
+        return step(self, k, stop)
 
-    monkeypatch.setattr(Fleet, "_eager_step", short_of_memory)
-    results = train_fleet(configs, progress=False)
+    monkeypatch.setattr(Fleet, "_steps", short_of_memory)
+    gc.collect()
+    gc.disable()  # the collector seldom runs
+    try:
+        results = train_fleet(configs, progress=False)
+    finally:
+        gc.enable()
+    assert len(dropped) == 2
+    assert {type(found) for found in alive} == {type(None)}  # the memory of the fleet was free for its halves
     assert "out of memory with 5 runs at once: going on with half as many" in caplog.text
     assert [r.state for r in results] == ["completed"] * 5
     assert min(k for n, k in steps if n == 2) == 11  # from the checkpoint
@@ -128,13 +153,51 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
 
 
 def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def short_of_memory(self: Fleet, k: int, ends_cycle: bool) -> None:
+    def short_of_memory(self: Fleet, k: int, stop: int) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(Fleet, "_eager_step", short_of_memory)
+    monkeypatch.setattr(Fleet, "_steps", short_of_memory)
     with pytest.raises(ConfigError, match=r"^out of memory .*: a smaller model or batch may fit$"):
         train(named(small_config(), "run"), progress=False)
     assert read_status(tmp_path / "outputs/run")["state"] == "failed"
+
+
+def test_one_hot_targets_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 300 kB with the labels 0 to 199,999 asks for hundreds of GB."""
+    x, y = np.zeros((2000, 1)), np.arange(2000)
+    config = small_config(loss=LossConfig(name="squared_error"))
+    monkeypatch.setattr(preparing, "memory", lambda: 2.0**24)
+    with pytest.raises(ConfigError, match=r"^loss.name=squared_error: \d+ vectors of 2000 classes take 0.\d+ GiB"):
+        train(config, dataset=from_arrays(x, y, x_val=x, y_val=y, x_test=x, y_test=y), record=False, progress=False)
+
+
+def test_a_fleet_that_failed_is_freed_before_its_halves_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the error was, and wherever it came from: only the last fleet may be there."""
+    fleets: list[weakref.ref[Fleet]] = []
+    counts: list[int] = []
+
+    def broken(self: Fleet, k: int, stop: int) -> int:
+        fleets.append(weakref.ref(self))
+        counts.append(sum(ref() is not None for ref in fleets))
+        try:
+            raise OSError("a cause with frames of its own")
+        except OSError as cause:
+            raise RuntimeError("broken") from cause
+
+    monkeypatch.setattr(Fleet, "_steps", broken)
+    chunk = [Job(small_config(seed), tmp_path / str(seed), ()) for seed in range(4)]
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes = train_chunk(chunk)
+        left = sum(ref() is not None for ref in fleets)
+    finally:
+        gc.enable()
+    assert [outcome.state for outcome in outcomes] == ["failed"] * 4
+    assert counts == [1] * 7  # of four, two, one, one, two, one and one
+    assert left == 0
 
 
 # --- disks

@@ -27,6 +27,9 @@ def notes_of(c: Comparison, repeats: int) -> list[str]:
     notes += unusable[:MOST_LINES]
     if len(unusable) > MOST_LINES:
         notes.append(f"... and {len(unusable) - MOST_LINES} more runs are left out like that")
+    codes = sorted({str(run.status["code"]) for run in c.runs if run.status.get("code")})
+    if len(codes) > 1:
+        notes.append(f"the runs are of {len(codes)} versions of the code: {', '.join(codes[:MOST_LINES])}")
     unfinished = [run for run in c.runs if run.state in ("running", "interrupted")]
     if unfinished and at.kind in ("end", "best"):
         notes.append(f"{len(unfinished)} runs are not finished and do not count (burgersgd train goes on with them)")

@@ -45,7 +45,7 @@ UNDECIDING = (
 """Keys and groups that decide only where, how and how visibly a run is computed."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
 """Keys that decide nothing where another one is 0 or false."""
-AS_BEFORE = {"dataset.noisy_validation": False}
+AS_BEFORE = {"dataset.noisy_validation": False, "dataset.standardize_targets": False, "dataset.digest": ""}
 """Keys that older run folders lack, with the value that those runs had."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
@@ -289,7 +289,7 @@ def read_run(folder: Path) -> Run:
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
     settings = flat(config)
-    return Run(folder, settings, _deciding(settings), status, state, _digest(status))
+    return Run(folder, settings, _deciding(settings), status, state, str(status.get("data") or ""))
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,12 +302,6 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if key not in dropped and not any(key == name or key.startswith(f"{name}.") for name in UNDECIDING)
     }
-
-
-def _digest(status: Mapping[str, Any]) -> str:
-    data = status.get("data")
-    found = data.get("digest") if isinstance(data, dict) else status.get("data_digest")
-    return str(found or "")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

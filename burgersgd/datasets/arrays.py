@@ -23,6 +23,9 @@ from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets, one_li
 from burgersgd.datasets.prepare import Options, Raw, memory, prepare
 from burgersgd.schema import SplitDatasetConfig, named, opt
 
+LARGE = 256 << 20
+MOST_PACKED = 200
+"""Data do not shrink to less than this part; only a file that is made to fill the memory does."""
 KEYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
 
@@ -125,9 +128,11 @@ def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
 
 def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
     """Return one array of an archive, read to its end: only there zipfile compares its checksum."""
-    size = archive.getinfo(name).file_size
+    size, packed = archive.getinfo(name).file_size, archive.getinfo(name).compress_size
     if size > memory():
         raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than this machine has memory")
+    if size > LARGE and size > MOST_PACKED * packed:
+        raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, {size // max(packed, 1)} times its size in the file")
     with archive.open(name) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):

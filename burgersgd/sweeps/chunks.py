@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import re
 from collections.abc import Sequence
@@ -107,11 +108,21 @@ def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) 
         results = train_jobs(configs, words, progress=progress, prune=prune)
         return [_outcome(job.folder, result) for job, result in zip(chunk, results, strict=True)]
     except Exception as error:
-        failure = error.with_traceback(None)  # its frames would keep the memory of the fleet
+        failure = without_frames(error)
+    gc.collect()  # torch keeps the frames of its first calls in cycles
     if len(chunk) == 1:
         return [Outcome("failed", chunk[0].folder, error=failure)]
     half = len(chunk) // 2
     return train_chunk(chunk[:half], progress) + train_chunk(chunk[half:], progress)
+
+
+def without_frames(error: Exception) -> Exception:
+    """Return an error that keeps nothing alive: the frames that it came through would keep the memory of a fleet."""
+    met: BaseException | None = error
+    while met is not None:
+        met.with_traceback(None)
+        met = met.__cause__ or met.__context__
+    return error
 
 
 def _outcome(folder: Path, result: Result | None) -> Outcome:

@@ -123,40 +123,23 @@ def penalised_loss(x: ArrayLike, y: ArrayLike, t: float, loss: Function) -> Arra
     return loss(y) + (x - y) ** 2 / (2 * t)  # (4.18)
 
 
-def log_psi(
-    x: ArrayLike,
-    t: float,
-    nu: float,
-    loss: Function,
-    *,
-    max_slope: float | None = None,
-    breakpoints: Sequence[float] = (),
-) -> Array:
+def log_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return log psi(x, t), the heat kernel applied to exp(-F / 2 nu); same shape as x.
 
-    loss: F, elementwise on arrays of any shape; it must not fall like -y^2 / 2t. max_slope: a bound of |F'|; with it
-    the range of integration is certain, without it a scan looks for the mass and may miss narrow wells far from x.
-    breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.2), (4.14), (4.17). Raises
+    loss: F, elementwise on arrays of any shape; it must not fall like -y^2 / 2t. A scan looks for the mass and may miss
+    narrow wells far from x. Implements Eq. (4.2), (4.14), (4.17). Raises
     ValueError unless t > 0 and nu > 0, or if x or F is not finite.
     """
-    return _Problem(t, nu, loss, None, max_slope, breakpoints).solve(x).log_psi
+    return _Problem(t, nu, loss).solve(x).log_psi
 
 
-def phi(
-    x: ArrayLike,
-    t: float,
-    nu: float,
-    loss: Function,
-    *,
-    max_slope: float | None = None,
-    breakpoints: Sequence[float] = (),
-) -> Array:
+def phi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return the solution phi = -2 nu log psi = F_t of (4.4) at time t, same shape as x. Arguments as in log_psi.
 
     Implements Eq. (4.4), with phi(x, 0) = F(x). Implements Eq. (4.15), with F(y) for its integral and without
     phi(0, t) = 0, which contradicts the rest.
     """
-    return -2 * nu * log_psi(x, t, nu, loss, max_slope=max_slope, breakpoints=breakpoints)
+    return -2 * nu * log_psi(x, t, nu, loss)
 
 
 def w(
@@ -172,34 +155,21 @@ def w(
     """Return the solution of Burgers' equation that starts as F' at time t, same shape as x. Arguments as in log_psi.
 
     The mean of (x - y) / t under exp(-G / 2 nu) / Z, or the mean of F'(y) where slope = F' is given: the same number,
-    with less cancellation for short times. Implements Eq. (4.3), with w(x, 0) = F'(x). Implements Eq. (4.16), with
-    F(y) for its integral.
+    with less cancellation for short times. max_slope: a bound of |F'|, with which the range of integration is certain.
+    breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.3), with w(x, 0) = F'(x). Implements Eq.
+    (4.16), with F(y) for its integral.
     """
     return _Problem(t, nu, loss, slope, max_slope, breakpoints).solve(x).w
 
 
-def grad_psi(
-    x: ArrayLike,
-    t: float,
-    nu: float,
-    loss: Function,
-    *,
-    max_slope: float | None = None,
-    breakpoints: Sequence[float] = (),
-) -> Array:
+def grad_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return psi_x(x, t), same shape as x; overflows where psi does. Arguments as in log_psi. Implements Eq. (4.19)."""
-    integrals = _Problem(t, nu, loss, None, max_slope, breakpoints).solve(x)
+    integrals = _Problem(t, nu, loss).solve(x)
     return -integrals.w / (2 * nu) * np.exp(integrals.log_psi)  # (4.19)
 
 
 def w_from_velocity(
-    x: ArrayLike,
-    t: float,
-    nu: float,
-    velocity: Function,
-    *,
-    max_speed: float,
-    breakpoints: Sequence[float] = (),
+    x: ArrayLike, t: float, nu: float, velocity: Function, *, max_speed: float, breakpoints: Sequence[float] = ()
 ) -> Array:
     """Return the solution at time t that starts as the given velocity, |velocity| <= max_speed; same shape as x.
 
@@ -230,9 +200,9 @@ class _Problem(NamedTuple):
     t: float
     nu: float
     loss: Function
-    slope: Function | None
-    max_slope: float | None
-    breakpoints: Sequence[float]
+    slope: Function | None = None
+    max_slope: float | None = None
+    breakpoints: Sequence[float] = ()
 
     def solve(self, x: ArrayLike) -> _Integrals:
         """Return log psi and w, each of the shape of x."""

@@ -86,6 +86,11 @@ class Fleet:
         """Gradient evaluations that every run has spent."""
         return self.step * self.points
 
+    @evaluations.setter
+    def evaluations(self, spent: int) -> None:
+        """Go to another place in the budget: inputs depend on it, the state stays."""
+        self.step = spent // self.points
+
     @property
     def evaluations_per_cycle(self) -> int:
         """Gradient evaluations of a run from one end of a cycle to the next."""
@@ -141,7 +146,8 @@ class Fleet:
         c, state = self.inputs.coefficients_at(max(self.step - 1, 0)), self.runs.rule
         if self.rule.replicas is not None:
             c, state = apart(c, self.points), apart(state, self.points)
-        return {name: value.reshape(self.n_runs, -1)[:, 0] for name, value in self.rule.diagnostics(c, state).items()}
+        said = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}
+        return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in said.items()}
 
     def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
         """Return the mean mini-batch loss of the last n evaluations and start counting anew."""

@@ -187,11 +187,20 @@ def test_several_data_sets_make_a_table_each_and_one_family(tmp_path: Path) -> N
 
 def test_unlike_digests_of_the_same_data_are_refused(tmp_path: Path) -> None:
     for seed, digest in enumerate("aab"):
-        write_run(tmp_path / f"{seed}", {"seed": seed}, data_digest=digest)
+        write_run(tmp_path / f"{seed}", {"seed": seed}, data=12 * digest)
     with pytest.raises(RefusedError, match=r"not the same .2 digests with dataset.seed=0"):
         asked(tmp_path)
     write_run(tmp_path / "c", {"seed": 3})  # recorded before there were digests
     assert "digests" in asked(tmp_path, force=True).warnings[0]
+
+
+def test_runs_of_several_versions_of_the_code_are_called_so(tmp_path: Path) -> None:
+    for seed, code in enumerate(("burgersgd 0.1.0 aaa", "burgersgd 0.2.0 bbb", "burgersgd 0.2.0 bbb")):
+        write_run(tmp_path / f"{seed}", {"seed": seed}, code=code)
+    assert any(
+        "2 versions of the code: burgersgd 0.1.0 aaa, burgersgd 0.2.0 bbb" in note for note in asked(tmp_path).notes
+    )
+    assert not any("versions" in note for note in asked(tmp_path, where={"seed": ["1", "2"]}).notes)
 
 
 def test_unlike_budgets_are_refused_but_for_the_rest_of_a_cycle(tmp_path: Path) -> None:
@@ -400,7 +409,7 @@ def test_a_metrics_file_that_is_damaged_leaves_out_its_run_with_a_line(tmp_path:
     c = asked(tmp_path, metric="train_loss")
     assert c.blocks[0].rows[0].values == {0: 0.05}
     assert sum(str(damaged) in note for note in c.notes) == 1
-    assert any("metrics.csv is empty" in note for note in c.notes)
+    assert any("the first line must name the columns" in note for note in c.notes)
     assert any(f"{other}: no value of train_loss" in note for note in c.notes)
     assert len(asked(tmp_path).blocks[0].rows[0].values) == 4
 
@@ -431,9 +440,10 @@ def test_the_command_prints_tables_json_and_one_line_for_a_mistake(
     shown = capsys.readouterr().out
     assert "3 of 4" in shown
     assert "minus sgd" in shown
-    assert main(["compare", "cmp", "--by", "optimizer.name", "--json", "--bootstrap"]) == 0
+    assert main(["compare", "cmp", "--by", "optimizer.name", "--json", "--where", "seed=0,1,2,3,4,5"]) == 0
     answer = json.loads(capsys.readouterr().out)
     (sgd, adamw) = answer["rows"]
+    assert answer["question"]["where"] == {"seed": ["0", "1", "2", "3", "4", "5"]}
     assert sgd["values"] == {str(i): e for i, e in enumerate(SGD)}
     assert adamw["values"]["5"] == "inf"
     assert (adamw["optimizer.name"], adamw["diverged"], adamw["test"]) == ("adamw", 1, "sign")
@@ -443,6 +453,12 @@ def test_the_command_prints_tables_json_and_one_line_for_a_mistake(
         assert errors.out == ""
         assert errors.err.startswith("burgersgd: error: ")
         assert errors.err.count("\n") == 1
+
+
+def test_seconds_are_called_those_of_the_fleet(tmp_path: Path) -> None:
+    c = asked(write_sweep(tmp_path, {"sgd": SGD}), metric="seconds")
+    assert c.blocks[0].rows[0].mean == 2.5
+    assert "seconds of a run of a fleet are the seconds of its whole fleet" in " ".join(str(c).split())
 
 
 def test_tables_are_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:

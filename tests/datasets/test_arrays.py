@@ -232,6 +232,16 @@ def test_more_than_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
         load(NpzConfig(path=str(path)))
 
 
+def test_a_small_file_does_not_unpack_to_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, x=np.zeros((1000, 1000)), y=np.arange(1000) % 2)
+    monkeypatch.setattr(arrays, "LARGE", 2**20)
+    with pytest.raises(
+        DataError, match=r"x cannot be read \(it unpacks to 0.00745 GiB, \d{3,4} times its size in the file"
+    ):
+        load(NpzConfig(path=str(path)))
+
+
 @pytest.mark.parametrize("member", ["../x.npy", "/tmp/x.npy", "x.npy/../../x.npy"])
 def test_members_are_found_by_their_exact_name_and_nothing_is_unpacked(member: str, tmp_path: Path) -> None:
     config = write(tmp_path / "data.npz", y=LABELS)

@@ -138,15 +138,15 @@ def test_a_sweep_that_is_told_to_stop_saves_all_runs_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
-    original = Fleet._eager_step
+    original = Fleet._steps
 
-    def told(self: Fleet, k: int, ends_cycle: bool) -> None:
+    def told(self: Fleet, k: int, stop: int) -> int:
         if k == 33:
             signal.raise_signal(signal.SIGTERM)
-        original(self, k, ends_cycle)
+        return original(self, k, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fleet, "_eager_step", told)
+        patch.setattr(Fleet, "_steps", told)
         assert sweep(*JOBS, "sweep.name=told", "sweep.max_runs=3") == 75
     states = [state.state for state in job_states(Path("outputs/multirun/told"))]
     assert states == ["interrupted"] * 3 + ["waiting"] * 3
@@ -240,7 +240,7 @@ def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on
 
     with monkeypatch.context() as patch:
         if moment == "in the first fleet":
-            patch.setattr(Fleet, "_eager_step", told)
+            patch.setattr(Fleet, "_steps", told)
         else:
             patch.setattr(planning.LocalTrainer, "train", told)
         assert sweep(*JOBS, *name) == 75

@@ -33,14 +33,14 @@ class TroubledTask(ChunkTask):
         with open(self.folder / f"attempts{seed}", "a") as stream:
             stream.write(f"{reached}\n")
         trouble = self.troubles.get(seed, "")
-        step = Fleet._eager_step
+        step = Fleet._steps
 
-        def patched(fleet: Fleet, k: int, ends_cycle: bool) -> None:
+        def patched(fleet: Fleet, k: int, stop: int) -> int:
             if k == STEP and first:
                 self.happen(trouble)
-            step(fleet, k, ends_cycle)
+            return step(fleet, k, stop)
 
-        with mock.patch.object(Fleet, "_eager_step", patched):
+        with mock.patch.object(Fleet, "_steps", patched):
             return super().__call__(chunk)
 
     def happen(self, trouble: str) -> None:

@@ -233,32 +233,6 @@ def test_density_and_w_are_the_same_solution(nu: float) -> None:
     assert np.max(np.abs(in_rho[-1] - rho)) > 10
 
 
-def test_the_flux_of_the_density_is_wrong_for_w() -> None:
-    u = cell_averages(lambda y: 0.5 + 0.4 * sine(y), 256, -1, 1)
-    right = solve(u, dx=2 / 256, times=0.5, nu=0.05).values[0]
-    wrong = solve(u, dx=2 / 256, times=0.5, nu=0.05, law=Greenshields()).values[0]
-    assert np.max(np.abs(right - wrong)) > 0.1
-
-
-def test_flow_of_the_gradient_of_a_loss_is_the_gradient_of_its_local_entropy() -> None:
-    # periodic loss cos(2 pi y) / 5 + sin(pi y) / 7, gamma = .3: (4.20) by quadrature, to second order in dx
-    nu, gamma = 0.05, 0.3
-
-    def loss(y: np.ndarray) -> np.ndarray:
-        return np.cos(2 * np.pi * y) / 5 + np.sin(np.pi * y) / 7
-
-    def slope(y: np.ndarray) -> np.ndarray:
-        return -2 * np.pi * np.sin(2 * np.pi * y) / 5 + np.pi * np.cos(np.pi * y) / 7
-
-    errors = []
-    for cells in (128, 512):
-        flow = solve(cell_averages(slope, cells, -1, 1), dx=2 / cells, times=gamma, nu=nu).values[0]
-        exact = cole_hopf.w(burgers.cell_centers(cells, -1, 1), gamma, nu, loss)
-        errors.append(np.max(np.abs(flow - exact)))
-    assert errors[1] < 2e-3
-    assert errors[1] < errors[0] / 9  # 16 for second order; maxima clip MUSCL a little
-
-
 # ------------------------------------------------------------------------------------------------------ grid and checks
 
 

@@ -11,46 +11,6 @@ ROAD = {"rho_max": 120.0, "u_max": 1.7}  # away from 1, so that a forgotten fact
 RHO = np.linspace(0, 120, 25)
 
 
-def test_flux_is_density_times_speed_and_vanishes_on_empty_and_full_roads() -> None:
-    q = traffic.flux(RHO, **ROAD)
-    np.testing.assert_allclose(q, RHO * traffic.car_speed(RHO, **ROAD), rtol=1e-15)
-    assert q[0] == 0
-    assert abs(q[-1]) < 1e-12
-    assert RHO[np.argmax(q)] == 60
-    assert q.max() == pytest.approx(120 * 1.7 / 4, rel=1e-15)
-
-
-def test_characteristic_speed_is_the_derivative_of_the_flux() -> None:
-    h = 1e-3  # the flux is a parabola: central differences are exact up to rounding
-    difference = (traffic.flux(RHO + h, **ROAD) - traffic.flux(RHO - h, **ROAD)) / (2 * h)
-    np.testing.assert_allclose(traffic.characteristic_speed(RHO, **ROAD), difference, atol=1e-10)
-
-
-def test_density_inverts_characteristic_speed() -> None:
-    np.testing.assert_allclose(traffic.density(traffic.characteristic_speed(RHO, **ROAD), **ROAD), RHO, atol=1e-12)
-    np.testing.assert_allclose(traffic.density([-1.7, 0, 1.7], **ROAD), [120, 60, 0])
-
-
-def test_derivatives_of_density_and_of_w_belong_together() -> None:
-    w, h = np.linspace(-1.5, 1.5, 7), 1e-3
-    difference = (traffic.density(w + h, **ROAD) - traffic.density(w - h, **ROAD)) / (2 * h)
-    np.testing.assert_allclose(difference, traffic.density_derivative(1.0, **ROAD), rtol=1e-10)
-
-
-def test_a_smooth_function_has_residuals_that_differ_by_the_factor_of_the_substitution() -> None:
-    # (3.10) times w'(rho) = -2 u_max / rho_max is (3.13), for any smooth function: no solution is needed
-    x, nu = np.linspace(-1, 1, 11), 0.3
-    w, w_t, w_x, w_xx = np.sin(x), np.cos(3 * x), np.cos(x), -np.sin(x)
-    rho_t, rho_x, rho_xx = (traffic.density_derivative(d, **ROAD) for d in (w_t, w_x, w_xx))
-    in_rho = traffic.density_residual(traffic.density(w, **ROAD), rho_t, rho_x, rho_xx, nu, **ROAD)
-    in_w = traffic.burgers_residual(w, w_t, w_x, w_xx, nu)
-    np.testing.assert_allclose(in_rho * -2 * 1.7 / 120, in_w, atol=1e-14)
-    printed = traffic.density_residual(
-        traffic.density(w, **ROAD), rho_t, rho_x, -rho_xx, nu, **ROAD
-    )  # (3.12) as printed
-    assert np.max(np.abs(printed * -2 * 1.7 / 120 - in_w)) > 0.4  # 2 nu |w_xx|
-
-
 def test_conservation_law_is_the_divergence_of_the_viscous_flux() -> None:
     x, nu, h = np.linspace(-1, 1, 11), 0.3, 1e-4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from burgersgd.training.engines.compiled import Compiled
+from burgersgd.training.engines.compiled import Compiled, Graphed
 from burgersgd.training.engines.eager import Task, make_eager
 from burgersgd.training.engines.native import make_native, make_native_update
 from burgersgd.training.inputs import Inputs
@@ -32,11 +32,13 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Callable[[Task, RunState, Inputs], Engine]] = {
     "eager": make_eager,
+    "graphed": Graphed,
     "compiled": Compiled,
     "native": make_native,
     "native_update": make_native_update,
 }
-"""Everything in PyTorch; the whole step under torch.compile; gradient and update in C; the update in C."""
+"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; gradient and update in C; the
+update in C."""
 
 
 def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engine:

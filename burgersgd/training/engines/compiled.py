@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from burgersgd.training.state import RunState, assign, limit_after
 _log = logging.getLogger("burgersgd")
 
 _PROGRAM_NUMBERS = itertools.count()
+WARM_UP = 3
+"""Steps before a CUDA graph is captured; torch asks for a few, which settle libraries and memory."""
 
 
 @functools.cache
@@ -58,9 +60,11 @@ class Compiled:
     """
 
     draws_noise = False
+    compiles = True
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
         self.task, self.state, self.inputs = task, state, inputs
+        self.captures = inputs.device.type == "cuda"
         inputs.in_place = True
         self.position = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
@@ -145,22 +149,40 @@ class Compiled:
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        compiled = torch.compile(own, fullgraph=True, dynamic=False, options=guards)
-        if self.inputs.device.type != "cuda":
-            return lambda: compiled(*arguments)
+        program = torch.compile(own, fullgraph=True, dynamic=False, options=guards) if self.compiles else one_step
+        if not self.captures:
+            return lambda: program(*arguments)
         changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
-        saved = [t.clone() for t in changed]
-        self.position.zero_()  # three steps from the end of a block would read beyond it
-        with torch.cuda.device(self.inputs.device):  # streams and graphs belong to the current device
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    compiled(*arguments)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
-                compiled(*arguments)
-            for tensor, value in zip(changed, saved, strict=True):
-                tensor.copy_(value)
-        return graph.replay
+        return captured(lambda: program(*arguments), changed, self.position)
+
+
+class Graphed(Compiled):
+    """The engine that replays PyTorch's own kernels of a gradient step as a CUDA graph: no compiler, no launches.
+
+    It is there at once, where a compiled program takes half a minute to be made; on the CPU it is plain PyTorch.
+    """
+
+    compiles = False
+
+
+def captured(step: Callable[[], None], changed: Sequence[Tensor], position: Tensor) -> Callable[[], None]:
+    """Return what replays a step as a CUDA graph; the tensors that it changes are as before.
+
+    The step is taken three times first, as capture needs it: from the position 0 of the block, because three steps from
+    its end would read beyond it.
+    """
+    saved = [tensor.clone() for tensor in changed]
+    position.zero_()
+    with torch.cuda.device(position.device):  # streams and graphs belong to the current device
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            step()
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
+    return graph.replay

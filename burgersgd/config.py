@@ -357,3 +357,7 @@ def register_schemas() -> None:
     for group in GROUPS:
         root[group] = "???"  # the choice of the defaults list decides on the class
     store.store(group="schema", name="train", node=root)
+
+
+# `from burgersgd.config import *` gives every class, as it did when all of them were defined here.
+__all__ = sorted({*_ELSEWHERE, *(name for name in globals() if not name.startswith("_"))})  # pyright: ignore[reportUnsupportedDunderAll]

@@ -123,7 +123,9 @@ def prepare(
         if engine == "compiled":
             chosen = compiled_or("eager", device)
     budget = budget_of(config, data.n_train, batch_size)
-    facts = Facts(data.task, model is not None, budget, functools.cache(lambda: prepared.curvature()))
+    facts = Facts(
+        data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
+    )
     prepared = Prepared(
         configs=list(configs),
         data=on_device,

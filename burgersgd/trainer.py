@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.metrics import NAMES
 from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
@@ -212,8 +213,10 @@ class _FleetRun:
         if checkpoints:  # before anything is changed: it may not fit
             self.fleet.restore(checkpoints)
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+        more = [name for name in self.fleet.diagnostics() if name not in NAMES]
         for lane in lanes:
             if lane.folder is not None:
+                lane.folder.more = more
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()

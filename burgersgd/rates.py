@@ -19,11 +19,16 @@ SQUARED_ERROR_SHARE = 1 / 30
 """Of the default rate, with loss=squared_error: its curvature grows with the outputs of the network at the start."""
 
 
+OWN_MODEL_SHARE = 1 / 10
+"""Of the default rate, for a module of the user's own: what LeNet needs."""
+
+
 @dataclass
 class Facts:
     """What is known once the data are: the same for all runs of a fleet."""
 
     task: str
+    n_inputs: int
     own_model: bool
     budget: int
     curvature: Callable[[], float]
@@ -47,7 +52,7 @@ def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
     if optimizer.lr == "default":
         share = min(
             SQUARED_ERROR_SHARE if config.loss.name == "squared_error" else 1.0,
-            1 / 3 if facts.own_model else config.model.lr_share,
+            OWN_MODEL_SHARE if facts.own_model else config.model.lr_share(facts.n_inputs),
         )
         lr = float(f"{optimizer.default_lr(share):.2g}")
     elif optimizer.lr == "auto":

@@ -53,7 +53,9 @@ class Scale:
             parts = (1, 2, 5) if len(decades) <= 3 else (1,)
             found = [part * 10.0**decade for decade in decades for part in parts]
             step = -(-len(found) // 9)
-            return [v for v in found[::step] if self.low * 0.999 <= v <= self.high * 1.001]
+            inside = [v for v in found[::step] if self.low * 0.999 <= v <= self.high * 1.001]
+            if len(inside) > 1:
+                return inside
         span = self.high - self.low or 1
         step = 10 ** math.floor(math.log10(span / 4))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 6)
@@ -106,13 +108,13 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_x: bool = 
 def strip_chart(rows: Sequence[tuple[str, str, Values, float, tuple[float, float], str]], x_label: str) -> str:
     """Return a chart of rows, each (label, colour, values, mean, interval, remark): points, mean and interval."""
     height = TOP + BOTTOM + 30 * len(rows)
-    left = LEFT + 70
+    left = min(170, 14 + 6 * max(len(row[0]) for row in rows))
     ends = np.array([end for row in rows for end in row[4]])
     x = scale_of(np.concatenate([*(row[2] for row in rows), ends]), left, WIDTH - RIGHT, False)
     parts = [_axes(x, None, x_label, "", height)]
     for i, (label, color, values, mean, interval, remark) in enumerate(rows):
         at = TOP + 15 + 30 * i
-        short = label if len(label) <= 20 else label[:19] + "…"
+        short = label if len(label) <= 26 else label[:25] + "…"
         parts.append(f'<text x="{left - 6}" y="{at + 4}" text-anchor="end">{html.escape(short)}</text>')
         for k, (value, pixel) in enumerate(zip(values, x(values), strict=True)):
             dot = f'<circle cx="{pixel:.1f}" cy="{at + 6 + (k % 3 - 1) * 3}" r="2.6" fill="{color}" fill-opacity=".5">'

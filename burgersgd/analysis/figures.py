@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from burgersgd.analysis.compare import Block, Comparison
+from burgersgd.analysis.compare import Block, Comparison, words
 from burgersgd.analysis.importance import as_numbers, is_logarithmic, settings_table
 from burgersgd.analysis.profiles import LONGEST, Key, profile, profiles_of
 from burgersgd.analysis.rows import Row
@@ -170,19 +170,25 @@ def values(c: Comparison) -> Figure:
 
 def heat_map(c: Comparison, x: str, y: str) -> Figure:
     """Return the mean of what settings are picked by over two keys; a cell with a diverged run is marked."""
-    groups = [(block, row) for block in c.blocks for row in block.rows if {x, y} <= set(row.group[0].settings)]
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)  # rows that differ in the two keys alone go together
+    for block in c.blocks:
+        for row in block.rows:
+            rest = {key: value for key, value in zip(c.by, row.key, strict=True) if key not in (x, y)}
+            kept = [run for run in row.group if {x, y} <= set(run.settings)]
+            if kept:
+                groups[block.label, words(tuple(rest), tuple(rest.values()), short=True)] += kept
     if not groups:
         raise ValueError(f"heat={x},{y}: no row has both keys")
-    widest = max(len({run.settings[x] for run in row.group}) for _, row in groups)
+    widest = max(len({run.settings[x] for run in runs}) for runs in groups.values())
     figure, axes = new_figure(len(groups), 1, max(6.4, 0.5 * widest + 2), 3.6)
-    for (block, row), (ax,) in zip(groups, axes, strict=True):
+    for ((place, label), members), (ax,) in zip(groups.items(), axes, strict=True):
         cells: dict[tuple[Any, Any], list[Run]] = defaultdict(list)
-        for run in row.group:
+        for run in members:
             cells[run.settings[x], run.settings[y]].append(run)
         xs, ys = (sorted({cell[i] for cell in cells}, key=_order) for i in (0, 1))
-        percent = block.percent and tuned_by(c).endswith("error")
+        percent = all(run.percent for run in members) and tuned_by(c).endswith("error")
         name = tuned_by(c).replace("_", " ") + (" %" if percent else "")
-        ax.set_title(" ".join(filter(None, [block.label, row.label])), fontsize=10)
+        ax.set_title(" ".join(filter(None, [place, label])), fontsize=10)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         if len(xs) * len(ys) > 4 * len(cells) and all(_is_number(v) for v in (*xs, *ys)):
@@ -201,9 +207,9 @@ def heat_map(c: Comparison, x: str, y: str) -> Figure:
         middle = np.nanmean([np.nanmin(finite), np.nanmax(finite)]) if np.isfinite(finite).any() else 0.0
         if len(xs) <= 40:
             for (j, i), value in np.ndenumerate(table):
-                words = "" if math.isnan(value) else "div." if math.isinf(value) else f"{value:.3g}"
+                text = "" if math.isnan(value) else "div." if math.isinf(value) else f"{value:.3g}"
                 color = "white" if middle < value < math.inf else "black"
-                ax.text(i, j, words, ha="center", va="center", fontsize=8, color=color)
+                ax.text(i, j, text, ha="center", va="center", fontsize=8, color=color)
         sizes = sorted({len(runs) for runs in cells.values()})
         figure.colorbar(image, ax=ax, label=f"{name}, mean of {'-'.join(map(str, sizes))} runs")
     return figure
@@ -312,8 +318,8 @@ def parallel(c: Comparison, row: Row) -> Figure:
     for i, key_values in enumerate([[line[j] for line in table] for j in range(len(keys))] + [finite.tolist()]):
         ordered = sorted(key_values, key=_order)
         for value, place, edge in ((ordered[0], -0.02, "top"), (ordered[-1], 1.02, "bottom")):
-            words = f"{value:.3g}" if isinstance(value, float) else shown(value)
-            ax.text(i, place, words, ha="center", va=edge, fontsize=7)
+            text = f"{value:.3g}" if isinstance(value, float) else shown(value)
+            ax.text(i, place, text, ha="center", va=edge, fontsize=7)
     ax.set_ylim(-0.12, 1.12)
     ax.set_xlim(-0.4, len(keys) + 0.4)
     ax.set_title(f"{row.label}: {len(table)} settings, darker is better, dotted diverged", fontsize=10)
@@ -374,5 +380,5 @@ def _order(value: Any) -> tuple[bool, float, str]:
 
 
 def _file_name(what: str, block: Block, row: Row) -> str:
-    words = f"{what} {block.label} {row.label}"
-    return "_".join("".join(c if c.isalnum() or c in ".-=" else " " for c in words).split())
+    name = f"{what} {block.label} {row.label}"
+    return "_".join("".join(c if c.isalnum() or c in ".-=" else " " for c in name).split())

@@ -352,7 +352,10 @@ def as_json(c: Comparison) -> str:
         record["values"] = {str(unit): value for unit, value in row.values.items()}
         record["folders"] = [str(run.folder) for run in row.runs]
     question = {k: (list(v) if isinstance(v, tuple) else v) for k, v in vars(c.question).items()}
-    question |= {"by": [*c.strata, *c.by], "where": {k: str(v) for k, v in c.question.where.items()}}
+    question |= {
+        "by": [*c.strata, *c.by],
+        "where": {k: v if isinstance(v, list) else str(v) for k, v in c.question.where.items()},
+    }
     answer = {
         "question": question,
         "baseline": c.baseline,

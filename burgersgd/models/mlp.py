@@ -45,11 +45,10 @@ class MlpConfig(InitializedModelConfig):
     widths: list[int] | None = opt(None, "units layer by layer, e.g. [128,64], instead of depth and width", at_least=1)
     activation: str = opt("relu", "of the hidden layers", choices=tuple(ACTIVATIONS))
 
-    @property
-    def lr_share(self) -> float:
-        """Share of an optimizer's own learning rate: all of it up to the depth that it was chosen for."""
+    def lr_share(self, n_inputs: int) -> float:
+        """Return the share of an optimizer's own learning rate: all of it up to the size that it was chosen for."""
         depth = self.depth if self.widths is None else len(self.widths)
-        return 1.0 if depth <= 2 else 1 / 3
+        return 1.0 if depth <= 2 and n_inputs <= 100 else 1 / 3
 
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Mlp:
         """Return the network; inputs are flattened."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, weight_decay
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -26,6 +26,12 @@ class AdamWConfig(OptimizerConfig):
     beta2: float = opt(0.999, "decay of the mean of their squares", at_least=0, below=1)
     eps: float = opt(1e-8, "added to the root of the mean square", above=0)
     weight_decay: float = opt(1e-2, "x shrinks by lr * weight_decay of itself at each step", at_least=0)
+    weight_decay_on: str = opt(
+        "all",
+        "all parameters, or matrices: no biases, no normalisation",
+        choices=("all", "matrices"),
+        since="0.2",
+    )
 
     def default_lr(self, share: float) -> float:
         """Return the learning rate where none is set: the scale of the gradients does not matter."""
@@ -33,7 +39,7 @@ class AdamWConfig(OptimizerConfig):
 
     def rule(self) -> AdamW:
         """Return the update rule with its static choices."""
-        return AdamW()
+        return AdamW(self.weight_decay_on)
 
 
 class Coefficients(NamedTuple):
@@ -60,6 +66,7 @@ class State(NamedTuple):
 class AdamW(EveryGradientMovesX):
     """Float hyperparameters: lr, beta1, beta2, eps, weight_decay (decoupled)."""
 
+    decay_on: str = "all"
     noisy = False
 
     def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
@@ -71,7 +78,7 @@ class AdamW(EveryGradientMovesX):
             beta1=hyper["beta1"].expand_as(lr),
             beta2=hyper["beta2"].expand_as(lr),
             eps=hyper["eps"].expand_as(lr),
-            weight_decay=hyper["weight_decay"].expand_as(lr),
+            weight_decay=weight_decay(hyper, lr, clock, self.decay_on),
             correction1=1 - hyper["beta1"] ** t,
             correction2=torch.sqrt(1 - hyper["beta2"] ** t),
         )

@@ -25,7 +25,7 @@ class AsamConfig(SamConfig):
 
     def rule(self) -> Asam:
         """Return the update rule with its static choices."""
-        return Asam(self.momentum > 0, self.weight_decay > 0, self.nesterov)
+        return Asam(self.momentum > 0, self.weight_decay > 0, self.nesterov, self.weight_decay_on)
 
 
 class Coefficients(NamedTuple):

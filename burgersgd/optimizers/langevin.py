@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability, weight_decay
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -24,10 +24,16 @@ class LangevinConfig(OptimizerConfig):
     lr: LearningRate = learning_rate()
     temperature: float = opt(1e-7, "of the noise", at_least=0)
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
+    weight_decay_on: str = opt(
+        "all",
+        "all parameters, or matrices: no biases, no normalisation",
+        choices=("all", "matrices"),
+        since="0.2",
+    )
 
     def rule(self) -> Langevin:
         """Return the update rule with its static choices."""
-        return Langevin(self.weight_decay > 0, self.temperature > 0)
+        return Langevin(self.weight_decay > 0, self.temperature > 0, self.weight_decay_on)
 
 
 class Coefficients(NamedTuple):
@@ -50,11 +56,14 @@ class Langevin(EveryGradientMovesX):
 
     has_weight_decay: bool = False
     noisy: bool = True
+    decay_on: str = "all"
 
     def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
         """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
         lr = hyper["lr"] * factor
-        return Coefficients(lr, torch.sqrt(2 * hyper["temperature"] * lr), hyper["weight_decay"].expand_as(lr))
+        return Coefficients(
+            lr, torch.sqrt(2 * hyper["temperature"] * lr), weight_decay(hyper, lr, clock, self.decay_on)
+        )
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state at x."""

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance, weight_decay
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -56,6 +56,12 @@ class LocalEntropyConfig(OptimizerConfig):
     outer_momentum: float = opt(0.0, "of x", at_least=0, below=1)
     nesterov: bool = opt(False, "look ahead by the momentum; with momentum > 0 only where nu = 0")
     weight_decay: float = opt(0.0, "times |y|^2 / 2, added to the loss at y", at_least=0)
+    weight_decay_on: str = opt(
+        "all",
+        "all parameters, or matrices: no biases, no normalisation",
+        choices=("all", "matrices"),
+        since="0.2",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +99,7 @@ class LocalEntropyConfig(OptimizerConfig):
             has_outer_momentum=self.outer_momentum > 0,
             has_weight_decay=self.weight_decay > 0,
             nesterov=self.nesterov,
+            decay_on=self.weight_decay_on,
         )
 
 
@@ -158,6 +165,7 @@ class LocalEntropy(RuleDefaults):
     has_outer_momentum: bool = False
     has_weight_decay: bool = False
     nesterov: bool = False
+    decay_on: str = "all"
 
     @property
     def gradients_per_cycle(self) -> int:
@@ -187,7 +195,7 @@ class LocalEntropy(RuleDefaults):
             outer_step=hyper["outer_step"].expand_as(lr),
             momentum=hyper["momentum"].expand_as(lr),
             outer_momentum=hyper["outer_momentum"].expand_as(lr),
-            weight_decay=hyper["weight_decay"].expand_as(lr),
+            weight_decay=weight_decay(hyper, lr, clock, self.decay_on),
         )
 
     def init(self, x: Runs, xi: Runs | None) -> State:

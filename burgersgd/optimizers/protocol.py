@@ -69,6 +69,13 @@ State = Any
 Coefficients = Any
 
 
+def weight_decay(hyper: Hyper, lr: Tensor, clock: Clock, on: str) -> Tensor:
+    """Return the coefficient weight_decay, like lr; for `on` "matrices" that of every parameter, 0 for biases."""
+    if on == "all":
+        return hyper["weight_decay"].expand_as(lr)
+    return hyper["weight_decay"] * clock.matrices()
+
+
 class RuleDefaults:
     """What a rule need not say: x is its point, every gradient ends a cycle, nothing else is special."""
 
@@ -95,7 +102,7 @@ class RuleDefaults:
         """Return the temperature noise_scale^2 / (2 lr), 0 for a rule without such coefficients."""
         if "noise_scale" in c._fields:
             return {"temperature": c.noise_scale**2 / (2 * c.lr)}
-        return {"temperature": torch.zeros_like(c[0])}
+        return {"temperature": torch.zeros_like(c[0][..., :1])}
 
     def stability(self, c: Coefficients) -> Stability | None:
         """Return None: no bound on lr is known."""
@@ -183,7 +190,7 @@ class Rule(Protocol):
         ...
 
     def diagnostics(self, c: Coefficients, state: State) -> dict[str, Tensor]:
-        """Return numbers to log by name, ``[runs, 1]``; c is exact (float64, on the CPU)."""
+        """Return numbers to log by name, ``[runs, 1]``, or of every replica; c is exact (float64, on the CPU)."""
         ...
 
     def stability(self, c: Coefficients) -> Stability | None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults
+from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, weight_decay
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -29,6 +29,12 @@ class SamConfig(OptimizerConfig):
     momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
     nesterov: bool = opt(False, "look ahead by the momentum")
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss where x is moved", at_least=0)
+    weight_decay_on: str = opt(
+        "all",
+        "all parameters, or matrices: no biases, no normalisation",
+        choices=("all", "matrices"),
+        since="0.2",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +47,7 @@ class SamConfig(OptimizerConfig):
 
     def rule(self) -> Sam:
         """Return the update rule with its static choices."""
-        return Sam(self.momentum > 0, self.weight_decay > 0, self.nesterov)
+        return Sam(self.momentum > 0, self.weight_decay > 0, self.nesterov, self.weight_decay_on)
 
 
 class Coefficients(NamedTuple):
@@ -77,6 +83,7 @@ class Sam(RuleDefaults):
     has_momentum: bool = False
     has_weight_decay: bool = False
     nesterov: bool = False
+    decay_on: str = "all"
     gradients_per_cycle = 2
     gradients_per_batch = 2
 
@@ -84,8 +91,8 @@ class Sam(RuleDefaults):
         """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
         lr = hyper["lr"] * factor
         up = (clock.position == 0).to(lr).expand_as(lr)
-        rho, momentum, decay = (hyper[name].expand_as(lr) for name in ("rho", "momentum", "weight_decay"))
-        return Coefficients(lr, rho, up, momentum, decay)
+        rho, momentum = (hyper[name].expand_as(lr) for name in ("rho", "momentum"))
+        return Coefficients(lr, rho, up, momentum, weight_decay(hyper, lr, clock, self.decay_on))
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state at x, at rest."""

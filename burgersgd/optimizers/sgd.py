@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability
+from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability, weight_decay
 from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
@@ -25,6 +25,12 @@ class SgdConfig(OptimizerConfig):
     momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
     nesterov: bool = opt(False, "look ahead by the momentum")
     weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
+    weight_decay_on: str = opt(
+        "all",
+        "all parameters, or matrices: no biases, no normalisation",
+        choices=("all", "matrices"),
+        since="0.2",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +43,7 @@ class SgdConfig(OptimizerConfig):
 
     def rule(self) -> Sgd:
         """Return the update rule with its static choices."""
-        return Sgd(self.momentum > 0, self.weight_decay > 0, self.nesterov)
+        return Sgd(self.momentum > 0, self.weight_decay > 0, self.nesterov, self.weight_decay_on)
 
 
 @dataclass
@@ -77,12 +83,13 @@ class Sgd(EveryGradientMovesX):
     has_momentum: bool = False
     has_weight_decay: bool = False
     nesterov: bool = False
+    decay_on: str = "all"
     noisy = False
 
     def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Coefficients:
         """Return the coefficients of a block of evaluations, each ``[steps, runs, 1]``."""
         lr = hyper["lr"] * factor
-        return Coefficients(lr, hyper["momentum"].expand_as(lr), hyper["weight_decay"].expand_as(lr))
+        return Coefficients(lr, hyper["momentum"].expand_as(lr), weight_decay(hyper, lr, clock, self.decay_on))
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state at x, at rest."""

@@ -73,7 +73,7 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
             if not isinstance(result, dict) or not all(isinstance(v, Tensor) for v in result.values()):
                 raise ValueError(f"{name}.diagnostics: must return a dict of tensors [runs, 1], not {_kind(result)}")
             for key, value in result.items():
-                if value.numel() != len(some) // rows:
+                if value.numel() not in (1, rows):
                     raise ValueError(f"{name}.diagnostics: {key} is {_kind(value)}, must be one number of every run")
             continue
         if function in ("gradient_at", "evaluate_at", "normed"):

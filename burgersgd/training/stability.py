@@ -97,7 +97,7 @@ def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
 
 def _settings(of_all: Stability, n: int) -> list[Settings]:
     """Return what a rule says of its stability as settings: n of them."""
-    columns = [f.expand(n, -1)[:, 0].tolist() if isinstance(f, Tensor) else [f] * n for f in of_all]
+    columns = [f.expand(n, -1).amax(1).tolist() if isinstance(f, Tensor) else [f] * n for f in of_all]
     return [Settings(*run) for run in zip(*columns, strict=True)]
 
 

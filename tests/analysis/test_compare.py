@@ -440,9 +440,10 @@ def test_the_command_prints_tables_json_and_one_line_for_a_mistake(
     shown = capsys.readouterr().out
     assert "3 of 4" in shown
     assert "minus sgd" in shown
-    assert main(["compare", "cmp", "--by", "optimizer.name", "--json", "--bootstrap"]) == 0
+    assert main(["compare", "cmp", "--by", "optimizer.name", "--json", "--where", "seed=0,1,2,3,4,5"]) == 0
     answer = json.loads(capsys.readouterr().out)
     (sgd, adamw) = answer["rows"]
+    assert answer["question"]["where"] == {"seed": ["0", "1", "2", "3", "4", "5"]}
     assert sgd["values"] == {str(i): e for i, e in enumerate(SGD)}
     assert adamw["values"]["5"] == "inf"
     assert (adamw["optimizer.name"], adamw["diverged"], adamw["test"]) == ("adamw", 1, "sign")
@@ -452,6 +453,12 @@ def test_the_command_prints_tables_json_and_one_line_for_a_mistake(
         assert errors.out == ""
         assert errors.err.startswith("burgersgd: error: ")
         assert errors.err.count("\n") == 1
+
+
+def test_seconds_are_called_those_of_the_fleet(tmp_path: Path) -> None:
+    c = asked(write_sweep(tmp_path, {"sgd": SGD}), metric="seconds")
+    assert c.blocks[0].rows[0].mean == 2.5
+    assert "seconds of a run of a fleet are the seconds of its whole fleet" in " ".join(str(c).split())
 
 
 def test_tables_are_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:

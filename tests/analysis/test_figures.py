@@ -83,6 +83,9 @@ def test_a_heat_map_has_the_means_over_seeds_and_marks_what_diverged(tmp_path: P
     assert np.asarray(image)[1, 0] == pytest.approx(20)
     assert [text.get_text() for text in ax.texts] == ["11", "31", "20", "div."]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1", "0.3"]
+    by_lr = compare(load(tmp_path), Question(by=("optimizer.name", "optimizer.lr")))
+    (again, _) = figures.heat_map(by_lr, "optimizer.lr", "optimizer.momentum").axes
+    assert [text.get_text() for text in again.texts] == ["11", "31", "20", "div."]
     with pytest.raises(ValueError, match=r"heat=optimizer.lr,optimizer.nu: no row has both keys"):
         figures.heat_map(c, "optimizer.lr", "optimizer.nu")
 

@@ -8,6 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from burgersgd.config import (
+    AdamWConfig,
+    AsamConfig,
+    LangevinConfig,
+    LocalEntropyConfig,
+    PaperLiteralConfig,
+    PaperSDEConfig,
+    SamConfig,
+    SgdConfig,
+)
+from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults
 
 
@@ -178,6 +189,64 @@ def _constant(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return _CONSTANTS.setdefault((shape, dtype), torch.full(shape, 1e-3, dtype=dtype))
 
 
+class Decay(NamedTuple):
+    """A number of the step, and one of every parameter."""
+
+    decay: Tensor
+    lr: Tensor
+
+
+@dataclass(frozen=True)
+class Decays(RuleDefaults):
+    """SGD with weight decay on matrices alone, each parameter with a factor of its own: m (1 + j / d) for number j."""
+
+    def coefficients(self, hyper: Hyper, factor: Tensor, clock: Clock) -> Decay:
+        of_each = clock.matrices()
+        return Decay(hyper["m"] * of_each * (1 + torch.linspace(0, 1, of_each.shape[-1])), hyper["lr"] * factor)
+
+    def init(self, x: Tensor, xi: Tensor | None) -> Two:
+        return Two(x, x)
+
+    def step(self, c: Decay, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
+        return Two(state.x - c.lr * (grad + c.decay * state.x), state.x)
+
+
+@dataclass(frozen=True)
+class Normed(_TwoRates):
+    """Both norms: of the gradient times |x| + m, which the engine takes, in a step of length lr."""
+
+    gradients_per_batch = 3  # no divisor of a block of steps
+
+    def init(self, x: Tensor, xi: Tensor | None) -> Two:
+        return Two(x, x)
+
+    def normed(self, c: Rates, state: Two, grad: Tensor) -> Tensor:
+        return grad * (abs(state.x) + c.m)
+
+    def step(self, c: Rates, state: Two, grad: Tensor, norm: Tensor, xi: Tensor | None) -> Two:
+        return Two(state.x - c.lr * grad / norm, state.x)
+
+
+@dataclass(frozen=True)
+class Parle(LocalEntropy):
+    """Local entropy with replicas that are drawn to their mean at the end of a cycle (Chaudhari et al. 2017)."""
+
+    replicas: int = 3
+    coupling: float = 0.3
+
+    def end_cycle(self, c: Any, state: Any) -> Any:
+        state = super().end_cycle(c, state)  # [runs, replicas, d]
+        if self.coupling == 0:
+            return state
+        return state._replace(x=state.x + self.coupling * (state.x.mean(1, keepdim=True) - state.x))
+
+    def evaluate_at(self, state: Any) -> Tensor:
+        return state.x.mean(1)
+
+
+PARLE = {"inner_steps": 2, "burn_in": 1, "integrator": "leimkuhler_matthews", "has_weight_decay": True}
+ENTROPY = LocalEntropyConfig(lr=0.08, nu=1e-4, gamma=0.7, outer_step=0.8, weight_decay=0.02).hyper()
+
 HYPER = {"lr": 0.08, "m": 0.7}
 FOREIGN: list[tuple[Any, dict[str, float]]] = [
     (HeavyBall(), HYPER),
@@ -188,4 +257,22 @@ FOREIGN: list[tuple[Any, dict[str, float]]] = [
     (Unknown(), HYPER),
     (KeepsNoise(), HYPER),
     (Constant(), HYPER),
+    (Decays(), {"lr": 0.08, "m": 0.3}),
+    (Normed(), {"lr": 0.02, "m": 0.3}),
+    (Parle(**PARLE), ENTROPY),
+]
+SHIPPED: list[tuple[Any, dict[str, float]]] = [
+    (config.rule(), config.hyper())
+    for config in (
+        LocalEntropyConfig(
+            lr=0.08, nu=1e-4, gamma=0.7, inner_steps=3, burn_in=1, outer_step=0.8, averaging="ema", outer_momentum=0.4
+        ),
+        PaperSDEConfig(lr=0.08, nu=1e-4, gamma=0.7, epsilon=0.3),
+        PaperLiteralConfig(lr=0.08, nu=1e-4, gamma=0.7, period=2),
+        SgdConfig(lr=0.08, momentum=0.7, nesterov=True, weight_decay=0.02, weight_decay_on="matrices"),
+        AdamWConfig(lr=0.01, weight_decay=0.2, weight_decay_on="matrices"),
+        LangevinConfig(lr=0.08, temperature=1e-4, weight_decay=0.02),
+        SamConfig(lr=0.08, rho=0.3, momentum=0.7, weight_decay=0.02, weight_decay_on="matrices"),
+        AsamConfig(lr=0.08, rho=0.3, eta=0.2, momentum=0.7),
+    )
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from burgersgd import streams
 from burgersgd.config import MlpConfig, SgdConfig, TrainConfig, TrainerConfig
+from burgersgd.datasets import Batches
 from burgersgd.optimizers.protocol import Rule
 from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
@@ -47,7 +48,7 @@ def fleet(
         batches=start.batches,
         seeds=start.seeds,
         x0=start.x.clone(),
-        budget=STEPS,
+        budget=STEPS * (rule.replicas or 1),
         engine=engine,
     )
 
@@ -56,22 +57,53 @@ def _spread(hyper: dict[str, float], runs: int) -> dict[str, list[float]]:
     return {name: [value * (1 - 0.03 * r) for r in range(runs)] for name, value in hyper.items()}
 
 
-def expected(rule: Rule, hyper: dict[str, float], runs: int = 3, width: int = 7, precision: str = "float64") -> Any:
-    """Return the state of the same runs after all steps, by tests/optimizers/driver.py and autograd, run by run."""
+class _RowByRow:
+    """A rule with replicas as a rule of rows, which the driver knows."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rule, name)
+
+    def end_cycle(self, c: Any, state: Any) -> Any:
+        """Return the end of the cycle, the rows of a run taken together."""
+        n = self.rule.replicas
+        apart = [type(t)(*(None if f is None else f.reshape(-1, n, f.shape[-1]) for f in t)) for t in (c, state)]
+        new = self.rule.end_cycle(*apart)
+        return type(new)(*(None if f is None else f.reshape(-1, f.shape[-1]) for f in new))
+
+
+def expected(rule: Any, hyper: dict[str, float], runs: int = 3, width: int = 7, precision: str = "float64") -> Any:
+    """Return the state of the same runs after all steps, by tests/optimizers/driver.py and autograd, row by row."""
     start = _prepared(runs, width, precision, "eager").fleet()
+    n, held = rule.replicas or 1, rule.gradients_per_batch
+    seeds = [start.seeds[row // n : row // n + 1] for row in range(runs * n)]
+    purposes = [(row % n) * 65536 for row in range(runs * n)]  # replica r has r in the upper half of a word
+    orders = [
+        Batches(start.batches.n, BATCH, seed, purpose=streams.Purpose.BATCHES + word)
+        for seed, word in zip(seeds, purposes, strict=True)
+    ]
 
     def gradient(k: int, at: Tensor) -> Tensor:
-        indices = start.batches.indices(k, 1)[0, :, : start.batches.size(k)]
-        rows = [eager_gradient(start.problem, at[r : r + 1], indices[r : r + 1], None)[0] for r in range(runs)]
+        rows = []
+        for row, order in enumerate(orders):
+            indices = order.indices(k // held, 1)[0, :, : order.size(k // held)]
+            rows.append(eager_gradient(start.problem, at[row : row + 1], indices, None)[0])
         return torch.cat(rows)
 
     def xi(k: int) -> Tensor:
-        out = torch.empty(1, runs, start.d, dtype=start.x.dtype)
-        return streams.normal_(out, start.seeds, streams.Purpose.NOISE, k)[0]
+        numbers = [
+            streams.normal_(at.new_empty(1, 1, start.d), seed, streams.Purpose.NOISE + word, k)[0]
+            for seed, word in zip(seeds, purposes, strict=True)
+        ]
+        return torch.cat(numbers)
 
-    noise = xi if rule.noisy else None
-    states = drive(rule, _spread(hyper, runs), start.x.clone(), gradient, STEPS, noise, schedule_hyper=None)
-    return list(states)[-1]
+    at = start.x.repeat_interleave(n, dim=0)
+    spread = {name: [v for v in values for _ in range(n)] for name, values in _spread(hyper, runs).items()}
+    rows: Any = rule if rule.replicas is None else _RowByRow(rule)
+    shapes = start.problem.model.shapes
+    return list(drive(rows, spread, at, gradient, STEPS, xi if rule.noisy else None, shapes=shapes))[-1]
 
 
 def assert_same(ours: Any, theirs: Any, tolerance: float) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd.optimizers.local_entropy import LocalEntropy
 from tests.contract import suite
-from tests.contract.rules import FOREIGN, HYPER, HeavyBall, Two
+from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, HeavyBall, OwnSam, Parle, Two
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5}
-by_name = pytest.mark.parametrize(("rule", "hyper"), FOREIGN, ids=[type(rule).__name__ for rule, _ in FOREIGN])
+RULES = FOREIGN + SHIPPED
+by_name = pytest.mark.parametrize(("rule", "hyper"), RULES, ids=[type(rule).__name__ for rule, _ in RULES])
 
 
 @pytest.mark.parametrize("engine", ["eager", "native", "native_update"])
@@ -21,7 +23,7 @@ def test_every_engine_computes_what_the_rule_says(
     rule: Any, hyper: dict[str, float], runs: int, width: int, engine: str
 ) -> None:
     fleet = suite.fleet(rule, hyper, engine, runs, width)
-    fleet.advance(suite.STEPS)
+    fleet.advance(fleet.budget)
     suite.assert_same(fleet.state, suite.expected(rule, hyper, runs, width), TOLERANCE["float64"])
 
 
@@ -29,7 +31,7 @@ def test_every_engine_computes_what_the_rule_says(
 @by_name
 def test_in_single_precision_too(rule: Any, hyper: dict[str, float], engine: str) -> None:
     fleet = suite.fleet(rule, hyper, engine, precision="float32")
-    fleet.advance(suite.STEPS)
+    fleet.advance(fleet.budget)
     suite.assert_same(fleet.state, suite.expected(rule, hyper, precision="float32"), TOLERANCE["float32"])
 
 
@@ -39,13 +41,13 @@ def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
     rule: Any, hyper: dict[str, float], engine: str
 ) -> None:
     whole = suite.fleet(rule, hyper, engine)
-    whole.advance(suite.STEPS)
+    whole.advance(whole.budget)
     for steps in (1, 4):  # cycles of two are cut in the middle
         first, second = suite.fleet(rule, hyper, engine), suite.fleet(rule, hyper, engine)
-        first.advance(steps)
+        first.advance(steps * first.points)
         second.restore([first.snapshot(run) for run in range(3)])
         first.advance(1)  # what is restored is no view of it
-        second.advance(suite.STEPS - steps)
+        second.advance(second.budget - second.evaluations)
         suite.assert_same(second.state, whole.state, 0.0)
 
 
@@ -53,20 +55,67 @@ def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
 @by_name
 def test_a_diverged_run_is_frozen_and_the_others_go_on(rule: Any, hyper: dict[str, float], engine: str) -> None:
     fleet, healthy = suite.fleet(rule, hyper, engine), suite.fleet(rule, hyper, engine)
-    fleet.loss_limit[1] = -1.0  # below every loss
-    fleet.loss_limit[[0, 2]] = 1e6
+    n = fleet.points
+    fleet.runs.loss_limit.fill_(1e6)
+    fleet.runs.loss_limit[n] = -1.0  # below every loss: the first row of the second run
     fleet.step = healthy.step = 1  # the first loss would set the limit anew
-    before = [None if field is None else field[1].clone() for field in fleet.state]
+    before = [None if field is None else field[n].clone() for field in fleet.state]
     for f in (fleet, healthy):
-        f.advance(suite.STEPS - 1)
+        f.advance(f.budget - n)
     assert fleet.alive.tolist() == [True, False, True]
-    assert fleet.diverged_at.tolist() == [-1, 1, -1]
+    assert fleet.runs.alive.tolist() == [row // n != 1 for row in range(3 * n)]
+    assert fleet.diverged_at.tolist() == [-1, 2 * n - 1, -1]  # the last one of those in the second step
+    others = [row for row in range(3 * n) if row // n != 1]
     for field, start, other in zip(fleet.state, before, healthy.state, strict=True):
         if field is not None:
             assert start is not None
-            assert torch.equal(field[1], start)
+            assert torch.equal(field[n], start)
             tolerance = 0 if engine == "native" else 1e-12
-            assert torch.allclose(field[[0, 2]], other[[0, 2]], rtol=tolerance, atol=tolerance)
+            assert torch.allclose(field[others], other[others], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("engine", ["eager", "native", "native_update"])
+def test_one_uncoupled_replica_is_the_rule_itself_bit_by_bit(engine: str) -> None:
+    parle = suite.fleet(Parle(**PARLE, replicas=1, coupling=0.0), ENTROPY, engine)
+    rule = suite.fleet(LocalEntropy(**PARLE), ENTROPY, engine)
+    for fleet in (parle, rule):
+        fleet.advance(suite.STEPS)
+    suite.assert_same(parle.state, rule.state, 0.0)
+    assert torch.equal(parle.x, rule.x)
+
+
+def test_replicas_count_in_the_budget_and_have_streams_of_their_own() -> None:
+    fleet = suite.fleet(Parle(**PARLE), ENTROPY, "eager", runs=2)
+    assert (fleet.budget, fleet.points, fleet.evaluations_per_cycle, fleet.evaluations_per_epoch) == (27, 3, 9, 12)
+    alone = suite.fleet(LocalEntropy(**PARLE), ENTROPY, "eager", runs=2)
+    ours, theirs = (f.inputs.normals(4, 2) for f in (fleet, alone))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours[:, ::3], theirs)  # replica 0 draws what a rule without replicas does
+    assert len({tuple(row.tolist()) for row in ours.flatten(0, 1)}) == 12
+    fleet.inputs.load(0)
+    alone.inputs.load(0)
+    assert torch.equal(fleet.inputs.block.indices[:, ::3], alone.inputs.block.indices)  # pyright: ignore
+    fleet.advance(7)
+    assert fleet.evaluations == 9  # all replicas take their gradient
+    loss = fleet.runs.loss_sum.view(2, 3)
+    assert torch.equal(loss, loss[:, :1].expand(2, 3))
+    with pytest.raises(ValueError, match="n=19: only 18 gradient evaluations"):
+        fleet.advance(19)
+
+
+compiled = [pytest.param(*RULES[0], 3)]
+compiled += [
+    pytest.param(rule, hyper, runs, marks=pytest.mark.slow) for rule, hyper in RULES[1:] for runs in (1, 3, 17)
+]
+
+
+@pytest.mark.parametrize(("rule", "hyper", "runs"), compiled)
+def test_the_compiled_step_computes_what_the_rule_says(rule: Any, hyper: dict[str, float], runs: int) -> None:
+    fleet = suite.fleet(rule, hyper, "compiled", runs)
+    fleet.advance(fleet.budget)
+    assert getattr(fleet.stepper, "otherwise", None) is None, "the compiler failed"
+    suite.assert_same(fleet.state, suite.expected(rule, hyper, runs), TOLERANCE["float64"])
 
 
 class _Slips(HeavyBall):
@@ -125,12 +174,65 @@ def test_a_slip_is_one_line(slip: str, message: str, engine: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class _Old(HeavyBall):
+    def step(self, c: Any, state: Any, grad: Any, xi: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return state
+
+
+class _Bare:
+    """A rule with all functions of the contract, but nothing else."""
+
+    coefficients, init, step = HeavyBall.coefficients, HeavyBall.init, HeavyBall.step
+    gradient_at, end_cycle, evaluate_at = HeavyBall.gradient_at, HeavyBall.end_cycle, HeavyBall.evaluate_at
+    noisy, gradients_per_cycle, replicas = False, 1, None
+
+
+class _Counts(HeavyBall):
+    gradients_per_batch = 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (_Old(), r"_Old.step: takes \(c, state, grad, xi\), must take \(c, state, grad, norm, xi\)$"),
+        (_Bare(), "_Bare: has no gradients_per_batch; burgersgd.optimizers.protocol.RuleDefaults has most of them$"),
+        (_Counts(), "_Counts.gradients_per_batch=0: must be at least 1$"),
+    ],
+)
+def test_a_part_of_the_contract_that_is_missing_is_named(rule: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite.fleet(HeavyBall(), HYPER, "eager").__class__(**_arguments(rule))
+
+
+def _arguments(rule: Any) -> dict[str, Any]:
+    like = suite.fleet(HeavyBall(), HYPER, "eager")
+    names = ("problem", "hyper", "schedule", "schedule_hyper", "batches", "seeds", "budget")
+    return {name: getattr(like, name) for name in names} | {"rule": rule, "x0": like.x}
+
+
+def test_large_states_go_in_pieces_only_where_the_rule_is_element_by_element() -> None:
+    """As it was, a norm of the rule's own was that of each piece."""
+    pieces = {type(rule).__name__: _in_pieces(rule, hyper) for rule, hyper in RULES}
+    assert not any(pieces[name] for name in ("OwnSam", "Normalised", "Unknown", "Constant"))
+    assert all(pieces[type(rule).__name__] for rule, _ in SHIPPED)
+
+    class Declared(OwnSam):
+        elementwise = False
+
+    assert not _in_pieces(Declared(), HYPER)
+
+
+def _in_pieces(rule: Any, hyper: dict[str, float]) -> bool:
+    stepper: Any = suite.fleet(rule, hyper, "eager", runs=1, width=2000).stepper
+    return stepper.update.in_pieces
+
+
 def test_the_suite_could_fail() -> None:
     class Wrong(HeavyBall):
         def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Any:
             return Two(state.x - c.lr * grad + c.m * (state.x - state.x), state.x)
 
     fleet = suite.fleet(Wrong(), HYPER, "eager")
-    fleet.advance(suite.STEPS)
+    fleet.advance(fleet.budget)
     with pytest.raises(AssertionError, match="x differs by"):
         suite.assert_same(fleet.state, suite.expected(HeavyBall(), HYPER), TOLERANCE["float64"])

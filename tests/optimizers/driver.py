@@ -34,12 +34,18 @@ def columns(hyper: Hypers) -> Hyper:
 
 
 def coefficients(
-    rule: Rule, hyper: Hypers, x: Tensor, steps: int, schedule: str = "constant", schedule_hyper: Hypers | None = None
+    rule: Rule,
+    hyper: Hypers,
+    x: Tensor,
+    steps: int,
+    schedule: str = "constant",
+    schedule_hyper: Hypers | None = None,
+    shapes: Sequence[tuple[int, ...]] = (),
 ) -> list[Any]:
     """Return the coefficients of every gradient evaluation of a budget of `steps`, in the precision of x."""
     step = torch.arange(steps).view(-1, 1, 1)
     cycle = rule.gradients_per_cycle
-    clock = Clock(step, step.double() / steps, step // cycle, step % cycle, steps)
+    clock = Clock(step, step.double() / steps, step // cycle, step % cycle, steps, shapes)
     factor = schedules.factor(schedule, columns(schedule_hyper or {"warmup": [0.0] * len(x)}), clock)
     c = rule.coefficients(columns(hyper), factor.expand(steps, len(x), 1), clock)
     return [type(c)(*(field[k % len(field)].to(x.dtype) for field in c)) for k in range(steps)]
@@ -54,10 +60,11 @@ def drive(
     xi: Noise | None = None,
     schedule: str = "constant",
     schedule_hyper: Hypers | None = None,
+    shapes: Sequence[tuple[int, ...]] = (),
 ) -> Iterator[Any]:
     """Yield the state after every gradient evaluation of a run whose budget is `steps`."""
     state = rule.init(x.clone(), None if xi is None else xi(0))
-    for k, c in enumerate(coefficients(rule, hyper, x, steps, schedule, schedule_hyper)):
+    for k, c in enumerate(coefficients(rule, hyper, x, steps, schedule, schedule_hyper, shapes)):
         at = rule.gradient_at(c, state)
         grad = gradient(k, at)
         meant = grad if rule.normed is None else rule.normed(c, state, grad)

@@ -49,3 +49,7 @@ def __getattr__(name: str) -> Any:
 
         return load_predictor
     raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,8 +1,8 @@
 """The command line: argparse for the first word, Hydra behind `train`. Read this first.
 
 `burgersgd train [flags] [key=value ...]` composes conf/ with the overrides, checks everything (every job of a grid) and
-prepares data and model before Hydra runs the job, so that a mistake is one line on the terminal, exit code 2, and
-nothing on the disk.
+prepares data and model before it trains, so that a mistake is one line on the terminal, exit code 2, and nothing on the
+disk. Hydra itself runs sweeps alone, and prints what --cfg and --info ask for.
 
 Exit codes, of several reasons the first: 2 usage or configuration; 130 interrupted, nothing to go on from; 75
 interrupted or trained by another process, to be resumed; 1 a run or job failed; 3 all runs diverged; 0 done.
@@ -13,44 +13,26 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from burgersgd import __version__
+from burgersgd.arguments import Wishes, at_home, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
 if TYPE_CHECKING:
-    from burgersgd.config import TrainConfig
     from burgersgd.run import Result
     from burgersgd.sweeps.sweep import Sweep
-
-EPILOG = """\
-examples:
-  burgersgd train                                      the paper's optimizer on scikit-learn's digits
-  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
-  burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 seed=range(3)
-  burgersgd train --help                               all groups and keys
-  burgersgd train resume=RUN                           go on with a run that was stopped
-  burgersgd status SWEEP                               how the jobs of a sweep stand
-  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
-  burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
-  burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
-  burgersgd rerun RUN --check                          the same run again: are the bits the same?
-  burgersgd verify                                     the paper's equations, checked one by one
-  burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
-  tensorboard --logdir outputs                         look at the curves
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
-    arguments = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    arguments = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output:
         code = _interruptions_told(arguments)
         output.flush()
@@ -80,8 +62,13 @@ def _interruptions_told(arguments: list[str]) -> int:
 
 def _command(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if arguments[:1] in (["-sc"], ["--shell-completion"]):
-        return _complete(arguments)
+    if arguments[:1] == ["__complete"]:
+        from burgersgd.completion import candidates
+
+        print("\n".join(candidates(arguments[1:], list(COMMANDS))))
+        return 0
+    from burgersgd.help import EPILOG
+
     parser = argparse.ArgumentParser(
         prog="burgersgd",
         description="Train neural networks by gradient descent on the local entropy of the loss.",
@@ -89,39 +76,48 @@ def _command(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=", ".join(COMMANDS))
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(COMMANDS))
     command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
+    if command not in COMMANDS:
+        from burgersgd.keys import no_such_command
+
+        return _fail(ValueError(no_such_command(command, arguments[1:], COMMANDS)))
     return COMMANDS[command](arguments[1:])
 
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
     from burgersgd.interruption import interruptible
+    from burgersgd.keys import with_whole_numbers
     from burgersgd.registry import with_own_classes
 
+    wishes, arguments = Wishes.among(arguments)
+    if wishes.verbose:
+        logging.getLogger("burgersgd").setLevel(logging.INFO)
     try:
-        arguments, named = with_own_classes(schema.GROUPS, _in_order(map(_yaml_infinity, arguments)))
+        words = in_order(with_whole_numbers(yaml_infinity(word)) for word in arguments)
+        arguments, named = with_own_classes(schema.GROUPS, words)
+        flags = hydra_flags(arguments)
+        if flags.help:
+            from burgersgd.help import train_help
+
+            print(train_help(flags.overrides))
+            return 0
     except ValueError as error:
         return _fail(error)
     schema.register_schemas()
-    try:
-        flags = _hydra_flags(arguments)
-    except ValueError as error:
-        return _fail(error)
-    if flags.help:
-        return _help(arguments)
     with interruptible(exit_at_once=True):
         if any(word.startswith("resume=") for word in flags.overrides):
             flags.overrides = [word for word in flags.overrides if word not in named]
-            return _resume(flags)
-        return _train_jobs(arguments)
+            return _resume(flags, wishes)
+        return _train_jobs(arguments, wishes)
 
 
-def _train_jobs(arguments: list[str]) -> int:
+def _train_jobs(arguments: list[str], wishes: Wishes) -> int:
     from burgersgd import native
-    from burgersgd.sweeps.compose import refusing
+    from burgersgd.sweeps.compose import compose_job, refusing
 
-    job, flags = _Job(), _hydra_flags(arguments)
+    flags = hydra_flags(arguments)
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
         if value := getattr(flags, flag):
             error = f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
@@ -130,19 +126,17 @@ def _train_jobs(arguments: list[str]) -> int:
         if flags.hydra_help:
             arguments = ["--hydra-help"]  # which takes no overrides
         elif flags.cfg or flags.info or flags.shell_completion:  # Hydra prints something and runs nothing
-            compose_job(arguments)
+            compose_job(flags.overrides)
         else:
             native.compile_ahead("normals", "mlp_gradient")
-            if flags.multirun:
-                return _sweep(arguments)
-            job.prepare(compose_job(arguments))
-        refusing(lambda: _run_hydra(arguments, job))  # flags that do not go together, hydra.run.dir=${nothing}
+            return _sweep(arguments, wishes) if flags.multirun else _train_one(flags, wishes)
+        refusing(lambda: _run_hydra(arguments, lambda cfg: 0.0))  # flags that do not go together
     except ValueError as error:  # ConfigError, DataError: one line that says what to do
         return _fail(error)
-    return job.exit_code
+    return 0
 
 
-def _resume(flags: argparse.Namespace) -> int:
+def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.config import ConfigError
     from burgersgd.interruption import RESUMABLE
@@ -154,6 +148,8 @@ def _resume(flags: argparse.Namespace) -> int:
     words = dict(word.partition("=")[::2] for word in flags.overrides)
     allowed = ("resume", "trainer.budget", "output_root", "run_name")
     try:
+        if wishes.dry_run:
+            raise ConfigError("--dry-run: does not go with resume")
         if flags.multirun:
             raise ConfigError("resume: goes on with one run; a sweep goes on by the command that began it")
         for key in words:
@@ -177,6 +173,7 @@ def _resume(flags: argparse.Namespace) -> int:
             budget=None if budget is None else int(budget),
             output_root=words.get("output_root"),
             run_name=words.get("run_name"),
+            progress=False if wishes.quiet else None,
         )
     except ValueError as error:
         _fail(error)
@@ -187,21 +184,27 @@ def _resume(flags: argparse.Namespace) -> int:
     return 3 if result.state == "diverged" else 0
 
 
-def _sweep(arguments: list[str]) -> int:
+def _sweep(arguments: list[str], wishes: Wishes) -> int:
     """Check every job of a sweep, train them, and show how they ended."""
     from burgersgd.interruption import RESUMABLE, Interrupted
     from burgersgd.sweeps.sweep import Sweep, train_job
 
-    words = _hydra_flags(arguments).overrides
+    words = hydra_flags(arguments).overrides
     try:
         sweep = Sweep(words)
+        if wishes.dry_run:
+            from burgersgd.sweeps.dry_run import of_sweep
+
+            print(of_sweep(sweep))
+            return 0
     except ValueError as error:
         return _fail(error)
-    for note in sweep.notes:
+    sweep.quiet = wishes.quiet
+    for note in [] if wishes.quiet else sweep.notes:
         print(f"burgersgd: {note}", file=sys.stderr)
     sweep.take_folder()
     try:
-        _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (_in_order)
+        _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (in_order)
     except Interrupted as interrupted:
         print(sweep.report(), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
@@ -214,38 +217,43 @@ def _sweep(arguments: list[str]) -> int:
     return sweep.exit_code
 
 
-class _Job:
-    """What Hydra calls for a single run; it never raises and never exits, but remembers how the run ended."""
+def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
+    """Train a single run, in this process and without Hydra's: composed once, checked before anything is written."""
+    from burgersgd.config import ConfigError
+    from burgersgd.prepare import prepare
+    from burgersgd.recording.progress import summary
+    from burgersgd.run import check_output, train
+    from burgersgd.sweeps.compose import compose_job, split_words
 
-    def __init__(self) -> None:
-        self.exit_code = 0
-
-    def prepare(self, config: TrainConfig) -> None:
-        """Check data, model and budget before anything is written; raises ValueError."""
-        from burgersgd.prepare import prepare
-        from burgersgd.run import check_output
-
+    hydra_words, words = split_words(flags.overrides)
+    try:
+        config = compose_job(flags.overrides)
+        if flags.resolve or flags.package:
+            raise ConfigError("--resolve and --package go with --cfg job, which shows the configuration")
+        for word in hydra_words:
+            if not word.lstrip("+~").startswith("hydra.searchpath"):
+                instead = "has no effect on a single run; output_root=... and run_name=... say where its folder goes"
+                raise ConfigError(f"{word}: {instead}")
         check_output(config)
-        prepare([config])
+        if wishes.dry_run:
+            from burgersgd.sweeps.dry_run import of_run
 
-    def __call__(self, cfg: Any) -> float:
-        from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
-
-        from burgersgd.recording.progress import summary
-        from burgersgd.run import train
-
-        overrides = list(HydraConfig.get().overrides.task)
-        try:
-            config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
-            result = train(config, overrides=overrides)
-        except ValueError as error:  # what could be checked before was: this went wrong in mid-run
-            _fail(error)
-            self.exit_code = 1
-            return float("inf")
-        self.exit_code = 3 if result.state == "diverged" else 0
-        print(summary(**_summary_fields(result)), flush=True)
-        return result.objective
+            print(of_run(config))
+            return 0
+        prepared = prepare([config])
+    except ValueError as error:
+        return _fail(error)
+    if wishes.verbose:
+        device, d = prepared.problem.inputs.device, prepared.problem.d
+        chosen = f"engine {prepared.engine} on {device}, {prepared.threads or 'torch-chosen'} threads"
+        print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
+    try:
+        result = train(config, overrides=words, progress=False if wishes.quiet else None)
+    except ValueError as error:  # what could be checked before was: this went wrong in mid-run
+        _fail(error)
+        return 1
+    print(summary(**_summary_fields(result)), flush=True)
+    return 3 if result.state == "diverged" else 0
 
 
 def _summary_fields(result: Result) -> dict[str, Any]:
@@ -276,91 +284,6 @@ def _summary_fields(result: Result) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ composing and Hydra
 
 
-def compose_job(arguments: Sequence[str]) -> TrainConfig:
-    """Return the checked configuration of a single run.
-
-    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
-    """
-    from burgersgd.config import ConfigError
-    from burgersgd.sweeps.compose import Composer, split_words
-
-    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
-    composer = Composer(hydra_words)
-    if any(override.is_sweep_override() for override in composer.parse(words)):
-        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
-    config = composer.config(words)
-    if config.sweep.params:
-        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
-    return config
-
-
-def _help(arguments: Sequence[str]) -> int:
-    """Print the groups with their choices, and the configuration that the arguments compose."""
-    from omegaconf import OmegaConf
-
-    from burgersgd.config import CONF_DIR, GROUPS
-    from burgersgd.sweeps.compose import Composer, split_words
-
-    hydra_words, words = split_words(_hydra_flags(arguments).overrides)
-    try:
-        node = Composer(hydra_words).node(words)
-    except ValueError as error:
-        return _fail(error)
-    print(
-        "usage: burgersgd train [--multirun] [--cfg job] [--hydra-help] [GROUP=CHOICE ...] [KEY=VALUE ...]\n\ngroups:"
-    )
-    for group, choices in GROUPS.items():
-        if len(choices) > 1:
-            print(f"  {group + '=':<12}{', '.join(choices)}")
-    print(f"  {'experiment=':<12}{', '.join(sorted(path.stem for path in (CONF_DIR / 'experiment').glob('*.yaml')))}")
-    print("\nkeys and their values (with the choices given on this command line; conf/ explains each):\n")
-    print(OmegaConf.to_yaml(node))
-    print("more: https://hydra.cc for the grammar of overrides and of sweeps such as seed=range(3) with --multirun")
-    return 0
-
-
-def _hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return Hydra's flags and the overrides; raises ConfigError for a flag that there is not."""
-    from hydra._internal.utils import get_args_parser
-
-    from burgersgd.config import ConfigError
-
-    def refuse(message: str) -> NoReturn:  # instead of a page of usage
-        raise ConfigError(f"{message} (burgersgd train --help)")
-
-    parser = get_args_parser()
-    parser.error = refuse
-    return parser.parse_args(list(arguments))
-
-
-def _in_order(arguments: Iterable[str]) -> list[str]:
-    """Return the overrides, of each key the last one alone, and then the flags with their values.
-
-    Hydra wants the overrides beside one another, and in a sweep would try what is set twice both ways.
-    """
-    flags: list[str] = []
-    last: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if key.startswith("-") or not (equals or key.startswith("~")):
-            flags.append(argument)
-        else:
-            last.pop(key, None)  # the order is that of the last ones
-            last[key] = argument
-    return [*last.values(), *flags]
-
-
-def _at_home(word: str) -> str:
-    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
-    key, equals, value = word.partition("=")
-    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
-
-
-def _yaml_infinity(argument: str) -> str:
-    """Accept YAML's .inf where Hydra's grammar wants inf."""
-    return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)
-
-
 def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sweep | None = None) -> None:
     """Let Hydra call the task, or our launcher and sweeper train the sweep, which they find at the task."""
     import hydra
@@ -379,24 +302,26 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sw
         sys.argv = saved
 
 
-def _complete(arguments: Sequence[str]) -> int:
-    """Shell completion: of the commands here, of groups and keys by Hydra."""
-    line = os.environ.get("COMP_LINE", "").split(" ")
-    if line[1:2] == ["train"] and len(line) > 2:
-        del line[1]
-        os.environ["COMP_LINE"] = " ".join(line)
-    elif any("query" in a for a in arguments):
-        print(" ".join(c for c in COMMANDS if len(line) <= 2 and c.startswith(line[-1])))
-        return 0
-    from burgersgd.config import register_schemas
+def _help_on(arguments: list[str]) -> int:
+    from burgersgd.help import help_on
 
-    register_schemas()
-    _run_hydra(arguments, lambda cfg: 0.0)
-    return 0
+    word = arguments[0] if arguments else ""
+    if not word:
+        return main(["--help"])
+    if word in COMMANDS:
+        return main([word, "--help"])
+    try:
+        print(help_on(word))
+        return 0
+    except ValueError as error:
+        return _fail(error)
 
 
 def _fail(error: Exception) -> int:
-    print(f"burgersgd: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    from burgersgd.help import colour
+
+    label = colour("error:", "31;1", sys.stderr)
+    print(f"burgersgd: {label} {' '.join(str(error).splitlines())}", file=sys.stderr)
     return 2
 
 
@@ -425,6 +350,10 @@ def _look(command: str, arguments: list[str]) -> int:
 
         arguments, named = with_own_classes(GROUPS, arguments)
         arguments = [word for word in arguments if word not in named]
+        if command == "completion":
+            from burgersgd import completion
+
+            return completion.main(arguments)
         if command == "status":
             from burgersgd.sweeps import status
 
@@ -446,6 +375,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     **{word: functools.partial(_look, word) for word in ("status", "compare", "evaluate", "export", "rerun")},
     "verify": _verify,
     "traffic": _traffic,
+    "help": _help_on,
+    "completion": functools.partial(_look, "completion"),
 }
 """First word of the command line -> what handles the rest."""
 

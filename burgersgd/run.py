@@ -157,14 +157,15 @@ def resume_fleet(
     """
     with ExitStack() as stack:
         reopened = [stack.enter_context(RunFolder.reopen(folder)) for folder in folders]
-        return _go_on(reopened, Trainer(model, dataset, prune), progress)
+        return Trainer(model, dataset, prune).run(_reopened(reopened, model, dataset), progress)
 
 
-def _go_on(folders: Sequence[RunFolder], trainer: Trainer, progress: bool | Progress | None) -> list[Result]:
+def _reopened(folders: Sequence[RunFolder], model: Any = None, dataset: Any = None) -> list[Lane]:
+    """Return the runs of reopened folders; those of one fleet stand at the same evaluation. Raises as resume."""
     complete_checkpoints([folder.path for folder in folders])
     for folder in folders:
-        check_own(folder.config, trainer.model, trainer.dataset)
-    return trainer.run([Lane.reopened(folder) for folder in folders], progress)
+        check_own(folder.config, model, dataset)
+    return [Lane.reopened(folder) for folder in folders]
 
 
 def _continued(
@@ -224,16 +225,21 @@ def train_jobs(
     """
     prepared = prepare(configs)
     with ExitStack() as stack:
-        folders: dict[int, RunFolder] = {}
+        lanes: dict[int, Lane] = {}
+        earlier: dict[int, RunFolder] = {}
         for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 path = Path(config.output_root, config.run_name or "")
-                folder = RunFolder.reopen(path) if begun(path) else _new_folder(prepared, config, words)
-                folders[i] = stack.enter_context(folder)
-                if config_hash(config_from(folder.config), prepared.budget) != config_hash(config, prepared.budget):
+                if not begun(path):
+                    lanes[i] = Lane(config, stack.enter_context(_new_folder(prepared, config, words)))
+                    continue
+                earlier[i] = stack.enter_context(RunFolder.reopen(path))
+                theirs = config_from(earlier[i].config)
+                if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
                     raise RunFolderError(f"{path}: its configuration is that of another run")
-        results = _go_on(list(folders.values()), Trainer(None, None, prune), progress)
-        return [dict(zip(folders, results, strict=True)).get(i) for i in range(len(configs))]
+        lanes = dict(sorted((lanes | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
+        results = Trainer(None, None, prune).run(list(lanes.values()), progress)
+        return [dict(zip(lanes, results, strict=True)).get(i) for i in range(len(configs))]
 
 
 @undisturbed()

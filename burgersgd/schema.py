@@ -13,12 +13,13 @@ numbers change for the same settings counts up its `version`, which is hashed wh
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
 import numbers
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -131,9 +132,9 @@ class Group:
         cls.__doc__ = "\n\n".join([cls.__doc__ or "", *keys]) if keys else cls.__doc__
 
     def __setattr__(self, key: str, value: Any) -> None:
-        known = _fields(type(self))
+        known = fields_of(type(self))
         if key not in known:
-            raise self._error(key, value, f"no such key; there are {', '.join(known)}")
+            raise self._error(key, value, f"no such key; there are {', '.join(known)}{did_you_mean(key, known)}")
         object.__setattr__(self, key, self._checked(known[key], value))
 
     def __post_init__(self) -> None:
@@ -180,11 +181,16 @@ def described(f: dataclasses.Field[Any]) -> str:
     elif kind == "bool":
         allowed = "true or false"
     else:
-        limits = _allowed(rule, 0.0) if rule else ""
+        limits = _allowed(_readable(rule), 0.0).replace(" (inf allowed)", ", inf allowed") if rule else ""
         element = kind.removeprefix("list[").removesuffix("]")
         shown = "default, auto, float" if kind == "LearningRate" else kind
         allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{shown} {limits}".strip()
     return f"{meaning} ({allowed}{', or null' if optional else ''})".strip()
+
+
+def _readable(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return a range without an upper end that is there for the sake of the machine's numbers alone."""
+    return rule | {"below": None} if (rule["below"] or 0) >= 2**53 else rule
 
 
 def _documented(cls: type[Group]) -> dict[str, str]:
@@ -200,14 +206,21 @@ def _documented(cls: type[Group]) -> dict[str, str]:
 
 
 @functools.cache
-def _fields(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
+def fields_of(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the fields of a class by name."""
     return {f.name: f for f in dataclasses.fields(cls)}
 
 
 def float_values(group: Group) -> dict[str, float]:
     """Return the keys of type float with their values: what may differ between the runs of a fleet."""
     kinds = ("float", "LearningRate")
-    return {name: getattr(group, name) for name, f in _fields(type(group)).items() if type_name(f) in kinds}
+    return {name: getattr(group, name) for name, f in fields_of(type(group)).items() if type_name(f) in kinds}
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names what looks most like a word, or nothing: `; did you mean sgd?`."""
+    close = difflib.get_close_matches(word, [*known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _converted(kind: str, value: Any) -> Any:
@@ -219,6 +232,8 @@ def _converted(kind: str, value: Any) -> Any:
         return [_converted(kind[5:-1], v) for v in value]
     if kind.startswith("dict[str, ") and isinstance(value, dict):
         return {_converted("str", k): _converted(kind[10:-1], v) for k, v in value.items()}
+    if kind == "int" and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e4
     if number and isinstance(value, number) and not isinstance(value, bool):
         return int(value) if kind == "int" else float(value)
     plain = {"bool": bool, "str": str, "Any": object}.get(kind)

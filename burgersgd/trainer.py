@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gc
 import hashlib
+import html
 import logging
 import math
 import time
@@ -33,6 +34,7 @@ from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
+from burgersgd.training.metrics import NAMES
 from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
@@ -42,7 +44,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 """Budget of a fleet -> what tells at each of its points which runs ``[runs]`` to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run leaves behind. Errors, at x, are shares of wrong classes; in regression RMSE per output."""
 
@@ -84,6 +86,34 @@ class Result:
     """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
     """What to try, of a run that diverged or is no better than guessing."""
+
+    def __repr__(self) -> str:
+        """Return five lines: how the run ended, its numbers, and where they are."""
+        first, *others = (f"{label}: {text}" for label, text in self._shown().items())
+        return "\n  ".join([f"Result({first}", *others]) + ")"
+
+    def _repr_html_(self) -> str:
+        """Return a small table for a notebook."""
+        rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._shown().items())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _shown(self) -> dict[str, str]:
+        """Return what a reader wants to know first, label -> text."""
+        name = "error" if self.task == "classification" else "RMSE"
+
+        def shown(error: float) -> str:
+            return f"{100 * error:.2f} %" if self.task == "classification" else f"{error:.4g}"
+
+        optimizer = f"{self.config.optimizer.name}, lr {self.config.optimizer.lr:g}, seed {self.config.seed}"
+        head = {self.state if self.state != "diverged" else "DIVERGED": f"{optimizer}, {self.config.dataset.name}"}
+        spent = f"{self.evaluations:,} in {self.seconds:.1f} s ({self.engine})"
+        tail = {"gradient evaluations": spent, "folder": str(self.folder)}
+        if self.state in ("diverged", "failed"):
+            return head | {"reason": self.reason or "", "last finite loss": f"{self.last_loss:.4g}"} | tail
+        last = f"{shown(self.test_error)} (validation {shown(self.validation_error)}), loss {self.test_loss:.4g}"
+        best = f"test {name} {shown(self.best_test_error)} after {self.best_at:,} gradient evaluations"
+        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
+        return head | {f"test {name}": last, "best by validation": best} | warned | tail
 
     @property
     def objective(self) -> float:
@@ -212,8 +242,10 @@ class _FleetRun:
         if checkpoints:  # before anything is changed: it may not fit
             self.fleet.restore(checkpoints)
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+        more = [name for name in self.fleet.diagnostics() if name not in NAMES]
         for lane in lanes:
             if lane.folder is not None:
+                lane.folder.more = more
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
@@ -341,7 +373,20 @@ class _FleetRun:
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
             **self.prepared.network,
             "data": self.prepared.data_digest,
+            **self._buffers_at(i),
         }
+
+    def _module_at(self, x: Tensor) -> nn.Module:
+        buffers_at = self.prepared.buffers_at
+        return module_at(self.prepared.problem.model, x, None if buffers_at is None else buffers_at(x))
+
+    def _buffers_at(self, i: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the statistics at both x, for models that have any."""
+        buffers_at = self.prepared.buffers_at
+        if buffers_at is None:
+            return {}
+        points = {"last": self.fleet.x[i], "best": self.best.x[i]}
+        return {"buffers_at": {name: {n: b.cpu() for n, b in buffers_at(x).items()} for name, x in points.items()}}
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -385,7 +430,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
-        model, data = module_at(self.prepared.problem.model, fleet.x[i]), self.prepared.data
+        model, data = self._module_at(fleet.x[i]), self.prepared.data
         return Result(
             config=lane.config,
             task=self.prepared.data.task,

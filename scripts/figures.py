@@ -8,6 +8,7 @@ the same budget. Prints the table in Markdown; saves docs/digits.png. Run: pytho
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from burgersgd.run import Result, train_fleet
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "local_entropy": LocalEntropyConfig(),
     "sgd": SgdConfig(),
+    "sgd, mean over 20": LocalEntropyConfig(nu=0.0, gamma=math.inf),
     "adamw": AdamWConfig(),
     "langevin": LangevinConfig(),
 }
@@ -53,16 +55,27 @@ def print_table(runs: dict[str, list[Result]]) -> None:
     budget = next(iter(runs.values()))[0].evaluations
     n = len(next(iter(runs.values())))
     print(f"\n{budget:,} gradient evaluations, n = {n} seeds, mean and standard deviation over seeds:\n")
-    print("| optimizer | test error % | sd | best by validation % | test loss | diverged |\n|---|---|---|---|---|---|")
+    print("| optimizer | test error % | sd | minus sgd, s.e. | best by validation % | test loss | diverged |")
+    print("|---|---|---|---|---|---|---|")
     for name, results in runs.items():
         done = [r for r in results if r.state == "completed"]
         errors = [100 * r.test_error for r in done]
         best, loss = (statistics.mean(getattr(r, k) for r in done) for k in ("best_test_error", "test_loss"))
         deviation = statistics.stdev(errors)
         print(
-            f"| {name} | {statistics.mean(errors):.2f} | {deviation:.2f} | {100 * best:.2f} | {loss:.4f} "
+            f"| {name} | {statistics.mean(errors):.2f} | {deviation:.2f} | {paired(results, runs['sgd'])} "
+            f"| {100 * best:.2f} | {loss:.4f} "
             f"| {n - len(done)} |"
         )
+
+
+def paired(results: list[Result], baseline: list[Result]) -> str:
+    """Return mean and standard error of the differences of the test error, in %, run by run of the same seed."""
+    both = [(r, b) for r, b in zip(results, baseline, strict=True) if {r.state, b.state} == {"completed"}]
+    differences = [100 * (r.test_error - b.test_error) for r, b in both]
+    if not any(differences):
+        return "0"
+    return f"{statistics.mean(differences):+.2f} ± {statistics.stdev(differences) / math.sqrt(len(differences)):.2f}"
 
 
 def draw(runs: dict[str, list[Result]], path: Path) -> None:

@@ -13,7 +13,7 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from burgersgd.cli import compose_job
+from burgersgd.sweeps.compose import compose_job
 from burgersgd.config import register_schemas
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import CHECKPOINT, STATUS, read_checkpoint

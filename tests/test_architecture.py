@@ -11,7 +11,7 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis", "cost"),
+        *("own_process", "analysis", "arguments", "cost", "completion", "help", "keys", "schema"),
     },
     "analysis": {"recording"},
     "cost": {"config", "identity", "prepare", "recording"},
@@ -29,7 +29,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     },
     "sweeps": {
         "analysis",
-        *("config", "identity", "interruption", "own_process", "prepare", "rates"),
+        *("config", "identity", "interruption", "keys", "own_process", "prepare", "rates", "schema"),
         "recording",
         "run",
         "trainer",
@@ -39,6 +39,10 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "registry": {"schema"},
     "schema": set(),
     "conf_text": {"schema"},
+    "keys": {"conf_text", "config", "schema"},
+    "help": {"config", "keys", "schema"},
+    "completion": {"config", "help", "keys", "schema", "theory"},
+    "arguments": {"help", "keys", "schema"},
     "identity": {"config", "registry", "schema"},
     "interruption": set(),
     "rates": {"config", "training"},
@@ -68,7 +72,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "losses": set(),
     "schedules": {"optimizers"},
     "optimizers": {"schema"},
-    "recording": set(),
+    "recording": {"training"},  # the table of metrics
     "streams": {"native", "streams_triton"},
     "streams_triton": {"streams"},
     "native": set(),
@@ -76,7 +80,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"analysis", "config", "revisit", "run"},
 }
-ONLY_THESE_KNOW_HYDRA = {"cli", "config", "sweeps"}
+ONLY_THESE_KNOW_HYDRA = {"arguments", "cli", "config", "sweeps"}
 
 
 def imports(path: Path) -> set[str]:

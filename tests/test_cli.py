@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["optimizer=foo"], "optimizer=foo: must be one of adamw, gd, langevin, local_entropy"),
+        (["optimizer=foo"], "optimizer=foo: must be one of adamw, "),
         (["optimiser=sgd"], "optimiser: no such key"),
         (["optimizer.nuu=1"], "optimizer.nuu: no such key"),
         (["+optimizer.nuu=1"], "optimizer.nuu=1: no such key"),
@@ -102,11 +103,34 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["--multirun", "optimizer.nu=1e-5,-1"], "optimizer.nu=-1.0: must be >= 0"),
         (["output_root=file/below"], "output_root=file/below: cannot write there"),
         (["=x"], "="),
-        (["--foo"], "unrecognized arguments: --foo (burgersgd train --help)"),
+        (["--foo"], "--foo: no such flag (burgersgd train --help)"),
+        (["optimizer.gama=1"], "optimizer.gama: no such key; did you mean optimizer.gamma?"),
+        (["lr=0.1"], "lr: no such key; did you mean optimizer.lr?"),
+        (
+            ["optimizer=sdg"],
+            "; did you mean sgd?",
+        ),
+        (
+            ["optimizer=sgd", "optimizer.gamma=3"],
+            "optimizer.gamma: no such key with this optimizer; it belongs to optimizer=",
+        ),
+        (["--optimizer", "sgd"], "--optimizer: no such flag; did you mean optimizer=sgd?"),
+        (["--lr=0.5", "seed=3"], "--lr=0.5: no such flag; did you mean optimizer.lr=0.5?"),
+        (["--mulitrun", "seed=1,2"], "--mulitrun: no such flag; did you mean --multirun?"),
+        (["hydra.run.dir=x"], "hydra.run.dir=x: has no effect on a single run"),
+        (["hydra.verbose=true"], "hydra.verbose=true: has no effect on a single run"),
+        (["-m", "hydra.run.dir=x", "seed=1,2"], "hydra.run.dir=x: has no effect here"),
+        (["-m", "output_root=a,b"], "output_root=a,b: output_root does not change what a run computes"),
+        (["-m", "device.threads=1,2"], "device.threads=1,2: device.threads does not change what a run computes"),
+        (["-m", "device=cpu,auto"], "device=cpu,auto: device does not change what a run computes"),
+        (["-m", "sweep.params={trainer.log_every:'1,2'}"], "sweep.params: cannot be set like that"),
+        (["trainer.budget=1.5e0"], "trainer.budget=1.5e0: must be of type int"),
+        (["--dry-run", "optimizer.lr=-1"], "optimizer.lr=-1: must be > 0"),
+        (["--dry-run", "resume=x"], "--dry-run: does not go with resume"),
         (["--cfg", "nowhere"], "argument --cfg/-c: invalid choice: 'nowhere'"),
         (["--cfg", "job", "optimizer.lr=abc"], "optimizer.lr=abc: must be of type float"),
         (["--cfg", "job", "--run"], "Only one of --run, --multirun, --cfg, --info"),
-        (["--resolve"], "The --resolve flag can only be used"),
+        (["--resolve"], "--resolve and --package go with --cfg job"),
         (["--experimental-rerun", "x"], "--experimental-rerun=x: must be left out"),
         (["hydra.sweeper.params={seed:'1,2'}"], "hydra.sweeper.params={seed:'1,2'}: cannot be composed"),
         (["dataset=[[]]"], "dataset=[[]]: cannot be composed"),
@@ -115,6 +139,10 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["output_root=" + 300 * "x"], "xxx: cannot be a folder: File name too long"),
         (["run_name='two\nlines'"], "must be text without control characters"),
         (["optimizer.lr='\n'"], "optimizer.lr="),
+        ([260 * "k" + "=1"], "no such key, and too long for one"),
+        (["optimizer.lr=" + 400 * "[" + "1" + 400 * "]"], "a value is nested too deeply"),
+        (["dataset=npz", "dataset.path=" + 2500 * "b/"], "no such file"),
+        (["run_name=.lock/x"], "run_name=.lock/x: no folder can be called .lock"),
         (["model.width=1000000000"], "parameters would take 1.49e+10 GiB, more than this machine has memory"),
         (["dataset=mnist1d", "dataset.n_samples=1000000000000"], "dataset=mnist1d: would take 5.36e+05 GiB, more than"),
         (["dataset=two_spirals", "dataset.n_samples=1000000000000"], "dataset=two_spirals: would take"),
@@ -263,8 +291,8 @@ def test_help_lists_commands_groups_and_keys() -> None:
     assert "burgersgd train" in first.stdout
     train = burgersgd("train", "optimizer=paper_sde", "--help")
     assert train.returncode == 0
-    assert "optimizer=  local_entropy, paper_literal, paper_sde, sgd" in train.stdout
-    assert "epsilon: 0.3" in train.stdout
+    assert re.search(r"optimizer= +adamw, ", train.stdout)
+    assert re.search(r"optimizer.epsilon=0.3 +ratio of the two time scales \(float > 0\)", train.stdout)
     assert "schema" not in train.stdout
     assert burgersgd("train", "optimizer=foo", "--help").returncode == 2
     assert burgersgd("fly").returncode == 2
@@ -294,22 +322,6 @@ def test_hydras_help_is_shown_whatever_the_overrides(capsys: pytest.CaptureFixtu
         run(["--hydra-help", "optimizer.lr=abc"])
     assert ended.value.code in (None, 0)
     assert "Hydra" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [("burgersgd tr", "train"), ("burgersgd train optimizer=pap", "optimizer=paper_sde"), ("burgersgd train op", "op")],
-)
-def test_shell_completion(line: str, expected: str) -> None:
-    completed = burgersgd("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert expected in completed.stdout
-    assert completed.returncode == 0
-
-
-def test_shell_completion_offers_commands_for_the_first_word_alone() -> None:
-    line = "burgersgd verify "
-    completed = burgersgd("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert (completed.stdout.strip(), completed.returncode) == ("", 0)
 
 
 def test_environment_is_recorded(tmp_path: Path) -> None:

@@ -192,3 +192,18 @@ def test_all_groups_carry_their_name_in_messages() -> None:
     for group, choices in schema.GROUPS.items():
         for cls in choices.values():
             assert cls.group == group
+
+
+def test_a_star_import_gives_every_class() -> None:
+    names: dict[str, Any] = {}
+    exec("from burgersgd.config import *", names)
+    for name in (
+        "LocalEntropyConfig",
+        "SamConfig",
+        "NpzConfig",
+        "MlpConfig",
+        "TrainConfig",
+        "LossConfig",
+        "ConfigError",
+    ):
+        assert isinstance(names[name], type)

@@ -99,7 +99,7 @@ def test_a_class_that_cannot_be_used_is_one_line(
 def test_groups_without_classes_of_ones_own_and_paths_are_left_alone() -> None:
     words = ["dataset.path=a:b", "+x=c:d", "seed=1", "output_root=my:folder"]
     assert with_own_classes(GROUPS, words) == (words, [])
-    with pytest.raises(ConfigError, match=r"^loss=a\.b:C: must be one of cross_entropy, "):
+    with pytest.raises(ConfigError, match=r"^loss=a\.b:C: must be one of auto, cross_entropy, "):
         with_own_classes(GROUPS, ["loss=a.b:C"])
 
 

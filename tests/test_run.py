@@ -398,7 +398,7 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
     [
         (nn.Linear(63, 10), "cannot take inputs"),
         (nn.ReLU(), "no parameters"),
-        (nn.BatchNorm2d(1), "running statistics"),
+        (nn.BatchNorm2d(1), "gives outputs"),
     ],
 )
 def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:
@@ -489,3 +489,24 @@ def test_train_all_checks_every_run_before_it_trains_one(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"trainer\.batch_size=3000"):
         burgersgd.train_all([small_config(), wrong], progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_reads_as_five_lines_and_a_small_table(tmp_path: Path) -> None:
+    result = quiet(small_config(optimizer=SgdConfig(lr=0.2)))
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "Result(completed: sgd, lr 0.2, seed 0, digits"
+    assert f"{100 * result.test_error:.2f} %" in lines[1]
+    assert result._repr_html_().count("<tr>") == 5
+    diverged = quiet(small_config(model=MlpConfig(width=8), optimizer=SgdConfig(lr=1e160)))
+    lines = repr(diverged).splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("Result(DIVERGED: sgd")
+    assert "error" not in repr(diverged).replace("validation error was lowest", "")
+    assert "&gt;= 2" in diverged._repr_html_()
+
+
+def test_the_package_offers_what_it_loads_when_asked() -> None:
+    assert set(burgersgd.__all__) <= set(dir(burgersgd))
+    for name in burgersgd.__all__:
+        assert getattr(burgersgd, name) is not None

@@ -57,19 +57,9 @@ from burgersgd.recording.reading import (
     result_digest,
 )
 from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
+from burgersgd.training.metrics import NAMES
 
-COLUMNS = (
-    "evaluations",
-    "epoch",
-    "seconds",
-    "train_loss",
-    "learning_rate",
-    "gradient_norm",
-    "x_y_distance",
-    "temperature",
-    "validation_loss",
-    "validation_error",
-)
+COLUMNS = NAMES
 HEADER = ",".join(COLUMNS) + "\n"
 _log = logging.getLogger("burgersgd")
 
@@ -110,6 +100,8 @@ class RunFolder:
         self.config_hash: str | None = None
         """What status.json says of which run this is."""
         self._columns: Sequence[str] = COLUMNS
+        self.more: Sequence[str] = ()
+        """Columns of a new metrics.csv behind COLUMNS: what else the rule says of its state."""
         self._metrics_sum, self._metrics_length = hashlib.sha256(), 0
         self._finished = False  # whether the TensorBoard view has its end
         self.regression = False
@@ -258,15 +250,22 @@ class RunFolder:
         return TensorBoardEvents(functools.partial(append, events), flat_hparams(self.config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
-        """Append one row to metrics.csv and to TensorBoard; `row` is keyed by COLUMNS, missing entries stay empty.
+        """Append one row to metrics.csv and to TensorBoard; missing entries stay empty.
 
+        `row` is keyed by COLUMNS and `more`. A file that is continued keeps the columns that it has.
         Floats are written so that they read back exactly. The line is on the way to the disk when this returns.
         """
-        unknown = row.keys() - set(COLUMNS)
+        unknown = row.keys() - {*COLUMNS, *self.more}
         if unknown:
-            raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join(COLUMNS)}")
+            raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join((*COLUMNS, *self.more))}")
         if row.get("evaluations") is None:
             raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
+        if self.more and self._metrics_length == len(HEADER):
+            self._columns = (*COLUMNS, *self.more)
+            header = ",".join(self._columns) + "\n"
+            with replacing(self.path / METRICS) as stream:
+                stream.write(header.encode())
+            self._kept(header)
         line = (",".join(csv_number(row.get(column)) for column in self._columns) + "\n").encode()
         append(self.path / METRICS, line)
         self._metrics_sum.update(line)

@@ -17,17 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from burgersgd.training.metrics import tag_of
+
 FLUSH_SECONDS = 5.0  # how far the file may lag behind; TensorBoard looks again as often
 
-TAGS = {
-    "train_loss": "loss/train",
-    "validation_loss": "loss/validation",
-    "validation_error": "error/validation",
-    "learning_rate": "optimizer/learning_rate",
-    "x_y_distance": "optimizer/x_y_distance",
-    "gradient_norm": "optimizer/gradient_norm",
-    "temperature": "optimizer/temperature",
-}
 FINAL_METRICS = ("test_error", "test_loss", "validation_error", "validation_loss")
 
 
@@ -71,7 +64,8 @@ class TensorBoardEvents:
     def metrics(self, evaluations: int, row: Mapping[str, float | None]) -> None:
         """Record those entries of `row` that have a tag and a value."""
         self._evaluations = evaluations
-        self._record({self._named(tag): row.get(name) for name, tag in TAGS.items()})
+        tags = {name: tag for name in row if (tag := tag_of(name)) is not None}
+        self._record({self._named(tag): row[name] for name, tag in tags.items()})
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
 

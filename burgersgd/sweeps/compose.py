@@ -5,6 +5,7 @@ What a job changes apart from the choice of config groups is applied to a copy o
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +23,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from burgersgd.config import CONF_DIR, GROUPS, ConfigError, SweepConfig, TrainConfig, register_schemas
+from burgersgd.identity import NOT_HASHED
+from burgersgd.keys import no_such_choice, no_such_key
+from burgersgd.schema import fields_of
 
 T = TypeVar("T")
 ROOT = "train"
@@ -64,9 +68,8 @@ class Composer:
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
-        for override in (overrides := self.parse(words)):
-            if _of_sweep(override) and override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
+        overrides = self.parse(words)
+        refuse_varied(overrides)
         fixed = [o for o in overrides if not o.is_sweep_override()]
         own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
         return refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
@@ -122,6 +125,40 @@ class Composer:
         return [name for _, name in found]
 
 
+def compose_job(overrides: Sequence[str]) -> TrainConfig:
+    """Return the checked configuration of a single run.
+
+    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
+    """
+    hydra_words, words = split_words(overrides)
+    composer = Composer(hydra_words)
+    if any(override.is_sweep_override() for override in composer.parse(words)):
+        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+    config = composer.config(words)
+    if config.sweep.params:
+        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    return config
+
+
+def refuse_varied(overrides: Sequence[Override]) -> None:
+    """Raise ConfigError for a list or a range of values of a key that does not decide what a run computes.
+
+    Runs that differ in it alone are the same run, which is trained once.
+    """
+    for override in overrides:
+        key = override.key_or_group
+        group, _, name = key.partition(".")
+        if not override.is_sweep_override() or key == "trainer.epochs":  # epochs decide the budget
+            continue
+        if _of_sweep(override):
+            raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
+        classes = [TrainConfig] if group not in GROUPS else [GROUPS[group][choice] for choice in GROUPS[group].shipped]
+        fields = [fields_of(cls)[name or group] for cls in classes if (name or group) in fields_of(cls)]
+        if group in NOT_HASHED or any(not f.metadata.get("hashed", True) for f in fields):
+            why = f"{key} does not change what a run computes, so it cannot vary in a sweep"
+            raise ConfigError(f"{override.input_line}: {why}; give it one value")
+
+
 def _of_sweep(override: Override) -> bool:
     return override.key_or_group.partition(".")[0] == "sweep"
 
@@ -140,6 +177,12 @@ def refusing(compose: Callable[[], T]) -> T:
         return compose()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
+    except RecursionError:
+        raise ConfigError("a value is nested too deeply") from None
+    except OSError as error:  # a key is looked for among Hydra's files
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
 
 
 def one_line(error: Exception) -> str:
@@ -153,10 +196,12 @@ def one_line(error: Exception) -> str:
     options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
     if options:
         group, choice, names = options.groups()
+        if group in GROUPS:
+            return no_such_choice(group, choice)
         return f"{group}={choice}: must be one of {', '.join(names.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{unknown.group(1)}: no such key (burgersgd train --help lists them)"
+        return no_such_key(unknown.group(1))
     wrong = re.search(r"Error merging override (\S.*)", text)
     if wrong:
         kind = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)

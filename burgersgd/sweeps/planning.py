@@ -58,7 +58,8 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
         n, best, until = 1, 0.0, time.perf_counter() + seconds
         while (started := time.perf_counter()) < until:
             n = min(n, fleet.budget)
-            fleet.evaluations = min(fleet.evaluations, fleet.budget - n)  # a step costs the same wherever it is
+            last = fleet.budget // fleet.points - -(-n // fleet.points)
+            fleet.step = min(fleet.step, last)  # a step costs the same wherever it is
             fleet.advance(n)
             if fleet.x.device.type == "cuda":  # steps are only queued so far
                 torch.cuda.synchronize(fleet.x.device)

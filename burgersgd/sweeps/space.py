@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from burgersgd.config import ConfigError, SweepConfig
-from burgersgd.sweeps.compose import Composer
+from burgersgd.sweeps.compose import Composer, refuse_varied
 
 MOST_JOBS = 50_000
 """Of a sweep: composing and checking these takes minutes and 2 GB; what is longer is a slip more often than a wish."""
@@ -63,6 +63,7 @@ class Space:
 
     def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
         presets = composer.parse([f"{key}={values}" for key, values in settings.params.items()])
+        refuse_varied(presets)
         overrides = {o.get_key_element(): o for o in (*presets, *composer.parse(words))}  # the last of a key counts
         self.settings = settings
         self.ranges = [_range(key, o) for key, o in overrides.items() if isinstance(o.value(), IntervalSweep)]

@@ -44,6 +44,8 @@ from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, unwell
 
 _log = logging.getLogger("burgersgd")
 
+IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+"""Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
 PLUGIN = "hydra_plugins.burgersgd"
 MULTIRUN = "multirun.yaml"
 SUBMITTED = ".submitit"
@@ -89,6 +91,9 @@ class Sweep:
         self.composer = Composer([*hydra_words, *self.added])
         if "hydra/launcher" in chosen:
             _check_launcher(self.composer.launcher())
+        for word in hydra_words:
+            if word.lstrip("+~").startswith(IGNORED):
+                raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
         self.settings = self.composer.sweep(words)
         self._folder_is_chosen = "hydra.sweep.dir" in chosen
         self.error: ConfigError | None = None
@@ -96,6 +101,8 @@ class Sweep:
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
         self._plans: dict[tuple[str, ...], Plan] = {}
+        self.quiet = False
+        """Whether to show no progress."""
         self._checked: dict[str, tuple[Facts, str]] = {}
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
         """How the jobs ended, by their overrides; None: not yet."""
@@ -333,7 +340,9 @@ class Sweep:
                 self._best.end(self._setting(first), done.objective(which))
                 self._done_before |= words
         note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
-        self._progress = self._progress or SweepProgress(enabled=None if left or self._later else False)
+        self._progress = self._progress or SweepProgress(
+            enabled=None if (left or self._later) and not self.quiet else False
+        )
         budgets = [self._budget(job) for job in left]
         later = self._later * sum(budgets) // max(len(left), 1)
         self._progress.expect(len(left) + self._later, sum(budgets) + later)

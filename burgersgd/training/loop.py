@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
+from burgersgd.training.metrics import NAMES, TABLE, Moment
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Point:
     temperature: Tensor | None = None
     validation_loss: Tensor | None = None
     validation_error: Tensor | None = None
+    more: dict[str, Tensor | None] = field(default_factory=dict)
+    """What else the rule says of its state."""
 
     def belongs_to(self, run: int) -> bool:
         """Whether the run was alive until this point: a diverged one has no metrics after its end."""
@@ -39,10 +43,8 @@ class Point:
             "epoch": self.epoch,
             "seconds": self.seconds,
         }
-        for name, value in vars(self).items():
-            if name not in values and name != "alive":
-                values[name] = None if value is None else float(value[run])
-        return values
+        of_runs = {name: getattr(self, name) for name in NAMES if name not in values} | self.more
+        return values | {name: None if value is None else float(value[run]) for name, value in of_runs.items()}
 
 
 @dataclass
@@ -106,24 +108,14 @@ def fit(
 
 
 def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: int) -> Point:
-    optional: dict[str, Tensor | None] = {}
-    if since:
-        c = fleet.coefficients_at(fleet.evaluations - 1)
-        said = {name: value.cpu() for name, value in fleet.diagnostics().items()}
-        optional = {
-            "train_loss": fleet.take_mean_loss(since).cpu(),
-            "learning_rate": c.get("lr"),
-            "gradient_norm": fleet.grad_norm.to("cpu", copy=True),
-            "x_y_distance": said.get("x_y_distance"),
-            "temperature": said.get("temperature"),
-        }
-    if validation is not None:
-        loss, error = validation(fleet.x)
-        optional |= {"validation_loss": loss.cpu(), "validation_error": error.cpu()}
-    return Point(
-        evaluations=fleet.evaluations,
-        epoch=fleet.evaluations / fleet.evaluations_per_epoch,
-        seconds=seconds,
-        alive=fleet.alive.to("cpu", copy=True),  # the fleet writes into its own
-        **optional,
-    )
+    said = {name: value.cpu() for name, value in fleet.diagnostics().items()}
+    c = fleet.coefficients_at(fleet.evaluations - 1) if since else {}
+    measured = (None, None) if validation is None else validation(fleet.x)
+    moment = Moment(fleet, seconds, since, c, said, measured)
+    known = {"always": True, "evaluated": since > 0, "validated": validation is not None}
+    values = {metric.name: metric.of(moment) for metric in TABLE if known[metric.when]}
+    on_cpu: dict[str, Any] = {
+        name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
+    }
+    more = {name: value if since else None for name, value in said.items() if name not in NAMES}
+    return Point(**on_cpu, more=more, alive=fleet.alive.to("cpu", copy=True))  # the fleet writes into its own

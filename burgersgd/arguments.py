@@ -1,0 +1,74 @@
+"""The words after `burgersgd train`: overrides, flags of Hydra's, and flags of our own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, NoReturn
+
+from burgersgd.schema import ConfigError
+
+
+class Wishes(NamedTuple):
+    """Flags of `burgersgd train` that Hydra does not know."""
+
+    dry_run: bool
+    quiet: bool
+    verbose: bool
+
+    @classmethod
+    def among(cls, arguments: list[str]) -> tuple[Wishes, list[str]]:
+        """Return the flags, and the arguments without them."""
+        spelt = {"dry_run": ("--dry-run",), "quiet": ("--quiet", "-q"), "verbose": ("--verbose", "-v")}
+        rest = [word for word in arguments if not any(word in words for words in spelt.values())]
+        return cls(**{name: any(word in arguments for word in words) for name, words in spelt.items()}), rest
+
+
+def hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return Hydra's flags and the overrides; raises ConfigError for a flag that there is not."""
+    from hydra._internal.utils import get_args_parser
+
+    from burgersgd.help import FLAGS
+    from burgersgd.keys import no_such_flag
+
+    def refuse(message: str) -> NoReturn:  # instead of a page of usage
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        if unknown and unknown[1] in arguments:
+            after = [*arguments[arguments.index(unknown[1]) + 1 :], ""][0]
+            known = [word for words in FLAGS for word in words.split(", ")]
+            raise ConfigError(no_such_flag(unknown[1], "VALUE" if after.startswith("-") else after or "VALUE", known))
+        raise ConfigError(f"{message} (burgersgd train --help)")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    return parser.parse_args(list(arguments))
+
+
+def in_order(arguments: Iterable[str]) -> list[str]:
+    """Return the overrides, of each key the last one alone, and then the flags with their values.
+
+    Hydra wants the overrides beside one another, and in a sweep would try what is set twice both ways.
+    """
+    flags: list[str] = []
+    last: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if key.startswith("-") or not (equals or key.startswith("~")):
+            flags.append(argument)
+        else:
+            last.pop(key, None)  # the order is that of the last ones
+            last[key] = argument
+    return [*last.values(), *flags]
+
+
+def at_home(word: str) -> str:
+    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
+
+
+def yaml_infinity(argument: str) -> str:
+    """Accept YAML's .inf where Hydra's grammar wants inf."""
+    return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)

@@ -1,0 +1,153 @@
+"""Shell completion: `burgersgd completion SHELL` prints a script, which asks `burgersgd __complete WORD ...`.
+
+The last word is the one to be completed. Answers are whole words, one a line; what ends in = goes on. No torch is
+imported, and no settings of other packages, unless their names are among the words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from burgersgd.config import GROUPS
+from burgersgd.help import FLAGS, known_words
+from burgersgd.keys import Key, choices_in, experiments, keys_of
+from burgersgd.schema import ConfigError
+
+BASH = """\
+_burgersgd() {
+    local line="${COMP_LINE:0:$COMP_POINT}" words word
+    read -r -a words <<< "$line"
+    [[ "$line" == *[[:space:]] ]] && words+=("")
+    word="${words[-1]}"
+    local IFS=$'\\n'
+    COMPREPLY=($(burgersgd __complete "${words[@]:1}" 2>/dev/null))
+    # Where = and : break words, the shell completes what follows the last of them alone.
+    local begun=""
+    [[ "$COMP_WORDBREAKS" == *=* ]] && begun="${word%"${word##*[=:]}"}"
+    COMPREPLY=("${COMPREPLY[@]#"$begun"}")
+}
+complete -o nospace -o default -F _burgersgd burgersgd
+"""
+ZSH = """\
+_burgersgd() {
+    local -a found
+    found=(${(f)"$(burgersgd __complete "${(@)words[2,$CURRENT]}" 2>/dev/null)"})
+    compadd -Q -S '' -- $found
+}
+compdef _burgersgd burgersgd
+"""
+FISH = """\
+function __burgersgd
+    set -l words (commandline -opc) (commandline -ct)
+    burgersgd __complete $words[2..-1] 2>/dev/null
+end
+complete -c burgersgd -f -a '(__burgersgd)'
+"""
+SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+
+OPTIONS = {
+    "status": ["--jobs", "--help"],
+    "evaluate": ["--point", "--help"],
+    "export": ["--point", "--output", "--help"],
+    "rerun": ["--check", "--help"],
+    "verify": ["--list", "--plots", "--no-plots", "--output", "--help"],
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `burgersgd completion SHELL`: print what that shell has to run. Raises ConfigError for another shell."""
+    shell = arguments[0] if arguments else "--help"
+    if shell in ("-h", "--help"):
+        how = 'eval "$(burgersgd completion bash)" (or zsh); burgersgd completion fish | source'
+        print(f"usage: burgersgd completion {'|'.join(SCRIPTS)}\n\nIn the start-up file of the shell: {how}")
+        return 0
+    if shell not in SCRIPTS:
+        raise ConfigError(f"completion {shell}: must be one of {', '.join(SCRIPTS)}")
+    print(SCRIPTS[shell], end="")
+    return 0
+
+
+def candidates(words: Sequence[str], commands: Sequence[str]) -> list[str]:
+    """Return what the last of the words after `burgersgd` may become."""
+    word = words[-1] if words else ""
+    first = [*commands, "--help", "--version"]
+    found = first if len(words) < 2 else _after(words[0], words[1:-1], word, commands)
+    return [candidate for candidate in found if candidate.startswith(word)]
+
+
+def _after(command: str, before: Sequence[str], word: str, commands: Sequence[str]) -> list[str]:
+    if command == "train":
+        return _train(before, word)
+    if command == "traffic":
+        return _traffic(word)
+    if word.startswith("-"):
+        return OPTIONS.get(command, ["--help"])
+    match command:
+        case "status" | "compare":
+            return _sweeps()
+        case "evaluate" | "export" | "rerun":
+            return _runs()
+        case "verify":
+            return _checks()
+        case "completion":
+            return [*SCRIPTS]
+        case "help":
+            return [*commands, *known_words()]
+        case _:
+            return []
+
+
+def _train(before: Sequence[str], word: str) -> list[str]:
+    if word.startswith("-"):
+        return sorted({flag.split()[0] for flags in FLAGS for flag in flags.split(", ") if flag.startswith("--")})
+    key, equals, value = word.partition("=")
+    if not equals:
+        return [f"{name}=" for name in [*GROUPS, "experiment", *(k.name for k in _keys(before)), "resume"]]
+    begun = value.rpartition(",")[0]
+    prefix = f"{key}={begun}{',' * bool(begun)}"
+    if key in GROUPS:
+        return [prefix + name for name in GROUPS[key].names()]
+    if key == "experiment":
+        return [f"experiment={name}" for name in experiments()]
+    if key == "resume":
+        return [f"resume={run}" for run in _runs()]
+    if key == "sweep.name":
+        return [f"sweep.name={name}" for name in _sweeps()]
+    return [prefix + v for k in _keys(before) if k.name == key for v in k.values]
+
+
+def _keys(words: Sequence[str]) -> list[Key]:
+    with contextlib.suppress(ConfigError):
+        return keys_of(choices_in(words))
+    return keys_of({})
+
+
+def _traffic(word: str) -> list[str]:
+    from burgersgd.schema import fields_of
+    from burgersgd.theory.traffic_command import TrafficConfig
+
+    key, equals, _ = word.partition("=")
+    known = {name: list(f.metadata.get("choices") or []) for name, f in fields_of(TrafficConfig).items()}
+    return [f"{key}={value}" for value in known.get(key, [])] if equals else [*(f"{k}=" for k in known), "--help"]
+
+
+def _checks() -> list[str]:
+    """Return the groups and the checks of verify, read from its source, which would import torch."""
+    found = []
+    for path in sorted(Path(__file__).parent.joinpath("theory").glob("verify_*.py")):
+        found += re.findall(r'^@check\("(\w+)"\)\ndef (\w+)', path.read_text(encoding="utf-8"), re.M)
+    return [*dict.fromkeys(group for group, _ in found), *(f"{group}.{name}" for group, name in found)]
+
+
+def _runs() -> list[str]:
+    """Return the run folders below outputs, those of sweeps included."""
+    folders = [*Path("outputs").glob("*/status.json"), *Path("outputs", "multirun").glob("*/*/status.json")]
+    return sorted(folder.parent.as_posix() for folder in folders)
+
+
+def _sweeps() -> list[str]:
+    """Return the names of the sweeps below outputs/multirun."""
+    return sorted(folder.parent.name for folder in Path("outputs", "multirun").glob("*/jobs.jsonl"))

@@ -1,0 +1,81 @@
+"""What `burgersgd train --dry-run` prints: what would be trained and about how long it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from burgersgd.config import TrainConfig
+from burgersgd.prepare import prepare
+from burgersgd.sweeps.chunks import Job, chunks_of, stored
+from burgersgd.sweeps.planning import rate_of
+from burgersgd.sweeps.sweep import Plan, Sweep
+
+MEASURED = 6
+"""Groups of runs that are measured; of more, the rest is taken to be as fast."""
+RUNS = 16
+"""Runs of the fleet that is measured, at most."""
+
+
+def of_run(config: TrainConfig) -> str:
+    """Return what a single run would be. Raises as train does."""
+    prepared = prepare([config])
+    seconds = prepared.budget / rate_of([config])
+    return _table(
+        {
+            "run": f"{config.optimizer.name} on {config.dataset.name}, {config.model.name}",
+            "parameters": f"{prepared.problem.d:,}",
+            "gradient evaluations": f"{prepared.budget:,}, of {prepared.batch_size} examples each",
+            "engine": f"{prepared.engine}, {prepared.problem.inputs.device}",
+            "time": f"about {_duration(seconds)}, without start-up",
+        }
+    )
+
+
+def of_sweep(sweep: Sweep) -> str:
+    """Return what a sweep would train, as far as that is known before it starts. Raises as train does."""
+    if sweep.space is None:
+        return _table({"jobs": "as many as hydra/sweeper proposes; the first of them is fine"})
+    if not sweep.jobs:
+        settings, corners = sweep.settings, [sweep.plan(words) for words in sweep.space.corners()]
+        budget = max(plan.budget for plan in corners)
+        trials = f"{settings.n_samples:,}, {settings.batch} together, one run for each seed"
+        return _table({"trials": trials, "gradient evaluations": f"at most {budget:,} a run"})
+    plans = {plan.name: plan for plan in map(sweep.plan, sweep.jobs)}
+    settings, first = sweep.settings, next(iter(plans.values()))
+    done: set[str] = set()
+    if settings.name is not None:
+        folder = Path(first.config.output_root, "multirun", settings.name)
+        done = {name for name in plans if stored(folder / name) is not None}
+    jobs = [Job(plan.config, Path(name), ()) for name, plan in plans.items() if name not in done]
+    fleets = chunks_of(jobs, settings.max_runs)
+    evaluations = sum(plans[job.folder.name].budget for job in jobs)
+    sizes = ", ".join(map(str, sorted({len(fleet) for fleet in fleets})))
+    return _table(
+        {
+            "jobs": f"{len(plans):,}" + (f", {len(done):,} of them done before" if done else ""),
+            "fleets": f"{len(fleets):,}, of {sizes} runs" if fleets else "none",
+            "gradient evaluations": f"{evaluations:,} in all",
+            "time": f"about {_duration(_seconds(fleets, plans))} in one process" if fleets else "none",
+        }
+    )
+
+
+def _seconds(fleets: Sequence[Sequence[Job]], plans: Mapping[str, Plan]) -> float:
+    """Return the seconds that the fleets would take one after the other, from the speed of some of them."""
+    known, measured = 0.0, 0
+    total = [sum(plans[job.folder.name].budget for job in fleet) for fleet in fleets]
+    for fleet, evaluations in [*zip(fleets, total, strict=True)][:MEASURED]:
+        known += evaluations / rate_of([job.config for job in fleet[:RUNS]])
+        measured += evaluations
+    return known * sum(total) / measured
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["dry run, nothing is written:", *(f"  {label:<22}{text}" for label, text in rows.items())])

@@ -1,0 +1,56 @@
+"""The metrics of a run: one table of what is logged, under which names, and when. Imported without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+
+class Moment(NamedTuple):
+    """What there is to know of a fleet when a row is recorded."""
+
+    fleet: Any
+    seconds: float
+    since: int
+    """Gradient evaluations since the last row."""
+    coefficients: dict[str, Any]
+    """Of the last evaluation, by name."""
+    said: dict[str, Any]
+    """What the rule says of its state (Rule.diagnostics), by name."""
+    measured: tuple[Any, Any]
+    """Loss and error on the validation part."""
+
+
+class Metric(NamedTuple):
+    """A column of metrics.csv."""
+
+    name: str
+    tag: str | None
+    """Its name in TensorBoard, None where it is not shown there."""
+    when: Literal["always", "evaluated", "validated"]
+    """In every row; once there was a gradient evaluation; where the validation part is measured."""
+    of: Callable[[Moment], Any]
+    """Its value: a number of the fleet, or one of every run ``[runs]``; None where a rule has none."""
+
+
+TABLE = (
+    Metric("evaluations", None, "always", lambda m: m.fleet.evaluations),
+    Metric("epoch", None, "always", lambda m: m.fleet.evaluations / m.fleet.evaluations_per_epoch),
+    Metric("seconds", None, "always", lambda m: m.seconds),
+    Metric("train_loss", "loss/train", "evaluated", lambda m: m.fleet.take_mean_loss(m.since)),
+    Metric("learning_rate", "optimizer/learning_rate", "evaluated", lambda m: m.coefficients.get("lr")),
+    Metric("gradient_norm", "optimizer/gradient_norm", "evaluated", lambda m: m.fleet.grad_norm.clone()),
+    Metric("x_y_distance", "optimizer/x_y_distance", "evaluated", lambda m: m.said.get("x_y_distance")),
+    Metric("temperature", "optimizer/temperature", "evaluated", lambda m: m.said.get("temperature")),
+    Metric("validation_loss", "loss/validation", "validated", lambda m: m.measured[0]),
+    Metric("validation_error", "error/validation", "validated", lambda m: m.measured[1]),
+)
+"""In the order of the columns; what else a rule says of its state follows them, under its own name."""
+
+NAMES = tuple(metric.name for metric in TABLE)
+_TAGS = {metric.name: metric.tag for metric in TABLE}
+
+
+def tag_of(name: str) -> str | None:
+    """Return the name of a column in TensorBoard, None where it is not shown there."""
+    return _TAGS.get(name, f"optimizer/{name}")

@@ -1,0 +1,63 @@
+"""The table of metrics, and what a rule of somebody's own adds to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from burgersgd import resume, train
+from burgersgd.config import SgdConfig, TrainerConfig
+from burgersgd.optimizers.sgd import Sgd
+from burgersgd.recording.run_folder import read_metrics
+from burgersgd.training.metrics import NAMES, TABLE, tag_of
+from tests.conftest import small_config
+
+TEN = (
+    *("evaluations", "epoch", "seconds", "train_loss", "learning_rate", "gradient_norm", "x_y_distance"),
+    *("temperature", "validation_loss", "validation_error"),
+)
+
+
+def test_the_ten_columns_stay_first_and_in_their_order() -> None:
+    assert NAMES == TEN
+    assert [tag_of(name) for name in ("train_loss", "x_y_distance", "epoch", "speed")] == [
+        *("loss/train", "optimizer/x_y_distance", None, "optimizer/speed")
+    ]
+    assert len({metric.tag for metric in TABLE if metric.tag}) == 7
+
+
+def test_the_table_needs_no_torch() -> None:
+    import subprocess
+
+    code = "import sys, burgersgd.training.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Sgd):
+    def diagnostics(self, c: Any, state: Any) -> dict[str, torch.Tensor]:
+        speed = c.lr * torch.linalg.vector_norm(state.velocity, dim=1, keepdim=True)
+        return {"speed": speed, **super().diagnostics(c, state)}
+
+
+def test_what_a_rule_says_of_its_state_is_a_column(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainer = TrainerConfig(budget=6, batch_size=64, log_every=2, precision="float64", compile="off")
+    config = small_config(optimizer=SgdConfig(lr=0.2, momentum=0.6), trainer=trainer)
+    train(dataclasses.replace(config, run_name="old"), progress=False)
+    monkeypatch.setattr(SgdConfig, "rule", lambda self: Watched(True, False, False))
+    result = train(dataclasses.replace(config, run_name="new"), progress=False)
+    rows = read_metrics(tmp_path / "outputs" / "new")
+    assert tuple(rows) == (*TEN, "speed")
+    speeds = rows["speed"]
+    assert str(speeds[0]) == "nan"  # nothing was evaluated yet
+    assert all(speed > 0 for speed in speeds[1:])
+    assert result.metrics["speed"][-1] == speeds[-1]
+    # A run that began without the column goes on without it: its file stays readable.
+    resume(tmp_path / "outputs" / "old", budget=12, run_name="longer", progress=False)
+    assert tuple(read_metrics(tmp_path / "outputs" / "longer")) == TEN
+    assert len(read_metrics(tmp_path / "outputs" / "longer")["epoch"]) == 13  # the start and every evaluation

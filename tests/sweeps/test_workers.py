@@ -224,6 +224,12 @@ def test_fleets_fit_the_memory_and_a_run_that_does_not_is_named(
     assert not failed.folder.exists()
 
 
+def test_a_rate_is_measured_however_short_the_budget_is() -> None:
+    for budget in (8, 40):
+        config = small_config(trainer=TrainerConfig(budget=budget, batch_size=30, compile="off"))
+        assert planning.rate_of([config, dataclasses.replace(config, seed=1)], seconds=0.02) > 0
+
+
 def test_the_memory_of_a_run_grows_with_its_vectors_and_its_activations() -> None:
     def size(**changes: Any) -> int:
         return planning.run_bytes(planning.prepare([small_config(**changes)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ import pytest
 
 from burgersgd.config import MlpConfig, SweepConfig, TrainerConfig
 from burgersgd.interruption import Interrupted, interruptible
-from burgersgd.recording.files import read_json
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
 from burgersgd.sweeps import planning
@@ -152,7 +152,7 @@ def test_the_fastest_fleets_are_formed_and_formed_again(tmp_path: Path, in_proce
     fleets = [seeds for seeds, _ in trained(trainer, all_jobs)]
     assert fleets == [[0], [1, 2], [3, 4]]
     assert in_process == [5, 1, 2, 5]  # a look, then the sizes
-    plan = read_json(tmp_path / planning.PLAN)
+    plan = json.loads((tmp_path / planning.PLAN).read_text())
     assert plan["fleets"] == [["0"], ["1", "2"], ["3", "4"]]
 
     in_process.clear()

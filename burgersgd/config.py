@@ -169,6 +169,12 @@ class TrainerConfig(Group):
     log_every: int | None = opt(
         None, "gradient evaluations between rows of metrics; null: 200 in a run", at_least=1, hashed=False
     )
+    bn_batches: int = opt(
+        32,
+        "training batches at which statistics of batch normalisation are estimated anew before x is evaluated",
+        at_least=1,
+        since="0.2",
+    )
     clip_norm: float | None = opt(None, "longest gradient; longer ones are scaled down", above=0)
     explosion_factor: float = opt(
         1e6,
@@ -261,7 +267,7 @@ class SweepConfig(Group):
         "any",
         "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
         choices=("any", "same"),
-        since="0.2.0",
+        since="0.2",
     )
     workers: int | None = opt(
         None,

@@ -108,6 +108,10 @@ class Lane:
             self.rows = []
         elif self.final:
             self.rows = self.folder.rows(*position)
+            if len(self.folder.metrics_text()) != position[0]:
+                raise RunFolderError(
+                    f"{self.folder.path}: metrics.csv has rows behind the end of the run: it was changed"
+                )
         else:
             self.rows = self.folder.rewind(*position)
         last = self.rows[-1]["evaluations"] if self.rows else -1

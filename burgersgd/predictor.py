@@ -60,13 +60,18 @@ def trained_parameters(model: Model, module: nn.Module | None = None) -> dict[st
     return {name: parameters[name] for name in model.names} if isinstance(model, Wrapped) else parameters
 
 
-def module_at(model: Model, x: Tensor) -> nn.Module:
-    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other."""
+def module_at(model: Model, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other.
+
+    buffers are those of a model whose training changes any, at x.
+    """
     module = model.module().to("cpu", x.dtype)
     parameters = trained_parameters(model, module).values()
     with torch.no_grad():
         for parameter, part in zip(parameters, x.detach().cpu().split([p.numel() for p in parameters]), strict=True):
             parameter.copy_(part.view(parameter.shape))
+        for name, value in (buffers or {}).items():
+            module.get_buffer(name).copy_(value)
     return module.eval()
 
 
@@ -97,12 +102,17 @@ def _structure(module: nn.Module) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def network_state(description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor) -> dict[str, Tensor]:
-    """Return the whole state_dict of the network at x; named are names and shapes of the parameters in x."""
+def network_state(
+    description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor, buffers: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the whole state_dict of the network at x; named are names and shapes of the parameters in x.
+
+    buffers: those that training changed, at x.
+    """
     parts = torch.split(x, [math.prod(shape) for _, shape in named])
     state = {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
     state |= {name: state[other] for name, other in description["tied"].items()}
-    return state | description["fixed"]
+    return state | description["fixed"] | {n: value for n, value in buffers.items() if n in description["fixed"]}
 
 
 def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Module | None = None) -> Predictor:

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
-from burgersgd.training.gradients import Problem
+from burgersgd.training.gradients import Problem, split
 from burgersgd.training.stability import top_eigenvalue
 
 _log = logging.getLogger("burgersgd")
@@ -263,7 +263,24 @@ class Prepared:
             engine=self.engine,
             clip_norm=config.trainer.clip_norm,
             explosion_factor=config.trainer.explosion_factor,
+            buffers=self._buffers(),
         )
+
+    def _buffers(self) -> dict[str, Tensor] | None:
+        """Return where the buffers of all runs start, for a model whose training changes any."""
+        model, n = self.problem.model, len(self.configs)
+        if not (isinstance(model, Wrapped) and model.changing):
+            return None
+        return {name: torch.stack([model.fixed[name]] * n) for name in model.changing}
+
+    @functools.cached_property
+    def buffers_at(self) -> Callable[[Tensor], dict[str, Tensor]] | None:
+        """X ``[d]`` -> statistics estimated anew there, on training data; None for models without any."""
+        model, trainer = self.problem.model, self.configs[0].trainer
+        if not (isinstance(model, Wrapped) and model.changing):
+            return None
+        inputs, size = self.problem.inputs, self.batch_size
+        return lambda x: model.statistics_at(split(x, model.shapes), inputs, size, trainer.bn_batches)
 
     def initial(self, seeds: Tensor) -> Tensor:
         """Return the initial parameters of all runs, each from its own stream (seed, INIT, 0)."""
@@ -293,6 +310,7 @@ class Prepared:
             targets=targets,
             scale=deviation.to(targets) if deviation.dim() else None,
             native=native,
+            buffers_at=self.buffers_at,
         )
 
 

@@ -38,7 +38,7 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
                 _outputs(problem, model, x, size, True)
         model.random = generator_states() != states
         _check_gradient(problem, model, x, n)
-        if model.random:
+        if model.random or model.changing:
             model.batched = False
         elif n_runs > 1:
             model.batched = _works_under_vmap(problem, x)
@@ -58,18 +58,31 @@ def _examples(problem: Problem, n: int) -> Tensor:
 def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool) -> Tensor:
     """Return the outputs of n examples."""
     inputs = problem.inputs[_examples(problem, n)]
-    before = {name: value.clone() for name, value in model.fixed.items()}
+    buffers = {name: value.clone() for name, value in model.fixed.items()}
     try:
         with torch.no_grad():
-            outputs = model.apply(split(x, model.shapes), inputs, train, None)
+            outputs = model.apply(split(x, model.shapes), inputs, train, None, buffers)
+            if train:
+                _find_changing(model, buffers, inputs)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever the user's module raises
         shape = list(inputs.shape)
         mode = "training" if train else "evaluation"
         raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
-    for name, value in model.fixed.items():
-        if not torch.equal(value, before[name]):
-            raise ConfigError(f"model: {name} is changed by training; running statistics are not supported yet")
     return outputs
+
+
+def _find_changing(model: Wrapped, buffers: dict[str, Tensor], inputs: Tensor) -> None:
+    """Note which buffers a call in training mode has written into. Raises ConfigError where one is exchanged."""
+    changed = {name for name, value in model.fixed.items() if not torch.equal(value, buffers[name])}
+    model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
+    plain = model.module().to(inputs.device, inputs.dtype).train()
+    before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
+    plain(inputs.clone())
+    for name, buffer in plain.named_buffers():
+        if name in model.fixed and name not in model.changing and not torch.equal(before[name], buffer):
+            raise ConfigError(f"model: {name} is exchanged while training; write into it in place (copy_, add_)")
 
 
 def _check_outputs(outputs: object, n: int, n_outputs: int, loss: str) -> None:
@@ -90,7 +103,8 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
     rows = _examples(problem, n)
     leaves = [part.detach().clone().requires_grad_() for part in split(x, model.shapes)]
     try:
-        loss = problem.batch_loss(leaves, problem.inputs[rows], problem.targets[rows], None)
+        buffers = {name: model.fixed[name].clone() for name in model.changing}
+        loss = problem.batch_loss(leaves, problem.inputs[rows], problem.targets[rows], None, buffers or None)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
     except Exception as error:
         raise ConfigError(f"model: no gradient can be taken: {one_line(error)}") from error

@@ -56,11 +56,18 @@ def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
     return x
 
 
+def _buffers(checkpoint: dict[str, Any], point: str) -> dict[str, Tensor]:
+    """Return the buffers of a model at an x, of those that training changes."""
+    return checkpoint.get("buffers_at", {}).get(point, {})
+
+
 def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     """Return x of a run as the state_dict of its network: an ordinary nn.Module. Raises RunFolderError."""
     checkpoint = _checkpoint(folder)
     description = checkpoint.get("predictor") or {"tied": {}, "fixed": {}}  # 0.1.0 knew neither
-    return network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
+    return network_state(
+        description, checkpoint["parameters"], _finite_x(folder, checkpoint, point), _buffers(checkpoint, point)
+    )
 
 
 @undisturbed()
@@ -79,7 +86,9 @@ def exported(
         check_own(read_config(folder), model, dataset)
         prepared = prepare([run.config], model=model, dataset=dataset)
         description = prepared.network["predictor"]
-    state = network_state(description, checkpoint["parameters"], _finite_x(folder, checkpoint, point))
+    state = network_state(
+        description, checkpoint["parameters"], _finite_x(folder, checkpoint, point), _buffers(checkpoint, point)
+    )
     return {"format": EXPORT_FORMAT, "predictor": description, "network": state}
 
 

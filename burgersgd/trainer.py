@@ -373,7 +373,20 @@ class _FleetRun:
             "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
             **self.prepared.network,
             "data": self.prepared.data_digest,
+            **self._buffers_at(i),
         }
+
+    def _module_at(self, x: Tensor) -> nn.Module:
+        buffers_at = self.prepared.buffers_at
+        return module_at(self.prepared.problem.model, x, None if buffers_at is None else buffers_at(x))
+
+    def _buffers_at(self, i: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the statistics at both x, for models that have any."""
+        buffers_at = self.prepared.buffers_at
+        if buffers_at is None:
+            return {}
+        points = {"last": self.fleet.x[i], "best": self.best.x[i]}
+        return {"buffers_at": {name: {n: b.cpu() for n, b in buffers_at(x).items()} for name, x in points.items()}}
 
     @functools.cached_property
     def _measured(self) -> dict[str, list[float]]:
@@ -417,7 +430,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
-        model, data = module_at(self.prepared.problem.model, fleet.x[i]), self.prepared.data
+        model, data = self._module_at(fleet.x[i]), self.prepared.data
         return Result(
             config=lane.config,
             task=self.prepared.data.task,

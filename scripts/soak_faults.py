@@ -132,8 +132,9 @@ def main() -> None:
             if options.command not in command:
                 continue
             whole = root / f"whole {command}"
-            whole.mkdir()
-            run_here(whole, work)
+            cleared(root / "work")
+            run_here(root / "work", work)
+            (root / "work").rename(whole)  # made in the place of the others: its path is in the records
             journal = root / "journal"
             operations = recorded(faults, root / "work", work, journal)
             for kind, (mode, error) in MODES.items():

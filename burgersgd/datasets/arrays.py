@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ def npz(config: NpzConfig) -> Raw:
 
 def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
     """Return those arrays of an .npz file that have one of our names, and the names of the others."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
     arrays, others = {}, []
     reading = "the list of its arrays"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from burgersgd.isolation import seeded
 from burgersgd.models.own_module import check, independent_copy
@@ -55,6 +56,8 @@ class Wrapped:
         """Frozen parameters and buffers, by name."""
         self.random = False
         """Whether a call draws from torch's global generator: then a run follows its own seed, one run at a time."""
+        self.changing: tuple[str, ...] = ()
+        """Names of the buffers that training changes (running statistics): state of a run, given to apply."""
         self.batched = True
         """Whether torch.func.vmap can take several runs at once."""
 
@@ -73,21 +76,60 @@ class Wrapped:
         self.fixed = {name: _as(value.to(device), dtype) for name, value in self.fixed.items()}
         self._fixed = {dtype: self.fixed}
 
-    def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:
+    def apply(
+        self,
+        params: Sequence[Tensor],
+        inputs: Tensor,
+        train: bool,
+        uniform: Tensor | None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Return the module's outputs with the given parameters, in training or evaluation mode.
 
+        buffers: those of the names in `changing`, which a call in training mode writes into; None: where they start.
         A module that draws random numbers draws those of uniform ``[batch, 2]``; in evaluation always the same.
         """
         self._set_mode(train)
         fixed = self._fixed.get(inputs.dtype)
         if fixed is None:  # the network's arithmetic is in bfloat16
             fixed = self._fixed[inputs.dtype] = {n: _as(value, inputs.dtype) for n, value in self.fixed.items()}
-        tensors = {place: params[number] for place, number in self._places} | fixed
+        if buffers is None:
+            buffers = {name: fixed[name].clone() for name in self.changing}
+        tensors = {place: params[number] for place, number in self._places} | fixed | dict(buffers)
         inputs = inputs.clone()  # the module may write into its input
         if not self.random or (train and uniform is None):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)
         with seeded(0 if uniform is None or not train else _key(uniform)):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)
+
+    @torch.no_grad()
+    def statistics_at(
+        self, params: Sequence[Tensor], inputs: Tensor, batch_size: int, n_batches: int
+    ) -> dict[str, Tensor]:
+        """Return the buffers of `changing` estimated anew at the given parameters, from the first batches of inputs.
+
+        Running statistics of batch normalisation become means over these batches; other buffers begin where they
+        started. inputs are those of the training part: statistics never see what is evaluated.
+        """
+        buffers = {name: self.fixed[name].clone() for name in self.changing}
+        self._set_mode(True)
+        averaged = [part for part in self._called.modules() if isinstance(part, _BatchNorm) and part.training]
+        momenta = [part.momentum for part in averaged]
+        for prefix, part in self._called.named_modules():
+            if part in averaged and part.running_mean is not None:
+                for name in ("running_mean", "running_var", "num_batches_tracked"):
+                    buffers[f"{prefix}.{name}" if prefix else name].fill_(float(name == "running_var"))
+        batches = [batch for batch in inputs[: batch_size * n_batches].split(batch_size) if len(batch) == batch_size]
+        try:
+            for part in averaged:
+                part.momentum = None  # a mean over the batches instead of an exponential average
+            with seeded(0):
+                for batch in batches:
+                    self.apply(params, batch, True, None, buffers)
+        finally:
+            for part, momentum in zip(averaged, momenta, strict=True):
+                part.momentum = momentum
+        return buffers
 
     def _set_mode(self, train: bool) -> None:
         if self._mode != train:

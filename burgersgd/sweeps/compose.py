@@ -5,6 +5,7 @@ What a job changes apart from the choice of config groups is applied to a copy o
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -176,6 +177,12 @@ def refusing(compose: Callable[[], T]) -> T:
         return compose()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
+    except RecursionError:
+        raise ConfigError("a value is nested too deeply") from None
+    except OSError as error:  # a key is looked for among Hydra's files
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
 
 
 def one_line(error: Exception) -> str:

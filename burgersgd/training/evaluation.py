@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,9 @@ class Evaluator:
     native: bool = False
     """Whether to compute it in C, as the engine of that name computes gradients."""
 
+    buffers_at: Callable[[Tensor], dict[str, Tensor]] | None = None
+    """x ``[d]`` of one run -> the model's buffers there, for models that have any."""
+
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
         """Return mean loss and error of every run: the share of wrong classes, or in regression the RMSE.
@@ -85,9 +89,10 @@ class Evaluator:
     def _sums(self, x: Float[Tensor, " d"]) -> tuple[Tensor, Tensor]:
         views = split(x, self.model.shapes)
         loss, error = x.new_zeros(()), x.new_zeros(())
+        given = {} if self.buffers_at is None else {"buffers": self.buffers_at(x)}
         for start in range(0, len(self.labels), CHUNK):
             chunk = slice(start, start + CHUNK)
-            outputs = self.model.apply(views, self.inputs[chunk], False, None)
+            outputs = self.model.apply(views, self.inputs[chunk], False, None, **given)
             targets, labels = self.targets[chunk], self.labels[chunk]
             loss = loss + self.loss.mean(outputs, targets) * len(labels)
             if self.classification:

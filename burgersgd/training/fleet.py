@@ -43,6 +43,8 @@ class Fleet:
     engine: str = "eager"
     clip_norm: float | None = None
     explosion_factor: float = math.inf
+    buffers: Mapping[str, Tensor] | None = None
+    """What the model changes while it trains besides its parameters, ``[runs, ...]`` by name, at the start."""
 
     def __post_init__(self, x0: Tensor) -> None:
         """Set up the state of all runs at x0 ``[runs, d]``. Raises ValueError for a rule that breaks its contract."""
@@ -60,7 +62,10 @@ class Fleet:
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         rule_state = self.rule.init(x, None if xi is None else xi[0])
         check_rule(self.rule, self.inputs.row_of(0), rule_state)
-        self.runs = RunState.start(rule_state, self.points)
+        buffers = None  # of every row: replicas gather statistics of their own
+        if self.buffers is not None:
+            buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
+        self.runs = RunState.start(rule_state, self.points, buffers)
         task = Task(self.problem, self.rule, self.clip_norm, self.explosion_factor)
         self.stepper: Engine = make_engine(self.engine, task, self.runs, self.inputs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,15 +50,25 @@ class Problem:
         """Number of parameters."""
         return sum(math.prod(shape) for shape in self.model.shapes)
 
-    def batch_loss(self, views: Sequence[Tensor], inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> Tensor:
+    def batch_loss(
+        self,
+        views: Sequence[Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        uniform: Tensor | None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for.
+
+        buffers, where the model has any, are written into.
 
         Implements Eq. (2.6), (2.11): over all examples it is the former.
         """
         if self.bfloat16:
             views = [view.bfloat16() for view in views]
             inputs = inputs.bfloat16()
-        outputs = self.model.apply(views, inputs, True, uniform)
+        given = {} if buffers is None else {"buffers": buffers}
+        outputs = self.model.apply(views, inputs, True, uniform, **given)
         return self.loss.mean(outputs.to(self.inputs.dtype), targets)
 
     def gather(self, indices: Int[Tensor, "runs batch"] | None, n_runs: int) -> tuple[Tensor, Tensor]:
@@ -87,24 +97,34 @@ def functional_gradient(
 
 
 def eager_gradient(
-    problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
+    problem: Problem,
+    at: Float[Tensor, "runs d"],
+    indices: Tensor | None,
+    uniform: Tensor | None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
     """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
     if at.shape[0] > 1 and problem.model.batched:
         return functional_gradient(problem, at, indices, uniform)
     if at.shape[0] > 1:  # a module that vmap cannot take
-        one_by_one = [
-            eager_gradient(problem, at[i : i + 1], *(None if t is None else t[i : i + 1] for t in (indices, uniform)))
-            for i in range(at.shape[0])
-        ]
+        one_by_one = []
+        for i in range(at.shape[0]):
+            one = slice(i, i + 1)
+            batch, numbers = (None if t is None else t[one] for t in (indices, uniform))
+            own = None if buffers is None else {name: buffer[one] for name, buffer in buffers.items()}
+            one_by_one.append(eager_gradient(problem, at[one], batch, numbers, own))
         grads, losses = zip(*one_by_one, strict=True)
         return torch.cat(grads), torch.cat(losses)
-    grads, loss = gradient_in_pieces(problem, at, indices, uniform)
+    grads, loss = gradient_in_pieces(problem, at, indices, uniform, buffers)
     return _flatten_dense_tensors(grads)[None], loss
 
 
 def gradient_in_pieces(
-    problem: Problem, at: Float[Tensor, "1 d"], indices: Tensor | None, uniform: Tensor | None
+    problem: Problem,
+    at: Float[Tensor, "1 d"],
+    indices: Tensor | None,
+    uniform: Tensor | None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> tuple[tuple[Tensor, ...], Float[Tensor, " 1"]]:
     """Return the gradients with respect to each parameter tensor, and the loss, of a single run by plain autograd."""
     inputs, targets = problem.inputs, problem.targets
@@ -114,7 +134,8 @@ def gradient_in_pieces(
     leaves = _unflatten_dense_tensors(at.detach().view(-1), problem.templates)  # views, made in one call
     for leaf in leaves:
         leaf.requires_grad_()
-    loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0])
+    own = None if buffers is None else {name: buffer[0] for name, buffer in buffers.items()}
+    loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0], own)
     return torch.autograd.grad(loss, leaves, materialize_grads=True), loss.detach()[None]  # unused: zeros
 
 

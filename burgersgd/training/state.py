@@ -107,6 +107,12 @@ class RunState:
         """Write a new state of the rule over the old one, for living runs."""
         assign(self.rule, new, None if self.all_alive and self.on_cpu else self.alive)
 
+    def assign_buffers(self, new: Mapping[str, Tensor]) -> None:
+        """Write new buffers over the old ones, for living runs."""
+        for name, buffer in (self.buffers or {}).items():
+            alive = self.alive.view(-1, *[1] * (buffer.dim() - 1))
+            buffer.copy_(torch.where(alive, new[name], buffer))
+
     def freeze(
         self, step: int, loss: Float[Tensor, " runs"], norm: Float[Tensor, " runs"]
     ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
@@ -158,7 +164,7 @@ class RunState:
         kept = [(name, field) for name, field in _fields(self.rule) if field is None or field is not x]
         saved["state"] = {name: _saved(self._of_run(field), run) for name, field in kept}
         if self.buffers is not None:
-            saved["buffers"] = {name: _saved(buffer, run) for name, buffer in self.buffers.items()}
+            saved["buffers"] = {name: _saved(self._rows_apart(b), run) for name, b in self.buffers.items()}
         return saved | {name: _saved(self.of_runs(record), run) for name, record in self.records().items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]], x: Float[Tensor, "runs d"]) -> None:
@@ -176,10 +182,13 @@ class RunState:
             if field is not None:
                 field.copy_(torch.stack(saved))
         for name, buffer in (self.buffers or {}).items():
-            buffer.copy_(torch.stack([snapshot["buffers"][name] for snapshot in snapshots]))
+            self._rows_apart(buffer).copy_(torch.stack([snapshot["buffers"][name] for snapshot in snapshots]))
         for name, record in self.records().items():
             record.copy_(torch.stack([snapshot[name] for snapshot in snapshots]).repeat_interleave(self.points))
         self.all_alive = bool(self.alive.all())
+
+    def _rows_apart(self, buffer: Tensor) -> Tensor:
+        return buffer if self.points == 1 else buffer.unflatten(0, (-1, self.points))
 
     def _of_run(self, field: Tensor | None) -> Tensor | None:
         """Return a vector of the state with the rows of a run together where there are several."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ import pytest
 
 from burgersgd.config import MlpConfig, SweepConfig, TrainerConfig
 from burgersgd.interruption import Interrupted, interruptible
-from burgersgd.recording.files import read_json
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
 from burgersgd.sweeps import planning
@@ -152,7 +152,7 @@ def test_the_fastest_fleets_are_formed_and_formed_again(tmp_path: Path, in_proce
     fleets = [seeds for seeds, _ in trained(trainer, all_jobs)]
     assert fleets == [[0], [1, 2], [3, 4]]
     assert in_process == [5, 1, 2, 5]  # a look, then the sizes
-    plan = read_json(tmp_path / planning.PLAN)
+    plan = json.loads((tmp_path / planning.PLAN).read_text())
     assert plan["fleets"] == [["0"], ["1", "2"], ["3", "4"]]
 
     in_process.clear()
@@ -222,6 +222,12 @@ def test_fleets_fit_the_memory_and_a_run_that_does_not_is_named(
     assert failed.folder == large[0].folder
     assert "GB of memory" in str(failed.error)
     assert not failed.folder.exists()
+
+
+def test_a_rate_is_measured_however_short_the_budget_is() -> None:
+    for budget in (8, 40):
+        config = small_config(trainer=TrainerConfig(budget=budget, batch_size=30, compile="off"))
+        assert planning.rate_of([config, dataclasses.replace(config, seed=1)], seconds=0.02) > 0
 
 
 def test_the_memory_of_a_run_grows_with_its_vectors_and_its_activations() -> None:

@@ -45,8 +45,8 @@ class Gradient(NamedTuple):
     norm: Float[Tensor, " runs"]
 
 
-TakesGradient = Callable[[Tensor, Tensor | None, Tensor | None], Gradient]
-"""(points ``[runs, d]``, batch indices, dropout numbers) -> gradients."""
+TakesGradient = Callable[..., Gradient]
+"""(points ``[runs, d]``, batch indices, dropout numbers, buffers of the model where it has any) -> gradients."""
 Updates = Callable[[RunState, Inputs, int, Sequence[Tensor], Tensor, bool], None]
 """(state, inputs, step, gradients, their norms, whether all runs are well) does rule.step in place."""
 
@@ -66,10 +66,14 @@ class OneByOne:
         rule, step = self.task.rule, first
         c = inputs.row(step)
         at = rule.gradient_at(c, state.rule)
-        grads, loss, norm = self.gradient(at, inputs.indices(step), inputs.uniform(step))
+        given = (at, inputs.indices(step), inputs.uniform(step))
+        buffers = None if state.buffers is None else {name: old.clone() for name, old in state.buffers.items()}
+        grads, loss, norm = self.gradient(*given) if buffers is None else self.gradient(*given, buffers)
         healthy = state.all_alive and state.on_cpu and _all_healthy(loss, norm, state.loss_limit)
         if not healthy:
             loss, norm = state.freeze(step, loss, norm)
+        if buffers is not None:
+            state.assign_buffers(buffers)
         taken = norm
         if self.task.clip_norm is not None:
             grads = [clipped(grad, norm, self.task.clip_norm) for grad in grads]
@@ -92,9 +96,9 @@ class Autograd:
 
     problem: Problem
 
-    def __call__(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
+    def __call__(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None, *buffers: Any) -> Gradient:
         """Return gradients, losses and norms."""
-        grad, loss = eager_gradient(self.problem, at, indices, uniform)
+        grad, loss = eager_gradient(self.problem, at, indices, uniform, *buffers)
         return Gradient([grad], loss, torch.linalg.vector_norm(grad, dim=1))
 
 

@@ -11,6 +11,7 @@ import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -112,9 +113,9 @@ class InPieces:
 
     problem: Problem
 
-    def __call__(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None) -> Gradient:
+    def __call__(self, at: Tensor, indices: Tensor | None, uniform: Tensor | None, *buffers: Any) -> Gradient:
         """Return gradients, loss and norm."""
-        grads, loss = gradient_in_pieces(self.problem, at, indices, uniform)
+        grads, loss = gradient_in_pieces(self.problem, at, indices, uniform, *buffers)
         pieces = [grad.contiguous().view(1, -1) for grad in grads]
         return Gradient(pieces, loss, torch.nn.utils.get_total_norm(pieces)[None])
 

@@ -30,7 +30,7 @@ TIMID = 0.01
 
 
 SAFE_SHARE = 0.5
-"""Share of the bound that optimizer.lr=auto takes; found by scripts/search_rates.py."""
+"""Share of the bound that optimizer.lr=auto takes: half of it, chosen and not searched for."""
 
 
 class Settings(NamedTuple):

@@ -358,6 +358,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.sweeps import status
 
             return status.main(arguments)
+        if command == "list":
+            from burgersgd.analysis import listing
+
+            return listing.main(arguments)
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
@@ -372,7 +376,7 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("status", "compare", "evaluate", "export", "rerun")},
+    **{word: functools.partial(_look, word) for word in ("list", "status", "compare", "evaluate", "export", "rerun")},
     "verify": _verify,
     "traffic": _traffic,
     "help": _help_on,

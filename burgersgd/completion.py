@@ -49,7 +49,8 @@ complete -c burgersgd -f -a '(__burgersgd)'
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 OPTIONS = {
-    "status": ["--jobs", "--help"],
+    "list": ["--where", "--state", "--json", "--help"],
+    "status": ["--jobs", "--json", "--help"],
     "evaluate": ["--point", "--help"],
     "export": ["--point", "--output", "--help"],
     "rerun": ["--check", "--help"],
@@ -86,7 +87,7 @@ def _after(command: str, before: Sequence[str], word: str, commands: Sequence[st
     if word.startswith("-"):
         return OPTIONS.get(command, ["--help"])
     match command:
-        case "status" | "compare":
+        case "list" | "status" | "compare":
             return _sweeps()
         case "evaluate" | "export" | "rerun":
             return _runs()

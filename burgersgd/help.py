@@ -24,6 +24,7 @@ examples:
   burgersgd train --help                               all groups and keys, with meanings and ranges
   burgersgd help optimizer.gamma                       one key, everywhere it occurs
   burgersgd train resume=RUN                           go on with a run that was stopped
+  burgersgd list                                       the runs in outputs, the newest first
   burgersgd status SWEEP                               how the jobs of a sweep stand
   burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint

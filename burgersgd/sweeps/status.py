@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from burgersgd.analysis.runs import load
 from burgersgd.recording.claims import is_claimed
-from burgersgd.recording.files import RunFolderError, append, read_text
+from burgersgd.recording.files import RunFolderError, append, plain_json, read_text
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.run_folder import ENDED, read_status
 from burgersgd.recording.schema import NotedJob, checked, decoded
@@ -117,13 +117,18 @@ def _settings(folder: Path) -> Settings:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd status SWEEP [--jobs]`; 1 where a job has failed."""
+    """Run `burgersgd status SWEEP [--jobs | --json]`; 1 where a job has failed."""
     parser = argparse.ArgumentParser(prog="burgersgd status", description="Show how the jobs of a sweep stand.")
     parser.add_argument("sweep", metavar="SWEEP", help="its name, or its folder")
     parser.add_argument("--jobs", action="store_true", help="a line for every job")
+    parser.add_argument("--json", action="store_true", help="every job as JSON")
     given = parser.parse_args(arguments)
     folder = find_sweep(given.sweep)
     jobs = job_states(folder)
+    failed = int(any(job.state == "failed" for job in jobs))
+    if given.json:
+        print(json.dumps(plain_json([job._asdict() for job in jobs]), indent=2, ensure_ascii=False))
+        return failed
     if given.jobs:
         for job in jobs:
             kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
@@ -139,4 +144,4 @@ def main(arguments: Sequence[str]) -> int:
         best_folder=settings.best_folder,
     )
     print(shown)
-    return int(any(job.state == "failed" for job in jobs))
+    return failed

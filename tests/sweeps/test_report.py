@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from pathlib import Path
@@ -76,3 +77,9 @@ def test_a_sweep_ends_with_its_settings_and_status_writes_what_a_killed_one_coul
     assert best[0] in capsys.readouterr().out
     assert (folder / SUMMARY).read_text() == written[0]
     assert sorted((folder / RESULTS).read_text().splitlines()) == sorted(written[1].splitlines())
+    assert main(["status", "s", "--json"]) == 0
+    jobs = json.loads(capsys.readouterr().out)
+    assert [job["state"] for job in jobs] == ["completed"] * 6
+    assert {round(job["validation_error"], 6) for job in jobs} == {round(float(r["validation_error"]), 6) for r in rows}
+    assert main(["list", str(folder), "--where", "optimizer.lr=0.2"]) == 0
+    assert sum(line.startswith(str(folder)) for line in capsys.readouterr().out.splitlines()) == 3

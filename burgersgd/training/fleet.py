@@ -61,6 +61,7 @@ class Fleet:
         )
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         rule_state = self.rule.init(x, None if xi is None else xi[0])
+        _ = self.inputs.wide  # refuses coefficients that it could not keep
         check_rule(self.rule, self.inputs.row_of(0), rule_state)
         buffers = None  # of every row: replicas gather statistics of their own
         if self.buffers is not None:

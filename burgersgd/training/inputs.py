@@ -205,8 +205,16 @@ class Inputs:
 
     @functools.cached_property
     def wide(self) -> dict[int, Float[Tensor, "rows d"]]:
-        """The coefficients of every parameter, which stay the same at all times."""
+        """The coefficients of every parameter, which stay the same at all times.
+
+        Raises ValueError where a rule gives some that may change.
+        """
         wide = {i: field for i, field in enumerate(self._first) if field.shape[-1] != 1}
+        for i, field in wide.items():
+            if len(field) != 1:
+                name, key = type(self.rule).__name__, self._first._fields[i]
+                shape = list(field.shape)
+                raise ValueError(f"{name}.coefficients: {key} is {shape} for two steps, must be [1, runs, d]: constant")
         return {i: f[0].expand(self.n_runs, -1).to(self.device, self.dtype).contiguous() for i, f in wide.items()}
 
     @functools.cached_property

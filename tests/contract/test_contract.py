@@ -9,7 +9,7 @@ import torch
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from tests.contract import suite
-from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, HeavyBall, OwnSam, Parle, Two
+from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, Decays, HeavyBall, OwnSam, Parle, Two
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5}
 RULES = FOREIGN + SHIPPED
@@ -191,9 +191,18 @@ class _Counts(HeavyBall):
     gradients_per_batch = 0
 
 
+class _Drifts(Decays):
+    """A coefficient of every parameter that changes from step to step: only its first row could be kept."""
+
+    def coefficients(self, hyper: Any, factor: Any, clock: Any) -> Any:
+        c = super().coefficients(hyper, factor, clock)
+        return c._replace(decay=c.decay * (1 + clock.fraction))
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
+        (_Drifts(), r"_Drifts.coefficients: decay is \[2, 3, 535\] for two steps, must be \[1, runs, d\]: constant$"),
         (_Old(), r"_Old.step: takes \(c, state, grad, xi\), must take \(c, state, grad, norm, xi\)$"),
         (_Bare(), "_Bare: has no gradients_per_batch; burgersgd.optimizers.protocol.RuleDefaults has most of them$"),
         (_Counts(), "_Counts.gradients_per_batch=0: must be at least 1$"),

@@ -360,5 +360,6 @@ class OptimizerConfig(Group):
         raise NotImplementedError
 
     def hyper(self) -> dict[str, float]:
-        """Return the float hyperparameters by name."""
-        return float_values(self)
+        """Return the float hyperparameters by name; lr=default is the rule's own rate, that of a small classifier."""
+        values = float_values(self)
+        return values | {"lr": self.default_lr(1.0)} if self.lr == "default" else values

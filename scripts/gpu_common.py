@@ -135,7 +135,7 @@ def configs(
     return [
         C.TrainConfig(
             model=model or C.MlpConfig(depth=2, width=12, activation="tanh"),
-            optimizer=dataclasses.replace(rule, lr=rule.lr * (1 - 0.03 * seed)),
+            optimizer=dataclasses.replace(rule, lr=rule.hyper()["lr"] * (1 - 0.03 * seed)),
             schedule=schedule or C.ScheduleConfig(),
             trainer=C.TrainerConfig(compile=compile, precision=precision, **trainer),
             device=C.DeviceConfig(name=device or options.device),

@@ -45,7 +45,13 @@ UNDECIDING = (
 """Keys and groups that decide only where, how and how visibly a run is computed."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
 """Keys that decide nothing where another one is 0 or false."""
-AS_BEFORE = {"dataset.noisy_validation": False, "dataset.standardize_targets": False, "dataset.digest": ""}
+AS_BEFORE = {
+    "dataset.noisy_validation": False,
+    "dataset.standardize_targets": False,
+    "dataset.digest": "",
+    "optimizer.weight_decay_on": "all",
+    "trainer.bn_batches": 32,
+}
 """Keys that older run folders lack, with the value that those runs had."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -124,9 +126,9 @@ def test_blocks_within_an_epoch_draw_one_permutation(monkeypatch: pytest.MonkeyP
     epochs = []
     original = batches_module.permutation
 
-    def counting(seeds: torch.Tensor, epoch: int, n: int) -> torch.Tensor:
+    def counting(seeds: torch.Tensor, epoch: int, n: int, **purpose: Any) -> torch.Tensor:
         epochs.append(epoch)
-        return original(seeds, epoch, n)
+        return original(seeds, epoch, n, **purpose)
 
     monkeypatch.setattr(batches_module, "permutation", counting)
     batches = Batches(1_000, 50, torch.tensor([0, 1]))  # 20 evaluations an epoch

@@ -338,7 +338,7 @@ def broken(command: str, folder: Path, edit: Edit, original: Path, undisturbed: 
     """
     words = {
         "evaluate": ["evaluate", str(folder)],
-        "export": ["export", str(folder), "--output", "model.pt"],
+        "export": ["export", str(folder), "--format", "state_dict", "--output", "model.pt"],
         "rerun": ["rerun", str(folder), "--check"],
         "resume": ["train", f"resume={folder}"],
     }[command]

@@ -57,11 +57,11 @@ def test_a_job_is_composed_as_hydra_composes_it(words: list[str], composer: Comp
         (["optimizer@other=sgd"], ""),
         (["nothing@here=3"], ""),
         (["++optimizer.unknown=[1,2]"], "optimizer.unknown=[1, 2]: no such key"),
-        (["optimizer=foo"], "optimizer=foo: must be one of adamw, gd, langevin, local_entropy"),
+        (["optimizer=foo"], "optimizer=foo: must be one of adamw, asam, gd, langevin, local_entropy"),
         (["optimizer.nu=abc"], "optimizer.nu=abc: must be of type float"),
         (["optimizer.nuu=1"], "optimizer.nuu: no such key"),
         (["optimizer=sgd", "optimizer.nu=1"], "optimizer.nu: no such key"),
-        (["optimizer.lr=-1"], "optimizer.lr=-1.0: must be > 0"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1: must be > 0"),
         (["seed=[1"], "seed=[1: must be KEY=VALUE"),
         (["output_root=${nowhere}"], "nowhere"),
         (["dataset=npz"], "dataset.path"),
@@ -78,7 +78,7 @@ def test_jobs_do_not_share_their_settings(composer: Composer) -> None:
     first = composer.config(["optimizer=sgd", "optimizer.lr=0.5", "model.widths=[3]"])
     second = composer.config(["optimizer=sgd"])
     assert isinstance(second.optimizer, SgdConfig)
-    assert (first.optimizer.lr, second.optimizer.lr) == (0.5, 0.3)
+    assert (first.optimizer.lr, second.optimizer.lr) == (0.5, "default")
     assert second.model.widths is None  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -110,4 +110,4 @@ def test_more_config_files_may_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "hot.yaml").write_text("# @package _global_\noptimizer:\n  nu: 0.125\n")
     composer = Composer([f"hydra.searchpath=[file://{tmp_path}]"])
-    assert composer.config(["+experiment=hot"]).optimizer.nu == 0.125  # pyright: ignore[reportAttributeAccessIssue]
+    assert composer.config(["experiment=hot"]).optimizer.nu == 0.125  # pyright: ignore[reportAttributeAccessIssue]

@@ -235,12 +235,18 @@ def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on
 ) -> None:
     name = [word.replace("${", "\\${") for word in name]
 
+    steps = Fleet._steps
+
     def told(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    def told_in_a_step(self: Fleet, step: int, stop: int) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return steps(self, step, stop)
+
     with monkeypatch.context() as patch:
         if moment == "in the first fleet":
-            patch.setattr(Fleet, "_steps", told)
+            patch.setattr(Fleet, "_steps", told_in_a_step)
         else:
             patch.setattr(planning.LocalTrainer, "train", told)
         assert sweep(*JOBS, *name) == 75

@@ -99,7 +99,7 @@ def test_diverged_and_failed_jobs_do_not_disturb_their_siblings(
     assert "4: 1 completed, 2 diverged, 1 failed" in shown
     text = " ".join(shown.split())
     assert "failed seed=2 optimizer.lr=0.1: cannot create run folder" in text
-    assert "at the end, seed=1 optimizer.lr=0.1" in text
+    assert "best setting: lr=0.1, mean validation error" in text
     assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in text
     assert main(["status", "s"]) == 0
     assert "diverged 2 jobs, the first is seed=1 optimizer.lr=1e+300: lr * L = " in " ".join(
@@ -139,7 +139,9 @@ def test_jobs_are_grouped_by_what_cannot_vary_inside_a_fleet(
     words = [*SHORT, "optimizer=sgd,adamw", "seed=range(2)", "optimizer.lr=0.1,0.01", "model.depth=1,2"]
     assert sweep(*words, "sweep.name=s") == 0
     assert sizes == [4, 4, 4, 4]
-    assert len(list((tmp_path / "outputs" / "multirun" / "s").iterdir())) == 16 + 3  # multirun.yaml, jobs.jsonl, .lock
+    assert (
+        len(list((tmp_path / "outputs" / "multirun" / "s").iterdir())) == 16 + 5
+    )  # multirun.yaml, jobs.jsonl, .lock, results.csv, summary.md
     shown = capsys.readouterr()
     assert "16: 16 completed" in shown.out
     assert "16/16 runs 100%  640/640" in shown.err

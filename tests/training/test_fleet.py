@@ -215,7 +215,8 @@ def test_updating_large_states_in_pieces_changes_no_bit(
     optimizer: OptimizerConfig, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [
-        small_config(seed=s, optimizer=dataclasses.replace(optimizer, lr=optimizer.lr * (1 + s))) for s in range(5)
+        small_config(seed=s, optimizer=dataclasses.replace(optimizer, lr=optimizer.hyper()["lr"] * (1 + s)))
+        for s in range(5)
     ]
     whole = fleet_of(configs)
     whole.advance(24)

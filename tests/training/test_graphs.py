@@ -45,7 +45,7 @@ def fleet(
     configs = [
         TrainConfig(
             model=MlpConfig(depth=1, width=12, activation="tanh", dropout=dropout),
-            optimizer=dataclasses.replace(rule, lr=60.0 if seed == sick else rule.lr * (1 - 0.1 * seed)),
+            optimizer=dataclasses.replace(rule, lr=60.0 if seed == sick else rule.hyper()["lr"] * (1 - 0.1 * seed)),
             trainer=TrainerConfig(**trainer),
             device=DeviceConfig(name="cpu"),
             seed=seed,

@@ -469,11 +469,12 @@ def profile(work: Workload, compile: str) -> dict[str, Callable[[], Rival]]:
     if not isinstance(steps, OneByOne):
         return {}
     at, indices = fleet.rule.gradient_at(inputs.row(0), fleet.state), inputs.indices(0)
-    grads = [grad.clone() for grad in steps.gradient(at, indices, None).grads]
+    gradient = steps.gradient(at, indices, None)
+    grads, norms = [grad.clone() for grad in gradient.grads], gradient.norm.clone()
 
     parts: dict[str, Callable[[], Rival]] = {
         "gradient": lambda: Floor(lambda: steps.gradient(at, indices, None)),
-        "update": lambda: Floor(lambda: steps.update(fleet.runs, inputs, 0, grads, True)),
+        "update": lambda: Floor(lambda: steps.update(fleet.runs, inputs, 0, grads, norms, True)),
         "coefficients and batches": lambda: Floor(lambda: inputs.fill(0), BLOCK),
     }
     if inputs.draws.xi is not None:

@@ -129,6 +129,8 @@ def overrides(draw: st.DrawFn) -> list[str]:
             chosen["nu"] = 0.0
         if group == "optimizer" and choice == "local_entropy":
             cycle = chosen["inner_steps"] + chosen["burn_in"]
+        if choice in ("sam", "asam"):
+            cycle = 2
         words += [f"{group}.{key}={shown(value)}" for key, value in chosen.items()]
     return [*words, f"trainer.budget={cycle * draw(st.integers(1, 2))}"]
 

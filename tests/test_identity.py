@@ -91,7 +91,7 @@ class Extended(LocalEntropyConfig):
 class Corrected(LocalEntropyConfig):
     """A class whose rule computes other numbers than before."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 2  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def hash_of(optimizer: LocalEntropyConfig, **resolved: object) -> str:

@@ -67,7 +67,8 @@ class Fleet:
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
         self.runs = RunState.start(rule_state, self.points, buffers)
-        task = Task(self.problem, self.rule, self.clip_norm, self.explosion_factor)
+        longest = None if self.clip_norm is None else min(self.clip_norm, torch.finfo(x0.dtype).max)
+        task = Task(self.problem, self.rule, longest, self.explosion_factor)
         self.stepper: Engine = make_engine(self.engine, task, self.runs, self.inputs)
 
     # ------------------------------------------------------------------------------------------------ reading

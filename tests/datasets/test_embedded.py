@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ def test_tables_are_those_of_scikit_learn(name: str) -> None:
 
 def test_diabetes_is_that_of_scikit_learn_as_it_was_measured() -> None:
     raw = DiabetesConfig().read()
-    x, y = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
+    bunch: Any = sklearn.datasets.load_diabetes(scaled=False)
+    x, y = bunch.data, bunch.target
     np.testing.assert_array_equal(raw.train.inputs.numpy(), x.astype(np.float32))
     assert raw.train.targets[:, 0].tolist() == y.tolist()
     assert (raw.task, raw.n_outputs) == ("regression", 1)

@@ -207,7 +207,7 @@ def test_the_error_of_a_regression_is_called_rmse_everywhere(tmp_path: Path) -> 
     stream = io.StringIO()
     shown = Progress(100, "sgd", stream, percent=False)
     shown.update(100, train_loss=1.5, validation_error=77.95)
-    errors = {"validation_error": 0.5, "test_error": 0.25, "best_test_error": 0.125}
+    errors: dict[str, Any] = {"validation_error": 0.5, "test_error": 0.25, "best_test_error": 0.125}
     text = stream.getvalue() + summary(**COMPLETED, **errors, percent=False)
     for words in (
         "val. RMSE 77.95",

@@ -430,8 +430,8 @@ def test_cuda_trajectories_equal_the_cpus_in_float64(engine: str, n_runs: int) -
 def test_lenet_is_computed_in_c_and_equals_autograd(n_runs: int) -> None:
     generator = torch.Generator().manual_seed(5)
     inputs, labels = torch.randn(90, 1, 28, 28, generator=generator), torch.randint(10, (90,), generator=generator)
-    parts = [Part(inputs[i : i + 30], labels[i : i + 30]) for i in (0, 30, 60)]
-    data = Dataset("images", "classification", *parts, 10)
+    train, validation, test = (Part(inputs[i : i + 30], labels[i : i + 30]) for i in (0, 30, 60))
+    data = Dataset("images", "classification", train, validation, test, 10)
     fleets = []
     for compile in ("auto", "off"):
         configs = [

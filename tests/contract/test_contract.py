@@ -105,9 +105,8 @@ def test_replicas_count_in_the_budget_and_have_streams_of_their_own() -> None:
 
 
 compiled = [pytest.param(*RULES[0], 3)]
-compiled += [
-    pytest.param(rule, hyper, runs, marks=pytest.mark.slow) for rule, hyper in RULES[1:] for runs in (1, 3, 17)
-]
+# Each takes the compiler ten seconds or more: some foreign rules stand for all; tests/training compiles shipped ones.
+compiled += [pytest.param(rule, hyper, 3, marks=pytest.mark.slow) for rule, hyper in RULES[1:6]]
 
 
 @pytest.mark.parametrize(("rule", "hyper", "runs"), compiled)

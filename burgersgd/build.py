@@ -24,6 +24,7 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.engines import persistent
 from burgersgd.training.engines.compiled import why_not_compiled
 from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient, images_of
@@ -223,8 +224,13 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     if asked in ("on", "off"):
         return "compiled" if asked == "on" else "eager"
     c_works = device.type == "cpu" and native.library("normals") is not None
+    rule, loss = config.optimizer.rule(), problem.loss.name
+    if not problem.bfloat16 and persistent.fits(rule, model, loss, problem.inputs.dtype, device):
+        return "persistent"
+    if asked == "native" and device.type == "cuda":
+        raise config.trainer.error("compile", f"needs {persistent.NEEDS}")
     if asked == "native" and not c_works:
-        raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
+        raise config.trainer.error("compile", "needs a C compiler (gcc or clang)")
     if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
         widths, images = model.widths, images_of(model)
         supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)

@@ -8,6 +8,7 @@ from typing import Protocol
 from burgersgd.training.engines.compiled import Compiled, Graphed
 from burgersgd.training.engines.eager import Task, make_eager
 from burgersgd.training.engines.native import make_native, make_native_update
+from burgersgd.training.engines.persistent import make_persistent
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.state import RunState
 
@@ -34,11 +35,12 @@ ENGINES: dict[str, Callable[[Task, RunState, Inputs], Engine]] = {
     "eager": make_eager,
     "graphed": Graphed,
     "compiled": Compiled,
+    "persistent": make_persistent,
     "native": make_native,
     "native_update": make_native_update,
 }
-"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; gradient and update in C; the
-update in C."""
+"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; many steps in one CUDA
+kernel; gradient and update in C; the update in C."""
 
 
 def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engine:

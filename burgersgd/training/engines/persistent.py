@@ -92,13 +92,15 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, chunk: int) ->
         return None
     kept = [i for i, present in enumerate(layout.present) if present]
     n = len(layout.coefficients_type._fields)
-    loads = [f"const real s{i} = fields[{kept.index(i)}][at];" for i in kept]
+    unused = [f"(void)s{i};" for i in kept]
 
-    def lines(of: Trace, first: Sequence[str] = ()) -> str:
-        stores = [f"fields[{kept.index(i)}][at] = {name};" for i, name in of.stores]
-        unused = [f"(void)s{i};" for i in kept]
+    def lines(of: Trace, number: str, first: Sequence[str] = ()) -> str:
+        """The rule's lines, where a number of field k is named by number.format(k=k)."""
+        loads = [f"const real s{i} = {number.format(k=k)};" for k, i in enumerate(kept)]
+        stores = [f"{number.format(k=kept.index(i))} = {name};" for i, name in of.stores]
         return " ".join([*loads, *unused, *first, *of.lines, *stores])
 
+    stored = [kept.index(i) for i, _ in step.stores]
     defined = {
         "N_LAYERS": len(network.widths) - 1,
         "WIDTHS": "{" + ", ".join(map(str, network.widths)) + "}",
@@ -113,8 +115,9 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, chunk: int) ->
         "ACTIVATION": network.activation.upper(),
         "LOSS": network.loss.upper(),
         "RULE_COEFFICIENTS": " ".join(f"const real c{i} = c[{i} * p.runs]; (void)c{i};" for i in range(n)),
-        "RULE_STEP": lines(step, ["const real g = gradient; (void)g;"]),
-        "RULE_END_CYCLE": lines(end) if end.stores else "",
+        "RULE_STEP": lines(step, "v[{k}][i]", ["const real g = gradient; (void)g;"]),
+        "RULE_STEP_STORES": " ".join(f"store_two(fields[{k}], at, next, v[{k}]);" for k in stored),
+        "RULE_END_CYCLE": lines(end, "fields[{k}][at]") if end.stores else "",
     }
     head = "\n".join(f"#define {name} {value}" for name, value in defined.items())
     return f"{head}\n{native.source_text('cycles', suffix='.cu')}"

@@ -152,25 +152,13 @@ class Ours:
 
 FLEETS = {
     "w1": [
-        ("native", 1),
-        ("native", 16),
-        ("native", 132),
-        ("native", 256),
-        ("native", 1024),
-        ("on", 1),
-        ("on", 1024),
-        ("on", 256),
-        ("on", 16),
-        ("on", 64),
-        ("off", 1),
-        ("off", 16),
-        ("off", 1024),
-        ("graph", 1),
-        ("graph", 16),
-        ("graph", 1024),
+        *(("native", runs) for runs in (1, 16, 132, 256, 1024)),
+        *(("on", runs) for runs in (1, 16, 1024)),
+        *(("graph", runs) for runs in (1, 16, 1024)),
+        *(("off", runs) for runs in (1, 1024)),
     ],
-    "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("on", 64), ("off", 1)],
-    "w3": [("on", 1), ("on", 16), ("on", 4), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
+    "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("off", 1)],
+    "w3": [("on", 1), ("on", 16), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
 }
 """Workload -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured."""
 

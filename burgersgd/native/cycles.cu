@@ -25,7 +25,7 @@ typedef unsigned long long uint64_t;
 #define TID ((int)threadIdx.x)
 #define THREADS N_THREADS
 #define UNROLL _Pragma("unroll")
-#define UNROLL_4 _Pragma("unroll 4")
+#define UNROLL_8 _Pragma("unroll 8")
 #define SQRT(x) __fsqrt_rn(x)
 #define MULHI(a, b) __umulhi(a, b)
 #define F2I(x) __float_as_int(x)
@@ -48,7 +48,7 @@ typedef unsigned long long uint64_t;
 #define TID 0
 #define THREADS 1
 #define UNROLL
-#define UNROLL_4
+#define UNROLL_8
 #define SQRT(x) sqrtf(x)
 #define MULHI(a, b) (uint32_t)(((uint64_t)(a) * (b)) >> 32)
 static inline int32_t F2I(float x) { int32_t i; memcpy(&i, &x, 4); return i; }
@@ -73,7 +73,6 @@ constexpr int size_of(int l) { return UP4(widths[l + 1]) * ROW(widths[l]); }
 constexpr int start_of(int l) { return l == 0 ? 0 : start_of(l - 1) + size_of(l - 1); }
 constexpr int flat_of(int l) { return l == 0 ? 0 : flat_of(l - 1) + (widths[l - 1] + 1) * widths[l]; }
 constexpr int PADDED = start_of(L), D = flat_of(L);
-constexpr int NOTHING = UP4(widths[0]) + 1; /* a place in the padding of the first row that nothing reads */
 constexpr int act_of(int l) { return l == 0 ? 0 : act_of(l - 1) + CHUNK * ROW(widths[l - 1]); }
 constexpr int ACTS = act_of(L + 1);
 constexpr int widest(int l) { return l == L ? 0 : (widths[l] > widest(l + 1) ? widths[l] : widest(l + 1)); }
@@ -93,6 +92,25 @@ template <int l> DEVICE int place_from(int j) {
     return place_in<l>(j);
 }
 DEVICE int place(int j) { return place_from<0>(j); }
+
+/* The places of numbers j and j + 1; that of the number after the last one is NOTHING. */
+constexpr int NOTHING = UP4(widths[0]) + 1; /* in the padding of the first row, where nothing is read */
+template <int l> DEVICE void two_places_from(int j, int *at, int *next) {
+    if constexpr (l + 1 < L) {
+        if (j >= flat_of(l + 1)) return two_places_from<l + 1>(j, at, next);
+    }
+    constexpr int in = widths[l], out = widths[l + 1];
+    const int k = j - flat_of(l);
+    if (k < in * out) {
+        const int row = k / in, column = k % in;
+        *at = start_of(l) + row * ROW(in) + column;
+        *next = column + 1 < in ? *at + 1 : row + 1 < out ? *at + ROW(in) - column : start_of(l) + UP4(in);
+    } else {
+        const int row = k - in * out;
+        *at = start_of(l) + row * ROW(in) + UP4(in);
+        *next = row + 1 < out ? *at + ROW(in) : l + 1 < L ? start_of(l + 1) : NOTHING;
+    }
+}
 
 typedef struct {
     float *fields[N_FIELDS];   /* the state [runs, d]: read at the start, written at the end */
@@ -149,7 +167,7 @@ template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, cons
         const int b0 = t / OG * TB, og = t % OG; /* rows og, og + OG, ...: neighbours read neighbouring rows */
         float sum[TB][TO];
         UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) sum[i][j] = w[(og + j * OG) * R + UP4(IN)];
-        UNROLL_4 for (int k = 0; k < UP4(IN); k += 4) {
+        UNROLL_8 for (int k = 0; k < UP4(IN); k += 4) {
             float4 x[TB], y[TO];
             UNROLL for (int i = 0; i < TB; i++) x[i] = load4(a + (b0 + i) * R + k);
             UNROLL for (int j = 0; j < TO; j++) y[j] = load4(w + (og + j * OG) * R + k);
@@ -173,7 +191,7 @@ template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const f
         const int o0 = t / KG * 4, k0 = t % KG * 4;
         float sum[4][4];
         UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = add ? g[(o0 + i) * R + k0 + j] : 0.0f;
-        UNROLL_4 for (int b = 0; b < CHUNK; b++) { /* rows beyond the batch are 0 */
+        UNROLL_8 for (int b = 0; b < CHUNK; b++) { /* rows beyond the batch are 0 */
             const float4 d = load4(dz + b * RZ + o0), x = load4(a + b * R + k0);
             const float ds[4] = {d.x, d.y, d.z, d.w}, xs[4] = {x.x, x.y, x.z, x.w};
             UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fmaf(ds[i], xs[j], sum[i][j]);
@@ -182,7 +200,7 @@ template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const f
     }
     for (int o = THREADS == 1 ? 0 : THREADS - 1 - TID; o < UP4(OUT); o += THREADS) { /* the last threads: they have no tile */
         float sum = add ? g[o * R + UP4(IN)] : 0.0f;
-        UNROLL_4 for (int b = 0; b < CHUNK; b++) sum += dz[b * RZ + o];
+        UNROLL_8 for (int b = 0; b < CHUNK; b++) sum += dz[b * RZ + o];
         g[o * R + UP4(IN)] = sum;
     }
 }
@@ -382,7 +400,8 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
                     UNROLL for (int part = 0; part < 2; part++) { /* the cosines of two pairs, then their sines */
                         const int j = block / 8 * 32 + block % 8 * 2 + part * 16;
                         if (j >= D) continue;
-                        const int at = place(j), next = j + 1 < D ? place(j + 1) : NOTHING;
+                        int at, next;
+                        two_places_from<0>(j, &at, &next);
                         real v[N_FIELDS][2], gradients[2];
                         UNROLL for (int k = 0; k < N_FIELDS; k++) load_two(fields[k], at, next, v[k]);
                         load_two(g, at, next, gradients);

@@ -293,6 +293,12 @@ class DatasetConfig(Group):
     standardize_targets: bool = opt(
         True, "real targets too, for training; errors are told in their own unit", since="0.2", as_before=False
     )
+    augment: str = opt(
+        "none",
+        "training images are moved by up to 1/8 of their size whenever they are seen; crop_flip mirrors half of them",
+        choices=["none", "crop_flip", "shift"],
+        since="0.2",
+    )
     seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
     validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)
 

@@ -35,6 +35,7 @@ from burgersgd.recording.files import (
     to_json,
     to_yaml,
 )
+from burgersgd.recording.naming import other_folder
 from burgersgd.recording.reading import (
     CHECKPOINT,
     CONFIG,
@@ -522,6 +523,8 @@ def _claimed(path: Path) -> Iterator[None]:
         ours = _claim(path)
         if not ours:
             raise RunInUseError(f"{path}: {whose(path)} is training this run")
+        if (other := other_folder(path)) is not None:
+            raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
         _make(path)  # the one that held it may have removed it
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True

@@ -209,7 +209,7 @@ def test_a_job_array_with_what_was_asked_for_and_a_job_that_fails(
 ) -> None:
     slurm(SBATCH)
     planned = Sweep([*WORDS, "seed=3"])
-    blocked = tmp_path / "outputs" / "multirun" / "there" / planned.plan(planned.jobs[0]).name
+    blocked = tmp_path / "outputs" / "multirun" / "there" / planned.place(planned.jobs[0]).name
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the run folder should be")
     settings = ["partition=day", "gpus=1", "cpus=2", "mem_gb=8", "timeout_min=90", "max_parallel=2"]

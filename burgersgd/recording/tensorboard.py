@@ -10,8 +10,8 @@ There is deliberately no summary that declares the whole experiment: TensorBoard
 hyperparameter table from the first run it meets, and a sweep over optimizers would lose the columns of the others.
 Without one it collects them from all runs.
 
-Runs that differ in nothing but the seed are sessions of one group, of which the table shows the means in one row. How
-the curves of all runs are laid out side by side (CUSTOM SCALARS) stands in every file: TensorBoard merges what is alike.
+Runs that differ in nothing but the seed are sessions of one group, of which the table shows the means in one row. The
+layout of the curves of all runs side by side (CUSTOM SCALARS) is in every file; TensorBoard merges what is alike.
 """
 
 import hashlib

@@ -109,11 +109,11 @@ class LossConfig(Group):
 
 @dataclass
 class ScheduleConfig(Group):
-    """The learning rate stays as it is, after a linear warm-up."""
+    """The learning rate is constant after an optional linear warm-up."""
 
     group: ClassVar[str] = "schedule"
     name: str = named("constant")
-    warmup: float = opt(0.0, "lr rises linearly over this fraction of the budget", at_least=0, below=1)
+    warmup: float = opt(0.0, "fraction of the budget during which lr rises linearly from 0", at_least=0, below=1)
 
     def hyper(self) -> dict[str, float]:
         """Return the float parameters by name."""
@@ -122,27 +122,27 @@ class ScheduleConfig(Group):
 
 @dataclass
 class StepScheduleConfig(ScheduleConfig):
-    """The learning rate falls by a factor again and again."""
+    """The learning rate is multiplied by a factor after every interval."""
 
     name: str = named("step")
-    decay: float = opt(0.2, "factor on lr ...", above=0, at_most=1)
-    every: float = opt(0.3, "... after each such fraction of the budget", above=0, at_most=1)
+    decay: float = opt(0.2, "factor by which lr is multiplied after every interval", above=0, at_most=1)
+    every: float = opt(0.3, "length of an interval as a fraction of the budget", above=0, at_most=1)
 
 
 @dataclass
 class CosineScheduleConfig(ScheduleConfig):
-    """Half a cosine from 1 to final."""
+    """The factor on the learning rate falls from 1 to final along half a cosine."""
 
     name: str = named("cosine")
-    final: float = opt(0.0, "factor on lr at the end", at_least=0, at_most=1)
+    final: float = opt(0.0, "factor on lr at the end of the budget", at_least=0, at_most=1)
 
 
 @dataclass
 class LinearScheduleConfig(ScheduleConfig):
-    """A straight line from 1 to final."""
+    """The factor on the learning rate falls linearly from 1 to final."""
 
     name: str = named("linear")
-    final: float = opt(0.0, "factor on lr at the end", at_least=0, at_most=1)
+    final: float = opt(0.0, "factor on lr at the end of the budget", at_least=0, at_most=1)
 
 
 # ------------------------------------------------------------------------------------------------- trainer, device
@@ -153,72 +153,84 @@ LARGEST_BUDGET = 2**53
 
 @dataclass
 class TrainerConfig(Group):
-    """Budget, batches, logging and arithmetic."""
+    """Budget, batches, logging, checkpoints, engine and precision."""
 
     group: ClassVar[str] = "trainer"
-    budget: int | None = opt(None, "gradient evaluations; null: epochs decides", at_least=1, below=LARGEST_BUDGET)
-    epochs: float = opt(100.0, "passes over the training part, when budget is null", above=0, hashed=False)
-    batch_size: int = opt(32, "examples of a gradient evaluation", at_least=1)
+    budget: int | None = opt(
+        None, "number of gradient evaluations; null: it follows from epochs", at_least=1, below=LARGEST_BUDGET
+    )
+    epochs: float = opt(
+        100.0, "number of passes over the training part; used where budget is null", above=0, hashed=False
+    )
+    batch_size: int = opt(32, "number of examples in the mini-batch of a gradient evaluation", at_least=1)
     with_replacement: bool = opt(
         False, "draw every batch independently (2.13) instead of a fresh permutation each epoch"
     )
     drop_last: bool = opt(False, "leave out the short batch at the end of an epoch")
     eval_every: int | None = opt(
-        None, "gradient evaluations between evaluations on the validation part; null: 50 in a run", at_least=1
+        None,
+        "gradient evaluations between two evaluations on the validation part; null: 50 evaluations per run",
+        at_least=1,
     )
     log_every: int | None = opt(
-        None, "gradient evaluations between rows of metrics; null: 200 in a run", at_least=1, hashed=False
+        None, "gradient evaluations between two rows of metrics.csv; null: 200 rows per run", at_least=1, hashed=False
     )
     bn_batches: int = opt(
         32,
-        "training batches at which statistics of batch normalisation are estimated anew before x is evaluated",
+        "number of training batches from which batch normalisation statistics are estimated before x is evaluated",
         at_least=1,
         since="0.2",
     )
-    clip_norm: float | None = opt(None, "longest gradient; longer ones are scaled down", above=0)
+    clip_norm: float | None = opt(None, "largest norm of a gradient; longer gradients are scaled down to it", above=0)
     explosion_factor: float = opt(
         1e6,
-        "diverged: a loss so many times max(1, the first one); .inf: only one that is not finite",
+        "a run has diverged when its loss exceeds this factor times max(1, first loss); .inf: when it is not finite",
         above=1,
         infinite=True,
     )
     checkpoint_every: int | None = opt(
-        None, "gradient evaluations between checkpoints, besides those by the clock", at_least=1, hashed=False
+        None,
+        "gradient evaluations between two checkpoints, in addition to checkpoint_minutes; null: none in addition",
+        at_least=1,
+        hashed=False,
     )
     checkpoint_minutes: float = opt(
         5.0,
-        "minutes between checkpoints; .inf: only at the end and when interrupted",
+        "minutes between two checkpoints; .inf: only at the end and when interrupted",
         above=0,
         infinite=True,
         hashed=False,
     )
     compile: str = opt(
         "auto",
-        "on: torch.compile; off: eager PyTorch; native: C kernel for small networks on the CPU",
+        "engine; on: torch.compile; off: eager PyTorch; native: C kernels on the CPU; auto: chosen by the run's size",
         choices=("auto", "on", "off", "native"),
     )
     precision: str = opt(
         "float32",
-        "of network and state; bfloat16: of the network, with the state in float32",
+        "number format of network and state; bfloat16: of the network, with the state in float32",
         choices=("float32", "bfloat16", "float64"),
     )
-    deterministic: bool = opt(False, "refuse operations that may differ from run to run")
+    deterministic: bool = opt(False, "refuse operations whose result may differ between two executions")
 
 
 @dataclass
 class DeviceConfig(Group):
-    """Where to compute."""
+    """The device on which runs are computed."""
 
     group: ClassVar[str] = "device"
     name: str = named(
-        auto="cuda where there is one and parameters times batch size >= 4 million, else cpu",
+        auto="a CUDA GPU, if there is one and parameters times batch size >= 4 million, otherwise the CPU",
         cpu="the CPU",
         cuda="an NVIDIA GPU",
         mps="an Apple GPU",
     )
-    index: int = opt(0, "which GPU", at_least=0)
+    index: int = opt(0, "index of the GPU", at_least=0)
     threads: int | None = opt(
-        None, "CPU threads; null: one for small networks, else torch's choice", at_least=1, at_most=1024
+        None,
+        "number of CPU threads; null: one for small networks, otherwise PyTorch's default",
+        at_least=1,
+        at_most=1024,
     )
 
 
@@ -234,44 +246,48 @@ class SweepConfig(Group):
     """
 
     group: ClassVar[str] = "sweep"
-    name: str | None = opt(None, "folder below output_root/multirun; null: date and time")
+    name: str | None = opt(None, "name of the sweep and of its folder below output_root/multirun; null: date and time")
     sampler: str = opt(
         "grid",
-        "random, sobol: n_samples points of the ranges for each combination of listed values; optuna: a search",
+        "grid: all combinations of the listed values; random, sobol: n_samples points of the ranges for each of them; "
+        "optuna: a search",
         choices=("grid", "random", "sobol", "optuna"),
     )
     n_samples: int = opt(
         16,
-        "points of the ranges, the first ones of the same sequence whatever their number; optuna: trials",
+        "number of points of the ranges; a larger number extends the same sequence; optuna: number of trials",
         at_least=1,
     )
-    batch: int = opt(16, "optuna: trials that are proposed, and trained, together", at_least=1)
-    seed: int = opt(0, "of the sampler", at_least=0)
+    batch: int = opt(16, "optuna: number of trials that are proposed and trained together", at_least=1)
+    seed: int = opt(0, "seed of the sampler", at_least=0)
     objective: str = opt(
         "last",
-        "validation error that a search minimises: last or best of a run; +inf for a diverged one",
+        "validation error that a search minimises: the last or the best of a run; a diverged run counts as +inf",
         choices=("last", "best"),
     )
-    zip: list[str] = opt([], "keys whose lists are walked in step, as [optimizer.nu,optimizer.gamma]")
-    params: dict[str, str] = opt({}, "KEY: VALUES, what to try besides the command line, which wins")
+    zip: list[str] = opt([], "keys whose lists are paired element by element, such as [optimizer.nu,optimizer.gamma]")
+    params: dict[str, str] = opt({}, "KEY: VALUES, further keys to vary; the command line takes precedence")
     max_runs: int | None = opt(
-        None, "most runs that are trained as one computation; null: what fits the memory, and is fastest", at_least=1
+        None,
+        "largest number of runs that are trained as one computation; null: the fastest number that fits into memory",
+        at_least=1,
     )
     prune: str = opt(
         "none",
-        "stops runs that lag behind their fleet; halving keeps a third each time the budget triples",
+        "early stopping by comparison; median: of runs worse than the median; halving: of two thirds of the runs "
+        "whenever the number of gradient evaluations has tripled",
         choices=("none", "median", "halving"),
     )
-    prune_from: float = opt(0.1, "fraction of the budget before which nothing is stopped", above=0, below=1)
+    prune_from: float = opt(0.1, "fraction of the budget before which no run is stopped", above=0, below=1)
     code: str = opt(
         "any",
-        "same: refuse to go on with a named sweep whose jobs were trained by another version; any: say so",
+        "named sweeps with jobs trained by another version of the code; same: refuse to resume them; any: report it",
         choices=("any", "same"),
         since="0.2",
     )
     workers: int | None = opt(
         None,
-        "processes of this machine that train; null: one per core or GPU, where the sweep is long enough",
+        "number of processes that train on this machine; null: one per core or GPU, if the sweep takes long enough",
         at_least=1,
     )
 
@@ -324,8 +340,10 @@ class TrainConfig(Group):
     trainer: TrainerConfig = opt(TrainerConfig)
     device: DeviceConfig = opt(DeviceConfig, hashed=False)
     sweep: SweepConfig = opt(SweepConfig, hashed=False)
-    seed: int = opt(0, "of initialisation, batch order, noise and dropout", at_least=0, below=2**63)
-    output_root: str = opt("outputs", "where run folders go", hashed=False)
+    seed: int = opt(
+        0, "seed of the initialisation, the order of examples, the noise and the dropout masks", at_least=0, below=2**63
+    )
+    output_root: str = opt("outputs", "folder in which run folders are created", hashed=False)
     run_name: str | None = opt(None, "name of the run folder; null: date, time, optimizer and data set", hashed=False)
 
     def __post_init__(self) -> None:

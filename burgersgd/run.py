@@ -21,6 +21,7 @@ from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
+from burgersgd.recording.naming import job_folder
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -218,7 +219,7 @@ def train_jobs(
     progress: bool | Progress | None = None,
     prune: Prune | None = None,
 ) -> list[Result | None]:
-    """Train runs that could share a fleet, each in its folder output_root/run_name, whatever is there already.
+    """Train runs that could share a fleet, each in its folder output_root/run_name (or where that job is already).
 
     Those begun before go on, the ones of a former fleet together; those that are over give their result; None stands
     for one that another process works on. Raises as train_fleet does.
@@ -229,17 +230,37 @@ def train_jobs(
         earlier: dict[int, RunFolder] = {}
         for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
-                path = Path(config.output_root, config.run_name or "")
-                if not begun(path):
-                    lanes[i] = Lane(config, stack.enter_context(_new_folder(prepared, config, words)))
+                opened, is_new = _job_opened(prepared, config, words)
+                stack.enter_context(opened)
+                config = dataclasses.replace(config, run_name=opened.path.name)
+                if is_new:
+                    lanes[i] = Lane(config, opened)
                     continue
-                earlier[i] = stack.enter_context(RunFolder.reopen(path))
-                theirs = config_from(earlier[i].config)
+                earlier[i] = opened
+                theirs = config_from(opened.config)
                 if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
-                    raise RunFolderError(f"{path}: its configuration is that of another run")
+                    raise RunFolderError(f"{opened.path}: its configuration is that of another run")
         lanes = dict(sorted((lanes | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
         results = Trainer(None, None, prune).run(list(lanes.values()), progress)
         return [dict(zip(lanes, results, strict=True)).get(i) for i in range(len(configs))]
+
+
+def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
+    """Return the folder of a job, new or reopened, and whether it is new; it may be there under another name.
+
+    Raises RunInUseError where another process works on it.
+    """
+    given = Path(config.output_root, config.run_name or "")
+    for again in (False, True):  # another process may make it after it was looked for
+        path = job_folder(given)
+        if begun(path):
+            break
+        try:
+            return _new_folder(prepared, dataclasses.replace(config, run_name=path.name), overrides), True
+        except FolderTakenError:
+            if again:
+                raise
+    return RunFolder.reopen(path), False
 
 
 @undisturbed()

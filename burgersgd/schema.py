@@ -2,7 +2,7 @@
 
 A key says all about itself where it is defined::
 
-    lr: float = opt(0.3, "step of one gradient evaluation", above=0)
+    lr: float = opt(0.3, "learning rate: step size of one gradient evaluation", above=0)
 
 **What is recorded stays usable.** A key that 0.1.0 did not have says `since`, and `as_before` where its default is not
 what reproduces 0.1.0: at that value it is left out of the hash that names a run, and a record without the key is read
@@ -77,9 +77,9 @@ LearningRate = Any
 LR_WORDS = ("default", "auto")
 
 
-def learning_rate(meaning: str = "step of one gradient evaluation") -> Any:
+def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/rates.py)."""
-    text = f"{meaning}; default: the rule's own, for model and loss; auto: from the curvature at the start"
+    text = f"{meaning}; default: the rule's own, scaled for model and loss; auto: from the curvature at the start"
     return opt("default", text, above=0)
 
 
@@ -173,8 +173,13 @@ class Group:
 
 
 def described(f: dataclasses.Field[Any]) -> str:
-    """Return the meaning of a key with what it may be: `pull of y (float > 0, inf allowed)`."""
-    meaning, rule, choices = (f.metadata.get(k) for k in ("meaning", "range", "choices"))
+    """Return the meaning of a key with its allowed values: `pull of y (float > 0, inf allowed)`."""
+    return f"{f.metadata.get('meaning')} ({allowed_values(f)})".strip()
+
+
+def allowed_values(f: dataclasses.Field[Any]) -> str:
+    """Return the allowed values of a key: `float > 0, inf allowed`, `int >= 1, or null`, `warm, reset`."""
+    rule, choices = f.metadata.get("range"), f.metadata.get("choices")
     kind, _, optional = type_name(f).partition(" | ")
     if choices:
         allowed = ", ".join(choices)
@@ -182,14 +187,17 @@ def described(f: dataclasses.Field[Any]) -> str:
         allowed = "true or false"
     else:
         limits = _allowed(_readable(rule), 0.0).replace(" (inf allowed)", ", inf allowed") if rule else ""
-        element = kind.removeprefix("list[").removesuffix("]")
+        if kind.startswith("list["):
+            kind = f"list of {kind[5:-1]}"
+        elif kind.startswith("dict[str, "):
+            kind = f"mapping of keys to {kind[10:-1]}"
         shown = "default, auto, float" if kind == "LearningRate" else kind
-        allowed = f"list of {element}{' ' * bool(limits)}{limits}" if element != kind else f"{shown} {limits}".strip()
-    return f"{meaning} ({allowed}{', or null' if optional else ''})".strip()
+        allowed = f"{shown} {limits}".strip()
+    return f"{allowed}{', or null' if optional else ''}"
 
 
 def _readable(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return a range without an upper end that is there for the sake of the machine's numbers alone."""
+    """Return a range without an upper limit that only keeps a number within what the machine represents."""
     return rule | {"below": None} if (rule["below"] or 0) >= 2**53 else rule
 
 
@@ -278,23 +286,37 @@ class DatasetConfig(Group):
 
     group: ClassVar[str] = "dataset"
     name: str = ""
-    train_size: int | None = opt(None, "training examples kept; null for all", at_least=1)
+    train_size: int | None = opt(None, "number of training examples to keep; null: all", at_least=1)
     label_noise: float = opt(
-        0.0, "share of the training and validation labels replaced by another class", at_least=0, below=1
+        0.0,
+        "fraction of the labels of the training and validation parts that are replaced by another class",
+        at_least=0,
+        below=1,
     )
     noisy_validation: bool = opt(
         True,
-        "label_noise on the validation part too; the test part stays clean",
+        "apply label_noise to the validation part, too; the test part never has any",
         since="0.2",
         as_before=False,
         hashed_with="label_noise",
     )
-    standardize: bool = opt(True, "by mean and deviation of the training part")
+    standardize: bool = opt(True, "standardize the inputs by the mean and standard deviation of the training part")
     standardize_targets: bool = opt(
-        True, "real targets too, for training; errors are told in their own unit", since="0.2", as_before=False
+        True,
+        "standardize real targets for training; errors are reported in the original unit",
+        since="0.2",
+        as_before=False,
     )
-    seed: int = opt(0, "of split, label noise and generated data; not the seed of the run", at_least=0)
-    validation_fraction: float = opt(0.2, "share of the examples that selection may look at", above=0, below=1)
+    augment: str = opt(
+        "none",
+        "training images are moved by up to 1/8 of their size whenever they are seen; crop_flip mirrors half of them",
+        choices=["none", "crop_flip", "shift"],
+        since="0.2",
+    )
+    seed: int = opt(
+        0, "seed of the split, the label noise and generated data; the seed of the run is the key seed", at_least=0
+    )
+    validation_fraction: float = opt(0.2, "fraction of the examples that settings are selected by", above=0, below=1)
 
     def read(self) -> Raw:
         """Return the arrays as their source has them. Raises DataError."""
@@ -309,7 +331,7 @@ class DatasetConfig(Group):
 class SplitDatasetConfig(DatasetConfig):
     """Base of the data sets without a test part of their own."""
 
-    test_fraction: float = opt(0.2, "share of the examples that nothing but the final test looks at", above=0, below=1)
+    test_fraction: float = opt(0.2, "fraction of the examples that only the final test uses", above=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

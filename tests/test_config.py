@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,9 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
+from burgersgd.keys import all_keys
 
+ROOT = Path(__file__).parents[1]
 CHOICES = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 
 
@@ -62,6 +66,14 @@ def test_yaml_files_read_back_are_the_defaults_of_their_class(group: str, choice
     assert values == default
 
 
+def test_the_page_of_all_keys_is_what_the_classes_say() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "keys_page.py"))["page"]()
+    assert (ROOT / "docs" / "keys.md").read_text(encoding="utf-8") == page, "run python scripts/write_conf.py"
+    choices = [f"{group}={name}" for group, name in CHOICES if name not in PRESETS.get(group, ()) and name != "default"]
+    for key in (*all_keys(), *choices):
+        assert f"`{key}`" in page, key
+
+
 def test_every_key_has_a_meaning_also_in_python() -> None:
     for choices in GROUPS.values():
         for cls in choices.values():
@@ -69,9 +81,8 @@ def test_every_key_has_a_meaning_also_in_python() -> None:
                 if "names" not in f.metadata:
                     assert len(f.metadata["meaning"]) > 3, f"{cls.__name__}.{f.name}"
                     assert f"{f.name}: {f.metadata['meaning']} (" in (cls.__doc__ or "")
-    assert "outer_step: h / gamma: x moves this far towards the mean of y (float > 0 and <= 1), default 1.0" in (
-        LocalEntropyConfig.__doc__ or ""
-    )
+    line = "ema_weight: weight of the newest y where averaging=ema (float > 0 and <= 1), default 0.25"
+    assert line in (LocalEntropyConfig.__doc__ or "").splitlines()
 
 
 def test_the_schema_is_imported_without_torch() -> None:

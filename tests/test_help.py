@@ -43,11 +43,17 @@ def test_help_knows_the_keys_and_choices_that_the_classes_have(group: str, choic
 def test_every_key_is_explained_with_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "118")
     page = " ".join(train_help(["optimizer=adamw,paper_literal", "optimizer.lr=0.25", "seed=7"]).split())
-    assert re.search(r"optimizer.lr=0.25 step of one gradient evaluation; .* \(default, auto, float > 0\)", page)
-    assert "seed=7 of initialisation, batch order, noise and dropout (int >= 0)" in page
-    assert "optimizer.beta2=0.999 decay of the mean of their squares (float >= 0 and < 1)" in page
+    assert re.search(
+        r"optimizer.lr=0.25 learning rate: step size of one gradient evaluation; .* \(default, auto, float > 0\)", page
+    )
+    assert (
+        "seed=7 seed of the initialisation, the order of examples, the noise and the dropout masks (int >= 0)" in page
+    )
+    assert "optimizer.beta2=0.999 decay rate of the running mean of their squares (float >= 0 and < 1)" in page
     assert "optimizer.noise=double" in page
-    assert "trainer.budget=null gradient evaluations; null: epochs decides (int >= 1, or null)" in page
+    assert (
+        "trainer.budget=null number of gradient evaluations; null: it follows from epochs (int >= 1, or null)" in page
+    )
     for bad in ("optimizer=none", "optimizer.gamma=1", "nope=1"):
         with pytest.raises(ConfigError, match=r"must be one of|no such key"):
             train_help(["optimizer=sgd", bad])
@@ -66,7 +72,8 @@ def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -
 def test_help_on_one_word() -> None:
     shown = " ".join(help_on("optimizer.gamma").split())
     assert (
-        "optimizer.gamma=10.0 PDE time: y is pulled to x by (y - x) / gamma; .inf for no pull (float > 0, inf" in shown
+        "optimizer.gamma=10.0 time of the PDE: a spring pulls y towards x by (y - x) / gamma; .inf: no spring ("
+        in shown
     )
     assert "with optimizer=paper_literal, optimizer=paper_sde" in shown
     assert "optimizer.gamma=1.0" in help_on("gamma")

@@ -159,7 +159,7 @@ def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -
     assert result.folder is not None
     assert read_status(result.folder)["errors_are"] == "RMSE"
     tags = EventAccumulator(str(result.folder)).Reload().Tags()["scalars"]
-    assert {"RMSE/validation", "final/test_RMSE", "final/validation_RMSE"} <= set(tags)
+    assert {"RMSE/validation", "test/RMSE", "test/loss"} <= set(tags)
     assert not any("error" in tag for tag in tags)
 
 

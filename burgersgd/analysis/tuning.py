@@ -21,6 +21,7 @@ from scipy import special
 from burgersgd.analysis.rows import Measure
 from burgersgd.analysis.runs import Run, number
 from burgersgd.analysis.statistics import Interval, Values
+from burgersgd.recording.naming import same_job
 
 JOBS = "jobs.jsonl"
 """List of a sweep's jobs in its folder, in the order in which they were asked for."""
@@ -63,7 +64,7 @@ def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[T
 
     def position(run: Run) -> tuple[str, float, str, str]:
         root, name = run.folder.parent, run.folder.name
-        return str(root), places[root].get(name, math.inf), str(run.status.get("updated")), name
+        return str(root), places[root].get(same_job(name), math.inf), str(run.status.get("updated")), name
 
     settings: dict[object, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=position):
@@ -153,7 +154,7 @@ def _spent(run: Run) -> float:
 
 
 def _jobs(root: Path) -> dict[str, int]:
-    """Return the places of a sweep's jobs, by the names of their folders, in the order they were asked for."""
+    """Return the places of a sweep's jobs, by hash, in the order they were asked for."""
     places: dict[str, int] = {}
     try:
         lines = (root / JOBS).read_text(encoding="utf-8").splitlines()
@@ -161,7 +162,7 @@ def _jobs(root: Path) -> dict[str, int]:
         return places
     for i, line in enumerate(lines):
         try:
-            places.setdefault(json.loads(line)["name"], i)
+            places.setdefault(same_job(json.loads(line)["name"]), i)
         except (ValueError, TypeError, KeyError):  # half a line of a process that was killed
             continue
     return places

@@ -61,8 +61,10 @@ class NpzConfig(SplitDatasetConfig):
     """Your own arrays: x, y or x_train, y_train[, x_val, y_val], x_test, y_test in one .npz file."""
 
     name: str = named("npz")
-    path: str = opt("", "the file", required=True, hashed_without="digest")
-    digest: str = opt("", "first 16 digits of the file's SHA-256; filled in, and then checked", since="0.2")
+    path: str = opt("", "path of the .npz file", required=True, hashed_without="digest")
+    digest: str = opt(
+        "", "first 16 digits of the file's SHA-256; recorded by the first run and checked from then on", since="0.2"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

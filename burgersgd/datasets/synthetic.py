@@ -22,7 +22,7 @@ class Mnist1dConfig(SplitDatasetConfig):
     """MNIST-1D (Greydanus & Kobak 2020), generated: 40 points, 10 classes."""
 
     name: str = named("mnist1d")
-    n_samples: int = opt(5000, "examples, training, validation and test together", at_least=50)
+    n_samples: int = opt(5000, "number of examples in the training, validation and test parts together", at_least=50)
 
     def read(self) -> Raw:
         """Return the curves."""
@@ -34,9 +34,9 @@ class TwoSpiralsConfig(SplitDatasetConfig):
     """Two interleaved spirals, 2 inputs, 2 classes."""
 
     name: str = named("two_spirals")
-    n_samples: int = opt(2000, "examples, training, validation and test together", at_least=20)
-    noise: float = opt(0.1, "standard deviation of the points", at_least=0)
-    turns: float = opt(1.5, "of each spiral", above=0)
+    n_samples: int = opt(2000, "number of examples in the training, validation and test parts together", at_least=20)
+    noise: float = opt(0.1, "standard deviation of the noise on the points", at_least=0)
+    turns: float = opt(1.5, "number of turns of each spiral", above=0)
 
     def read(self) -> Raw:
         """Return the points."""
@@ -45,15 +45,15 @@ class TwoSpiralsConfig(SplitDatasetConfig):
 
 @dataclass
 class TeacherStudentConfig(SplitDatasetConfig):
-    """Regression on the outputs of a random tanh network (use with loss=squared_error)."""
+    """Regression on the outputs of a random tanh network."""
 
     name: str = named("teacher_student")
-    n_samples: int = opt(4000, "examples, training, validation and test together", at_least=20)
-    input_dim: int = opt(16, "inputs", at_least=1)
-    teacher_width: int = opt(16, "units of each hidden layer of the teacher", at_least=1)
-    teacher_depth: int = opt(1, "hidden layers of the teacher", at_least=0, at_most=1000)
-    outputs: int = opt(1, "targets of an example", at_least=1)
-    noise: float = opt(0.1, "standard deviation added to targets of unit variance", at_least=0)
+    n_samples: int = opt(4000, "number of examples in the training, validation and test parts together", at_least=20)
+    input_dim: int = opt(16, "number of inputs", at_least=1)
+    teacher_width: int = opt(16, "number of units in each hidden layer of the teacher", at_least=1)
+    teacher_depth: int = opt(1, "number of hidden layers of the teacher", at_least=0, at_most=1000)
+    outputs: int = opt(1, "number of targets of an example", at_least=1)
+    noise: float = opt(0.1, "standard deviation of the noise that is added to targets of unit variance", at_least=0)
 
     def read(self) -> Raw:
         """Return inputs and the teacher's noisy outputs."""

@@ -46,8 +46,10 @@ class VisionConfig(DatasetConfig):
         cifar100="CIFAR-100: 50,000 + 10,000 colour photographs of 100 classes, 32 x 32; through torchvision",
     )
     root: str = opt("data", "folder of the downloaded files", hashed=False)
-    download: bool = opt(True, "fetch what is not there, checksums verified", hashed=False)
-    validation_fraction: float = opt(0.1, "of the training part; the test part is the set's own", above=0, below=1)
+    download: bool = opt(True, "download files that are missing; their checksums are verified", hashed=False)
+    validation_fraction: float = opt(
+        0.1, "fraction of the data set's training part; the test part is the data set's own", above=0, below=1
+    )
 
     def read(self) -> Raw:
         """Return the images, read from their files, which are downloaded where they may be."""

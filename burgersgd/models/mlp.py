@@ -29,9 +29,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]
 class InitializedModelConfig(ModelConfig):
     """Base of the models whose weights are drawn as named here, and that drop hidden units."""
 
-    dropout: float = opt(0.0, "probability of dropping a hidden unit in training", at_least=0, below=1)
-    initialization: str = opt("he", "standard deviation of the weights", choices=("he", "glorot", "lecun", "pytorch"))
-    init_distribution: str = opt("normal", "law of the weights", choices=("normal", "uniform"))
+    dropout: float = opt(0.0, "probability with which a hidden unit is dropped in training", at_least=0, below=1)
+    initialization: str = opt(
+        "he", "rule for the standard deviation of the initial weights", choices=("he", "glorot", "lecun", "pytorch")
+    )
+    init_distribution: str = opt("normal", "distribution of the initial weights", choices=("normal", "uniform"))
     init_scale: float = opt(1.0, "factor on the initial weights", above=0, at_most=1e6)
 
 
@@ -40,10 +42,12 @@ class MlpConfig(InitializedModelConfig):
     """A fully connected network (2.2)-(2.4)."""
 
     name: str = named("mlp")
-    depth: int = opt(2, "hidden layers", at_least=0, at_most=1000)
-    width: int = opt(64, "units of each hidden layer", at_least=1)
-    widths: list[int] | None = opt(None, "units layer by layer, e.g. [128,64], instead of depth and width", at_least=1)
-    activation: str = opt("relu", "of the hidden layers", choices=tuple(ACTIVATIONS))
+    depth: int = opt(2, "number of hidden layers", at_least=0, at_most=1000)
+    width: int = opt(64, "number of units in each hidden layer", at_least=1)
+    widths: list[int] | None = opt(
+        None, "number of units layer by layer, such as [128,64]; replaces depth and width", at_least=1
+    )
+    activation: str = opt("relu", "activation function of the hidden layers", choices=tuple(ACTIVATIONS))
 
     def lr_share(self, n_inputs: int) -> float:
         """Return the share of an optimizer's own learning rate: all of it up to the size that it was chosen for."""

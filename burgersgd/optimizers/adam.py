@@ -22,13 +22,15 @@ class AdamWConfig(OptimizerConfig):
     base_lr: ClassVar[float] = 1e-3
     name: str = named("adamw")
     lr: LearningRate = learning_rate()
-    beta1: float = opt(0.9, "decay of the mean of gradients", at_least=0, below=1)
-    beta2: float = opt(0.999, "decay of the mean of their squares", at_least=0, below=1)
-    eps: float = opt(1e-8, "added to the root of the mean square", above=0)
-    weight_decay: float = opt(1e-2, "x shrinks by lr * weight_decay of itself at each step", at_least=0)
+    beta1: float = opt(0.9, "decay rate of the running mean of the gradients", at_least=0, below=1)
+    beta2: float = opt(0.999, "decay rate of the running mean of their squares", at_least=0, below=1)
+    eps: float = opt(1e-8, "added to the square root of that mean", above=0)
+    weight_decay: float = opt(
+        1e-2, "decoupled weight decay: each step multiplies x by 1 - lr * weight_decay", at_least=0
+    )
     weight_decay_on: str = opt(
         "all",
-        "all parameters, or matrices: no biases, no normalisation",
+        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
         choices=("all", "matrices"),
         since="0.2",
     )

@@ -21,7 +21,7 @@ class AsamConfig(SamConfig):
 
     name: str = named("asam")
     rho: float = opt(0.5, "radius of the neighbourhood, relative to the weights", at_least=0)
-    eta: float = opt(0.01, "smallest unit: the neighbourhood is measured in |weight| + eta", at_least=0)
+    eta: float = opt(0.01, "added to |weight|, the unit in which the neighbourhood is measured", at_least=0)
 
     def rule(self) -> Asam:
         """Return the update rule with its static choices."""

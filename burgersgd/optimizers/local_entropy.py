@@ -31,34 +31,52 @@ class LocalEntropyConfig(OptimizerConfig):
 
     base_lr: ClassVar[float] = 0.3
     name: str = named("local_entropy")
-    lr: LearningRate = learning_rate("inner step eta, one per gradient evaluation")
+    lr: LearningRate = learning_rate("learning rate: step size of y at each gradient evaluation")
     nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu", at_least=0)
-    gamma: float = opt(10.0, "PDE time: y is pulled to x by (y - x) / gamma; .inf for no pull", above=0, infinite=True)
-    inner_steps: int = opt(20, "L: gradients of a cycle whose y are averaged", at_least=1)
-    burn_in: int = opt(0, "gradients of a cycle before averaging begins", at_least=0)
-    outer_step: float = opt(1.0, "h / gamma: x moves this far towards the mean of y", above=0, at_most=1)
-    inner_start: str = opt(
-        "warm", "warm: y carries on; reset: y = x at the start of each cycle", choices=("warm", "reset")
+    gamma: float = opt(
+        10.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma; .inf: no spring", above=0, infinite=True
     )
-    averaging: str = opt("uniform", "how the mean of y is taken", choices=("uniform", "ema", "last"))
-    ema_weight: float = opt(0.25, "weight of the new y, with averaging=ema", above=0, at_most=1)
+    inner_steps: int = opt(
+        20, "number L of gradient evaluations in a cycle; x moves towards the mean of their y", at_least=1
+    )
+    burn_in: int = opt(
+        0, "further gradient evaluations at the start of each cycle, before the averaging begins", at_least=0
+    )
+    outer_step: float = opt(
+        1.0, "fraction of the way to the mean of y that x moves at the end of a cycle", above=0, at_most=1
+    )
+    inner_start: str = opt(
+        "warm", "y at the start of a cycle; warm: where the last cycle ended; reset: at x", choices=("warm", "reset")
+    )
+    averaging: str = opt(
+        "uniform",
+        "mean of y; uniform: of all y after the burn-in; ema: exponential moving average; last: the last y alone",
+        choices=("uniform", "ema", "last"),
+    )
+    ema_weight: float = opt(0.25, "weight of the newest y where averaging=ema", above=0, at_most=1)
     integrator: str = opt(
         "em",
-        "em: Euler-Maruyama; leimkuhler_matthews with momentum > 0 only where nu = 0",
+        "integrator of y; em: Euler-Maruyama; leimkuhler_matthews: with momentum > 0 only where nu = 0",
         choices=("em", "leimkuhler_matthews"),
     )
-    gamma_scoping: float = opt(0.0, "gamma_k = max(gamma / (1 + gamma_scoping)^k, gamma_min) at cycle k", at_least=0)
-    gamma_min: float = opt(0.0, "least gamma of the scoping", at_least=0)
-    nu_annealing: str = opt("constant", "how nu falls to 0 over the budget", choices=("constant", "linear", "cosine"))
-    momentum: float = opt(
-        0.0, "of y; its noise goes through the velocity, so that the temperature stays 2 nu", at_least=0, below=1
+    gamma_scoping: float = opt(
+        0.0, "gamma falls to max(gamma / (1 + gamma_scoping)^k, gamma_min) in cycle k", at_least=0
     )
-    outer_momentum: float = opt(0.0, "of x", at_least=0, below=1)
-    nesterov: bool = opt(False, "look ahead by the momentum; with momentum > 0 only where nu = 0")
-    weight_decay: float = opt(0.0, "times |y|^2 / 2, added to the loss at y", at_least=0)
+    gamma_min: float = opt(0.0, "smallest gamma that scoping leads to", at_least=0)
+    nu_annealing: str = opt(
+        "constant",
+        "how nu changes over the budget; linear, cosine: it falls to 0",
+        choices=("constant", "linear", "cosine"),
+    )
+    momentum: float = opt(
+        0.0, "momentum of y; the noise drives its velocity, so that the temperature remains 2 nu", at_least=0, below=1
+    )
+    outer_momentum: float = opt(0.0, "momentum of x", at_least=0, below=1)
+    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's; with momentum > 0 only where nu = 0")
+    weight_decay: float = opt(0.0, "weight decay: adds weight_decay |y|^2 / 2 to the loss at y", at_least=0)
     weight_decay_on: str = opt(
         "all",
-        "all parameters, or matrices: no biases, no normalisation",
+        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
         choices=("all", "matrices"),
         since="0.2",
     )

@@ -21,11 +21,13 @@ class PaperSDEConfig(OptimizerConfig):
 
     base_lr: ClassVar[float] = 0.3
     name: str = named("paper_sde")
-    lr: LearningRate = learning_rate("dt / epsilon")
+    lr: LearningRate = learning_rate("learning rate: dt / epsilon")
     nu: float = opt(1e-6, "viscosity", at_least=0)
-    gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
+    gamma: float = opt(1.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma", above=0)
     epsilon: float = opt(0.3, "ratio of the two time scales", above=0)
-    temperature: str = opt("printed", "printed: T = nu; consistent: T = 2 nu", choices=("printed", "consistent"))
+    temperature: str = opt(
+        "printed", "temperature T of y; printed: T = nu; consistent: T = 2 nu", choices=("printed", "consistent")
+    )
 
     def rule(self) -> PaperSDE:
         """Return the update rule with its static choices."""
@@ -38,11 +40,13 @@ class PaperLiteralConfig(OptimizerConfig):
 
     base_lr: ClassVar[float] = 0.3
     name: str = named("paper_literal")
-    lr: LearningRate = learning_rate("delta^t")
+    lr: LearningRate = learning_rate("learning rate: delta^t in the paper")
     nu: float = opt(1e-6, "viscosity", at_least=0)
-    gamma: float = opt(1.0, "y is pulled to x by (y - x) / gamma", above=0)
+    gamma: float = opt(1.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma", above=0)
     period: int | None = opt(
-        None, "x moves at steps k with k mod period = 0; null: the paper's N, the last step of the run", at_least=1
+        None,
+        "x moves at the steps k with k mod period = 0; null: the paper's N, so only at the last step of the run",
+        at_least=1,
     )
     noise: str = opt(
         "double",

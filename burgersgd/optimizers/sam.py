@@ -24,14 +24,16 @@ class SamConfig(OptimizerConfig):
 
     base_lr: ClassVar[float] = 0.3
     name: str = named("sam")
-    lr: LearningRate = learning_rate("step along the second gradient")
+    lr: LearningRate = learning_rate("learning rate: step size along the second gradient")
     rho: float = opt(0.05, "radius of the neighbourhood", at_least=0)
-    momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
-    nesterov: bool = opt(False, "look ahead by the momentum")
-    weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss where x is moved", at_least=0)
+    momentum: float = opt(0.0, "fraction of the last step that is added to the next one", at_least=0, below=1)
+    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's")
+    weight_decay: float = opt(
+        0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss whose gradient moves x", at_least=0
+    )
     weight_decay_on: str = opt(
         "all",
-        "all parameters, or matrices: no biases, no normalisation",
+        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
         choices=("all", "matrices"),
         since="0.2",
     )

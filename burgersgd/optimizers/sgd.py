@@ -22,12 +22,12 @@ class SgdConfig(OptimizerConfig):
     base_lr: ClassVar[float] = 0.3
     name: str = named("sgd")
     lr: LearningRate = learning_rate()
-    momentum: float = opt(0.0, "share of the last step that is kept", at_least=0, below=1)
-    nesterov: bool = opt(False, "look ahead by the momentum")
-    weight_decay: float = opt(0.0, "times |x|^2 / 2, added to the loss", at_least=0)
+    momentum: float = opt(0.0, "fraction of the last step that is added to the next one", at_least=0, below=1)
+    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's")
+    weight_decay: float = opt(0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss", at_least=0)
     weight_decay_on: str = opt(
         "all",
-        "all parameters, or matrices: no biases, no normalisation",
+        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
         choices=("all", "matrices"),
         since="0.2",
     )
@@ -54,7 +54,7 @@ class GdConfig(SgdConfig):
     base_lr: ClassVar[float] = 0.1
     name: str = named("gd")
     lr: LearningRate = learning_rate()
-    momentum: float = opt(0.9, "share of the last step that is kept", at_least=0, below=1)
+    momentum: float = opt(0.9, "fraction of the last step that is added to the next one", at_least=0, below=1)
 
     def default_lr(self, share: float) -> float:
         """Return the learning rate where none is set, chosen with momentum 0.9."""

@@ -1,7 +1,8 @@
 """Claims on run folders: one process at a time works on a run, and a dead process holds nothing.
 
 A claim is a lock of the operating system on one byte of the file `.lock` beside the run folders, so hundreds of runs
-need one open file, and there is no such thing as a stale lock. Where there are no such locks (Windows, some network
+need one open file, and there is no such thing as a stale lock. The byte is that of the job, whatever its folder is
+called (recording/naming.py). Where there are no such locks (Windows, some network
 file systems) a claim only holds within the process.
 
 Three properties of these locks (POSIX, fcntl) decide what follows. They belong to the process and the file, by whatever
@@ -21,6 +22,8 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from burgersgd.recording.naming import same_job
 
 try:
     import fcntl
@@ -47,7 +50,7 @@ class _LockFile:
 
 
 _open: dict[tuple[int, int], _LockFile] = {}  # by device and inode
-_claims: dict[Path, _LockFile | None] = {}  # by the real path of the run folder; None where there are no locks
+_claims: dict[Path, _LockFile | None] = {}  # see _real; None where there are no locks
 _guard = threading.RLock()
 
 
@@ -205,7 +208,9 @@ def _who_locks(descriptor: int, byte: int) -> int | None:
 
 
 def _real(run: Path) -> Path:
-    return Path(os.path.realpath(run))
+    """Return the real path of a run folder, with what all names of its job have in common for a name."""
+    real = Path(os.path.realpath(run))
+    return real.with_name(same_job(real.name)) if real.name else real
 
 
 def _key_at(path: Path) -> tuple[int, int] | None:

@@ -35,6 +35,7 @@ from burgersgd.recording.files import (
     to_json,
     to_yaml,
 )
+from burgersgd.recording.naming import other_folder
 from burgersgd.recording.reading import (
     CHECKPOINT,
     CONFIG,
@@ -56,7 +57,7 @@ from burgersgd.recording.reading import (
     read_status,
     result_digest,
 )
-from burgersgd.recording.tensorboard import TensorBoardEvents, flat_hparams
+from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 from burgersgd.training.metrics import NAMES
 
 COLUMNS = NAMES
@@ -247,7 +248,7 @@ class RunFolder:
         """Return events in a file that sorts behind all that are there."""
         stamps = [int(s) for path in self.path.glob(EVENTS) if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
-        return TensorBoardEvents(functools.partial(append, events), flat_hparams(self.config))
+        return TensorBoardEvents(functools.partial(append, events), hparams_of(self.config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
         """Append one row to metrics.csv and to TensorBoard; missing entries stay empty.
@@ -314,7 +315,7 @@ class RunFolder:
     def finish(self, state: str, fields: Mapping[str, Any]) -> None:
         """End the TensorBoard session, once, with the final metrics that `fields` holds.
 
-        These are test_error, test_loss, validation_error and validation_loss.
+        These are test_error and test_loss.
         """
         if self._events is not None and not self._finished:
             self._finished = True
@@ -522,6 +523,8 @@ def _claimed(path: Path) -> Iterator[None]:
         ours = _claim(path)
         if not ours:
             raise RunInUseError(f"{path}: {whose(path)} is training this run")
+        if (other := other_folder(path)) is not None:
+            raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
         _make(path)  # the one that held it may have removed it
         path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
         claimed = True

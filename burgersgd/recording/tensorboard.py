@@ -9,8 +9,13 @@ file appends the bytes.
 There is deliberately no summary that declares the whole experiment: TensorBoard would take the columns of its
 hyperparameter table from the first run it meets, and a sweep over optimizers would lose the columns of the others.
 Without one it collects them from all runs.
+
+Runs that differ in nothing but the seed are sessions of one group, of which the table shows the means in one row. The
+layout of the curves of all runs side by side (CUSTOM SCALARS) is in every file; TensorBoard merges what is alike.
 """
 
+import hashlib
+import json
 import math
 import struct
 import time
@@ -21,7 +26,20 @@ from burgersgd.training.metrics import tag_of
 
 FLUSH_SECONDS = 5.0  # how far the file may lag behind; TensorBoard looks again as often
 
-FINAL_METRICS = ("test_error", "test_loss", "validation_error", "validation_loss")
+FINAL_METRICS = {"test_error": "test/error", "test_loss": "test/loss"}
+"""What is measured once, at the end, and its tag: a point alone, shown below the curves of loss and error.
+
+The table takes the validation part's numbers from the ends of their curves.
+"""
+
+OF_NO_SETTING = ("seed", "run_name", "output_root", "sweep")
+"""Keys and groups that the table of hyperparameters lacks: runs that differ in them have one row."""
+
+LAYOUT = {
+    "loss": {"training loss": "loss/train", "validation loss": "loss/validation"},
+    "error": {"validation error (in regression RMSE)": "(error|RMSE)/validation", "test error": "test/(error|RMSE)"},
+}
+"""Category -> chart -> pattern of the tags that it shows, of all runs together."""
 
 
 class SessionStart(NamedTuple):
@@ -71,7 +89,7 @@ class TensorBoardEvents:
 
     def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
         """Record the final metrics among `final` at the last step and the end of the session, and write it all."""
-        self._record({self._named(f"final/{name}"): final.get(name) for name in FINAL_METRICS})
+        self._record({self._named(tag): final.get(name) for name, tag in FINAL_METRICS.items()})
         self._pending.append(SessionEnd(time.time(), succeeded))
         self.flush()
 
@@ -90,6 +108,18 @@ class TensorBoardEvents:
         present = {tag: float(value) for tag, value in values.items() if value is not None}
         if present:
             self._pending.append(Scalars(time.time(), self._evaluations, present))
+
+
+def hparams_of(config: Mapping[str, Any]) -> dict[str, float | str | bool]:
+    """Return the hyperparameters that the table shows of a run: those of its setting."""
+    return flat_hparams({name: value for name, value in config.items() if name not in OF_NO_SETTING})
+
+
+def group_of(hparams: Mapping[str, float | str | bool]) -> str:
+    """Return the name of a setting, the same for all of its seeds: optimizer, data set, and a hash of all of it."""
+    names = [str(hparams[key]) for key in ("optimizer.name", "dataset.name") if key in hparams]
+    digits = hashlib.sha256(json.dumps(dict(hparams), sort_keys=True).encode()).hexdigest()[:12]
+    return "-".join([*names, digits])
 
 
 def flat_hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
@@ -124,7 +154,8 @@ def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> by
                 for tag, value in item.values.items():
                     yield Summary.Value(tag=tag, simple_value=value)
             case SessionStart():
-                start = plugin_data_pb2.SessionStartInfo(start_time_secs=item.wall_time)
+                group = group_of(item.hparams)
+                start = plugin_data_pb2.SessionStartInfo(start_time_secs=item.wall_time, group_name=group)
                 for name, value in item.hparams.items():
                     if isinstance(value, str):
                         start.hparams[name].string_value = value
@@ -134,6 +165,7 @@ def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> by
                         start.hparams[name].number_value = value
                 data = plugin_data_pb2.HParamsPluginData(session_start_info=start)
                 yield hparams_value(metadata.SESSION_START_INFO_TAG, data)
+                yield _layout()
             case SessionEnd():
                 status = api_pb2.STATUS_SUCCESS if item.succeeded else api_pb2.STATUS_FAILURE
                 end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=item.wall_time)
@@ -145,6 +177,25 @@ def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> by
         step = item.evaluations if isinstance(item, Scalars) else 0
         events.append(Event(wall_time=item.wall_time, step=step, summary=Summary(value=values(item))))
     return b"".join(_framed(event.SerializeToString()) for event in events)
+
+
+def _layout() -> Any:
+    """Return the summary that lays out the page CUSTOM SCALARS."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+    layout = layout_pb2.Layout()
+    for title, charts in LAYOUT.items():
+        category = layout.category.add(title=title)
+        for name, tag in charts.items():
+            category.chart.add(title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"]))
+    return Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        metadata=metadata.create_summary_metadata(),
+        tensor=TensorProto(dtype=DT_STRING, tensor_shape={}, string_val=[layout.SerializeToString()]),
+    )
 
 
 def _framed(data: bytes) -> bytes:

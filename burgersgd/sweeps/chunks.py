@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from burgersgd.config import TrainConfig
 from burgersgd.prepare import fleet_key
+from burgersgd.recording.naming import hash_of
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import RunFolderError
@@ -86,14 +86,11 @@ def stored(folder: Path) -> Outcome | None:
         status = read_end(folder, unchanged=True)
     except RunFolderError:  # training it will tell
         return None
-    if status is None or (_is_hash(folder.name) and status.get("config_hash", folder.name) != folder.name):
+    digits = hash_of(folder.name)
+    if status is None or (digits is not None and status.get("config_hash", digits) != digits):
         return None  # not over, or another run's
     numbers = ("validation_error", "best_validation_error", "test_error", "evaluations", "seconds")
     return Outcome(status["state"], folder, **{name: status[name] for name in numbers})
-
-
-def _is_hash(name: str) -> bool:
-    return re.fullmatch("[0-9a-f]{12}", name) is not None
 
 
 def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) -> list[Outcome]:
@@ -130,7 +127,7 @@ def _outcome(folder: Path, result: Result | None) -> Outcome:
         return Outcome("elsewhere", folder)
     return Outcome(
         result.state,
-        folder,
+        result.folder or folder,
         result.validation_error,
         result.best_validation_error,
         result.test_error,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from burgersgd.config import TrainConfig
 from burgersgd.prepare import prepare
+from burgersgd.recording.naming import job_folders
 from burgersgd.sweeps.chunks import Job, chunks_of, stored
 from burgersgd.sweeps.planning import rate_of
 from burgersgd.sweeps.sweep import Plan, Sweep
@@ -41,13 +42,13 @@ def of_sweep(sweep: Sweep) -> str:
         budget = max(plan.budget for plan in corners)
         trials = f"{settings.n_samples:,}, {settings.batch} together, one run for each seed"
         return _table({"trials": trials, "gradient evaluations": f"at most {budget:,} a run"})
-    plans = {plan.name: plan for plan in map(sweep.plan, sweep.jobs)}
+    plans = {plan.digits: plan for plan in map(sweep.plan, sweep.jobs)}
     settings, first = sweep.settings, next(iter(plans.values()))
     done: set[str] = set()
     if settings.name is not None:
-        folder = Path(first.config.output_root, "multirun", settings.name)
-        done = {name for name in plans if stored(folder / name) is not None}
-    jobs = [Job(plan.config, Path(name), ()) for name, plan in plans.items() if name not in done]
+        there = job_folders(Path(first.config.output_root, "multirun", settings.name))
+        done = {digits for digits in plans if digits in there and stored(there[digits]) is not None}
+    jobs = [Job(plan.config, Path(digits), ()) for digits, plan in plans.items() if digits not in done]
     fleets = chunks_of(jobs, settings.max_runs)
     evaluations = sum(plans[job.folder.name].budget for job in jobs)
     sizes = ", ".join(map(str, sorted({len(fleet) for fleet in fleets})))

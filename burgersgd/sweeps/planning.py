@@ -23,6 +23,7 @@ import torch
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.files import read_bytes, replacing, to_json
+from burgersgd.recording.naming import same_job
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.recording.schema import Plan, checked, decoded
@@ -147,7 +148,7 @@ class Memory:
             except RunFolderError as error:
                 _log.warning("%s: the jobs that are left are planned anew", error)
         self.fleets: list[list[str]] = known.get("fleets", [])
-        """Names of runs that were begun together, where not all were that could have been."""
+        """Hashes of runs that were begun together, where not all were that could have been."""
         self.rates: dict[str, dict[str, float]] = known.get("rates", {})
         """Group, machine and workers -> runs in a fleet -> gradient evaluations per second of one process."""
 
@@ -184,8 +185,9 @@ class Memory:
         formed: dict[tuple[int, str], Chunk] = {}
         new = []
         for job in jobs:
-            if job.folder.name in fleet_of:
-                formed.setdefault((fleet_of[job.folder.name], group_name(job.config)), []).append(job)
+            digits = same_job(job.folder.name)
+            if digits in fleet_of:
+                formed.setdefault((fleet_of[digits], group_name(job.config)), []).append(job)
             else:
                 new.append(job)
         return list(formed.values()), new
@@ -241,7 +243,7 @@ class LocalTrainer:
             cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
             planned += cut
             if len(cut) > 1 or workers > 1:  # fewer groups, when others are over, would be cut for all workers
-                memory.fleets += [[job.folder.name for job in chunk] for chunk in cut]
+                memory.fleets += [[same_job(job.folder.name) for job in chunk] for chunk in cut]
         memory.save()
         if self.settings.max_runs is not None:
             planned = [part for chunk in planned for part in chunks_of(chunk, self.settings.max_runs)]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from burgersgd.analysis.runs import load
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, plain_json, read_text
+from burgersgd.recording.naming import job_folders, same_job
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.run_folder import ENDED, read_status
 from burgersgd.recording.schema import NotedJob, checked, decoded
@@ -40,8 +41,9 @@ class JobState(NamedTuple):
 
 def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
     """Add jobs, name -> the overrides that tell it from the others, to the list in the sweep's folder."""
-    known = _noted(folder)
-    lines = [json.dumps({"name": name, "overrides": words}) for name, words in jobs.items() if name not in known]
+    known = noted_names(folder)
+    new = {name: words for name, words in jobs.items() if same_job(name) not in known}
+    lines = [json.dumps({"name": name, "overrides": words}) for name, words in new.items()]
     with contextlib.suppress(RunFolderError):  # then no job can write there either, and its failure says so
         if lines:
             append(folder / JOBS, ("\n".join(lines) + "\n").encode())
@@ -60,12 +62,21 @@ def _noted(folder: Path) -> dict[str, str]:
     return noted
 
 
+def noted_names(folder: Path) -> dict[str, str]:
+    """Return the names that a sweep gave the folders of its jobs, by the hashes of these."""
+    names: dict[str, str] = {}
+    for name in _noted(folder):
+        names.setdefault(same_job(name), name)
+    return names
+
+
 def job_states(folder: Path) -> list[JobState]:
     """Return the jobs of a sweep, in the order in which they were asked for. Raises RunFolderError for no sweep."""
     noted = _noted(folder)
     if not noted:
         raise RunFolderError(f"{folder}: no sweep is there (no {JOBS})")
-    return [_state(folder / name, words) for name, words in noted.items()]
+    there = job_folders(folder)
+    return [_state(there.get(same_job(name), folder / name), words) for name, words in noted.items()]
 
 
 def _state(path: Path, words: str) -> JobState:

@@ -30,6 +30,7 @@ from burgersgd.rates import Facts, resolved
 from burgersgd.recording.claims import whose
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import one_line
+from burgersgd.recording.naming import job_folder, job_folders, job_name
 from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import METRICS
@@ -40,7 +41,7 @@ from burgersgd.sweeps.planning import PLAN
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words
-from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, unwell
+from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, noted_names, unwell
 
 _log = logging.getLogger("burgersgd")
 
@@ -65,8 +66,8 @@ class Plan(NamedTuple):
     budget: int
     percent: bool
     """Whether its errors are shares of wrong classes."""
-    name: str
-    """Of its folder: the hash of its configuration."""
+    digits: str
+    """The hash of its configuration, by which its folder is found."""
     data: str
     """Digest of its data."""
 
@@ -109,6 +110,8 @@ class Sweep:
         self._done_before: set[tuple[str, ...]] = set()
         self._root = Path()
         self._folder = Path()
+        self._places: dict[str, Path] = {}
+        """Folders of jobs by hash: see place."""
         self._made: list[Path] = []
         """Folders that were not there before: the sweep's and those above it."""
         self._progress: SweepProgress | None = None
@@ -123,9 +126,9 @@ class Sweep:
             check_optuna()
         self.jobs = [] if self.settings.sampler == "optuna" else self.space.jobs()
         self._check(self.jobs or self.space.corners())
-        names = {self.plan(job).name for job in self.jobs}
-        if len(names) < len(self.jobs):
-            again = len(self.jobs) - len(names)
+        different = {self.plan(job).digits for job in self.jobs}
+        if len(different) < len(self.jobs):
+            again = len(self.jobs) - len(different)
             self.notes.append(f"{again} of {len(self.jobs)} jobs are the same as another one and are trained once")
 
     # ------------------------------------------------------------------------------------------- before it starts
@@ -143,8 +146,8 @@ class Sweep:
                 self._checked[group] = prepared.facts, prepared.data_digest
             facts, data = self._checked[group]
             config = resolved(config, facts)
-            name = config_hash(config, facts.budget)
-            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", name, data)
+            digits = config_hash(config, facts.budget)
+            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", digits, data)
         return self._plans[key]
 
     def _check(self, jobs: list[Words]) -> None:
@@ -159,7 +162,8 @@ class Sweep:
                 check_output(plan.config)
                 self._root = Path(plan.config.output_root, "multirun")
                 if self.settings.name is not None:
-                    check_name(self.settings, "name", (self._root / self.settings.name / plan.name).absolute())
+                    name = job_name(self._varied_words(job), plan.digits)
+                    check_name(self.settings, "name", (self._root / self.settings.name / name).absolute())
 
     def take_folder(self) -> None:
         """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
@@ -196,18 +200,27 @@ class Sweep:
 
     def begin(self, folder: Path) -> None:
         """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
-        self._folder = folder
+        self._look(folder)
         self._made = self._made or _missing(folder)
         with contextlib.suppress(OSError):  # then no job can be written there, and `run` says so
             folder.mkdir(parents=True, exist_ok=True)
+
+    def _look(self, folder: Path) -> None:
+        """Take note of the jobs that are in the folder of the sweep, by whatever names."""
+        self._folder, self._places = folder, job_folders(folder)
+
+    def place(self, words: Sequence[str]) -> Path:
+        """Return where the folder of a job is or will be. Raises as plan does."""
+        digits = self.plan(words).digits
+        return self._places.setdefault(digits, self._folder / job_name(self._varied_words(words), digits))
 
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
         self.begin(folder)
         try:
-            self._check_stored(self.jobs, folder)
+            self._check_stored(self.jobs)
             searching = self.settings.sampler == "optuna"
-            if searching or any(stored(folder / self.plan(job).name) is None for job in self.jobs):
+            if searching or any(stored(self.place(job)) is None for job in self.jobs):
                 _check_writable(folder)
             if searching:
                 with keeping(folder):
@@ -219,18 +232,19 @@ class Sweep:
             self._clean_up()
             return []
 
-    def _check_stored(self, jobs: Sequence[Words], folder: Path) -> None:
+    def _check_stored(self, jobs: Sequence[Words]) -> None:
         """Compare data and code of the jobs that are over with those that the others would be trained on and by.
 
         Raises ConfigError for other data, and for other code where sweep.code=same; otherwise it says so.
         """
         codes: dict[str, int] = {}
-        for plan in map(self.plan, jobs):
-            if stored(folder / plan.name) is None:
+        for job in jobs:
+            plan, place = self.plan(job), self.place(job)
+            if stored(place) is None:
                 continue
-            end = read_end(folder / plan.name) or {}
+            end = read_end(place) or {}
             if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither
-                where = f"the data of dataset={plan.config.dataset.name} changed since {plan.name} was trained"
+                where = f"the data of dataset={plan.config.dataset.name} changed since {place.name} was trained"
                 raise self.settings.error("name", f"{where}; choose another sweep.name")
             code = end.get("code")
             if code not in (None, code_version()):
@@ -263,9 +277,9 @@ class Sweep:
         """
         assert self.space is not None
         search = Search(self.space, folder if self.settings.name is not None else None)
-        self._check_stored(search.told(), folder)
+        self._check_stored(search.told())
         for words in search.told():
-            done = stored(folder / self.plan(words).name)
+            done = stored(self.place(words))
             if done is not None:
                 self._ends[tuple(words)] = done
                 self._done_before.add(tuple(words))
@@ -290,6 +304,7 @@ class Sweep:
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
+        self._note(map(tuple, jobs))  # what trains them elsewhere learns their names from there
         returns = launch(jobs, first)
         for job, ended in zip(jobs, returns, strict=True):
             if self._ends.get(tuple(job)) is None:  # of a launcher that is not ours
@@ -298,7 +313,7 @@ class Sweep:
 
     def _reported(self, job: Words, ended: JobReturn) -> Outcome:
         """Return how a job ended that a launcher of Hydra's trained."""
-        folder = self._folder / self.plan(job).name
+        folder = self.place(job)
         if ended.status == JobStatus.FAILED:  # `return_value` would raise, and write
             return Outcome("failed", folder, error=ended._return_value)
         objective = float(ended.return_value)
@@ -310,11 +325,11 @@ class Sweep:
         return Outcome("completed" if math.isfinite(objective) else "diverged", folder, objective, objective)
 
     def train(self, jobs: list[Words], folder: Path, train_chunks: TrainChunks) -> list[Outcome]:
-        """Train jobs in chunks, each in `folder`/hash, and return how they ended; what is done there already, is kept.
+        """Train jobs in chunks, each in a folder of `folder`, and return how they ended; what is done already, is kept.
 
         A job that cannot be trained is a failed outcome and no exception.
         """
-        self._folder = folder
+        self._look(folder)
         outcomes: dict[tuple[str, ...], Outcome] = {}
 
         def end(words: Iterable[tuple[str, ...]], outcome: Outcome) -> None:
@@ -322,10 +337,10 @@ class Sweep:
                 outcomes[key] = self._ends[key] = outcome
 
         places: dict[Path, set[tuple[str, ...]]] = {}
+        self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
         for words in map(tuple, jobs):
-            self._ends.setdefault(words)
             try:
-                places.setdefault(folder / self.plan(words).name, set()).add(words)
+                places.setdefault(self.place(words), set()).add(words)
             except ValueError as error:  # of a search: what it proposed does not go together
                 end([words], Outcome("failed", folder, error=error))
         left = []
@@ -339,7 +354,6 @@ class Sweep:
                 end(words, done)
                 self._best.end(self._setting(first), done.objective(which))
                 self._done_before |= words
-        note_jobs(folder, {place.name: self._varied(min(words)) for place, words in places.items()})
         self._progress = self._progress or SweepProgress(
             enabled=None if (left or self._later) and not self.quiet else False
         )
@@ -355,6 +369,14 @@ class Sweep:
             self._progress.done(len(chunk), sum(self._budget(job) for job in chunk))
         return [outcomes[tuple(words)] for words in jobs]
 
+    def _note(self, jobs: Iterable[tuple[str, ...]]) -> None:
+        """Add jobs to the list of them in the sweep's folder."""
+        noted: dict[str, str] = {}
+        for words in jobs:
+            with contextlib.suppress(ValueError):  # of a search: what it proposed does not go together
+                noted.setdefault(self.place(words).name, self._varied(words))
+        note_jobs(self._folder, noted)
+
     def _setting(self, words: tuple[str, ...]) -> str:
         return setting_of(self.plan(words).config, self.plan(words).budget)
 
@@ -363,10 +385,14 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------------------- afterwards
 
-    def _varied(self, words: Sequence[str]) -> str:
-        """Return what tells a job from the others."""
+    def _varied_words(self, words: Sequence[str]) -> list[str]:
+        """Return the overrides that tell a job from the others."""
         fixed = set(words).intersection(*self._ends) if self.space is None else self.space.fixed
-        return " ".join(word for word in words if word not in fixed) or " ".join(words)
+        return [word for word in words if word not in fixed]
+
+    def _varied(self, words: Sequence[str]) -> str:
+        """Return what tells a job from the others, in words."""
+        return " ".join(self._varied_words(words)) or " ".join(words)
 
     def _end(self, words: tuple[str, ...]) -> Outcome:
         """Return how a job ended, or how it stands. The folder of one that failed here may say that it is over."""
@@ -374,7 +400,7 @@ class Sweep:
         if end is not None and end.state not in ("failed", "elsewhere"):
             return end
         try:
-            folder = self._folder / self.plan(words).name
+            folder = self.place(words)
         except ValueError:
             assert end is not None
             return end
@@ -401,6 +427,7 @@ class Sweep:
         """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
         if self._progress is not None:
             self._progress.close()
+        self._look(self._folder)  # another process may have made some of them by other names
         ends = {words: self._end(words) for words in self._ends}
         errors = {words: end.error for words, end in ends.items() if end.error is not None}
         count = Counter(end.state for end in ends.values())
@@ -437,7 +464,8 @@ def train_job(cfg: Any) -> float:
     config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
     prepared = prepare([config])
     (config,) = prepared.configs
-    folder = Path(hydra.sweep.dir).absolute() / config_hash(config, prepared.budget)
+    root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
+    folder = job_folder(root / noted_names(root).get(digits, digits))  # another sweeper notes none
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from burgersgd.cli import main
 from burgersgd.config import AdamWConfig, SgdConfig
 from burgersgd.identity import config_hash
+from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, stored, train_chunk
@@ -86,7 +87,7 @@ def test_diverged_and_failed_jobs_do_not_disturb_their_siblings(
 ) -> None:
     words = [*SGD, "seed=1,2", "optimizer.lr=0.1,1e300"]
     blocked = Sweep([*SGD, "seed=1,2", "optimizer.lr=0.1,1e300"])
-    name = next(blocked.plan(job).name for job in blocked.jobs if {"seed=2", "optimizer.lr=0.1"} <= set(job))
+    name = next(blocked.place(job).name for job in blocked.jobs if {"seed=2", "optimizer.lr=0.1"} <= set(job))
     path = tmp_path / "outputs" / "multirun" / "s" / name
     path.parent.mkdir(parents=True)
     path.write_text("a file where the run folder should be")
@@ -186,7 +187,7 @@ def test_the_objective_is_the_error_at_the_end_or_the_best_one(tmp_path: Path) -
     assert stored(tmp_path / "nothing") is None
 
 
-def test_every_launcher_and_sweeper_leaves_the_same_folders_named_by_the_hash_of_the_settings(
+def test_every_launcher_and_sweeper_leaves_the_same_folders_that_their_hash_leads_to(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     planned = Sweep([*SGD, "seed=1,2"])
@@ -200,7 +201,8 @@ def test_every_launcher_and_sweeper_leaves_the_same_folders_named_by_the_hash_of
     }.items():
         assert sweep(*SGD, "seed=1,2", f"sweep.name={name}", *choice) == 0
         found = folders(tmp_path, name)
-        assert {seed: path.name for seed, path in found.items()} == names
+        assert {seed: hash_of(path.name) for seed, path in found.items()} == names
+        assert all((path.name == f"seed={seed}-{names[seed]}") == (name != "both") for seed, path in found.items())
         losses.append([read_status(found[seed])["validation_loss"] for seed in (1, 2)])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-10)
@@ -208,7 +210,7 @@ def test_every_launcher_and_sweeper_leaves_the_same_folders_named_by_the_hash_of
 
 def test_a_failed_job_of_another_launcher_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blocked = Sweep([*SGD, "seed=1,2"])
-    path = tmp_path / "outputs" / "multirun" / "s" / blocked.plan(blocked.jobs[0]).name
+    path = tmp_path / "outputs" / "multirun" / "s" / job_name(["seed=1"], blocked.plan(blocked.jobs[0]).digits)
     path.parent.mkdir(parents=True)
     path.write_text("a file")
     assert sweep(*SGD, "seed=1,2", "sweep.name=s", "hydra/launcher=basic") == 1

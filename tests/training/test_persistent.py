@@ -22,6 +22,7 @@ from burgersgd.build import engine_of
 from burgersgd.config import (
     AdamWConfig,
     DeviceConfig,
+    DigitsConfig,
     LangevinConfig,
     LeNetConfig,
     LocalEntropyConfig,
@@ -254,7 +255,13 @@ def test_which_runs_get_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"trainer\.compile=native: needs on a GPU a float32 mlp that fits"):
         engine("native", width=200)
     lenet = prepare(configs(1, SgdConfig(lr=0.1), LeNetConfig()), dataset=_images()).problem
-    assert not persistent.fits(SgdConfig().rule(), lenet.model, "cross_entropy", torch.float32, torch.device("cuda"))
+    assert not persistent.fits(SgdConfig().rule(), lenet, torch.device("cuda"))
+    images = dataclasses.replace(
+        configs(1, SgdConfig(lr=0.1), MlpConfig(width=6))[0], dataset=DigitsConfig(augment="shift")
+    )
+    changed = prepare([images], dataset=_images()).problem
+    assert not persistent.fits(SgdConfig().rule(), changed, torch.device("cuda"))
+    assert persistent.fits(SgdConfig().rule(), dataclasses.replace(changed, augmentation=None), torch.device("cuda"))
 
 
 def _images() -> Dataset:

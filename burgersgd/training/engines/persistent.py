@@ -27,6 +27,7 @@ from burgersgd.streams import Purpose
 from burgersgd.training.engines.compiled import Graphed
 from burgersgd.training.engines.eager import Task
 from burgersgd.training.engines.tracing import Layout, Trace, trace, traced_end_cycle
+from burgersgd.training.gradients import Problem
 from burgersgd.training.inputs import BLOCK, Inputs
 from burgersgd.training.native_gradient import ACTIVATIONS, LOSSES
 from burgersgd.training.state import RunState
@@ -38,7 +39,7 @@ THREADS = 512
 CHUNKS = (32, 16, 8)
 """Examples whose activations are in shared memory at once: the largest number that fits."""
 
-NEEDS = "on a GPU a float32 mlp that fits the shared memory of a multiprocessor, no dropout, a rule element by element"
+NEEDS = "on a GPU a float32 mlp that fits the shared memory of a multiprocessor, no dropout or augmentation"
 
 Launch = Callable[[int, ctypes.Structure], None]
 """(runs, arguments) -> None: advances all runs."""
@@ -73,9 +74,12 @@ def _up(n: int) -> int:
     return (n + 3) // 4 * 4
 
 
-def fits(rule: Rule, model: Any, loss: str, dtype: torch.dtype, device: torch.device) -> bool:
+def fits(rule: Rule, problem: Problem, device: torch.device) -> bool:
     """Whether the runs of a rule are expected to fit: a fully connected float32 network in the shared memory."""
-    if device.type != "cuda" or not isinstance(model, Mlp) or model.n_uniform or dtype != torch.float32:
+    model, loss = problem.model, problem.loss.name
+    if device.type != "cuda" or not isinstance(model, Mlp) or model.n_uniform:
+        return False
+    if problem.inputs.dtype != torch.float32 or problem.bfloat16 or problem.augmentation is not None:
         return False
     if model.activation not in ACTIVATIONS or loss not in LOSSES or len(model.widths) > 16:
         return False

@@ -103,6 +103,7 @@ def rules() -> dict[str, C.OptimizerConfig]:
         "paper_literal": C.PaperLiteralConfig(period=3),
         "sgd": C.SgdConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
         "gd": C.GdConfig(),
+        "sam": C.SamConfig(lr=0.1, rho=0.03, momentum=0.6, weight_decay=1e-3),
         "adamw": C.AdamWConfig(),
         "langevin": C.LangevinConfig(temperature=1e-5, weight_decay=1e-3),
     }

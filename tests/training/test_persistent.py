@@ -137,7 +137,7 @@ def both(prepared: Prepared, steps: int = 90, shared_memory: int = H100) -> tupl
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_moves_as_in_the_native_engine(name: str) -> None:
-    a, b = both(prepare(configs(2, RULES[name], clip_norm=0.8)))  # 90 steps: two blocks of inputs, a short batch, broken cycles
+    a, b = both(prepare(configs(2, RULES[name], clip_norm=0.8)))  # two blocks of inputs, a short batch, broken cycles
     assert_close(a, b)
     assert a.stepper.launch.launches == 2  # pyright: ignore[reportAttributeAccessIssue]
 

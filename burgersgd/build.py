@@ -228,8 +228,11 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
         widths, images = model.widths, images_of(model)
         supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)
-        if supported and (asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)):
+        wanted = asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)
+        if supported and wanted and problem.augmentation is None:
             return "native"
+        if supported and asked == "native":
+            _log.warning("the C gradient reads images as they are: dataset.augment takes PyTorch's, the update stays C")
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
     if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):

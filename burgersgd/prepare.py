@@ -35,6 +35,7 @@ from burgersgd.build import (
 )
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.datasets import Batches, DataError, Dataset, Part
+from burgersgd.datasets.augment import augmentation_of
 from burgersgd.datasets.prepare import memory
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
@@ -108,7 +109,9 @@ def prepare(
         size = f"{data.n_train} vectors of {data.n_outputs} classes take {wide / 2**30:.3g} GiB"
         raise config.loss.error("name", f"{size}, more than this machine has memory to spare")
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
-    problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
+    augmentation = augmentation_of(config.dataset.augment, on_device)
+    bfloat16 = config.trainer.precision == "bfloat16"
+    problem = Problem(network, loss, on_device.train.inputs, train_targets, bfloat16, augmentation)
     probe(problem, loss.n_outputs(data.n_outputs), len(configs), _batch_sizes(config, data.n_train, batch_size))
     threads = config.device.threads if threads is None else threads
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
@@ -243,6 +246,7 @@ class Prepared:
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""
         config, device = self.configs[0], self.problem.inputs.device
+        augmentation = self.problem.augmentation
         seeds = torch.tensor([c.seed for c in self.configs], dtype=torch.int64, device=device)
         return Fleet(
             problem=self.problem,
@@ -256,6 +260,7 @@ class Prepared:
                 seeds,
                 with_replacement=config.trainer.with_replacement and not config.optimizer.full_batch,
                 drop_last=config.trainer.drop_last,
+                variants=1 if augmentation is None else augmentation.variants,
             ),
             seeds=seeds,
             x0=self.initial(seeds),

@@ -52,6 +52,7 @@ class Purpose(IntEnum):
     NOISE = 2
     DROPOUT = 3
     STABILITY = 4
+    AUGMENT = 5
 
 
 class _Kind(IntEnum):

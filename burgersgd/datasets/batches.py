@@ -32,10 +32,12 @@ class Batches:
         with_replacement: bool = False,
         drop_last: bool = False,
         purpose: int = Purpose.BATCHES,
+        variants: int = 1,
     ) -> None:
         """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n.
 
-        purpose is the word of the streams' counter that the orders come from.
+        purpose is the word of the streams' counter that the orders come from. With several variants of an example, one
+        of them is drawn whenever it is seen: number v of example i is i + n v.
         """
         if not 1 <= batch_size <= n:
             raise ValueError(
@@ -44,7 +46,7 @@ class Batches:
         self.n = n
         self.batch_size = batch_size
         self.seeds = seeds
-        self.drop_last, self.purpose = drop_last, purpose
+        self.drop_last, self.purpose, self.variants = drop_last, purpose, variants
         self.with_replacement = with_replacement
         self.evaluations_per_epoch = evaluations_per_epoch(n, batch_size, drop_last)
         """Gradient evaluations that make an epoch."""
@@ -55,7 +57,8 @@ class Batches:
 
     def of_purpose(self, purpose: int) -> Batches:
         """Return batches like these whose order comes from another stream of the same runs."""
-        return Batches(self.n, self.batch_size, self.seeds, self.with_replacement, self.drop_last, purpose)
+        whole = (self.with_replacement, self.drop_last)
+        return Batches(self.n, self.batch_size, self.seeds, *whole, purpose, self.variants)
 
     def size(self, step: int) -> int:
         """Return the number of examples in the batch of gradient evaluation step = 0, 1, 2, ..."""
@@ -67,6 +70,19 @@ class Batches:
 
         Only the first size(step) entries of a batch count: a short one is filled up by repeating its beginning.
         """
+        examples = self._examples(first, count)
+        if self.variants == 1:
+            return examples
+        purpose = self.purpose + Purpose.AUGMENT - Purpose.BATCHES
+        drawn = integers(self.seeds, purpose, first, count, self.batch_size)
+        return examples + self.n * ((drawn * self.variants) >> 32)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every batch is all examples as they are, in their order."""
+        return self.batch_size == self.n and not self.with_replacement and self.variants == 1
+
+    def _examples(self, first: int, count: int) -> Int64[Tensor, "steps runs batch_size"]:
         if self.with_replacement:
             drawn = integers(self.seeds, self.purpose, first, count, self.batch_size)  # uniform in [0, 2^32)
             return (drawn * self.n) >> 32

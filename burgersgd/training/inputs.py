@@ -243,8 +243,7 @@ class Inputs:
         coefficients = torch.stack([c[i].expand(BLOCK, self.n_runs, 1) for i in self.narrow], dim=1)
         coefficients = coefficients.to(self.device, self.dtype)
         self._rows = None
-        full_batch = self.batches.batch_size == self.batches.n and not self.batches.with_replacement
-        indices = None if full_batch else self._indices(first)
+        indices = None if self.batches.ordered else self._indices(first)
         old = self._block
         if not self.in_place or old is None:
             return Block(first, coefficients, indices)

@@ -110,7 +110,7 @@ def test_a_watchdog_that_barks_as_the_step_ends_is_not_a_second_signal(
     with interruptible() as current:
         with current.deferred():
             signal.raise_signal(number)
-            barked.wait(60)
+            assert barked.wait(60)
         kill(threading.get_ident(), number)  # and arrives when the step is over
         assert current.requested == number
 

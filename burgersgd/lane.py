@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,21 @@ import torch
 
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
-from burgersgd.recording.environment import code_version
+from burgersgd.recording.environment import code_version, cpu_capability
 from burgersgd.recording.files import RunFolderError, digest
-from burgersgd.recording.reading import CHECKPOINT, CONFIG, read_checkpoint, read_config, read_end, read_status
+from burgersgd.recording.reading import (
+    CHECKPOINT,
+    CONFIG,
+    read_checkpoint,
+    read_config,
+    read_end,
+    read_environment,
+    read_status,
+)
 from burgersgd.recording.run_folder import Row, RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
+
+_log = logging.getLogger("burgersgd")
 
 
 @dataclass
@@ -55,7 +66,21 @@ class Lane:
         lane.parent = run.checkpoint["parent"]
         if run.checkpoint["code"] != code_version() and not lane.final:
             folder.log.warning("going on with %s, begun with %s", code_version(), run.checkpoint["code"])
+        if not lane.final:
+            lane._compare_processors(folder)
         return lane
+
+    def _compare_processors(self, folder: RunFolder) -> None:
+        """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
+        then = None
+        with contextlib.suppress(RunFolderError):  # what was edited there decides nothing
+            then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
+        if then not in (None, cpu_capability()):
+            text = (
+                f"begun on a processor with {then}, going on with {cpu_capability()}: equal to rounding, not bit by bit"
+            )
+            folder.log.warning("%s", text)
+            _log.warning("%s: %s", folder.path, text)
 
     def reload(self) -> None:
         """Take the last checkpoint on the disk as the one to go on from."""

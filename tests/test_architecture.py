@@ -53,6 +53,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "probe",
         "config",
         "datasets",
+        "isolation",
         "losses",
         "models",
         "training",

@@ -68,16 +68,23 @@ class Composer:
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
-        overrides = self.parse(words)
-        refuse_varied(overrides)
-        fixed = [o for o in overrides if not o.is_sweep_override()]
-        own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
-        return refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
 
-    def launcher(self) -> DictConfig:
-        """Return which launcher Hydra's own keys choose, and its settings: the node hydra.launcher."""
+        def composed() -> SweepConfig:
+            overrides = self.parse(words)
+            refuse_varied(overrides)
+            fixed = [o for o in overrides if not o.is_sweep_override()]
+            own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
+            return OmegaConf.to_object(self._node(own).sweep)  # pyright: ignore[reportReturnType]
+
+        return refusing(composed)
+
+    def plugin(self, name: str) -> DictConfig:
+        """Return which launcher or sweeper Hydra's own keys choose, and its settings: the node hydra.launcher."""
         load = self._loader.load_configuration
-        return refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher)
+        hydra = refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
+        if not isinstance(hydra.get(name), DictConfig) or not hydra[name].get("_target_"):
+            raise ConfigError(f"hydra/{name}: must be the name of a {name}")
+        return hydra[name]
 
     def _node(self, overrides: list[Override]) -> DictConfig:
         choices: list[str] = []
@@ -172,7 +179,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refusing(compose: Callable[[], T]) -> T:
-    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses."""
+    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses.
+
+    They also let errors of Python through: a number that is no float, a dict that meets null.
+    """
     try:
         return compose()
     except (HydraException, OmegaConfBaseException) as error:
@@ -183,6 +193,8 @@ def refusing(compose: Callable[[], T]) -> T:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:
@@ -208,4 +220,7 @@ def one_line(error: Exception) -> str:
         if kind:
             reason = f"must be of type {(kind[1] or kind[2]).lower()}"
         return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+    key = re.search(r"\n\s+full_key: (\S+)", text)
+    if key:
+        return f"{key[1]}: {text.splitlines()[0]}"[:300]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300] or type(error).__name__

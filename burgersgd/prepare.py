@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burgersgd import native, streams
+from burgersgd import streams
 from burgersgd.build import (
     DTYPES,
     GPU_FROM,
@@ -24,9 +24,9 @@ from burgersgd.build import (
     UserModel,
     budget_of,
     check_labels,
-    compiled_or,
     dataset_of,
     device_of,
+    engine_again,
     engine_of,
     loss_of,
     maker_of,
@@ -45,6 +45,7 @@ from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
 from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
+from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
@@ -117,14 +118,10 @@ def prepare(
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
         threads = 1
     with _torch_threads(threads):
-        chosen = engine_of(config, problem, device, len(configs), batch_size) if engine is None else engine
-        if engine in ("native", "native_update") and native.library("normals") is None:
-            chosen = "eager"
-            _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
-        if engine == "graphed" and device.type != "cuda":
-            chosen = "eager"
-        if engine == "compiled":
-            chosen = compiled_or("eager", device)
+        if engine is None:
+            chosen = engine_of(config, problem, device, len(configs), batch_size)
+        else:
+            chosen = engine_again(engine, device)
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(
         data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
@@ -189,6 +186,11 @@ class Prepared:
     """Whether the data are arrays or a Dataset of the user's own."""
     facts: Facts
     """What decides on the settings that a configuration leaves open."""
+
+    @property
+    def kind(self) -> Kind:
+        """What must be known of the engine."""
+        return ENGINES[self.engine]
 
     def curvature(self) -> float:
         """Return the largest |eigenvalue| of the Hessian at the start of a run of seed 0."""
@@ -305,7 +307,7 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native, deviation = self.engine == "native", self.data.units.target_deviation
+        deviation = self.data.units.target_deviation
         return Evaluator(
             model=problem.model,
             loss=problem.loss,
@@ -314,7 +316,7 @@ class Prepared:
             labels=part.targets,
             targets=targets,
             scale=deviation.to(targets) if deviation.dim() else None,
-            native=native,
+            native=self.kind.gradient_in_c,
             buffers_at=self.buffers_at,
         )
 

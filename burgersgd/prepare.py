@@ -40,6 +40,7 @@ from burgersgd.datasets.prepare import memory
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
+from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
@@ -240,10 +241,19 @@ class Prepared:
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
             raise ConfigError(f"model: is not the module that {folder} was trained with")
+        for name, value in {} if known is None else known["fixed"].items():
+            if name not in self.changing and not same_values(value, now["predictor"]["fixed"].get(name)):
+                raise ConfigError(f"model: {name} is not trained and differs from that of {folder}")
         digest = checkpoint.get("data")
         if digest not in (None, self.data_digest):
             change = f"digest {digest[:8]}, now {self.data_digest[:8]}"
             raise DataError(f"dataset={self.data.name}: the data changed since {folder} was trained on them ({change})")
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Names of the model's buffers that training changes."""
+        model = self.problem.model
+        return model.changing if isinstance(model, Wrapped) else ()
 
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""

@@ -355,9 +355,9 @@ def _look(command: str, arguments: list[str]) -> int:
 
             return completion.main(arguments)
         if command == "status":
-            from burgersgd.sweeps import status
+            from burgersgd.sweeps import status_command
 
-            return status.main(arguments)
+            return status_command.main(arguments)
         if command == "list":
             from burgersgd.analysis import listing
 

@@ -157,14 +157,21 @@ def _torch_threads(n: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Let float32 be float32: no TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU."""
+    """Let float32 be float32, and the same twice.
+
+    No TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU; and no algorithm of cuDNN that adds
+    in an order of its own each time.
+    """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cudnn.deterministic = deterministic
         torch.set_float32_matmul_precision(products)
 
 
@@ -305,12 +312,12 @@ class Prepared:
         if isinstance(model, Wrapped):
             return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
-        z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
+        z = torch.empty(1, len(self.configs), self.problem.d)  # drawn on the CPU: the same bits on every device
         if model.init_distribution == "normal":
-            streams.normal_(z, seeds, Purpose.INIT, 0)
+            streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1
-            z = (2 * streams.uniform_(z, seeds, Purpose.INIT, 0) - 1) * math.sqrt(3)
-        return (z[0] * model.init_std().to(z)).to(inputs.dtype)
+            z = (2 * streams.uniform_(z, seeds.cpu(), Purpose.INIT, 0) - 1) * math.sqrt(3)
+        return (z[0] * model.init_std().to(z)).to(inputs)
 
     def evaluator(self, part: Part) -> Evaluator:
         """Return what measures loss and error on a part of the data."""

@@ -330,7 +330,8 @@ def check_name(config: Group, key: str, path: Path) -> None:
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
     own = type(prepared.problem.model.module()).__name__ if prepared.own_model else None
     root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
-    named = {"device": str(prepared.problem.inputs.device), "config_hash": config_hash(config, prepared.budget)}
+    named: dict[str, Any] = {"device": str(prepared.problem.inputs.device), "budget": prepared.budget}
+    named["config_hash"] = config_hash(config, prepared.budget)
     if config.run_name is not None:
         return RunFolder.create(root / config.run_name, plain, overrides, metrics=metrics, **named)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

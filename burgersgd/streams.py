@@ -132,7 +132,20 @@ def permutation(
 
     Raises ValueError as normal_ does.
     """
-    words = integers(seeds, purpose, epoch, 1, 2 * n, backend=backend)[0].unflatten(-1, (n, 2))
+    return permutations(seeds, epoch, 1, n, purpose=purpose, backend=backend)[0]
+
+
+def permutations(
+    seeds: Int64[Tensor, " runs"],
+    first_epoch: int,
+    n_epochs: int,
+    n: int,
+    *,
+    purpose: int = Purpose.BATCHES,
+    backend: Backend | None = None,
+) -> Int64[Tensor, "epochs runs n"]:
+    """Return the permutations of epochs first_epoch, ..., first_epoch + n_epochs - 1, each as permutation does."""
+    words = integers(seeds, purpose, first_epoch, n_epochs, 2 * n, backend=backend).unflatten(-1, (n, 2))
     return torch.argsort((words[..., 0] >> 1 << 32) | words[..., 1], dim=-1, stable=True)
 
 

@@ -44,7 +44,7 @@ def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
 
 
 def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
-    assert list(ENGINES) == ["eager", "graphed", "compiled", "native", "native_update"]
+    assert list(ENGINES) == ["eager", "graphed", "compiled", "persistent", "native", "native_update"]
 
 
 def test_an_engine_that_does_not_work_here_is_replaced_by_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from burgersgd.training.engines.compiled import Compiled, Graphed
 from burgersgd.training.engines.eager import Task, make_eager
 from burgersgd.training.engines.native import make_native, make_native_update
+from burgersgd.training.engines.persistent import make_persistent
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.state import RunState
 
@@ -51,11 +52,12 @@ ENGINES: dict[str, Kind] = {
     "eager": Kind(make_eager),
     "graphed": Kind(Graphed, device="cuda"),
     "compiled": Kind(Compiled, compiles=True),
+    "persistent": Kind(make_persistent, device="cuda"),
     "native": Kind(make_native, device="cpu", needs_c=True, gradient_in_c=True),
     "native_update": Kind(make_native_update, device="cpu", needs_c=True),
 }
-"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; gradient and update in C; the
-update in C."""
+"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; many steps in one CUDA
+kernel; gradient and update in C; the update in C."""
 
 
 def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engine:

@@ -432,7 +432,8 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
     """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
 
     A fleet stages the checkpoints of all its runs before it commits the first one. So where one is committed, the
-    others are there, staged; where none is, what is staged counts for nothing.
+    others are there, staged; where none is, what is staged counts for nothing. Nor does it where the run has begun
+    again by itself since: then metrics.csv lacks the rows that it knows.
     """
 
     def moment(path: Path, name: str) -> tuple[str, int] | None:
@@ -441,10 +442,18 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
             return state["fleet"]["id"], state["evaluations"]
         return None
 
+    def has_its_rows(path: Path) -> bool:
+        state = read_checkpoint(path, name=STAGED)
+        length, known = state["metrics_bytes"], state.get("metrics_digest")
+        with contextlib.suppress(OSError):
+            rows = (path / METRICS).read_bytes()[:length]
+            return len(rows) == length and known in (None, metrics_digest(rows))
+        return False
+
     staged = [path for path in paths if (path / STAGED).exists()]
     committed = {moment(path, CHECKPOINT) for path in paths if staged and (path / CHECKPOINT).exists()}
     for path in staged:
-        if moment(path, STAGED) in committed - {None}:
+        if moment(path, STAGED) in committed - {None} and has_its_rows(path):
             os.replace(path / STAGED, path / CHECKPOINT)
 
 

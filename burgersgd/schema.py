@@ -83,6 +83,12 @@ def learning_rate(meaning: str = "learning rate: step size of one gradient evalu
     return opt("default", text, above=0)
 
 
+def weight_decay_on() -> Any:
+    """Return the field weight_decay_on of an optimizer."""
+    meaning = "parameters with weight decay; matrices: neither biases nor normalisation parameters"
+    return opt("all", meaning, choices=("all", "matrices"), since="0.2")
+
+
 def named(*names: str, **described: str) -> Any:
     """Return the field `name` of a class that stands for these names alone; the first is the default.
 

@@ -486,7 +486,7 @@ class _FleetRun:
             if lane.folder is None or lane.final or lane.failure:
                 continue
             fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
-            fields |= {"data": self.prepared.data_digest, "code": code_version()}
+            fields |= {"data": self.prepared.data_digest, "n_test": self.prepared.data.test.n, "code": code_version()}
             fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]

@@ -96,6 +96,8 @@ class RunFolder:
         """The resolved configuration in plain values."""
         self.config_hash: str | None = None
         """What status.json says of which run this is."""
+        self.budget: int | None = None
+        """The gradient evaluations that it has to spend; in status.json from the start."""
         self._columns: Sequence[str] = COLUMNS
         self.more: Sequence[str] = ()
         """Columns of a new metrics.csv behind COLUMNS: what else the rule says of its state."""
@@ -115,13 +117,14 @@ class RunFolder:
         device: str = "cpu",
         metrics: str = "",
         config_hash: str | None = None,
+        budget: int | None = None,
     ) -> Self:
         """Return the new run folder `path`, holding the configuration and the environment, with status running.
 
         `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded,
         `metrics` the text of metrics.csv so far, of a run that continues another one, `config_hash` what status.json
-        says of which run it is. A folder that a crash left half made is made anew. What is written survives a power
-        failure from the next `make_lasting` on.
+        says of which run it is, and `budget` of what it has to spend. A folder that a crash left half made is made
+        anew. What is written survives a power failure from the next `make_lasting` on.
         Raises RunFolderError if the folder is in use or cannot be made; then nothing is left behind.
         """
         path = Path(path).absolute()
@@ -136,7 +139,7 @@ class RunFolder:
             for name, text in files.items():
                 (path / name).write_text(text, encoding="utf-8")
             folder = cls(path, config)
-            folder.config_hash = config_hash
+            folder.config_hash, folder.budget = config_hash, budget
             folder._kept(files[METRICS])
             folder._events = folder._new_events()
             folder.status("running")
@@ -155,7 +158,8 @@ class RunFolder:
         folder = cls(path, config)
         try:
             folder._mend()
-            folder.config_hash = read_status(path).get("config_hash")
+            status = read_status(path)
+            folder.config_hash, folder.budget = status.get("config_hash"), status.get("budget")
         except BaseException:
             release(path)
             raise
@@ -310,8 +314,9 @@ class RunFolder:
         if state not in STATES:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        named = {} if self.config_hash is None else {"config_hash": self.config_hash}
-        content = {"state": state, "updated": now, **named, **fields}
+        named = {"config_hash": self.config_hash, "budget": self.budget}
+        known = {name: value for name, value in named.items() if value is not None}
+        content = {"state": state, "updated": now, **known, **fields}
         if state in ENDED:
             content["result_digest"] = result_digest(content)
         text = to_json(content)
@@ -469,7 +474,8 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
     """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
 
     A fleet stages the checkpoints of all its runs before it commits the first one. So where one is committed, the
-    others are there, staged; where none is, what is staged counts for nothing.
+    others are there, staged; where none is, what is staged counts for nothing. Nor does it where the run has begun
+    again by itself since: then metrics.csv lacks the rows that it knows.
     """
 
     def moment(path: Path, name: str) -> tuple[str, int] | None:
@@ -478,10 +484,18 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
             return state["fleet"]["id"], state["evaluations"]
         return None
 
+    def has_its_rows(path: Path) -> bool:
+        state = read_checkpoint(path, name=STAGED)
+        length, known = state["metrics_bytes"], state.get("metrics_digest")
+        with contextlib.suppress(OSError):
+            rows = (path / METRICS).read_bytes()[:length]
+            return len(rows) == length and known in (None, metrics_digest(rows))
+        return False
+
     staged = [path for path in paths if (path / STAGED).exists()]
     committed = {moment(path, CHECKPOINT) for path in paths if staged and (path / CHECKPOINT).exists()}
     for path in staged:
-        if moment(path, STAGED) in committed - {None}:
+        if moment(path, STAGED) in committed - {None} and has_its_rows(path):
             os.replace(path / STAGED, path / CHECKPOINT)
 
 

@@ -222,7 +222,7 @@ def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
     from burgersgd.config import ConfigError
     from burgersgd.prepare import prepare
     from burgersgd.recording.progress import summary
-    from burgersgd.run import check_output, train
+    from burgersgd.run import check_output, train_prepared
     from burgersgd.sweeps.compose import compose_job, split_words
 
     hydra_words, words = split_words(flags.overrides)
@@ -248,7 +248,7 @@ def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
         chosen = f"engine {prepared.engine} on {device}, {prepared.threads or 'torch-chosen'} threads"
         print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
-        result = train(config, overrides=words, progress=False if wishes.quiet else None)
+        (result,) = train_prepared(prepared, [words], progress=False if wishes.quiet else None)
     except ValueError as error:  # what could be checked before was: this went wrong in mid-run
         _fail(error)
         return 1

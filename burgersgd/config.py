@@ -203,7 +203,7 @@ class TrainerConfig(Group):
     )
     compile: str = opt(
         "auto",
-        "engine; on: torch.compile; off: eager PyTorch; native: C kernels on the CPU; auto: chosen by the run's size",
+        "engine; on: torch.compile; off: eager PyTorch; native: own C or CUDA kernels; auto: chosen by the run's size",
         choices=("auto", "on", "off", "native"),
     )
     precision: str = opt(

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from burgersgd.streams import Purpose, integers, permutation
+from burgersgd.streams import Purpose, integers, permutations
+
+TABLES_BYTES = 1 << 25
+"""Memory for the orders of several epochs on a GPU, about."""
 
 
 def evaluations_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
@@ -52,8 +55,10 @@ class Batches:
         """Gradient evaluations that make an epoch."""
         whole = drop_last or with_replacement
         self._last_size = batch_size if whole else n - (self.evaluations_per_epoch - 1) * batch_size
-        self._epoch = -1
-        self._table = torch.empty(0, len(seeds), batch_size, dtype=torch.int64, device=seeds.device)
+        self._tables: dict[int, Tensor] = {}
+        on_cpu = seeds.device.type == "cpu"
+        self.epochs_at_once = 1 if on_cpu else max(1, min(8, TABLES_BYTES // (8 * len(seeds) * n)))
+        """Epochs whose orders are drawn in one go: a GPU sorts eight orders in the time of one."""
 
     def of_purpose(self, purpose: int) -> Batches:
         """Return batches like these whose order comes from another stream of the same runs."""
@@ -95,14 +100,14 @@ class Batches:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _epoch_table(self, epoch: int) -> Int64[Tensor, "evaluations runs batch_size"]:
-        """Return all batches of an epoch; the latest epoch asked for is kept."""
+        """Return all batches of an epoch; the latest epochs asked for are kept."""
         if self.batch_size == self.n:
             return torch.arange(self.n, device=self.seeds.device).expand(1, len(self.seeds), self.n)
-        if epoch != self._epoch:
-            order = permutation(self.seeds, epoch, self.n, purpose=self.purpose)
-            self._table = _cut(order, self.evaluations_per_epoch, self.batch_size)
-            self._epoch = epoch
-        return self._table
+        if epoch not in self._tables:
+            orders = permutations(self.seeds, epoch, self.epochs_at_once, self.n, purpose=self.purpose)
+            per_epoch = self.evaluations_per_epoch
+            self._tables = {epoch + i: _cut(order, per_epoch, self.batch_size) for i, order in enumerate(orders)}
+        return self._tables[epoch]
 
 
 def _cut(order: Int64[Tensor, "runs n"], evaluations: int, batch_size: int) -> Int64[Tensor, "evaluations runs batch"]:

@@ -24,6 +24,7 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
+from burgersgd.training.engines import ENGINES, persistent
 from burgersgd.training.engines.compiled import why_not_compiled
 from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient, images_of
@@ -42,15 +43,15 @@ STATE_BYTES = 16
 MOST_LABELS = 1000
 """Real targets that are whole numbers are taken for a regression if there are more different ones."""
 
-COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 30_000, ("cuda", True): 30_000}
+COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 80_000, ("cuda", True): 15_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
 
 
 GPU_FROM = 4_000_000
 """device=auto: parameters times examples in a batch from which on a GPU is expected to be faster than two CPU cores.
 
-A step's kernels take a GPU 100 microseconds whatever their size; in that time the C kernel computes the gradient of a
-network a little below this bound. A prediction: docs/benchmarks.md says what has been measured.
+A CUDA graph of a step takes 150 microseconds on an H100 whatever its size; in that time the C kernel computes the
+gradient of a network of about this bound (docs/benchmarks.md).
 """
 
 
@@ -223,13 +224,20 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     if asked in ("on", "off"):
         return "compiled" if asked == "on" else "eager"
     c_works = device.type == "cpu" and native.library("normals") is not None
+    if persistent.fits(config.optimizer.rule(), problem, device):
+        return "persistent"
+    if asked == "native" and device.type == "cuda":
+        raise config.trainer.error("compile", f"needs {persistent.NEEDS}")
     if asked == "native" and not c_works:
-        raise config.trainer.error("compile", "needs device=cpu and a C compiler (gcc or clang)")
+        raise config.trainer.error("compile", "needs a C compiler (gcc or clang)")
     if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
         widths, images = model.widths, images_of(model)
         supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)
-        if supported and (asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)):
+        wanted = asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)
+        if supported and wanted and problem.augmentation is None:
             return "native"
+        if supported and asked == "native":
+            _log.warning("the C gradient reads images as they are: dataset.augment takes PyTorch's, the update stays C")
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
     if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
@@ -237,6 +245,17 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise
+
+
+def engine_again(engine: str, device: torch.device) -> str:
+    """Return the engine that a run began with, where it works here, and eager where it does not."""
+    kind = ENGINES[engine]
+    if kind.compiles:
+        return compiled_or("eager", device)
+    if kind.needs_c and native.library("normals") is None:
+        _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        return "eager"
+    return engine if kind.device in (None, device.type) else "eager"
 
 
 def compiled_or(otherwise: str, device: torch.device) -> str:

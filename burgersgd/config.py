@@ -203,7 +203,7 @@ class TrainerConfig(Group):
     )
     compile: str = opt(
         "auto",
-        "engine; on: torch.compile; off: eager PyTorch; native: C kernels on the CPU; auto: chosen by the run's size",
+        "engine; on: torch.compile; off: eager PyTorch; native: own C or CUDA kernels; auto: chosen by the run's size",
         choices=("auto", "on", "off", "native"),
     )
     precision: str = opt(
@@ -267,6 +267,11 @@ class SweepConfig(Group):
     )
     zip: list[str] = opt([], "keys whose lists are paired element by element, such as [optimizer.nu,optimizer.gamma]")
     params: dict[str, str] = opt({}, "KEY: VALUES, further keys to vary; the command line takes precedence")
+    spaces: dict[str, dict[str, str]] = opt(
+        {},
+        "OPTIMIZER: {KEY: VALUES}, keys to vary for each of several optimizers, with as many trials for each",
+        since="0.2",
+    )
     max_runs: int | None = opt(
         None,
         "largest number of runs that are trained as one computation; null: the fastest number that fits into memory",
@@ -363,20 +368,32 @@ class TrainConfig(Group):
 def register_schemas() -> None:
     """Store every class that ships under schema/GROUP/CHOICE, where the YAML files of conf/ refer to it.
 
-    Classes of others that are imported become choices of their groups.
+    Classes of others that are imported become choices of their groups. What is stored already stays: to make the nodes
+    of all classes takes a tenth of a second.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
+
+    def stored(group: str, name: str) -> Any:
+        folder: Any = store.repo
+        for part in [*group.split("/"), f"{name}.yaml"]:
+            folder = folder.get(part, {})
+        return OmegaConf.get_type(folder.node) if folder else None
+
     for group, choices in GROUPS.items():
         for name, cls in choices.items():
-            if name in choices.shipped:
-                store.store(group=f"schema/{group}", name=name, node=cls)
+            ours = name in choices.shipped
+            place = f"schema/{group}" if ours else group
+            if stored(place, name) is cls:
                 continue
-            node = OmegaConf.structured(cls)  # somebody else's, of which conf/ has no file
-            node.name = name
-            store.store(group=group, name=name, node=node)
+            node = OmegaConf.structured(cls)
+            if not ours:  # conf/ has no file of it
+                node.name = name
+            store.store(group=place, name=name, node=node)
+    if stored("schema", "train") is TrainConfig:
+        return
     root = OmegaConf.structured(TrainConfig)
     for group in GROUPS:
         root[group] = "???"  # the choice of the defaults list decides on the class

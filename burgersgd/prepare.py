@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burgersgd import native, streams
+from burgersgd import streams
 from burgersgd.build import (
     DTYPES,
     GPU_FROM,
@@ -24,9 +24,9 @@ from burgersgd.build import (
     UserModel,
     budget_of,
     check_labels,
-    compiled_or,
     dataset_of,
     device_of,
+    engine_again,
     engine_of,
     loss_of,
     maker_of,
@@ -35,15 +35,18 @@ from burgersgd.build import (
 )
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.datasets import Batches, DataError, Dataset, Part
+from burgersgd.datasets.augment import augmentation_of
 from burgersgd.datasets.prepare import memory
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
+from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
 from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
+from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
@@ -108,20 +111,18 @@ def prepare(
         size = f"{data.n_train} vectors of {data.n_outputs} classes take {wide / 2**30:.3g} GiB"
         raise config.loss.error("name", f"{size}, more than this machine has memory to spare")
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
-    problem = Problem(network, loss, on_device.train.inputs, train_targets, config.trainer.precision == "bfloat16")
+    augmentation = augmentation_of(config.dataset.augment, on_device)
+    bfloat16 = config.trainer.precision == "bfloat16"
+    problem = Problem(network, loss, on_device.train.inputs, train_targets, bfloat16, augmentation)
     probe(problem, loss.n_outputs(data.n_outputs), len(configs), _batch_sizes(config, data.n_train, batch_size))
     threads = config.device.threads if threads is None else threads
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
         threads = 1
     with _torch_threads(threads):
-        chosen = engine_of(config, problem, device, len(configs), batch_size) if engine is None else engine
-        if engine in ("native", "native_update") and native.library("normals") is None:
-            chosen = "eager"
-            _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
-        if engine == "graphed" and device.type != "cuda":
-            chosen = "eager"
-        if engine == "compiled":
-            chosen = compiled_or("eager", device)
+        if engine is None:
+            chosen = engine_of(config, problem, device, len(configs), batch_size)
+        else:
+            chosen = engine_again(engine, device)
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(
         data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
@@ -156,14 +157,21 @@ def _torch_threads(n: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Let float32 be float32: no TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU."""
+    """Let float32 be float32, and the same twice.
+
+    No TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU; and no algorithm of cuDNN that adds
+    in an order of its own each time.
+    """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
+        torch.backends.cudnn.deterministic = deterministic
         torch.set_float32_matmul_precision(products)
 
 
@@ -186,6 +194,11 @@ class Prepared:
     """Whether the data are arrays or a Dataset of the user's own."""
     facts: Facts
     """What decides on the settings that a configuration leaves open."""
+
+    @property
+    def kind(self) -> Kind:
+        """What must be known of the engine."""
+        return ENGINES[self.engine]
 
     def curvature(self) -> float:
         """Return the largest |eigenvalue| of the Hessian at the start of a run of seed 0."""
@@ -235,14 +248,24 @@ class Prepared:
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
             raise ConfigError(f"model: is not the module that {folder} was trained with")
+        for name, value in {} if known is None else known["fixed"].items():
+            if name not in self.changing and not same_values(value, now["predictor"]["fixed"].get(name)):
+                raise ConfigError(f"model: {name} is not trained and differs from that of {folder}")
         digest = checkpoint.get("data")
         if digest not in (None, self.data_digest):
             change = f"digest {digest[:8]}, now {self.data_digest[:8]}"
             raise DataError(f"dataset={self.data.name}: the data changed since {folder} was trained on them ({change})")
 
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Names of the model's buffers that training changes."""
+        model = self.problem.model
+        return model.changing if isinstance(model, Wrapped) else ()
+
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""
         config, device = self.configs[0], self.problem.inputs.device
+        augmentation = self.problem.augmentation
         seeds = torch.tensor([c.seed for c in self.configs], dtype=torch.int64, device=device)
         return Fleet(
             problem=self.problem,
@@ -256,6 +279,7 @@ class Prepared:
                 seeds,
                 with_replacement=config.trainer.with_replacement and not config.optimizer.full_batch,
                 drop_last=config.trainer.drop_last,
+                variants=1 if augmentation is None else augmentation.variants,
             ),
             seeds=seeds,
             x0=self.initial(seeds),
@@ -288,19 +312,19 @@ class Prepared:
         if isinstance(model, Wrapped):
             return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
-        z = torch.empty(1, len(self.configs), self.problem.d, device=inputs.device)
+        z = torch.empty(1, len(self.configs), self.problem.d)  # drawn on the CPU: the same bits on every device
         if model.init_distribution == "normal":
-            streams.normal_(z, seeds, Purpose.INIT, 0)
+            streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1
-            z = (2 * streams.uniform_(z, seeds, Purpose.INIT, 0) - 1) * math.sqrt(3)
-        return (z[0] * model.init_std().to(z)).to(inputs.dtype)
+            z = (2 * streams.uniform_(z, seeds.cpu(), Purpose.INIT, 0) - 1) * math.sqrt(3)
+        return (z[0] * model.init_std().to(z)).to(inputs)
 
     def evaluator(self, part: Part) -> Evaluator:
         """Return what measures loss and error on a part of the data."""
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native, deviation = self.engine == "native", self.data.units.target_deviation
+        deviation = self.data.units.target_deviation
         return Evaluator(
             model=problem.model,
             loss=problem.loss,
@@ -309,7 +333,7 @@ class Prepared:
             labels=part.targets,
             targets=targets,
             scale=deviation.to(targets) if deviation.dim() else None,
-            native=native,
+            native=self.kind.gradient_in_c,
             buffers_at=self.buffers_at,
         )
 

@@ -83,6 +83,12 @@ def learning_rate(meaning: str = "learning rate: step size of one gradient evalu
     return opt("default", text, above=0)
 
 
+def weight_decay_on() -> Any:
+    """Return the field weight_decay_on of an optimizer."""
+    meaning = "parameters with weight decay; matrices: neither biases nor normalisation parameters"
+    return opt("all", meaning, choices=("all", "matrices"), since="0.2")
+
+
 def named(*names: str, **described: str) -> Any:
     """Return the field `name` of a class that stands for these names alone; the first is the default.
 
@@ -306,6 +312,12 @@ class DatasetConfig(Group):
         "standardize real targets for training; errors are reported in the original unit",
         since="0.2",
         as_before=False,
+    )
+    augment: str = opt(
+        "none",
+        "training images are moved by up to 1/8 of their size whenever they are seen; crop_flip mirrors half of them",
+        choices=["none", "crop_flip", "shift"],
+        since="0.2",
     )
     seed: int = opt(
         0, "seed of the split, the label noise and generated data; the seed of the run is the key seed", at_least=0

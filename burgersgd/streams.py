@@ -52,6 +52,7 @@ class Purpose(IntEnum):
     NOISE = 2
     DROPOUT = 3
     STABILITY = 4
+    AUGMENT = 5
 
 
 class _Kind(IntEnum):
@@ -131,7 +132,24 @@ def permutation(
 
     Raises ValueError as normal_ does.
     """
-    words = integers(seeds, purpose, epoch, 1, 2 * n, backend=backend)[0].unflatten(-1, (n, 2))
+    return permutations(seeds, epoch, 1, n, purpose=purpose, backend=backend)[0]
+
+
+def permutations(
+    seeds: Int64[Tensor, " runs"],
+    first_epoch: int,
+    n_epochs: int,
+    n: int,
+    *,
+    purpose: int = Purpose.BATCHES,
+    backend: Backend | None = None,
+) -> Int64[Tensor, "epochs runs n"]:
+    """Return the permutations of epochs first_epoch, ..., first_epoch + n_epochs - 1, each as permutation does."""
+    if backend in (None, "native") and seeds.device.type == "cpu" and (orders := _native_orders()):
+        out = seeds.new_empty(n_epochs, seeds.numel(), n)
+        if orders(_checked(out, seeds, purpose, first_epoch, 0), seeds, purpose, first_epoch):
+            return out
+    words = integers(seeds, purpose, first_epoch, n_epochs, 2 * n, backend=backend).unflatten(-1, (n, 2))
     return torch.argsort((words[..., 0] >> 1 << 32) | words[..., 1], dim=-1, stable=True)
 
 
@@ -139,6 +157,14 @@ def _fill(
     out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int, backend: Backend | None
 ) -> Tensor:
     """Check the arguments and hand them to a backend. Called once per gradient evaluation: 3 us in all."""
+    _checked(out, seeds, purpose, first_step, first_block)
+    if not out.numel():
+        return out
+    _backend(backend, out.device.type)(out, kind, seeds, purpose, first_step, first_block)
+    return out
+
+
+def _checked(out: Tensor, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> Tensor:
     shape = out.shape
     if len(shape) != 3 or not out.is_contiguous():
         raise ValueError(f"out must be contiguous [steps, runs, n], not {tuple(shape)} with strides {out.stride()}")
@@ -153,9 +179,6 @@ def _fill(
         raise ValueError(f"purpose and first_block must lie in [0, 2^32): {purpose}, {first_block}")
     if n > 2**34:
         raise ValueError(f"a stream has 2^34 values, not {n}")
-    if not out.numel():
-        return out
-    _backend(backend, out.device.type)(out, kind, seeds, purpose, first_step, first_block)
     return out
 
 
@@ -217,6 +240,10 @@ def _host_fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step
 _PARALLEL = 8192  # values per thread below which waking the threads costs more than they save
 
 
+_REQUEST = struct.Struct("@PPQqqqIIii")
+"""request_t; one argument: ctypes takes 0.1 us for each."""
+
+
 def _native_fill() -> _Fill | None:
     """Return native/normals.c as a function, or None where it cannot be compiled."""
     library = native.library("normals")
@@ -225,7 +252,7 @@ def _native_fill() -> _Fill | None:
     c_fill = library.fill
     c_fill.restype = None
     c_fill.argtypes = (ctypes.c_char_p,)
-    pack = struct.Struct("@PPQqqqIIii").pack  # request_t; one argument: ctypes takes 0.1 us for each
+    pack = _REQUEST.pack
 
     def fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:
         threads = torch.get_num_threads()
@@ -234,6 +261,25 @@ def _native_fill() -> _Fill | None:
         c_fill(pack(out.data_ptr(), seeds.data_ptr(), first_step, *out.shape, purpose, first_block, kind, threads))
 
     return fill
+
+
+@functools.cache
+def _native_orders() -> Callable[[Tensor, Tensor, int, int], bool] | None:
+    """Return what fills permutations in C and says whether it had the memory; None where it cannot be compiled."""
+    library = native.library("normals")
+    if library is None:
+        return None
+    c_orders = library.orders
+    c_orders.argtypes = (ctypes.c_char_p,)
+
+    def orders(out: Tensor, seeds: Tensor, purpose: int, first_epoch: int) -> bool:
+        threads = torch.get_num_threads()
+        if len(seeds) < threads or out.numel() < threads * _PARALLEL:
+            threads = 1
+        request = (out.data_ptr(), seeds.data_ptr(), first_epoch, *out.shape, purpose, 0, _Kind.INTEGERS, threads)
+        return not out.numel() or c_orders(_REQUEST.pack(*request)) == 0
+
+    return orders
 
 
 # torch ------------------------------------------------------------------------------------------------------

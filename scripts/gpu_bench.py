@@ -152,22 +152,15 @@ class Ours:
 
 FLEETS = {
     "w1": [
-        ("on", 1),
-        ("on", 1024),
-        ("on", 256),
-        ("on", 16),
-        ("on", 64),
-        ("off", 1),
-        ("off", 16),
-        ("off", 1024),
-        ("graph", 1),
-        ("graph", 16),
-        ("graph", 1024),
+        *(("native", runs) for runs in (1, 16, 132, 256, 1024)),
+        *(("on", runs) for runs in (1, 16, 1024)),
+        *(("graph", runs) for runs in (1, 16, 1024)),
+        *(("off", runs) for runs in (1, 1024)),
     ],
-    "w2": [("on", 1), ("on", 1024), ("on", 64), ("off", 1)],
-    "w3": [("on", 1), ("on", 16), ("on", 4), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
+    "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("off", 1)],
+    "w3": [("on", 1), ("on", 16), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
 }
-"""Workload -> trainer.compile (graph: CUDA graphs without a compiler) and number of runs of what is measured."""
+"""Workload -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured."""
 
 
 def fleets(name: str) -> list[tuple[str, int]]:
@@ -332,7 +325,14 @@ def _products(name: str, widths: tuple[int, ...], batch: int, runs: int) -> None
 
 def launches() -> None:
     """Count the kernels of a step and the time that the GPU is busy with them."""
-    several = (("w1", "on", 1), ("w1", "on", 1024), ("w1", "off", 1), ("w1", "off", 16), ("w3", "on", 1))
+    several = (
+        ("w1", "native", 132),
+        ("w1", "on", 1),
+        ("w1", "on", 1024),
+        ("w1", "off", 1),
+        ("w1", "off", 16),
+        ("w3", "on", 1),
+    )
     steps = 40
     for name, mode, runs in (("w1", "off", 1),) if options.tiny else several:
         if left() < 20:

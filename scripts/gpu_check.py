@@ -18,20 +18,23 @@ import time
 from typing import IO, cast
 
 import gpu_groups
-from gpu_common import MARK, options, words
+from gpu_common import MARK, as_in_a_run, options, words
 from gpu_groups import GROUPS
 
 
 def main() -> int:
     """Run the groups side by side, print their lines as they come; return the number of failed checks, 1 at most."""
     if options.group:
-        GROUPS[options.group]()
+        with as_in_a_run():
+            GROUPS[options.group]()
         return 0
     if options.edge:
-        gpu_groups.EDGES[options.edge]()
+        with as_in_a_run():
+            gpu_groups.EDGES[options.edge]()
         return 0
     if options.hash:
-        gpu_groups.print_hash()
+        with as_in_a_run():
+            gpu_groups.print_hash()
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

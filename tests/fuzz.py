@@ -120,6 +120,8 @@ def overrides(draw: st.DrawFn) -> list[str]:
             sizes = chosen
             if dataset == "teacher_student":
                 chosen.pop("label_noise", None)
+            if dataset != "digits":
+                chosen.pop("augment", None)  # no images
         if chosen.get("gamma_min", 0) > chosen.get("gamma", 0):
             del chosen["gamma_min"]
         if chosen.get("nesterov"):

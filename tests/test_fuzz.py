@@ -12,7 +12,7 @@ from tests import fuzz
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=30, suppress_health_check=SLOW)
+@settings(max_examples=20, suppress_health_check=SLOW)
 @given(fuzz.nonsense())
 def test_nonsense_is_answered_with_one_line_and_nothing_on_the_disk(arguments: list[str]) -> None:
     outcome = fuzz.run(arguments)
@@ -26,7 +26,7 @@ def test_every_command_of_allowed_values_trains(arguments: list[str]) -> None:
     assert fuzz.complaints(outcome, accepted_only=True) == [], outcome
 
 
-@settings(max_examples=60, suppress_health_check=SLOW)
+@settings(max_examples=40, suppress_health_check=SLOW)
 @given(fuzz.overrides())
 def test_every_configuration_of_allowed_values_trains(arguments: list[str]) -> None:
     config = fuzz.configuration(arguments)

@@ -252,6 +252,33 @@ def test_a_fleet_goes_on_together_wherever_it_died(
         assert_same(tmp_path / f"outputs/undisturbed{s}", tmp_path / f"outputs/killed{s}")
 
 
+def test_what_a_run_staged_counts_for_nothing_after_it_began_again_alone(
+    kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fleet died between two commits; then one of its runs went on by itself, and died again."""
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in (3, 4, 5)]
+    commit = RunFolder.commit_checkpoint
+
+    def dying(self: RunFolder) -> None:
+        if self.path.name == "run5":
+            raise Killed
+        commit(self)
+
+    kill(10**9)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "commit_checkpoint", dying)
+        with pytest.raises(Killed):
+            train_fleet(configs, progress=False)
+    folders = [tmp_path / f"outputs/run{s}" for s in (3, 4, 5)]
+    kill(4)
+    with pytest.raises(Killed):
+        resume(folders[2], progress=False)
+    assert (folders[2] / STAGED).exists()
+    assert not (folders[2] / "checkpoint.pt").exists()
+    assert [r.state for r in resume_fleet(folders, progress=False)] == ["completed"] * 3
+    assert {read_checkpoint(folder)["evaluations"] for folder in folders} == {40}
+
+
 def test_in_other_company_a_run_goes_on_to_rounding(kill: Any, tmp_path: Path) -> None:
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in (3, 4, 5)]
     alone = train(named(configs[1], "alone"), progress=False)

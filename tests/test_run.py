@@ -159,7 +159,7 @@ def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -
     assert result.folder is not None
     assert read_status(result.folder)["errors_are"] == "RMSE"
     tags = EventAccumulator(str(result.folder)).Reload().Tags()["scalars"]
-    assert {"RMSE/validation", "final/test_RMSE", "final/validation_RMSE"} <= set(tags)
+    assert {"RMSE/validation", "test/RMSE", "test/loss"} <= set(tags)
     assert not any("error" in tag for tag in tags)
 
 
@@ -469,7 +469,7 @@ def test_without_a_c_compiler_everything_still_works(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(native, "library", lambda name: None)
     assert prepare([TrainConfig()]).engine == "eager"
     trainer = TrainerConfig(budget=100, compile="native")
-    with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs device=cpu and a C compiler"):
+    with pytest.raises(ConfigError, match=r"trainer\.compile=native: needs a C compiler"):
         prepare([TrainConfig(trainer=trainer)])
 
 

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from burgersgd.streams import Purpose, integers, permutation
+from burgersgd.streams import Purpose, integers, permutations
+
+TABLES_BYTES = 1 << 25
+"""Memory for the orders of several epochs on a GPU, about."""
 
 
 def evaluations_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
@@ -32,10 +35,12 @@ class Batches:
         with_replacement: bool = False,
         drop_last: bool = False,
         purpose: int = Purpose.BATCHES,
+        variants: int = 1,
     ) -> None:
         """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n.
 
-        purpose is the word of the streams' counter that the orders come from.
+        purpose is the word of the streams' counter that the orders come from. With several variants of an example, one
+        of them is drawn whenever it is seen: number v of example i is i + n v.
         """
         if not 1 <= batch_size <= n:
             raise ValueError(
@@ -44,18 +49,21 @@ class Batches:
         self.n = n
         self.batch_size = batch_size
         self.seeds = seeds
-        self.drop_last, self.purpose = drop_last, purpose
+        self.drop_last, self.purpose, self.variants = drop_last, purpose, variants
         self.with_replacement = with_replacement
         self.evaluations_per_epoch = evaluations_per_epoch(n, batch_size, drop_last)
         """Gradient evaluations that make an epoch."""
         whole = drop_last or with_replacement
         self._last_size = batch_size if whole else n - (self.evaluations_per_epoch - 1) * batch_size
-        self._epoch = -1
-        self._table = torch.empty(0, len(seeds), batch_size, dtype=torch.int64, device=seeds.device)
+        self._tables: dict[int, Tensor] = {}
+        on_cpu = seeds.device.type == "cpu"
+        self.epochs_at_once = 1 if on_cpu else max(1, min(8, TABLES_BYTES // (8 * len(seeds) * n)))
+        """Epochs whose orders are drawn in one go: a GPU sorts eight orders in the time of one."""
 
     def of_purpose(self, purpose: int) -> Batches:
         """Return batches like these whose order comes from another stream of the same runs."""
-        return Batches(self.n, self.batch_size, self.seeds, self.with_replacement, self.drop_last, purpose)
+        whole = (self.with_replacement, self.drop_last)
+        return Batches(self.n, self.batch_size, self.seeds, *whole, purpose, self.variants)
 
     def size(self, step: int) -> int:
         """Return the number of examples in the batch of gradient evaluation step = 0, 1, 2, ..."""
@@ -67,6 +75,19 @@ class Batches:
 
         Only the first size(step) entries of a batch count: a short one is filled up by repeating its beginning.
         """
+        examples = self._examples(first, count)
+        if self.variants == 1:
+            return examples
+        purpose = self.purpose + Purpose.AUGMENT - Purpose.BATCHES
+        drawn = integers(self.seeds, purpose, first, count, self.batch_size)
+        return examples + self.n * ((drawn * self.variants) >> 32)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every batch is all examples as they are, in their order."""
+        return self.batch_size == self.n and not self.with_replacement and self.variants == 1
+
+    def _examples(self, first: int, count: int) -> Int64[Tensor, "steps runs batch_size"]:
         if self.with_replacement:
             drawn = integers(self.seeds, self.purpose, first, count, self.batch_size)  # uniform in [0, 2^32)
             return (drawn * self.n) >> 32
@@ -79,14 +100,14 @@ class Batches:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _epoch_table(self, epoch: int) -> Int64[Tensor, "evaluations runs batch_size"]:
-        """Return all batches of an epoch; the latest epoch asked for is kept."""
+        """Return all batches of an epoch; the latest epochs asked for are kept."""
         if self.batch_size == self.n:
             return torch.arange(self.n, device=self.seeds.device).expand(1, len(self.seeds), self.n)
-        if epoch != self._epoch:
-            order = permutation(self.seeds, epoch, self.n, purpose=self.purpose)
-            self._table = _cut(order, self.evaluations_per_epoch, self.batch_size)
-            self._epoch = epoch
-        return self._table
+        if epoch not in self._tables:
+            orders = permutations(self.seeds, epoch, self.epochs_at_once, self.n, purpose=self.purpose)
+            per_epoch = self.evaluations_per_epoch
+            self._tables = {epoch + i: _cut(order, per_epoch, self.batch_size) for i, order in enumerate(orders)}
+        return self._tables[epoch]
 
 
 def _cut(order: Int64[Tensor, "runs n"], evaluations: int, batch_size: int) -> Int64[Tensor, "evaluations runs batch"]:

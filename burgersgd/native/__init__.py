@@ -49,9 +49,9 @@ def library(name: str, define: str = "") -> ctypes.CDLL | None:
     return compiled(name + define, source_text(name, define))
 
 
-def source_text(name: str, define: str = "") -> str:
+def source_text(name: str, define: str = "", suffix: str = ".c") -> str:
     """Return the text of ``burgersgd/native/<name>.c``, with a macro defined before it."""
-    text = Path(__file__).with_name(f"{name}.c").read_text(encoding="utf-8")
+    text = Path(__file__).with_name(name + suffix).read_text(encoding="utf-8")
     return f"#define {define}\n{text}" if define else text
 
 
@@ -63,7 +63,7 @@ def compile_ahead(*names: str) -> None:
     compiler = _compiler()
     if os.environ.get("BURGERSGD_NATIVE") == "0" or compiler is None:
         return
-    folder = next(_folders(), None)
+    folder = next(folders(), None)
     if folder is None:
         return
     for name in names:
@@ -87,7 +87,7 @@ def compiled(name: str, source: str) -> ctypes.CDLL | None:
     if compiler is None:
         return _unavailable("no C compiler found ($CC, cc, gcc, clang)")
     reason = "no folder to keep them in"
-    for folder in _folders():  # the second one serves where the first cannot be written to, or not be executed from
+    for folder in folders():  # the second one serves where the first cannot be written to, or not be executed from
         try:
             return ctypes.CDLL(str(_built(folder, compiler, name, source)))
         except (OSError, subprocess.SubprocessError) as error:
@@ -140,7 +140,7 @@ def _processor() -> str:
 # --------------------------------------------------------------------------------------------------- where they are
 
 
-def _folders() -> Iterator[Path]:
+def folders() -> Iterator[Path]:
     """Yield the folders that may hold kernels: they exist, and no other user can write in them."""
     try:
         folder = cache_folder().absolute()
@@ -213,13 +213,13 @@ def _built(folder: Path, compiler: list[str], name: str, source: str) -> Path:
     """Return the library in a folder, compiled where it is not there as it was written."""
     stem = f"{name}-{_key(source, compiler)}-"
     for path in sorted(folder.glob(f"{stem}*.so")):
-        if _is_whole(path):
+        if is_whole(path):
             return path
         path.unlink(missing_ok=True)  # a process that has loaded it keeps it
     return _compile(compiler, source, folder, stem)
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a library is ours and its content has the digest, and so the length, that its name tells."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         status = os.fstat(file.fileno())
@@ -245,18 +245,18 @@ def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
             command = [*compiler, *flags, "-x", "c", "-", "-o", unfinished, "-lm"]
             done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
             if done.returncode == 0:
-                return _kept(Path(unfinished), folder, stem)
+                return kept(Path(unfinished), folder, stem)
             message = message or f"{shlex.join(command)} failed: {done.stderr.strip()[:500]}"
         raise OSError(message)
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
 
-def _kept(unfinished: Path, folder: Path, stem: str) -> Path:
+def kept(unfinished: Path, folder: Path, stem: str, suffix: str = ".so") -> Path:
     """Give a compiled file its name, once its content is on the disk."""
     with open(unfinished, "r+b") as file:
         os.chmod(unfinished, 0o700)  # whatever the umask
-        path = folder / f"{stem}{_digest(file.read())}.so"
+        path = folder / f"{stem}{_digest(file.read())}{suffix}"
         os.fsync(file.fileno())
     os.replace(unfinished, path)
     if os.name == "posix":  # elsewhere a folder cannot be opened

@@ -5,6 +5,7 @@
  * no result depends on n, on the number of rows or threads, or on alignment. */
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef __SSE2__
 #include <immintrin.h>
@@ -195,4 +196,64 @@ void fill(const request_t *r) {
 #pragma omp parallel for num_threads(r->threads) schedule(static)
     for (int thread = 0; thread < r->threads; thread++)
         fill_groups(r, total * thread / r->threads, total * (thread + 1) / r->threads);
+}
+
+typedef struct {
+    uint64_t key;
+    int64_t i;
+} keyed_t;
+
+/* The order of n random keys of 63 bits, ties in the order of i. As the keys are random, their first bits put each near
+ * its place, and a bucket holds one or two. */
+static void order_row(int64_t *out, const row_t *row, int64_t n, uint64_t *keys, keyed_t *sorted, int64_t *ends) {
+    int bits = 0;
+    while (bits < 20 && ((int64_t)2 << bits) <= n) bits++;
+    memset(ends, 0, ((size_t)1 << bits) * sizeof(int64_t));
+    for (int64_t j = 0; j < n; j += GROUP / 2) {
+        uint32_t words[GROUP];
+        group_of_words(row, (uint32_t)(j / 2), words);
+        const int count = n - j < GROUP / 2 ? (int)(n - j) : GROUP / 2;
+        for (int i = 0; i < count; i++) {
+            keys[j + i] = (uint64_t)(words[2 * i] >> 1) << 32 | words[2 * i + 1];
+            ends[keys[j + i] >> (63 - bits)]++;
+        }
+    }
+    for (int64_t b = 0, start = 0; b < (int64_t)1 << bits; b++) {
+        const int64_t count = ends[b];
+        ends[b] = start, start += count;
+    }
+    for (int64_t i = 0; i < n; i++) sorted[ends[keys[i] >> (63 - bits)]++] = (keyed_t){keys[i], i};
+    for (int64_t i = 1; i < n; i++) { /* insertion: nothing moves out of its bucket */
+        const keyed_t one = sorted[i];
+        int64_t k = i;
+        for (; k > 0 && sorted[k - 1].key > one.key; k--) sorted[k] = sorted[k - 1];
+        sorted[k] = one;
+    }
+    for (int64_t i = 0; i < n; i++) out[i] = sorted[i].i;
+}
+
+static int order_rows(const request_t *r, int64_t from, int64_t to) {
+    const size_t n = (size_t)r->n, buckets = n < 1 << 20 ? n + 1 : 1 << 20;
+    char *memory = malloc(n * (sizeof(uint64_t) + sizeof(keyed_t)) + buckets * sizeof(int64_t));
+    if (memory == NULL) return 1;
+    keyed_t *sorted = (keyed_t *)memory;
+    uint64_t *keys = (uint64_t *)(sorted + n);
+    int64_t *ends = (int64_t *)(keys + n);
+    for (int64_t index = from; index < to; index++) {
+        const row_t row = row_of(r->seeds[index % r->runs], r->purpose, r->first_step + (uint64_t)(index / r->runs));
+        order_row((int64_t *)r->out + index * r->n, &row, r->n, keys, sorted, ends);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Permutations of range(n), int64 [epochs, runs, n]; the answer is 1 where there is no memory. */
+int orders(const request_t *r) {
+    const int64_t total = r->steps * r->runs;
+    if (r->threads == 1) return order_rows(r, 0, total);
+    int failed = 0;
+#pragma omp parallel for num_threads(r->threads) schedule(static) reduction(| : failed)
+    for (int thread = 0; thread < r->threads; thread++)
+        failed |= order_rows(r, total * thread / r->threads, total * (thread + 1) / r->threads);
+    return failed;
 }

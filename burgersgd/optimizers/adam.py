@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, weight_decay
-from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt, weight_decay_on
 
 Runs = Float[Tensor, "runs d"]
 
@@ -28,12 +28,7 @@ class AdamWConfig(OptimizerConfig):
     weight_decay: float = opt(
         1e-2, "decoupled weight decay: each step multiplies x by 1 - lr * weight_decay", at_least=0
     )
-    weight_decay_on: str = opt(
-        "all",
-        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
-        choices=("all", "matrices"),
-        since="0.2",
-    )
+    weight_decay_on: str = weight_decay_on()
 
     def default_lr(self, share: float) -> float:
         """Return the learning rate where none is set: the scale of the gradients does not matter."""

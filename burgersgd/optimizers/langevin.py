@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability, weight_decay
-from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt, weight_decay_on
 
 Runs = Float[Tensor, "runs d"]
 
@@ -24,12 +24,7 @@ class LangevinConfig(OptimizerConfig):
     lr: LearningRate = learning_rate()
     temperature: float = opt(1e-7, "temperature of the noise", at_least=0)
     weight_decay: float = opt(0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss", at_least=0)
-    weight_decay_on: str = opt(
-        "all",
-        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
-        choices=("all", "matrices"),
-        since="0.2",
-    )
+    weight_decay_on: str = weight_decay_on()
 
     def rule(self) -> Langevin:
         """Return the update rule with its static choices."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, Stability, distance, weight_decay
-from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
+from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt, weight_decay_on
 
 Runs = Float[Tensor, "runs d"]
 
@@ -74,12 +74,7 @@ class LocalEntropyConfig(OptimizerConfig):
     outer_momentum: float = opt(0.0, "momentum of x", at_least=0, below=1)
     nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's; with momentum > 0 only where nu = 0")
     weight_decay: float = opt(0.0, "weight decay: adds weight_decay |y|^2 / 2 to the loss at y", at_least=0)
-    weight_decay_on: str = opt(
-        "all",
-        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
-        choices=("all", "matrices"),
-        since="0.2",
-    )
+    weight_decay_on: str = weight_decay_on()
 
     def __post_init__(self) -> None:
         super().__post_init__()

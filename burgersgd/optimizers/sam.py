@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burgersgd.optimizers.momentum import MomentumConfig
 from burgersgd.optimizers.protocol import Clock, Hyper, RuleDefaults, weight_decay
-from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
+from burgersgd.schema import LearningRate, learning_rate, named, opt
 
 Runs = Float[Tensor, "runs d"]
 
@@ -19,33 +20,12 @@ NO_NORM = 1e-12
 
 
 @dataclass
-class SamConfig(OptimizerConfig):
+class SamConfig(MomentumConfig):
     """Sharpness-aware minimization: two gradients of one batch, the second one where the loss nearby is highest."""
 
-    base_lr: ClassVar[float] = 0.3
     name: str = named("sam")
     lr: LearningRate = learning_rate("learning rate: step size along the second gradient")
     rho: float = opt(0.05, "radius of the neighbourhood", at_least=0)
-    momentum: float = opt(0.0, "fraction of the last step that is added to the next one", at_least=0, below=1)
-    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's")
-    weight_decay: float = opt(
-        0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss whose gradient moves x", at_least=0
-    )
-    weight_decay_on: str = opt(
-        "all",
-        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
-        choices=("all", "matrices"),
-        since="0.2",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0:
-            raise self.error("nesterov", "needs optimizer.momentum > 0")
-
-    def default_lr(self, share: float) -> float:
-        """Return the learning rate where none is set: that of SGD."""
-        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> Sam:
         """Return the update rule with its static choices."""

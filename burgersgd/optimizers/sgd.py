@@ -9,37 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from burgersgd.optimizers.momentum import MomentumConfig
 from burgersgd.optimizers.protocol import Clock, EveryGradientMovesX, Hyper, Stability, weight_decay
-from burgersgd.schema import LearningRate, OptimizerConfig, learning_rate, named, opt
+from burgersgd.schema import named, opt
 
 Runs = Float[Tensor, "runs d"]
 
 
 @dataclass
-class SgdConfig(OptimizerConfig):
+class SgdConfig(MomentumConfig):
     """Mini-batch SGD (2.12)."""
 
-    base_lr: ClassVar[float] = 0.3
     name: str = named("sgd")
-    lr: LearningRate = learning_rate()
-    momentum: float = opt(0.0, "fraction of the last step that is added to the next one", at_least=0, below=1)
-    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's")
-    weight_decay: float = opt(0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss", at_least=0)
-    weight_decay_on: str = opt(
-        "all",
-        "parameters with weight decay; matrices: neither biases nor normalisation parameters",
-        choices=("all", "matrices"),
-        since="0.2",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and self.momentum == 0:
-            raise self.error("nesterov", "needs optimizer.momentum > 0")
-
-    def default_lr(self, share: float) -> float:
-        """Return the learning rate where none is set: momentum makes 1 / (1 - momentum) steps of every gradient."""
-        return self.base_lr * share * (1 - self.momentum)
 
     def rule(self) -> Sgd:
         """Return the update rule with its static choices."""
@@ -53,7 +34,6 @@ class GdConfig(SgdConfig):
     full_batch: ClassVar[bool] = True
     base_lr: ClassVar[float] = 0.1
     name: str = named("gd")
-    lr: LearningRate = learning_rate()
     momentum: float = opt(0.9, "fraction of the last step that is added to the next one", at_least=0, below=1)
 
     def default_lr(self, share: float) -> float:

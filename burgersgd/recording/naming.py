@@ -23,7 +23,8 @@ DIGITS = 12
 def job_name(words: Sequence[str], digits: str) -> str:
     """Return the name of a job's folder: of the overrides that tell it from other jobs, in their order, and its hash.
 
-    Keys go without their group where that is not ambiguous, and a group's choice without the name of the group.
+    Keys go without their group where that is not ambiguous, and a group's choice without the name of the group; `seed`
+    is that of the run.
     """
     pairs = [word.lstrip("+~").partition("=")[::2] for word in words]
     short = Counter(key.rpartition(".")[2] for key, _ in pairs)
@@ -31,7 +32,7 @@ def job_name(words: Sequence[str], digits: str) -> str:
     for key, value in pairs:
         last = key.rpartition(".")[2]
         is_choice = "." not in key and key != "seed"
-        parts.append(value if is_choice else f"{last if short[last] == 1 else key}={value}")
+        parts.append(value if is_choice else f"{last if short[last] == 1 and last != 'seed' else key}={value}")
     if not any("=" in part for part in parts):  # a name with a hash has one: see hash_of
         parts = [f"{key}={value}" for key, value in pairs]
     label = re.sub(r"[\"'\[\]{}() ]", "", ",".join(parts))

@@ -273,6 +273,7 @@ def sweep_summary(
     elsewhere: Mapping[str, int] | None = None,
     settings: str = "",
     best_folder: Path | None = None,
+    progress: float | None = None,
 ) -> str:
     """Return a sweep as text: its settings, how many jobs are in which state, and which failed, and why.
 
@@ -280,11 +281,13 @@ def sweep_summary(
     learn (unwell: label -> jobs and reasons).
 
     done_before: how many of them were over before this command. elsewhere: how many jobs each other process trains.
-    settings is a table, best_folder the folder of the best setting's best run.
+    settings is a table, best_folder the folder of the best setting's best run, progress the share of the work done.
     """
     rule = "-" * WIDTH
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
+    if progress is not None and progress < 1:
+        lines.append(_entry("progress", f"{100 * progress:.0f} % of the gradient evaluations"))
     if done_before:
         over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
         lines.append(_entry("done before", f"{done_before}, trained now {over - done_before}"))

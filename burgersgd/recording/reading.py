@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ ENDED = ("completed", "diverged", "pruned")
 
 YAML_END = "...\n"
 """The last line of config.yaml: a file without it was cut. (Version 0.1.0 did not write it.)"""
+
+LAST_BYTES = 4096
+"""Of metrics.csv, in which its last row is looked for."""
 
 FORMAT = 2
 """Of checkpoint.pt; changes when what it holds changes its meaning. Format 1 (version 0.1.0) had no digest."""
@@ -144,6 +148,17 @@ def metrics_of(text: str, file: Path) -> dict[str, list[float]]:
         words = one_line(error).removeprefix("ValueError: ")
         raise RunFolderError(f"cannot read {file}: {words}") from error
     return columns
+
+
+def spent_so_far(path: Path) -> int:
+    """Return the gradient evaluations of the last row of metrics.csv, of which only the end is read; 0 without rows."""
+    try:
+        with open(Path(path) / METRICS, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_BYTES))
+            lines = stream.read().split(b"\n")[1:-1]  # half a line at either end
+        return int(lines[-1].partition(b",")[0]) if lines else 0
+    except (OSError, ValueError):  # ValueError: evaluations are not the first column, or no number
+        return 0
 
 
 def _number(entry: str) -> float:

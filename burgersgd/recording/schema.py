@@ -54,6 +54,8 @@ class Status(Struct):
     best_at: Count | None = None
     last_loss: Loss | None = None
     n_parameters: Count | None = None
+    n_test: Count | None = None
+    """Examples of the test part."""
     engine: Engine | None = None
     threads: Threads | None = None
     budget: Positive | None = None

@@ -1,21 +1,21 @@
-"""How a sweep stands, read from its folder: `burgersgd status SWEEP`. The list of its jobs is kept there too."""
+"""How the jobs of a sweep stand, read from its folder, where the list of them is kept too."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from burgersgd.analysis.runs import load
 from burgersgd.recording.claims import is_claimed
-from burgersgd.recording.files import RunFolderError, append, plain_json, read_text
+from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.naming import job_folders, same_job
 from burgersgd.recording.progress import sweep_summary
-from burgersgd.recording.run_folder import ENDED, read_status
+from burgersgd.recording.reading import ENDED, read_status, spent_so_far
 from burgersgd.recording.schema import NotedJob, checked, decoded
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.report import Settings, settings_of
@@ -37,6 +37,15 @@ class JobState(NamedTuple):
     validation_error: float
     percent: bool
     """Whether errors are shares of wrong classes."""
+    evaluations: int
+    """Gradient evaluations that are recorded."""
+    budget: int | None
+    """Of how many; None where that is not recorded, as before the start."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the work that is done, 1 of a job that is over."""
+        return 1.0 if self.state in ENDED else self.evaluations / self.budget if self.budget else 0.0
 
 
 def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
@@ -76,19 +85,22 @@ def job_states(folder: Path) -> list[JobState]:
     if not noted:
         raise RunFolderError(f"{folder}: no sweep is there (no {JOBS})")
     there = job_folders(folder)
-    return [_state(there.get(same_job(name), folder / name), words) for name, words in noted.items()]
+    return [state_of(there.get(same_job(name), folder / name), words) for name, words in noted.items()]
 
 
-def _state(path: Path, words: str) -> JobState:
+def state_of(path: Path, words: str) -> JobState:
+    """Return how the run of a folder stands, whether there is anything yet or not."""
     try:
         status = read_status(path)
     except RunFolderError:
-        return JobState(path.name, words, "running" if is_claimed(path) else "waiting", "", math.nan, True)
+        return JobState(path.name, words, "running" if is_claimed(path) else "waiting", "", math.nan, True, 0, None)
     state, reason = status["state"], status.get("reason") or ""
     if state == "running" and not is_claimed(path):
         state, reason = "interrupted", "its process died"
     percent, error = status.get("task") != "regression", status.get("validation_error")
-    return JobState(path.name, words, state, reason, math.nan if error is None else error, percent)
+    spent = status.get("evaluations") if state in ENDED else spent_so_far(path)
+    known = math.nan if error is None else error
+    return JobState(path.name, words, state, reason, known, percent, spent or 0, status.get("budget"))
 
 
 def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
@@ -106,16 +118,10 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
 
 def as_it_stands(folder: Path) -> Outcome:
     """Return how a job stands that is not over."""
-    found = _state(folder, "")
+    found = state_of(folder, "")
     known = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
     error = RunFolderError(found.reason) if known == "failed" else None
     return Outcome(known, folder, error=error)  # pyright: ignore[reportArgumentType]
-
-
-def find_sweep(name: str) -> Path:
-    """Return the folder of a sweep, given itself or by its name below outputs/multirun."""
-    given = Path(name)
-    return given if given.is_dir() else Path("outputs", "multirun", name)
 
 
 def _settings(folder: Path) -> Settings:
@@ -127,32 +133,44 @@ def _settings(folder: Path) -> Settings:
     return settings_of(folder, runs, str(runs[0].settings.get("sweep.objective", "last")))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd status SWEEP [--jobs | --json]`; 1 where a job has failed."""
-    parser = argparse.ArgumentParser(prog="burgersgd status", description="Show how the jobs of a sweep stand.")
-    parser.add_argument("sweep", metavar="SWEEP", help="its name, or its folder")
-    parser.add_argument("--jobs", action="store_true", help="a line for every job")
-    parser.add_argument("--json", action="store_true", help="every job as JSON")
-    given = parser.parse_args(arguments)
-    folder = find_sweep(given.sweep)
-    jobs = job_states(folder)
-    failed = int(any(job.state == "failed" for job in jobs))
-    if given.json:
-        print(json.dumps(plain_json([job._asdict() for job in jobs]), indent=2, ensure_ascii=False))
-        return failed
-    if given.jobs:
-        for job in jobs:
-            kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
-            error = f"validation {kind} {job.validation_error:.4g}" if known else ""
-            print(f"{job.name}  {job.state:<12}{error:<26}{job.words}{f'  ({job.reason})' if job.reason else ''}")
+def progress_of(jobs: Sequence[JobState]) -> float:
+    """Return the share of a sweep's work that is done; a job that was not begun counts as an average one."""
+    known = [job.budget for job in jobs if job.budget]
+    usual = sum(known) / len(known) if known else 1
+    whole = [job.budget or usual for job in jobs]
+    return sum(n * job.progress for n, job in zip(whole, jobs, strict=True)) / max(sum(whole), 1)
+
+
+def counted(jobs: Iterable[JobState]) -> dict[str, int]:
+    """Return the number of jobs in each state, in the order of STATES, all of them."""
+    count = Counter(job.state for job in jobs)
+    return {state: count[state] for state in STATES}
+
+
+def record(job: JobState) -> dict[str, Any]:
+    """Return a job as plain values."""
+    return {**job._asdict(), "progress": job.progress}
+
+
+def sweep_text(folder: Path, jobs: Sequence[JobState], every: bool) -> str:
+    """Return a sweep as text; every: with a line for every job."""
+    width = max(len(job.name) for job in jobs)
+    lines = [_line(job, width) for job in jobs] if every else []
     settings = _settings(folder)
-    shown = sweep_summary(
-        states={state: sum(job.state == state for job in jobs) for state in STATES},
+    summary = sweep_summary(
+        states=counted(jobs),
         failed=[(job.words, job.reason) for job in jobs if job.state == "failed"],
         unwell=unwell((job.words, folder / job.name) for job in jobs if job.state in ENDED),
         folder=folder,
         settings=settings.text,
         best_folder=settings.best_folder,
+        progress=progress_of(jobs),
     )
-    print(shown)
-    return failed
+    return "\n".join([*lines, summary])
+
+
+def _line(job: JobState, width: int) -> str:
+    kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
+    error = f"validation {kind} {job.validation_error:.4g}" if known else ""
+    reason = f"  ({job.reason})" if job.reason else ""
+    return f"{job.name:<{width}}  {job.state:<12}{100 * job.progress:>4.0f} %  {error:<26}{job.words}{reason}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.func import grad_and_value, vmap
 
+from burgersgd.datasets.augment import Augmentation
 from burgersgd.losses import Loss
 from burgersgd.models import Model
 
@@ -39,6 +40,8 @@ class Problem:
     inputs: Float[Tensor, "n *shape"]
     targets: Tensor
     bfloat16: bool = False
+    augmentation: Augmentation | None = None
+    """What is done to training images; batches then hold the numbers of changed examples."""
 
     @functools.cached_property
     def templates(self) -> list[Tensor]:
@@ -75,6 +78,14 @@ class Problem:
         """Return the examples of each run's batch, ``[runs, batch, ...]``; None is the full batch."""
         if indices is None:
             return self.inputs.expand(n_runs, *self.inputs.shape), self.targets.expand(n_runs, *self.targets.shape)
+        return self.examples(indices)
+
+    def examples(self, indices: Int[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a batch as training sees them: changed where there is an augmentation."""
+        if self.augmentation is not None:
+            return self.augmentation(self.inputs, indices), self.targets[indices % self.augmentation.n]
+        if indices.dim() == 1:
+            return self.inputs.index_select(0, indices), self.targets.index_select(0, indices)  # faster
         return self.inputs[indices], self.targets[indices]
 
 
@@ -129,8 +140,7 @@ def gradient_in_pieces(
     """Return the gradients with respect to each parameter tensor, and the loss, of a single run by plain autograd."""
     inputs, targets = problem.inputs, problem.targets
     if indices is not None:
-        rows = indices.view(-1)
-        inputs, targets = inputs.index_select(0, rows), targets.index_select(0, rows)
+        inputs, targets = problem.examples(indices.view(-1))
     leaves = _unflatten_dense_tensors(at.detach().view(-1), problem.templates)  # views, made in one call
     for leaf in leaves:
         leaf.requires_grad_()

@@ -241,10 +241,9 @@ class Inputs:
         """Compute coefficients and batches of BLOCK steps."""
         c = self._exact = self.exact_coefficients(first, BLOCK)
         coefficients = torch.stack([c[i].expand(BLOCK, self.n_runs, 1) for i in self.narrow], dim=1)
-        coefficients = coefficients.to(self.device, self.dtype)
+        coefficients = self._on_device(coefficients.to(self.dtype))
         self._rows = None
-        full_batch = self.batches.batch_size == self.batches.n and not self.batches.with_replacement
-        indices = None if full_batch else self._indices(first)
+        indices = None if self.batches.ordered else self._indices(first)
         old = self._block
         if not self.in_place or old is None:
             return Block(first, coefficients, indices)
@@ -252,6 +251,12 @@ class Inputs:
         if old.indices is not None and indices is not None:
             old.indices.copy_(indices)
         return old._replace(first=first)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the CPU where the state is; from pinned memory, so that nobody waits for the GPU."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def draw(self, first: int) -> Draws:
         """Draw the random numbers of draw_length steps, in the memory of those before."""

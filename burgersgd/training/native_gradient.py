@@ -14,8 +14,8 @@ from torch import Tensor
 from burgersgd.native import library
 
 _MAX_LAYERS = 16  # MAX_LAYERS in mlp_gradient.c
-_ACTIVATIONS = {"identity": 0, "relu": 1, "tanh": 2}  # enum activation
-_LOSSES = {"cross_entropy": 0, "squared_error": 1, "logistic": 2}  # enum loss
+ACTIVATIONS = {"identity": 0, "relu": 1, "tanh": 2}  # enum activation
+LOSSES = {"cross_entropy": 0, "squared_error": 1, "logistic": 2}  # enum loss
 _MACROS = {torch.float32: "", torch.float64: "DOUBLE"}
 _SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -109,8 +109,8 @@ class NativeGradient:
         return (
             2 <= len(widths) <= _MAX_LAYERS + 1
             and min(widths) >= 1
-            and activation in _ACTIVATIONS
-            and loss in _LOSSES
+            and activation in ACTIVATIONS
+            and loss in LOSSES
             and (loss != "logistic" or widths[-1] == 1)
             and dtype in _SUFFIXES
             and (images is None or images.features == widths[0])
@@ -156,7 +156,7 @@ class NativeGradient:
         if not self.supports(widths, activation, loss, dtype, images):
             raise ValueError(
                 f"widths={list(widths)}, activation={activation}, loss={loss}, dtype={dtype} is not supported here: "
-                f"allowed are {', '.join(_ACTIVATIONS)}; {', '.join(_LOSSES)}; {', '.join(map(str, _SUFFIXES))}"
+                f"allowed are {', '.join(ACTIVATIONS)}; {', '.join(LOSSES)}; {', '.join(map(str, _SUFFIXES))}"
             )
         n, n_out = len(inputs), widths[-1]
         target_type = torch.int64 if loss == "cross_entropy" else dtype
@@ -198,8 +198,8 @@ class NativeGradient:
 
         self._plan = _Plan(
             layers=len(widths) - 1,
-            activation=_ACTIVATIONS[activation],
-            loss=_LOSSES[loss],
+            activation=ACTIVATIONS[activation],
+            loss=LOSSES[loss],
             examples=n,
             runs=n_runs,
             max_batch=max_batch,

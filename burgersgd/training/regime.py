@@ -75,5 +75,6 @@ def minibatch_trace(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> float:
 
 def _gradient(problem: Problem, x: Float[Tensor, " d"], rows: Tensor) -> Float[Tensor, " d"]:
     leaf = x.detach().clone().requires_grad_()
-    outputs = problem.model.apply(split(leaf, problem.model.shapes), problem.inputs[rows], False, None)
-    return torch.autograd.grad(problem.loss.mean(outputs, problem.targets[rows]), leaf)[0]
+    inputs, targets = problem.examples(rows)
+    outputs = problem.model.apply(split(leaf, problem.model.shapes), inputs, False, None)
+    return torch.autograd.grad(problem.loss.mean(outputs, targets), leaf)[0]

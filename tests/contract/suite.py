@@ -76,6 +76,12 @@ class _RowByRow:
 
 def expected(rule: Any, hyper: dict[str, float], runs: int = 3, width: int = 7, precision: str = "float64") -> Any:
     """Return the state of the same runs after all steps, by tests/optimizers/driver.py and autograd, row by row."""
+    return _expected(rule, tuple(hyper.items()), runs, width, precision)
+
+
+@functools.lru_cache(maxsize=4)  # engine after engine is compared with it
+def _expected(rule: Any, hyper_items: tuple[tuple[str, float], ...], runs: int, width: int, precision: str) -> Any:
+    hyper = dict(hyper_items)
     start = _prepared(runs, width, precision, "eager").fleet()
     n, held = rule.replicas or 1, rule.gradients_per_batch
     seeds = [start.seeds[row // n : row // n + 1] for row in range(runs * n)]

@@ -124,14 +124,22 @@ def test_a_batch_size_outside_the_training_set_is_refused(batch_size: int) -> No
 
 def test_blocks_within_an_epoch_draw_one_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = []
-    original = batches_module.permutation
+    original = batches_module.permutations
 
-    def counting(seeds: torch.Tensor, epoch: int, n: int, **purpose: Any) -> torch.Tensor:
+    def counting(seeds: torch.Tensor, epoch: int, n_epochs: int, n: int, **purpose: Any) -> torch.Tensor:
         epochs.append(epoch)
-        return original(seeds, epoch, n, **purpose)
+        return original(seeds, epoch, n_epochs, n, **purpose)
 
-    monkeypatch.setattr(batches_module, "permutation", counting)
+    monkeypatch.setattr(batches_module, "permutations", counting)
     batches = Batches(1_000, 50, torch.tensor([0, 1]))  # 20 evaluations an epoch
     for first in range(0, 40, 4):
         batches.indices(first, 4)
     assert epochs == [0, 1]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_epochs_that_are_drawn_together_are_those_drawn_alone(drop_last: bool) -> None:
+    one, several = (Batches(13, 5, torch.tensor([3, 8]), drop_last=drop_last) for _ in range(2))
+    several.epochs_at_once = 4
+    for first, count in ((0, 9), (5, 14), (2, 3)):
+        assert torch.equal(several.indices(first, count), one.indices(first, count))

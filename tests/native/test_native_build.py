@@ -141,7 +141,7 @@ def test_a_damaged_file_in_the_cache_is_replaced_before_it_is_loaded(
     forget()
     assert answer() == 42
     (path,) = (sources.parent / "cache").iterdir()
-    assert native._is_whole(path)
+    assert native.is_whole(path)
 
 
 def test_a_file_gets_its_name_once_it_is_on_the_disk(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def planted(sources: Path) -> Path:
     path = native._compile(
         compiler, "int answer(void) { return 666; }", evil, f"kernel-{native._key(SOURCE, compiler)}-"
     )
-    assert native._is_whole(path)
+    assert native.is_whole(path)
     return path
 
 
@@ -245,10 +245,10 @@ def test_a_folder_or_a_file_of_another_user_is_refused(sources: Path, monkeypatc
         assert danger is None or danger == f"{cache} belongs to another user (uid {us + 1})"
     if os.geteuid() == 0:  # root can give a file away
         os.chown(library, us, -1)
-        assert not native._is_whole(library)
+        assert not native.is_whole(library)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: us + 1)
-        assert not native._is_whole(library)
+        assert not native.is_whole(library)
 
 
 @posix
@@ -275,7 +275,7 @@ def test_files_can_be_written_by_their_owner_alone_whatever_the_umask(sources: P
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     path.chmod(0o777)
-    assert not native._is_whole(path)
+    assert not native.is_whole(path)
 
 
 @posix
@@ -287,7 +287,7 @@ def test_a_link_is_followed_once_and_a_relative_folder_is_found(
     monkeypatch.setenv("BURGERSGD_CACHE", "link")
     assert answer() == 42
     assert [path.suffix for path in (tmp_path / "real").iterdir()] == [".so"]
-    assert next(iter(native._folders())) == tmp_path / "real"
+    assert next(iter(native.folders())) == tmp_path / "real"
     monkeypatch.setenv("BURGERSGD_CACHE", ".")  # a library without a slash would be looked for elsewhere
     forget()
     assert answer() == 42

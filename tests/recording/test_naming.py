@@ -30,6 +30,7 @@ OTHER = "0123456789ab"
         (["optimizer=sgd"], f"optimizer=sgd-{DIGITS}"),
         (["optimizer=sgd", "dataset=wine"], f"optimizer=sgd,dataset=wine-{DIGITS}"),
         (["seed=1", "dataset.seed=2"], f"seed=1,dataset.seed=2-{DIGITS}"),
+        (["dataset.seed=2", "model.depth=1"], f"dataset.seed=2,depth=1-{DIGITS}"),
         (["+optimizer.gamma=.inf", "++model.widths=[4, 'a/b']"], f"gamma=.inf,widths=4,a_b-{DIGITS}"),
         (["dataset.path=/data/Übung: 1.npz"], f"path=_data__bung_1.npz-{DIGITS}"),
         ([], DIGITS),

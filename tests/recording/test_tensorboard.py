@@ -3,6 +3,7 @@
 """TensorBoard's own reader must find in the event file what was recorded, in one run, with its hyperparameters."""
 
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.util import tensor_util
 
 from burgersgd.recording import tensorboard
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.recording.tensorboard import flat_hparams
 
 CONFIG = {"seed": 3, "optimizer": {"name": "local_entropy", "lr": 0.1, "gamma": math.inf, "nesterov": True}}
+CONFIG |= {"run_name": "one", "output_root": "there", "sweep": {"name": "s", "seed": 2}, "dataset": {"seed": 4}}
 ROW = {
     "train_loss": 0.1,
     "validation_loss": 0.2,
@@ -68,7 +73,8 @@ def test_every_tag_has_its_steps_and_values(folder: RunFolder) -> None:
         folder.metrics({"evaluations": evaluations, **{name: value * (1 + evaluations) for name, value in ROW.items()}})
     folder.status("completed", **FINAL)
     events = read(folder.path)
-    final = {f"final/{name}": value for name, value in FINAL.items()}
+    final = {"test/error": 0.01, "test/loss": 0.02}
+    assert min(final) > "loss/"  # TensorBoard sorts cards by their names: points alone stand below the curves
     assert tags(events) == TAG_VALUES.keys() | final.keys()
     for tag, value in TAG_VALUES.items():
         expected = [(step, float32(value * (1 + step))) for step in (0, 20, 1_000_000_007)]
@@ -98,7 +104,7 @@ def test_hyperparameters_are_in_the_one_event_file_of_the_one_run(folder: RunFol
     contents = multiplexer.PluginRunToTagToContent("hparams")["one"]
     start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
     assert {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()} == {
-        "seed": 3.0,
+        "dataset.seed": 4.0,
         "optimizer.name": "local_entropy",
         "optimizer.lr": 0.1,
         "optimizer.gamma": "inf",
@@ -149,6 +155,40 @@ def test_events_are_written_while_the_run_goes_on(folder: RunFolder, monkeypatch
     folder.close()
     folder.close()
     assert len(read(folder.path).Scalars("loss/train")) == 3
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group_of_the_table(tmp_path: Path) -> None:
+    groups: dict[str, set[str]] = {}
+    for lr in (0.1, 0.2):
+        for seed in (1, 2):
+            config = {"seed": seed, "run_name": f"{lr}{seed}", "optimizer": {"name": "sgd", "lr": lr}}
+            folder = RunFolder.create(tmp_path / f"{lr}{seed}", config)
+            folder.status("completed", **FINAL)
+            content = read(folder.path).PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
+            start = metadata.parse_session_start_info_plugin_data(content)
+            groups.setdefault(start.group_name, set()).add(folder.path.name)
+    assert sorted(map(sorted, groups.values())) == [["0.11", "0.12"], ["0.21", "0.22"]]
+    assert all(name.startswith("sgd-") for name in groups)
+
+
+def test_the_layout_puts_loss_and_error_of_all_runs_side_by_side(folder: RunFolder) -> None:
+    folder.metrics({"evaluations": 1, **ROW})
+    folder.status("completed", **FINAL)
+    events = read(folder.path)
+    (event,) = events.Tensors(custom_scalar_metadata.CONFIG_SUMMARY_TAG)
+    layout = layout_pb2.Layout.FromString(tensor_util.make_ndarray(event.tensor_proto).item())
+    shown = {}
+    for category in layout.category:
+        for chart in category.chart:
+            (pattern,) = chart.multiline.tag
+            shown[category.title, chart.title.partition(" (")[0]] = {t for t in tags(events) if re.match(pattern, t)}
+            assert re.match(pattern, "RMSE/validation") or category.title != "error" or "test" in chart.title
+    assert shown == {
+        ("loss", "training loss"): {"loss/train"},
+        ("loss", "validation loss"): {"loss/validation"},
+        ("error", "validation error"): {"error/validation"},
+        ("error", "test error"): {"test/error"},
+    }
 
 
 def test_flat_hparams_are_dotted_and_json_can_hold_them() -> None:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from burgersgd.config import ConfigError
+from burgersgd.recording.naming import job_name, same_job
 from burgersgd.recording.run_folder import CONFIG, read_checkpoint, read_config, read_metrics, read_status
 from burgersgd.sweeps import cluster
 from burgersgd.sweeps.chunks import Job, Outcome, spread, train_chunk
@@ -45,7 +46,7 @@ def assert_as_trained_here(root: Path, name: str, *words: str) -> None:
     assert here.keys() == there.keys()
     for seed, folder in here.items():
         other = there[seed]
-        assert other.name == folder.name
+        assert same_job(other.name) == same_job(folder.name)
         kept = [{path.name for path in run.iterdir() if "tfevents" not in path.name} for run in (folder, other)]
         assert kept[0] == kept[1] - {"checkpoint.next.pt"}
         ours, theirs = read_metrics(folder), read_metrics(other)
@@ -209,7 +210,7 @@ def test_a_job_array_with_what_was_asked_for_and_a_job_that_fails(
 ) -> None:
     slurm(SBATCH)
     planned = Sweep([*WORDS, "seed=3"])
-    blocked = tmp_path / "outputs" / "multirun" / "there" / planned.place(planned.jobs[0]).name
+    blocked = tmp_path / "outputs" / "multirun" / "there" / job_name(["seed=3"], planned.plan(planned.jobs[0]).digits)
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the run folder should be")
     settings = ["partition=day", "gpus=1", "cpus=2", "mem_gb=8", "timeout_min=90", "max_parallel=2"]

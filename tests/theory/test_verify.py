@@ -81,8 +81,17 @@ def test_names_choose_groups_and_checks() -> None:
 
 # Sabotage --------------------------------------------------------------------------------------------------------
 
-SLOW = {"homogenisation.descent", "homogenisation.temperature", "homogenisation.orders"}
-"""Checks that take seconds for each of their functions."""
+SLOW = {
+    "burgers.reaches_small_viscosity",
+    "homogenisation.descent",
+    "homogenisation.orders",
+    "homogenisation.temperature",
+    "langevin.annealing",
+    "langevin.invariant_law",
+    "langevin.minibatch_noise",
+    "local_entropy.burgers_flow",
+}
+"""Checks that take a second or more for all of their functions."""
 
 
 @pytest.mark.parametrize("check", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CHECKS])
@@ -244,6 +253,7 @@ def test_without_matplotlib_only_the_figures_are_missing(
 # Figures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_with_captions() -> None:
     pytest.importorskip("matplotlib")
     from burgersgd.theory import figures

@@ -26,6 +26,7 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
+from burgersgd.native import cuda
 from burgersgd.prepare import prepare
 from burgersgd.training.engines import compiled
 from burgersgd.training.engines.compiled import Graphed
@@ -196,11 +197,12 @@ def test_a_diverging_run_is_frozen_in_its_step_alone() -> None:
 def test_a_gpu_gets_graphs_at_once_and_a_compiler_for_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare([TrainConfig()])
     monkeypatch.setattr("burgersgd.build.why_not_compiled", lambda device: None)
-    cuda = torch.device("cuda")
+    monkeypatch.setattr(cuda, "shared_memory", lambda device: 0)  # no room for the persistent kernel
+    gpu = torch.device("cuda")
 
     def engine(**trainer: Any) -> str:
         config = TrainConfig(trainer=TrainerConfig(**trainer))
-        return engine_of(config, prepared.problem, cuda, 1, 32)
+        return engine_of(config, prepared.problem, gpu, 1, 32)
 
     assert engine(budget=1000) == "graphed"
     assert engine(budget=1_000_000) == "compiled"

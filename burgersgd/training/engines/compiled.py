@@ -148,8 +148,10 @@ class Compiled:
         # With one program for each, and arguments that never change, there is nothing left to guard.
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
-        guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        program = torch.compile(own, fullgraph=True, dynamic=False, options=guards) if self.compiles else one_step
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        if self.captures:  # else the forms of sums are chosen by a clock, anew in every process
+            options["deterministic"] = True
+        program = torch.compile(own, fullgraph=True, dynamic=False, options=options) if self.compiles else one_step
         if not self.captures:
             return lambda: program(*arguments)
         changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """rule.step for one number: s0, s1, ... are the fields of the state, c0, ... the coefficients, g the gradient."""
+    """rule.step or end_cycle for one number: s0, ... are the state, c0, ... the coefficients, g the gradient."""
 
     lines: tuple[str, ...]
     """Definitions, in order."""
@@ -67,23 +67,35 @@ def traced(rule: Rule, layout: Layout) -> Trace:
     c, state, grad = _arguments(layout, lines)
     norm: Any = Symbol("norm", lines)
     xi: Any = Symbol("xi", lines) if rule.noisy else None
-    new = rule.step(c, state, grad, norm, xi)
+    stores = _stores("step", layout, state, rule.step(c, state, grad, norm, xi))
+    if rule.normed is None:
+        return Trace(tuple(lines), stores)
+    normed_lines: list[str] = []
+    normed = rule.normed(*_arguments(layout, normed_lines))
+    if not isinstance(normed, Symbol):
+        raise UntraceableError(f"normed gives a {type(normed).__name__}")
+    return Trace(tuple(lines), stores, tuple(normed_lines), normed.name)
+
+
+def traced_end_cycle(rule: Rule, layout: Layout) -> Trace:
+    """Return what rule.end_cycle does to each number. Raises as `traced` does."""
+    lines: list[str] = []
+    c, state, _ = _arguments(layout, lines)
+    return Trace(stores=_stores("end_cycle", layout, state, rule.end_cycle(c, state)), lines=tuple(lines))
+
+
+def _stores(function: str, layout: Layout, state: Any, new: Any) -> tuple[tuple[int, str], ...]:
+    """Return the fields of the state that change and the names of their new values."""
     if type(new) is not layout.state_type:
-        raise UntraceableError(f"step returns a {type(new).__name__}, not a {layout.state_type.__name__}")
+        raise UntraceableError(f"{function} returns a {type(new).__name__}, not a {layout.state_type.__name__}")
     stores = []
     for i, (before, after) in enumerate(zip(state, new, strict=True)):
         if after is before:
             continue
         if not isinstance(after, Symbol):
-            raise UntraceableError(f"step gives {layout.state_type._fields[i]} a {type(after).__name__}")
+            raise UntraceableError(f"{function} gives {layout.state_type._fields[i]} a {type(after).__name__}")
         stores.append((i, after.name))
-    if rule.normed is None:
-        return Trace(tuple(lines), tuple(stores))
-    normed_lines: list[str] = []
-    normed = rule.normed(*_arguments(layout, normed_lines))
-    if not isinstance(normed, Symbol):
-        raise UntraceableError(f"normed gives a {type(normed).__name__}")
-    return Trace(tuple(lines), tuple(stores), tuple(normed_lines), normed.name)
+    return tuple(stores)
 
 
 def _arguments(layout: Layout, lines: list[str]) -> tuple[Any, Any, Any]:

@@ -1,0 +1,455 @@
+/* One run per block of threads: whole cycles of a rule in one launch, everything of the run in shared memory.
+ *
+ * The same source is CUDA (NVRTC) and, with a single thread, C++ for the CPU, so that its arithmetic is tested without a
+ * GPU. training/engines/persistent.py writes before it: N_LAYERS, WIDTHS, CHUNK (examples that are in shared memory at
+ * once), MOST_STEPS, N_THREADS, N_FIELDS, FIELD_AT (the vector at which gradients are taken), N_COEFFICIENTS, NOISE, NOISY,
+ * ACTIVATION, LOSS, and the rule's lines: RULE_COEFFICIENTS, RULE_STEP, RULE_STEP_STORES, RULE_END_CYCLE. A run's numbers are the same bits alone and
+ * beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
+#ifdef __CUDACC_RTC__
+typedef unsigned char uint8_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#define INFINITY __int_as_float(0x7f800000)
+#else
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#endif
+
+#ifdef __CUDACC__
+#define DEVICE __device__ __forceinline__
+#define SYNC() __syncthreads()
+#define TID ((int)threadIdx.x)
+#define THREADS N_THREADS
+#define UNROLL _Pragma("unroll")
+#define UNROLL_8 _Pragma("unroll 8")
+#define SQRT(x) __fsqrt_rn(x)
+#define MULHI(a, b) __umulhi(a, b)
+#define F2I(x) __float_as_int(x)
+#define I2F(x) __int_as_float(x)
+/* What engines/tracing.py writes. */
+#define __builtin_fabs(x) fabs((double)(x))
+#define __builtin_sqrt(x) sqrt((double)(x))
+#define __builtin_exp(x) exp((double)(x))
+#define __builtin_log(x) log((double)(x))
+#define __builtin_log1p(x) log1p((double)(x))
+#define __builtin_expm1(x) expm1((double)(x))
+#define __builtin_tanh(x) tanh((double)(x))
+#define __builtin_erf(x) erf((double)(x))
+#define __builtin_pow(x, y) pow((double)(x), (double)(y))
+#define __builtin_inf() __longlong_as_double(0x7ff0000000000000)
+#define __builtin_nan(x) __longlong_as_double(0x7ff8000000000000)
+#else
+#define DEVICE static inline
+#define SYNC()
+#define TID 0
+#define THREADS 1
+#define UNROLL
+#define UNROLL_8
+#define SQRT(x) sqrtf(x)
+#define MULHI(a, b) (uint32_t)(((uint64_t)(a) * (b)) >> 32)
+static inline int32_t F2I(float x) { int32_t i; memcpy(&i, &x, 4); return i; }
+static inline float I2F(int32_t i) { float x; memcpy(&x, &i, 4); return x; }
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+#endif
+
+enum activation { IDENTITY, RELU, TANH }; /* as in mlp_gradient.c */
+enum loss { CROSS_ENTROPY, SQUARED_ERROR, LOGISTIC };
+
+#define LARGEST 3.402823466e38f
+typedef float real;
+DEVICE real lerp(real a, real b, real w) { return w < 0.5f ? a + w * (b - a) : b - (b - a) * (1 - w); }
+
+/* ------------------------------------------------------------------ layout: rows of W padded, the bias in the padding */
+#define UP4(n) (((n) + 3) / 4 * 4)
+#define ROW(in) (UP4(in) + 4) /* = 4 mod 8 words for in = 0 mod 8: float4 columns fall into different banks */
+constexpr int L = N_LAYERS;
+constexpr int widths[L + 1] = WIDTHS;
+constexpr int size_of(int l) { return UP4(widths[l + 1]) * ROW(widths[l]); }
+constexpr int start_of(int l) { return l == 0 ? 0 : start_of(l - 1) + size_of(l - 1); }
+constexpr int flat_of(int l) { return l == 0 ? 0 : flat_of(l - 1) + (widths[l - 1] + 1) * widths[l]; }
+constexpr int PADDED = start_of(L), D = flat_of(L);
+constexpr int act_of(int l) { return l == 0 ? 0 : act_of(l - 1) + CHUNK * ROW(widths[l - 1]); }
+constexpr int ACTS = act_of(L + 1);
+constexpr int widest(int l) { return l == L ? 0 : (widths[l] > widest(l + 1) ? widths[l] : widest(l + 1)); }
+constexpr int DZ = CHUNK * ROW(widest(1));
+constexpr int IN0 = widths[0], ROW0 = ROW(widths[0]);
+constexpr int SHARED_FLOATS = (N_FIELDS + 1) * PADDED + ACTS + 2 * DZ + 64 + CHUNK;
+
+/* Where number j of the vector W_1, b_1, W_2, ... lies in shared memory. */
+template <int l> DEVICE int place_in(int j) {
+    constexpr int in = widths[l], out = widths[l + 1];
+    const int k = j - flat_of(l);
+    if (k < in * out) return start_of(l) + k / in * ROW(in) + k % in;
+    return start_of(l) + (k - in * out) * ROW(in) + UP4(in);
+}
+template <int l> DEVICE int place_from(int j) {
+    if constexpr (l + 1 < L) { if (j >= flat_of(l + 1)) return place_from<l + 1>(j); }
+    return place_in<l>(j);
+}
+DEVICE int place(int j) { return place_from<0>(j); }
+
+/* The places of numbers j and j + 1; that of the number after the last one is NOTHING. */
+constexpr int NOTHING = UP4(widths[0]) + 1; /* in the padding of the first row, where nothing is read */
+template <int l> DEVICE void two_places_from(int j, int *at, int *next) {
+    if constexpr (l + 1 < L) {
+        if (j >= flat_of(l + 1)) return two_places_from<l + 1>(j, at, next);
+    }
+    constexpr int in = widths[l], out = widths[l + 1];
+    const int k = j - flat_of(l);
+    if (k < in * out) {
+        const int row = k / in, column = k % in;
+        *at = start_of(l) + row * ROW(in) + column;
+        *next = column + 1 < in ? *at + 1 : row + 1 < out ? *at + ROW(in) - column : start_of(l) + UP4(in);
+    } else {
+        const int row = k - in * out;
+        *at = start_of(l) + row * ROW(in) + UP4(in);
+        *next = row + 1 < out ? *at + ROW(in) : l + 1 < L ? start_of(l + 1) : NOTHING;
+    }
+}
+
+typedef struct {
+    float *fields[N_FIELDS];   /* the state [runs, d]: read at the start, written at the end */
+    const float *inputs;       /* [examples, WIDTHS[0]] */
+    const void *targets;       /* classes int64 [examples], or numbers [examples, outputs], or +-1 [examples] */
+    const int64_t *indices;    /* [steps, runs, batch] */
+    const float *coefficients; /* [steps, N_COEFFICIENTS, runs] */
+    const uint64_t *seeds;     /* [runs] */
+    uint8_t *alive;            /* [runs], as all that follows */
+    int64_t *diverged_at;
+    float *last_loss, *loss_sum, *grad_norm, *loss_limit;
+    float clip_norm;        /* longest gradient, infinity for no clipping */
+    float explosion_factor; /* training/state.limit_after */
+    int64_t indices_step, indices_run, coefficients_step;
+    int64_t runs, first, steps, cycle;
+    int32_t sizes[MOST_STEPS]; /* examples of the batch */
+} Args;
+
+/* ---------------------------------------------------------------------------------------------------- normal numbers */
+DEVICE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+    UNROLL for (int i = 0; i < 10; i++) {
+        const uint32_t h0 = MULHI(c[0], 0xD2511F53u), l0 = c[0] * 0xD2511F53u;
+        const uint32_t h1 = MULHI(c[2], 0xCD9E8D57u), l1 = c[2] * 0xCD9E8D57u;
+        c[0] = h1 ^ c[1] ^ k0, c[1] = l1, c[2] = h0 ^ c[3] ^ k1, c[3] = l0;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+}
+DEVICE void box_muller(uint32_t a, uint32_t b, float *cosine_out, float *sine_out) { /* native/normals.c, one lane */
+    const float u = fmaf((float)a, 0x1p-32f, 0x1p-33f);
+    const int32_t bits = F2I(u), exponent = (bits - 0x3f2aaaab) >> 23;
+    const float f = I2F(bits - (exponent << 23)) - 1.0f;
+    float p = fmaf(-2.8869912e-1f, f, 3.0806506e-1f);
+    p = fmaf(p, f, -2.7806922e-1f), p = fmaf(p, f, 3.2825562e-1f), p = fmaf(p, f, -4.0035582e-1f);
+    p = fmaf(p, f, 5.0016056e-1f), p = fmaf(p, f, -6.6666078e-1f), p = fmaf(p, f, 9.9999864e-1f), p = fmaf(p, f, -2.0f);
+    const float radius = SQRT(fmaf(p, f, -1.38629436f * (float)exponent));
+    const uint32_t quadrant = b + 0x20000000u;
+    const float x = (float)(int32_t)(b << 2) * 0x1p-33f, z = x * x;
+    float s = fmaf(-5.8782388e-1f, z, 2.5496302f);
+    s = fmaf(s, z, -5.1677036f), s = fmaf(s, z, 3.1415926f), s *= x;
+    float c = fmaf(2.3146938e-1f, z, -1.3350636f);
+    c = fmaf(c, z, 4.0587081f), c = fmaf(c, z, -4.9348022f), c = fmaf(c, z, 1.0f);
+    const bool swap = (quadrant >> 30) & 1;
+    *cosine_out = I2F(F2I(swap ? s : c) ^ ((quadrant ^ (quadrant << 1)) & 0x80000000u)) * radius;
+    *sine_out = I2F(F2I(swap ? c : s) ^ (quadrant & 0x80000000u)) * radius;
+}
+
+/* ---------------------------------------------------------------------------------------------------- matrix products */
+DEVICE float4 load4(const float *p) { return *(const float4 *)p; }
+
+/* Z[b, o] = bias[o] + sum_k A[b, k] W[o, k]: TB x TO numbers per thread. */
+template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, const float *a, float *z) {
+    constexpr int TB = 2, TO = OUT >= 32 ? 4 : 2, R = ROW(IN), RZ = ROW(OUT), OG = UP4(OUT) / TO;
+    for (int t = TID; t < CHUNK / TB * OG; t += THREADS) {
+        const int b0 = t / OG * TB, og = t % OG; /* rows og, og + OG, ...: neighbours read neighbouring rows */
+        float sum[TB][TO];
+        UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) sum[i][j] = w[(og + j * OG) * R + UP4(IN)];
+        UNROLL_8 for (int k = 0; k < UP4(IN); k += 4) {
+            float4 x[TB], y[TO];
+            UNROLL for (int i = 0; i < TB; i++) x[i] = load4(a + (b0 + i) * R + k);
+            UNROLL for (int j = 0; j < TO; j++) y[j] = load4(w + (og + j * OG) * R + k);
+            UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) {
+                sum[i][j] = fmaf(x[i].x, y[j].x, sum[i][j]), sum[i][j] = fmaf(x[i].y, y[j].y, sum[i][j]);
+                sum[i][j] = fmaf(x[i].z, y[j].z, sum[i][j]), sum[i][j] = fmaf(x[i].w, y[j].w, sum[i][j]);
+            }
+        }
+        UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) {
+            float v = sum[i][j];
+            if (HIDDEN && ACTIVATION == RELU) v = v < 0 ? 0.0f : v; /* keeps NaN */
+            if (HIDDEN && ACTIVATION == TANH) v = tanhf(v);
+            z[(b0 + i) * RZ + og + j * OG] = v;
+        }
+    }
+}
+/* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones beside it; 4 x 4 numbers per thread. */
+template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const float *a, float *g, bool add) {
+    constexpr int R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4, OG = UP4(OUT) / 4;
+    for (int t = TID; t < OG * KG; t += THREADS) {
+        const int o0 = t / KG * 4, k0 = t % KG * 4;
+        float sum[4][4];
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = add ? g[(o0 + i) * R + k0 + j] : 0.0f;
+        UNROLL_8 for (int b = 0; b < CHUNK; b++) { /* rows beyond the batch are 0 */
+            const float4 d = load4(dz + b * RZ + o0), x = load4(a + b * R + k0);
+            const float ds[4] = {d.x, d.y, d.z, d.w}, xs[4] = {x.x, x.y, x.z, x.w};
+            UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fmaf(ds[i], xs[j], sum[i][j]);
+        }
+        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) g[(o0 + i) * R + k0 + j] = sum[i][j];
+    }
+    for (int o = THREADS == 1 ? 0 : THREADS - 1 - TID; o < UP4(OUT); o += THREADS) { /* the last threads: they have no tile */
+        float sum = add ? g[o * R + UP4(IN)] : 0.0f;
+        UNROLL_8 for (int b = 0; b < CHUNK; b++) sum += dz[b * RZ + o];
+        g[o * R + UP4(IN)] = sum;
+    }
+}
+/* dA[b, k] = sigma'(A[b, k]) sum_o dZ[b, o] W[o, k]; the derivative is told from A = sigma(Z). */
+template <int IN, int OUT> DEVICE void inputs_gradient(const float *w, const float *dz, const float *a, float *da) {
+    constexpr int TB = 2, R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4;
+    for (int t = TID; t < CHUNK / TB * KG; t += THREADS) {
+        const int b0 = t / KG * TB, k0 = t % KG * 4;
+        float sum[TB][4] = {};
+        for (int o = 0; o < UP4(OUT); o += 4) {
+            float4 d[TB];
+            UNROLL for (int i = 0; i < TB; i++) d[i] = load4(dz + (b0 + i) * RZ + o);
+            UNROLL for (int q = 0; q < 4; q++) {
+                const float4 row = load4(w + (o + q) * R + k0);
+                UNROLL for (int i = 0; i < TB; i++) {
+                    const float v = q == 0 ? d[i].x : q == 1 ? d[i].y : q == 2 ? d[i].z : d[i].w;
+                    sum[i][0] = fmaf(v, row.x, sum[i][0]), sum[i][1] = fmaf(v, row.y, sum[i][1]);
+                    sum[i][2] = fmaf(v, row.z, sum[i][2]), sum[i][3] = fmaf(v, row.w, sum[i][3]);
+                }
+            }
+        }
+        UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < 4; j++) {
+            const float at = a[(b0 + i) * R + k0 + j];
+            float v = sum[i][j];
+            if (ACTIVATION == RELU && at <= 0) v = 0.0f;
+            if (ACTIVATION == TANH) v *= 1 - at * at;
+            da[(b0 + i) * R + k0 + j] = v;
+        }
+    }
+}
+
+/* The loss of each row; z becomes its gradient. Rows beyond batch, and columns beyond OUT, become 0. */
+DEVICE float cross_entropy(float *row, int out, int target, float scale) {
+    const float at = row[target];
+    float largest = -INFINITY, sum = 0.0f;
+    for (int j = 0; j < out; j++) largest = row[j] > largest ? row[j] : largest; /* overlooks NaN: it is in the sum */
+    for (int j = 0; j < out; j++) row[j] = expf(row[j] - largest), sum += row[j];
+    const float factor = scale / sum;
+    for (int j = 0; j < out; j++) row[j] *= factor;
+    row[target] -= scale;
+    return logf(sum) + (largest - at);
+}
+DEVICE float squared_error(float *row, int out, const float *target, float scale) {
+    float loss = 0.0f;
+    for (int j = 0; j < out; j++) {
+        const float error = row[j] - target[j];
+        loss = fmaf(error, error, loss), row[j] = 2 * scale * error;
+    }
+    return loss;
+}
+DEVICE float logistic(float *row, float target, float scale) {
+    const float u = -target * row[0], e = expf(-fabsf(u)); /* NaN where u is */
+    row[0] = -target * (u > 0 ? 1.0f : e) / (1 + e) * scale;
+    return (u > 0 ? u : 0.0f) + log1pf(e);
+}
+template <int OUT> DEVICE void losses_of(float *z, float *losses, const void *targets, const int64_t *rows, int batch, float scale) {
+    for (int b = TID; b < CHUNK; b += THREADS) {
+        float *row = z + b * ROW(OUT);
+        float loss = 0.0f;
+        if (b < batch) {
+            if (LOSS == CROSS_ENTROPY) loss = cross_entropy(row, OUT, (int)((const int64_t *)targets)[rows[b]], scale);
+            if (LOSS == SQUARED_ERROR) loss = squared_error(row, OUT, (const float *)targets + rows[b] * OUT, scale);
+            if (LOSS == LOGISTIC) loss = logistic(row, ((const float *)targets)[rows[b]], scale);
+        }
+        for (int j = b < batch ? OUT : 0; j < UP4(OUT); j++) row[j] = 0.0f;
+        losses[b] = loss;
+    }
+}
+
+template <int l> DEVICE void all_forward(const float *y, float *acts) {
+    forward<widths[l], widths[l + 1], (l + 1 < L)>(y + start_of(l), acts + act_of(l), acts + act_of(l + 1));
+    SYNC();
+    if constexpr (l + 1 < L) all_forward<l + 1>(y, acts);
+}
+template <int l> DEVICE void all_backward(const float *y, float *acts, float *dz, float *other, float *g, bool add) {
+    weights_gradient<widths[l], widths[l + 1]>(dz, acts + act_of(l), g + start_of(l), add);
+    if constexpr (l > 0) {
+        inputs_gradient<widths[l], widths[l + 1]>(y + start_of(l), dz, acts + act_of(l), other);
+        SYNC();
+        all_backward<l - 1>(y, acts, other, l == L - 1 ? other + DZ : dz, g, add);
+    }
+}
+
+DEVICE float block_sum(float value, float *scratch) {
+#ifdef __CUDACC__
+    UNROLL for (int s = 16; s > 0; s /= 2) value += __shfl_xor_sync(~0u, value, s);
+    if (TID % 32 == 0) scratch[TID / 32] = value;
+    SYNC();
+    value = TID % 32 < THREADS / 32 ? scratch[TID % 32] : 0.0f;
+    UNROLL for (int s = 16; s > 0; s /= 2) value += __shfl_xor_sync(~0u, value, s);
+    SYNC();
+#endif
+    return value;
+}
+
+/* Numbers k ... k + 3 of an example, zeros beyond its end. */
+DEVICE float4 some_of(const float *example, int k) {
+    if (IN0 % 4 == 0) return load4(example + k);
+    float4 v = {example[k], 0, 0, 0};
+    if (k + 1 < IN0) v.y = example[k + 1];
+    if (k + 2 < IN0) v.z = example[k + 2];
+    if (k + 3 < IN0) v.w = example[k + 3];
+    return v;
+}
+
+/* The losses of a chunk; every thread gets the same sum. */
+DEVICE float sum_of(const float *losses) {
+    float sum = 0.0f;
+#ifdef __CUDACC__
+    if (TID % 32 < CHUNK) sum = losses[TID % 32];
+    UNROLL for (int s = 16; s > 0; s /= 2) sum += __shfl_xor_sync(~0u, sum, s);
+#else
+    for (int b = 0; b < CHUNK; b++) sum += losses[b];
+#endif
+    return sum;
+}
+
+/* Two numbers of a vector, which are beside one another wherever they belong to the same row of weights. */
+DEVICE void load_two(const float *field, int at, int next, real *two) {
+    if (at % 2 == 0 && next == at + 1) {
+        const float2 v = *(const float2 *)(field + at);
+        two[0] = v.x, two[1] = v.y;
+    } else
+        two[0] = field[at], two[1] = field[next];
+}
+DEVICE void store_two(float *field, int at, int next, const real *two) {
+    if (at % 2 == 0 && next == at + 1) {
+        const float2 v = {two[0], two[1]};
+        *(float2 *)(field + at) = v;
+    } else
+        field[at] = two[0], field[next] = two[1];
+}
+
+DEVICE void one_run(const Args &p, int64_t r, float *shared) {
+    float *fields[N_FIELDS];
+    for (int i = 0; i < N_FIELDS; i++) fields[i] = shared + i * PADDED;
+    float *g = shared + N_FIELDS * PADDED, *acts = g + PADDED, *dz = acts + ACTS, *scratch = dz + 2 * DZ, *losses = scratch + 64;
+    for (int i = TID; i < SHARED_FLOATS; i += THREADS) shared[i] = 0.0f;
+    SYNC();
+    for (int j = TID; j < D; j += THREADS) {
+        const int at = place(j);
+        for (int i = 0; i < N_FIELDS; i++) fields[i][at] = p.fields[i][r * D + j];
+    }
+    SYNC();
+    bool alive = p.alive[r];
+    float last_loss = p.last_loss[r], loss_sum = p.loss_sum[r], grad_norm = p.grad_norm[r];
+    float limit = p.loss_limit[r];
+    float *y = fields[FIELD_AT];
+    for (int64_t s = 0; s < p.steps; s++) {
+        const float *c = p.coefficients + s * p.coefficients_step + r;
+        RULE_COEFFICIENTS
+        if (alive) {
+            const int size = p.sizes[s];
+            const int64_t *rows = p.indices + s * p.indices_step + r * p.indices_run;
+            float loss = 0.0f;
+            for (int from = 0; from < size; from += CHUNK) { /* the batch in chunks that fit */
+                const int batch = size - from < CHUNK ? size - from : CHUNK;
+                for (int t = TID; t < CHUNK * (UP4(IN0) / 4); t += THREADS) {
+                    const int b = t / (UP4(IN0) / 4), k = t % (UP4(IN0) / 4) * 4;
+                    float4 v = {0, 0, 0, 0};
+                    if (b < batch) v = some_of(p.inputs + rows[from + b] * IN0, k);
+                    *(float4 *)(acts + b * ROW0 + k) = v;
+                }
+                SYNC();
+                all_forward<0>(y, acts);
+                float *out = acts + act_of(L);
+                losses_of<widths[L]>(out, losses, p.targets, rows + from, batch, 1.0f / (float)size);
+                SYNC();
+                loss += sum_of(losses);
+                all_backward<L - 1>(y, acts, out, dz, g, from > 0);
+                SYNC();
+            }
+            loss /= (float)size;
+            float square = 0.0f;
+            for (int i = 4 * TID; i < PADDED; i += 4 * THREADS) {
+                const float4 v = load4(g + i);
+                square = fmaf(v.x, v.x, square), square = fmaf(v.y, v.y, square);
+                square = fmaf(v.z, v.z, square), square = fmaf(v.w, v.w, square);
+            }
+            const float whole = sqrtf(block_sum(square, scratch));
+            if (loss <= limit && isfinite(whole)) {
+                last_loss = loss, grad_norm = whole;
+                const real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
+                const real factor = whole > p.clip_norm ? 1 / whole * p.clip_norm : 1.0f; /* gradients.clipped */
+                (void)norm;
+#if NOISY
+                const uint64_t step = (uint64_t)(p.first + s + 1);
+#endif
+                for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) { /* four normals each */
+                    real normals[4] = {0, 0, 0, 0};
+#if NOISY
+                    uint32_t w[4] = {(uint32_t)block, (uint32_t)step, (uint32_t)(step >> 32), NOISE};
+                    philox(w, (uint32_t)p.seeds[r], (uint32_t)(p.seeds[r] >> 32));
+                    box_muller(w[0], w[1], normals, normals + 2);
+                    box_muller(w[2], w[3], normals + 1, normals + 3);
+#endif
+                    UNROLL for (int part = 0; part < 2; part++) { /* the cosines of two pairs, then their sines */
+                        const int j = block / 8 * 32 + block % 8 * 2 + part * 16;
+                        if (j >= D) continue;
+                        int at, next;
+                        two_places_from<0>(j, &at, &next);
+                        real v[N_FIELDS][2], gradients[2];
+                        UNROLL for (int k = 0; k < N_FIELDS; k++) load_two(fields[k], at, next, v[k]);
+                        load_two(g, at, next, gradients);
+                        UNROLL for (int i = 0; i < 2; i++) {
+                            const real xi = normals[2 * part + i], gradient = gradients[i] * factor;
+                            (void)xi;
+                            RULE_STEP
+                        }
+                        RULE_STEP_STORES
+                    }
+                }
+                SYNC();
+            } else {
+                alive = false;
+                if (TID == 0) p.diverged_at[r] = p.first + s;
+            }
+        }
+        loss_sum += last_loss;
+        if (p.first + s == 0) { /* the first loss decides on the largest one */
+            limit = (last_loss < 1 ? 1 : last_loss) * p.explosion_factor;
+            if (limit > LARGEST) limit = LARGEST;
+        }
+        if (alive && (p.first + s + 1) % p.cycle == 0) {
+            for (int j = TID; j < D; j += THREADS) {
+                const int at = place(j);
+                RULE_END_CYCLE
+            }
+            SYNC();
+        }
+    }
+    for (int j = TID; j < D; j += THREADS) {
+        const int at = place(j);
+        for (int i = 0; i < N_FIELDS; i++) p.fields[i][r * D + j] = fields[i][at];
+    }
+    if (TID == 0) p.alive[r] = alive, p.last_loss[r] = last_loss, p.loss_sum[r] = loss_sum, p.grad_norm[r] = grad_norm, p.loss_limit[r] = limit;
+}
+
+#ifdef __CUDACC__
+extern "C" __global__ void __launch_bounds__(N_THREADS, 1) cycles(const __grid_constant__ Args p) {
+    extern __shared__ float4 memory[];
+    one_run(p, blockIdx.x, (float *)memory);
+}
+#else
+extern "C" void cycles(const Args *p) {
+    float *shared = (float *)aligned_alloc(64, (SHARED_FLOATS * 4 + 63) / 64 * 64);
+    for (int64_t r = 0; r < p->runs; r++) one_run(*p, r, shared);
+    free(shared);
+}
+extern "C" int64_t args_size(void) { return sizeof(Args); }
+extern "C" int64_t shared_bytes(void) { return SHARED_FLOATS * 4; }
+#endif

@@ -24,7 +24,7 @@ from burgersgd.models import Model
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.training.engines import persistent
+from burgersgd.training.engines import ENGINES, persistent
 from burgersgd.training.engines.compiled import why_not_compiled
 from burgersgd.training.gradients import Problem
 from burgersgd.training.native_gradient import NativeGradient, images_of
@@ -245,6 +245,17 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise
+
+
+def engine_again(engine: str, device: torch.device) -> str:
+    """Return the engine that a run began with, where it works here, and eager where it does not."""
+    kind = ENGINES[engine]
+    if kind.compiles:
+        return compiled_or("eager", device)
+    if kind.needs_c and native.library("normals") is None:
+        _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        return "eager"
+    return engine if kind.device in (None, device.type) else "eager"
 
 
 def compiled_or(otherwise: str, device: torch.device) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burgersgd import __version__
-from burgersgd.arguments import Wishes, at_home, hydra_flags, in_order, yaml_infinity
+from burgersgd.arguments import Wishes, adding, at_home, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
@@ -99,7 +99,7 @@ def _train(arguments: list[str]) -> int:
     if wishes.verbose:
         logging.getLogger("burgersgd").setLevel(logging.INFO)
     try:
-        words = in_order(with_whole_numbers(yaml_infinity(word)) for word in arguments)
+        words = in_order(adding(with_whole_numbers(yaml_infinity(word))) for word in arguments)
         arguments, named = with_own_classes(schema.GROUPS, words)
         flags = hydra_flags(arguments)
         if flags.help:
@@ -230,7 +230,7 @@ def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
     from burgersgd.config import ConfigError
     from burgersgd.prepare import prepare
     from burgersgd.recording.progress import summary
-    from burgersgd.run import check_output, train
+    from burgersgd.run import check_output, train_prepared
     from burgersgd.sweeps.compose import compose_job, split_words
 
     hydra_words, words = split_words(flags.overrides)
@@ -256,7 +256,7 @@ def _train_one(flags: argparse.Namespace, wishes: Wishes) -> int:
         chosen = f"engine {prepared.engine} on {device}, {prepared.threads or 'torch-chosen'} threads"
         print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
-        result = train(config, overrides=words, progress=False if wishes.quiet else None)
+        (result,) = train_prepared(prepared, [words], progress=False if wishes.quiet else None)
     except ValueError as error:  # what could be checked before was: this went wrong in mid-run
         _fail(error)
         return 1

@@ -26,7 +26,8 @@ from burgersgd.recording.reading import (
     read_environment,
     read_status,
 )
-from burgersgd.recording.run_folder import Row, RunFolder
+from burgersgd.recording.rows import Row
+from burgersgd.recording.run_folder import RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
 
 _log = logging.getLogger("burgersgd")
@@ -142,12 +143,6 @@ class Lane:
         last = self.rows[-1]["evaluations"] if self.rows else -1
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
             raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
-
-    def record(self, row: Row) -> None:
-        """Add a row of metrics."""
-        self.rows.append(row)
-        if self.folder is not None and self.failure is None:
-            self.folder.metrics(row)
 
     @contextlib.contextmanager
     def recording(self, alone: bool) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burgersgd import native, streams
+from burgersgd import streams
 from burgersgd.build import (
     DTYPES,
     GPU_FROM,
@@ -24,9 +24,9 @@ from burgersgd.build import (
     UserModel,
     budget_of,
     check_labels,
-    compiled_or,
     dataset_of,
     device_of,
+    engine_again,
     engine_of,
     loss_of,
     maker_of,
@@ -41,11 +41,13 @@ from burgersgd.isolation import threads_hang
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
+from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
 from burgersgd.probe import probe
 from burgersgd.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
+from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
@@ -119,14 +121,10 @@ def prepare(
     if threads is None and len(configs) * problem.d * batch_size < SMALL:
         threads = 1
     with _torch_threads(threads):
-        chosen = engine_of(config, problem, device, len(configs), batch_size) if engine is None else engine
-        if engine in ("native", "native_update") and native.library("normals") is None:
-            chosen = "eager"
-            _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
-        if engine in ("graphed", "persistent") and device.type != "cuda":
-            chosen = "eager"
-        if engine == "compiled":
-            chosen = compiled_or("eager", device)
+        if engine is None:
+            chosen = engine_of(config, problem, device, len(configs), batch_size)
+        else:
+            chosen = engine_again(engine, device)
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(
         data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
@@ -210,6 +208,11 @@ class Prepared:
     facts: Facts
     """What decides on the settings that a configuration leaves open."""
 
+    @property
+    def kind(self) -> Kind:
+        """What must be known of the engine."""
+        return ENGINES[self.engine]
+
     def curvature(self) -> float:
         """Return the largest |eigenvalue| of the Hessian at the start of a run of seed 0."""
         start = dataclasses.replace(self, configs=[dataclasses.replace(self.configs[0], seed=0)])
@@ -258,10 +261,19 @@ class Prepared:
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
             raise ConfigError(f"model: is not the module that {folder} was trained with")
+        for name, value in {} if known is None else known["fixed"].items():
+            if name not in self.changing and not same_values(value, now["predictor"]["fixed"].get(name)):
+                raise ConfigError(f"model: {name} is not trained and differs from that of {folder}")
         digest = checkpoint.get("data")
         if digest not in (None, self.data_digest):
             change = f"digest {digest[:8]}, now {self.data_digest[:8]}"
             raise DataError(f"dataset={self.data.name}: the data changed since {folder} was trained on them ({change})")
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Names of the model's buffers that training changes."""
+        model = self.problem.model
+        return model.changing if isinstance(model, Wrapped) else ()
 
     def fleet(self) -> Fleet:
         """Return the fleet of the runs, at its start."""
@@ -325,7 +337,7 @@ class Prepared:
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"
-        native, deviation = self.engine == "native", self.data.units.target_deviation
+        deviation = self.data.units.target_deviation
         return Evaluator(
             model=problem.model,
             loss=problem.loss,
@@ -334,7 +346,7 @@ class Prepared:
             labels=part.targets,
             targets=targets,
             scale=deviation.to(targets) if deviation.dim() else None,
-            native=native,
+            native=self.kind.gradient_in_c,
             buffers_at=self.buffers_at,
         )
 

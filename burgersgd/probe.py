@@ -12,6 +12,7 @@ from torch import Tensor
 from burgersgd.config import ConfigError
 from burgersgd.datasets.dataset import one_line
 from burgersgd.isolation import generator_states, generators_kept
+from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.gradients import Problem, functional_gradient, split
 
@@ -75,13 +76,13 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool) -
 
 def _find_changing(model: Wrapped, buffers: dict[str, Tensor], inputs: Tensor) -> None:
     """Note which buffers a call in training mode has written into. Raises ConfigError where one is exchanged."""
-    changed = {name for name, value in model.fixed.items() if not torch.equal(value, buffers[name])}
+    changed = {name for name, value in model.fixed.items() if not same_values(value, buffers[name])}
     model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
     plain = model.module().to(inputs.device, inputs.dtype).train()
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
     plain(inputs.clone())
     for name, buffer in plain.named_buffers():
-        if name in model.fixed and name not in model.changing and not torch.equal(before[name], buffer):
+        if name in model.fixed and name not in model.changing and not same_values(before[name], buffer):
             raise ConfigError(f"model: {name} is exchanged while training; write into it in place (copy_, add_)")
 
 

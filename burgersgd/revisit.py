@@ -31,6 +31,7 @@ from burgersgd.recording.run_folder import (
 )
 from burgersgd.recording.schema import PredictorRecord, checked
 from burgersgd.run import Result, repeat
+from burgersgd.training.engines import ENGINES
 
 POINTS = ("last", "best")
 """Which x of a run: the last one, or that of lowest validation error."""
@@ -164,7 +165,7 @@ def rerun(
     assert result.folder is not None
     now, after = read_environment(result.folder), read_metrics(result.folder)
     circumstances = [f"{key}: {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now[key]]
-    if fleet["size"] > 1 and choices["engine"] != "native":
+    if fleet["size"] > 1 and not ENGINES[choices["engine"]].gradient_in_c:
         circumstances.append(
             f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
         )

@@ -83,14 +83,28 @@ def train_fleet(
     if model is not None:  # then what the configuration says of a model means nothing
         configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
     prepared = prepare(configs, model=model, dataset=dataset)
-    overrides = overrides or [()] * len(configs)
+    trainer = Trainer(model, dataset, prune)
+    return train_prepared(prepared, overrides, record=record, progress=progress, trainer=trainer)
+
+
+@undisturbed()
+def train_prepared(
+    prepared: Prepared,
+    overrides: Sequence[Sequence[str]] | None = None,
+    *,
+    record: bool = True,
+    progress: bool | Progress | None = None,
+    trainer: Trainer | None = None,
+) -> list[Result]:
+    """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
+    trainer = Trainer(None, None, None) if trainer is None else trainer
     with ExitStack() as stack:
         lanes = [Lane(config) for config in prepared.configs]
         if record:
             with prepared.torch_settings():  # whose number of threads is recorded
-                for lane, words in zip(lanes, overrides, strict=True):
+                for lane, words in zip(lanes, overrides or [()] * len(lanes), strict=True):
                     lane.folder = stack.enter_context(_new_folder(prepared, lane.config, words))
-        return Trainer(model, dataset, prune).run(lanes, progress, prepared)
+        return trainer.run(lanes, progress, prepared)
 
 
 def train_all(
@@ -240,8 +254,9 @@ def train_jobs(
                 theirs = config_from(opened.config)
                 if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
                     raise RunFolderError(f"{opened.path}: its configuration is that of another run")
+        all_new = len(lanes) == len(configs)
         lanes = dict(sorted((lanes | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
-        results = Trainer(None, None, prune).run(list(lanes.values()), progress)
+        results = Trainer(None, None, prune).run(list(lanes.values()), progress, prepared if all_new else None)
         return [dict(zip(lanes, results, strict=True)).get(i) for i in range(len(configs))]
 
 

@@ -30,7 +30,8 @@ from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
 from burgersgd.recording.progress import Progress
-from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.recording.rows import rows_of
+from burgersgd.recording.run_folder import RunFolderError, add_rows
 from burgersgd.training.evaluation import is_guessing
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.loop import Point, Position, fit
@@ -39,6 +40,9 @@ from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
+
+ROWS_SECONDS = 1.0
+"""How long a row of metrics may wait: rows are written together, and those behind a checkpoint are of no use later."""
 
 Prune = Callable[[int], Callable[[Point], Tensor]]
 """Budget of a fleet -> what tells at each of its points which runs ``[runs]`` to stop."""
@@ -212,6 +216,7 @@ class _FleetRun:
         self.prune = None if prune is None else prune(prepared.budget)
         self.counted = 0
         """Gradient evaluations that the bar was told."""
+        self.write_at = time.monotonic() + ROWS_SECONDS
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = lanes[0].choices.get("budget", budget)
         if known != budget:
@@ -307,14 +312,25 @@ class _FleetRun:
 
     def _record(self, point: Point) -> None:
         self.best.update(point, self.fleet)
-        for i, lane in enumerate(self.lanes):
-            if point.belongs_to(i):
-                with self._recording(lane):
-                    lane.record(point.row(i))
+        alive = point.alive.tolist()  # a diverged run has no metrics after its end
+        for lane, row, is_alive in zip(self.lanes, rows_of(point.table, len(alive)), alive, strict=True):
+            if is_alive:
+                lane.rows.append(row)
+        recorded = (lane.folder if lane.failure is None else None for lane in self.lanes)
+        add_rows([folder if is_alive else None for folder, is_alive in zip(recorded, alive, strict=True)], point.table)
+        if time.monotonic() >= self.write_at:
+            self._write_rows()
         if all(lane.failure is not None for lane in self.lanes):
             raise RunFolderError(self.lanes[0].failure)
         if self.prune is not None:
             self.fleet.stop(self.prune(point))
+
+    def _write_rows(self) -> None:
+        for lane in self.lanes:
+            if lane.folder is not None and lane.failure is None:
+                with self._recording(lane):
+                    lane.folder.write_rows()
+        self.write_at = time.monotonic() + ROWS_SECONDS
 
     def _remind(self) -> None:
         """Show the points so far to what stops runs: it compares histories."""

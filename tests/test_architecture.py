@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import burgersgd
+from burgersgd.training.engines import ENGINES
 
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
@@ -26,6 +27,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "prepare",
         "recording",
         "run",
+        "training",
     },
     "sweeps": {
         "analysis",
@@ -110,4 +112,17 @@ def test_imports_point_one_way() -> None:
             inside = parts[0] == "burgersgd" and len(parts) > 1 and not parts[1].startswith("__")
             if inside and parts[1] not in {room, *ROOM_ALLOWS[room]}:
                 offenders.append(f"{path.name} imports {name}")
+    assert offenders == []
+
+
+def test_engines_are_compared_by_name_where_one_is_chosen_alone() -> None:
+    """Elsewhere a property of the kind of engine decides. In streams, native is a backend of random numbers."""
+    offenders = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.name in ("build.py", "streams.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                named = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant)} & set(ENGINES)
+                offenders += [f"{path.name}:{node.lineno} compares {name}" for name in named]
     assert offenders == []

@@ -131,12 +131,12 @@ def test_a_signal_in_the_last_step_completes_the_run(at_step: Callable[..., None
 
 
 def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burgersgd import run
+    from burgersgd import prepare
 
     def interrupted_prepare(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run, "prepare", interrupted_prepare)
+    monkeypatch.setattr(prepare, "prepare", interrupted_prepare)
     assert main(["train", *SHORT]) == 75
     assert not (tmp_path / "outputs").exists()
 

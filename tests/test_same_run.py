@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from burgersgd import prepare as prepare_module
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, MlpConfig, NpzConfig
 from burgersgd.datasets import DataError, from_arrays
 from burgersgd.recording.run_folder import read_status
 from burgersgd.revisit import evaluate
-from burgersgd.run import resume, train
+from burgersgd.run import resume, train, train_jobs
 from tests.conftest import small_config
 
 RNG = np.random.default_rng(2)
@@ -119,6 +121,49 @@ def test_another_module_of_the_same_shapes_is_refused(model: nn.Module, other: n
         with pytest.raises(ConfigError, match=r"^model: is not the module that .*outputs/run was trained with$"):
             call(folder, model=other, dataset=(X, Y))
     assert resume(folder, model=model, dataset=(X, Y), progress=False).evaluations == 40
+
+
+def frozen(by: float, trained_by: float = 0.0) -> nn.Module:
+    """Return a module with a frozen layer and a constant buffer, some of whose numbers are moved."""
+    torch.manual_seed(4)
+    module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    module[0].requires_grad_(False)
+    module.register_buffer("constant", torch.tensor([1.0, float("nan"), 3.0]))
+    with torch.no_grad():
+        module[0].weight[2, 1] += by  # pyright: ignore
+        module[2].weight += trained_by  # pyright: ignore
+    return module
+
+
+def test_frozen_weights_belong_to_a_run_and_those_that_are_trained_are_its_own() -> None:
+    folder = stopped_run(model=frozen(0.0), dataset=(X, Y))
+    before = evaluate(folder, model=frozen(0.0), dataset=(X, Y))
+    for call in (resume, evaluate, partial(resume, budget=60)):
+        with pytest.raises(
+            ConfigError, match=r"^model: 0\.weight is not trained and differs from that of .*outputs/run$"
+        ):
+            call(folder, model=frozen(0.1), dataset=(X, Y))
+    other = frozen(0.0)
+    other.get_buffer("constant")[0] = 2.0
+    with pytest.raises(ConfigError, match=r"^model: constant is not trained and differs"):
+        resume(folder, model=other, dataset=(X, Y))
+    trained = frozen(0.0, trained_by=0.5)
+    trained[1].running_mean += 1  # pyright: ignore[reportIndexIssue, reportOperatorIssue]
+    assert evaluate(folder, model=trained, dataset=(X, Y)) == before
+    assert resume(folder, model=trained, dataset=(X, Y), progress=False).evaluations == 40
+
+
+def test_what_is_trained_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = []
+    look = prepare_module.probe
+    monkeypatch.setattr(prepare_module, "probe", lambda *given: prepared.append(given) or look(*given))
+    assert main(["train", "trainer.budget=20", "model.width=4"]) == 0
+    assert len(prepared) == 1
+    train(small_config(), record=False, progress=False)
+    assert len(prepared) == 2
+    configs = [small_config(seed, run_name=f"run{seed}") for seed in (1, 2)]
+    train_jobs(configs, [(), ()], progress=False)
+    assert len(prepared) == 3
 
 
 def sweep(*words: str) -> int:

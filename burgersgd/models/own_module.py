@@ -95,3 +95,10 @@ def _check_overlaps(named: list[tuple[str, nn.Parameter]]) -> None:
         if start < end:
             first, second = sorted((first, second))
             raise ValueError(f"model: {first} and {second} share memory; make them one nn.Parameter to tie them")
+
+
+def same_values(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors are equal; a number that is none, as in a mask, equals another one."""
+    if other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())

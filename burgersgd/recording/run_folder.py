@@ -25,7 +25,6 @@ from burgersgd.recording.environment import environment_snapshot
 from burgersgd.recording.files import (
     RunFolderError,
     append,
-    csv_number,
     digest,
     make_lasting,
     one_line,
@@ -57,6 +56,7 @@ from burgersgd.recording.reading import (
     read_status,
     result_digest,
 )
+from burgersgd.recording.rows import Row, Table, csv_lines, scalar_records, tagged
 from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 from burgersgd.training.metrics import NAMES
 
@@ -68,10 +68,6 @@ FINAL_STATES = STATES[1:]
 STAGED = "checkpoint.next.pt"
 LOG = "log.txt"
 EVENTS = "events.out.tfevents.*"
-
-
-Row = dict[str, float | int | None]
-"""Metrics of a run at one moment, by column."""
 
 
 class RunInUseError(RunFolderError):
@@ -106,6 +102,7 @@ class RunFolder:
         self.more: Sequence[str] = ()
         """Columns of a new metrics.csv behind COLUMNS: what else the rule says of its state."""
         self._metrics_sum, self._metrics_length = hashlib.sha256(), 0
+        self._lines: list[bytes] = []  # of metrics.csv, that wait to be written
         self._finished = False  # whether the TensorBoard view has its end
         self.regression = False
         """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
@@ -225,6 +222,7 @@ class RunFolder:
         if ",".join(self._columns) + "\n" != header or not kept.endswith("\n"):
             raise RunFolderError(f"{file} was changed by another program: its lines are not as they were written")
         rows = self.rows(len(kept))
+        self._lines.clear()
         try:
             os.truncate(file, len(kept))
             _end_last_line(self.path / LOG)
@@ -254,6 +252,15 @@ class RunFolder:
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
         return TensorBoardEvents(functools.partial(append, events), hparams_of(self.config))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of metrics.csv. What else the rule says of its state joins those of a file that has no row yet."""
+        return (*COLUMNS, *self.more) if self._header_is_short else tuple(self._columns)
+
+    @property
+    def _header_is_short(self) -> bool:
+        return bool(self.more) and self._metrics_length == len(HEADER)
+
     def metrics(self, row: Mapping[str, float | None]) -> None:
         """Append one row to metrics.csv and to TensorBoard; missing entries stay empty.
 
@@ -265,18 +272,31 @@ class RunFolder:
             raise ValueError(f"metrics {sorted(unknown)} are unknown; allowed are {', '.join((*COLUMNS, *self.more))}")
         if row.get("evaluations") is None:
             raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
-        if self.more and self._metrics_length == len(HEADER):
-            self._columns = (*COLUMNS, *self.more)
-            header = ",".join(self._columns) + "\n"
-            with replacing(self.path / METRICS) as stream:
-                stream.write(header.encode())
-            self._kept(header)
-        line = (",".join(csv_number(row.get(column)) for column in self._columns) + "\n").encode()
-        append(self.path / METRICS, line)
-        self._metrics_sum.update(line)
-        self._metrics_length += len(line)
+        add_rows([self], row)
+        self.write_rows()
+
+    def add_row(self, line: bytes, evaluations: int, event: bytes) -> None:
+        """Take a row as a line of metrics.csv and a record of the event file (see add_rows), to be written later."""
         assert self._events is not None, "a reopened folder must be rewound first"
-        self._events.metrics(int(row["evaluations"] or 0), row)
+        self._lines.append(line)
+        self._events.add(evaluations, event)
+
+    def write_rows(self) -> None:
+        """Write the rows that wait: with one call of the system, so that a reader sees whole lines."""
+        if self._lines:
+            if self._header_is_short:
+                self._columns = self.columns
+                header = ",".join(self._columns) + "\n"
+                with replacing(self.path / METRICS, lasting=False) as stream:
+                    stream.write(header.encode())
+                self._kept(header)
+            lines = b"".join(self._lines)
+            self._lines.clear()  # a row that cannot be written is lost, whole
+            append(self.path / METRICS, lines)
+            self._metrics_sum.update(lines)
+            self._metrics_length += len(lines)
+        if self._events is not None:
+            self._events.flush_if_due()
 
     def status(self, state: str, **fields: Any) -> None:
         """Replace status.json by `state` and `fields` (numbers, text, lists, dicts; non-finite floats are kept).
@@ -337,8 +357,9 @@ class RunFolder:
     def metrics_position(self) -> dict[str, Any]:
         """Return what a checkpoint must know of metrics.csv: its length, and a digest of what it holds.
 
-        Raises RunFolderError where another program has written to it.
+        The rows that wait are written first. Raises RunFolderError where another program has written to it.
         """
+        self.write_rows()
         file = self.path / METRICS
         try:
             length = file.stat().st_size
@@ -384,9 +405,10 @@ class RunFolder:
             raise RunFolderError(f"cannot write {self.path / CHECKPOINT}: {one_line(error)}") from error
 
     def close(self) -> None:
-        """Write out what TensorBoard has pending and give the claim back; may be called twice."""
+        """Write out the rows that wait and give the claim back; may be called twice."""
         try:
             if self._events is not None:
+                self.write_rows()
                 self._events.flush()
         finally:
             release(self.path)
@@ -394,6 +416,7 @@ class RunFolder:
     def abandon(self, reason: str) -> None:
         """Record the run as failed, as far as the disk allows, and write no more; earlier files stay as they are."""
         self._events = None  # what is pending cannot be written
+        self._lines.clear()
         with contextlib.suppress(RunFolderError):
             self.log.error("%s", reason)
             self.status("failed", reason=reason)
@@ -426,6 +449,25 @@ class RunFolder:
             exception.add_note(f"and its end could not be recorded: {error}")
         finally:
             release(self.path)
+
+
+def add_rows(folders: Sequence[RunFolder | None], table: Table) -> None:
+    """Record the metrics of the runs of a fleet at one moment; what is None is not recorded.
+
+    They are formatted together and wait until `RunFolder.write_rows`. Each list in the table has an entry for every
+    folder.
+    """
+    evaluations, n_runs, now = table["evaluations"], len(folders), time.time()
+    assert isinstance(evaluations, int | float)
+    kinds: dict[tuple[tuple[str, ...], bool], list[tuple[int, RunFolder]]] = {}
+    for i, folder in enumerate(folders):
+        if folder is not None:
+            kinds.setdefault((folder.columns, folder.regression), []).append((i, folder))
+    for (names, regression), members in kinds.items():
+        lines = csv_lines(names, table, n_runs)
+        events = scalar_records(now, int(evaluations), tagged(table, n_runs, regression), n_runs)
+        for i, folder in members:
+            folder.add_row(lines[i], int(evaluations), events[i])
 
 
 def complete_checkpoints(paths: Sequence[Path]) -> None:

@@ -14,15 +14,15 @@ Runs that differ in nothing but the seed are sessions of one group, of which the
 layout of the curves of all runs side by side (CUSTOM SCALARS) is in every file; TensorBoard merges what is alike.
 """
 
+import functools
 import hashlib
 import json
 import math
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from burgersgd.training.metrics import tag_of
+from burgersgd.recording.rows import Table, checksum, named, record_head, scalar_records, tagged
 
 FLUSH_SECONDS = 5.0  # how far the file may lag behind; TensorBoard looks again as often
 
@@ -49,14 +49,6 @@ class SessionStart(NamedTuple):
     hparams: Mapping[str, float | str | bool]
 
 
-class Scalars(NamedTuple):
-    """One row of metrics."""
-
-    wall_time: float
-    evaluations: int
-    values: Mapping[str, float]  # by tag
-
-
 class SessionEnd(NamedTuple):
     """How the run ended."""
 
@@ -72,26 +64,37 @@ class TensorBoardEvents:
 
     def __init__(self, append: Callable[[bytes], None], hparams: Mapping[str, float | str | bool]) -> None:
         self._append = append
-        self._pending: list[SessionStart | Scalars | SessionEnd] = [SessionStart(time.time(), hparams)]
+        self._pending: list[SessionStart | bytes | SessionEnd] = [SessionStart(time.time(), hparams)]
         self._begun = False
         self._flushed_at = time.monotonic()
         self._evaluations = 0
         self.regression = False
         """Whether errors are RMSE and go by that name."""
 
-    def metrics(self, evaluations: int, row: Mapping[str, float | None]) -> None:
-        """Record those entries of `row` that have a tag and a value."""
+    def metrics(self, evaluations: int, row: Table) -> None:
+        """Record those entries of `row` that have a tag and a value, and write them if they are due."""
+        values = tagged(row, 1, self.regression)
+        self.add(evaluations, scalar_records(time.time(), evaluations, values, 1)[0])
+        self.flush_if_due()
+
+    def add(self, evaluations: int, record: bytes) -> None:
+        """Record a row that is encoded already (see rows.scalar_records); nothing is written yet."""
         self._evaluations = evaluations
-        tags = {name: tag for name in row if (tag := tag_of(name)) is not None}
-        self._record({self._named(tag): row[name] for name, tag in tags.items()})
-        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
-            self.flush()
+        if record:
+            self._pending.append(record)
 
     def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
         """Record the final metrics among `final` at the last step and the end of the session, and write it all."""
-        self._record({self._named(tag): final.get(name) for name, tag in FINAL_METRICS.items()})
+        found = {named(tag, self.regression): final.get(name) for name, tag in FINAL_METRICS.items()}
+        values = {tag: [float(value)] for tag, value in found.items() if value is not None}
+        self.add(self._evaluations, scalar_records(time.time(), self._evaluations, values, 1)[0])
         self._pending.append(SessionEnd(time.time(), succeeded))
         self.flush()
+
+    def flush_if_due(self) -> None:
+        """Write what is pending, but not too often."""
+        if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Write what is pending."""
@@ -100,14 +103,6 @@ class TensorBoardEvents:
             self._begun = True
             self._pending.clear()
         self._flushed_at = time.monotonic()
-
-    def _named(self, tag: str) -> str:
-        return tag.replace("error", "RMSE") if self.regression else tag
-
-    def _record(self, values: Mapping[str, float | None]) -> None:
-        present = {tag: float(value) for tag, value in values.items() if value is not None}
-        if present:
-            self._pending.append(Scalars(time.time(), self._evaluations, present))
 
 
 def hparams_of(config: Mapping[str, Any]) -> dict[str, float | str | bool]:
@@ -138,47 +133,69 @@ def flat_hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, float
     return flat
 
 
-def _encode(items: list[SessionStart | Scalars | SessionEnd], first: bool) -> bytes:
+def _encode(items: Sequence[SessionStart | bytes | SessionEnd], first: bool) -> bytes:
     """Return `items` as records of an event file, after the record that opens such a file if they are the `first`."""
-    # Imported here because it takes 40 ms, which nobody should wait for before training starts.
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    records = []
+    for item in items:
+        if isinstance(item, bytes):
+            records.append(item)
+            continue
+        # Imported here because it takes 40 ms, which nobody should wait for before training starts.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if first and not records:
+            records.append(_framed(Event(wall_time=item.wall_time, file_version="brain.Event:2")))
+        values = _start(item) if isinstance(item, SessionStart) else [_end(item)]
+        records.append(_framed(Event(wall_time=item.wall_time, summary=Summary(value=values))))
+    return b"".join(records)
+
+
+def _start(item: SessionStart) -> list[Any]:
+    """Return what the first event of a run says: its hyperparameters and the layout of the page CUSTOM SCALARS."""
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    info = plugin_data_pb2.SessionStartInfo()
+    info.CopyFrom(_setting(json.dumps(dict(item.hparams))))
+    info.start_time_secs = item.wall_time
+    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+    return [_hparams_value(metadata.SESSION_START_INFO_TAG, data), _layout()]
+
+
+@functools.lru_cache(maxsize=64)
+def _setting(text: str) -> Any:
+    """Return the hyperparameters (given as JSON) and the group of a run, the same for all seeds of a setting."""
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    hparams = json.loads(text)
+    info = plugin_data_pb2.SessionStartInfo(group_name=group_of(hparams))
+    for name, value in hparams.items():
+        if isinstance(value, str):
+            info.hparams[name].string_value = value
+        elif isinstance(value, bool):
+            info.hparams[name].bool_value = value
+        else:
+            info.hparams[name].number_value = value
+    return info
+
+
+def _end(item: SessionEnd) -> Any:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-    def hparams_value(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary.Value:
-        return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
-
-    def values(item: SessionStart | Scalars | SessionEnd) -> Iterator[Summary.Value]:
-        match item:
-            case Scalars():
-                for tag, value in item.values.items():
-                    yield Summary.Value(tag=tag, simple_value=value)
-            case SessionStart():
-                group = group_of(item.hparams)
-                start = plugin_data_pb2.SessionStartInfo(start_time_secs=item.wall_time, group_name=group)
-                for name, value in item.hparams.items():
-                    if isinstance(value, str):
-                        start.hparams[name].string_value = value
-                    elif isinstance(value, bool):
-                        start.hparams[name].bool_value = value
-                    else:
-                        start.hparams[name].number_value = value
-                data = plugin_data_pb2.HParamsPluginData(session_start_info=start)
-                yield hparams_value(metadata.SESSION_START_INFO_TAG, data)
-                yield _layout()
-            case SessionEnd():
-                status = api_pb2.STATUS_SUCCESS if item.succeeded else api_pb2.STATUS_FAILURE
-                end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=item.wall_time)
-                data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
-                yield hparams_value(metadata.SESSION_END_INFO_TAG, data)
-
-    events = [Event(wall_time=items[0].wall_time, file_version="brain.Event:2")] if first else []
-    for item in items:
-        step = item.evaluations if isinstance(item, Scalars) else 0
-        events.append(Event(wall_time=item.wall_time, step=step, summary=Summary(value=values(item))))
-    return b"".join(_framed(event.SerializeToString()) for event in events)
+    status = api_pb2.STATUS_SUCCESS if item.succeeded else api_pb2.STATUS_FAILURE
+    end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=item.wall_time)
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    return _hparams_value(metadata.SESSION_END_INFO_TAG, data)
 
 
+def _hparams_value(tag: str, data: Any) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+
+    return Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
+
+
+@functools.cache
 def _layout() -> Any:
     """Return the summary that lays out the page CUSTOM SCALARS."""
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -198,14 +215,7 @@ def _layout() -> Any:
     )
 
 
-def _framed(data: bytes) -> bytes:
-    """Return data as a record of an event file. tensorboard's own RecordWriter computes the checksums in Python."""
-    length = struct.pack("<Q", len(data))
-    return length + _checksum(length) + data + _checksum(data)
-
-
-def _checksum(data: bytes) -> bytes:
-    import google_crc32c  # in C
-
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)  # masked, as TensorFlow does
+def _framed(event: Any) -> bytes:
+    """Return an event as a record of an event file."""
+    data = event.SerializeToString()
+    return record_head(len(data)) + data + checksum(data)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -47,9 +49,11 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
-        _, self._files = refusing(
-            lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of hydra.searchpath: a folder that there is not
+            _, self._files = refusing(
+                lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
+            )
 
     def parse(self, words: Sequence[str]) -> list[Override]:
         """Return the overrides that the words of a command line stand for."""
@@ -84,6 +88,9 @@ class Composer:
         hydra = refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
         if not isinstance(hydra.get(name), DictConfig) or not hydra[name].get("_target_"):
             raise ConfigError(f"hydra/{name}: must be the name of a {name}")
+        target = hydra[name]["_target_"]
+        if target not in Plugins.instance().class_name_to_class:
+            raise ConfigError(f"hydra.{name}._target_={target}: must be a plugin of Hydra's")
         return hydra[name]
 
     def _node(self, overrides: list[Override]) -> DictConfig:
@@ -142,8 +149,9 @@ def compose_job(overrides: Sequence[str]) -> TrainConfig:
     if any(override.is_sweep_override() for override in composer.parse(words)):
         raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
     config = composer.config(words)
-    if config.sweep.params:
-        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    for key in ("params", "spaces"):
+        if getattr(config.sweep, key):
+            raise ConfigError(f"sweep.{key} is what a sweep tries: add --multirun")
     return config
 
 
@@ -193,7 +201,7 @@ def refusing(compose: Callable[[], T]) -> T:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, UserWarning) as error:
         raise ConfigError(one_line(error)) from error
 
 

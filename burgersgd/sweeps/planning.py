@@ -106,7 +106,7 @@ def run_bytes(prepared: Prepared) -> int:
         fleet = one.fleet()
         fleet.advance(1)
     vectors = 6 + sum(value is not None for value in fleet.state)  # initial and best x, gradient, noise, result, spare
-    activations = 0 if prepared.engine == "native" else 2 * kept
+    activations = 0 if prepared.kind.gradient_in_c else 2 * kept
     return vectors * fleet.d * fleet.x.element_size() + activations
 
 
@@ -311,7 +311,7 @@ class LocalTrainer:
             limit = min(limit, -(-len(group.new) // workers))
         if self.settings.max_runs is not None:
             return chunks_of(group.new, min(limit, self.settings.max_runs))
-        if group.prepared.engine != "compiled" and _long([group]):
+        if not group.prepared.kind.compiles and _long([group]):
             measure = rate_of if workers == 1 or self.pool is None else self.pool.measure
             if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
                 limit = best_size(rates, len(group.new), workers, group.prepared.budget)

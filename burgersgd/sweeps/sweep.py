@@ -37,10 +37,10 @@ from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, refusing, split_words
-from burgersgd.sweeps.planning import PLAN
+from burgersgd.sweeps.planning import PLAN, LocalTrainer
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
-from burgersgd.sweeps.space import MOST_JOBS, Space, Words
+from burgersgd.sweeps.space import MOST_JOBS, Space, Words, space_of
 from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, noted_names, unwell
 
 _log = logging.getLogger("burgersgd")
@@ -122,7 +122,7 @@ class Sweep:
             self.space, self.jobs = None, []
             self._check(_of_other_sweeper(self._sweeper, self.composer.parse(words)))
             return
-        self.space = Space(words, self.settings, self.composer)
+        self.space = space_of(words, self.settings, self.composer)
         if self.settings.sampler == "optuna":
             check_optuna()
         self.jobs = [] if self.settings.sampler == "optuna" else self.space.jobs()
@@ -236,6 +236,21 @@ class Sweep:
             self.clean_up()
             return []
 
+    def run_here(self, folder: Path) -> None:
+        """Train all jobs of a grid or a sample on this machine, without Hydra. Raises ConfigError and Interrupted."""
+
+        def launch(jobs: list[Words], first: int) -> Sequence[JobReturn]:
+            self.train(jobs, folder, trainer.train)
+            return [JobReturn()] * len(jobs)
+
+        trainer = LocalTrainer(self.settings)
+        try:
+            self.run(launch, folder)
+        finally:
+            trainer.close()
+        if self.error is not None:
+            raise self.error
+
     def _check_stored(self, jobs: Sequence[Words]) -> None:
         """Compare data and code of the jobs that are over with those that the others would be trained on and by.
 
@@ -280,7 +295,7 @@ class Sweep:
         Raises ElsewhereError where another process trains some of it: those trials stay open, and the same command goes
         on once they are over.
         """
-        assert self.space is not None
+        assert isinstance(self.space, Space)
         search = Search(self.space, folder if self.settings.name is not None else None)
         self._check_stored(search.told())
         for words in search.told():

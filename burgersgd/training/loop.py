@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,19 +33,17 @@ class Point:
     more: dict[str, Tensor | None] = field(default_factory=dict)
     """What else the rule says of its state."""
 
-    def belongs_to(self, run: int) -> bool:
-        """Whether the run was alive until this point: a diverged one has no metrics after its end."""
-        return bool(self.alive[run])
-
-    def row(self, run: int) -> dict[str, float | int | None]:
-        """Return the metrics of one run by name."""
-        values: dict[str, float | int | None] = {
+    @functools.cached_property
+    def table(self) -> dict[str, float | int | list[float] | None]:
+        """The metrics by name: a number that all runs share, or one of every run."""
+        values: dict[str, float | int | list[float] | None] = {
             "evaluations": self.evaluations,
             "epoch": self.epoch,
             "seconds": self.seconds,
         }
-        of_runs = {name: getattr(self, name) for name in NAMES if name not in values} | self.more
-        return values | {name: None if value is None else float(value[run]) for name, value in of_runs.items()}
+        for name, value in ({name: getattr(self, name) for name in NAMES if name not in values} | self.more).items():
+            values[name] = None if value is None else value.double().flatten().tolist()
+        return values
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from burgersgd.config import SgdConfig, TrainerConfig
+from burgersgd import build
+from burgersgd.config import DigitsConfig, SgdConfig, TrainerConfig
 from burgersgd.prepare import prepare
 from burgersgd.training.engines import ENGINES
 from burgersgd.training.engines.codegen import FusedUpdate
@@ -44,6 +45,24 @@ def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
 
 def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
     assert list(ENGINES) == ["eager", "graphed", "compiled", "persistent", "native", "native_update"]
+
+
+def test_an_engine_that_does_not_work_here_is_replaced_by_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert {name: build.engine_again(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
+        name: "eager" for name, kind in ENGINES.items() if kind.device == "cuda"
+    }
+    assert build.engine_again("native", torch.device("cuda")) == "eager"
+    monkeypatch.setattr(build.native, "library", lambda _: None)
+    monkeypatch.setattr(build, "why_not_compiled", lambda _: "there is no compiler")
+    assert {build.engine_again(name, cpu) for name in ENGINES} == {"eager"}
+
+
+def test_an_engine_that_reads_examples_where_they_lie_refuses_changed_ones() -> None:
+    prepared = prepare([small_config(dataset=DigitsConfig(augment="shift"))])
+    prepared.engine = "native"
+    with pytest.raises(ValueError, match="engine native takes examples as they are, not augmented ones"):
+        prepared.fleet()
 
 
 def test_a_structure_that_differs_from_its_mirror_is_refused() -> None:

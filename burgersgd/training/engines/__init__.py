@@ -1,8 +1,9 @@
-"""What computes the steps of a fleet. This is the only place that tells engines by their names."""
+"""What computes the steps of a fleet. Engines have names here and where one is chosen (build.py), nowhere else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from burgersgd.training.engines.compiled import Compiled, Graphed
@@ -12,7 +13,7 @@ from burgersgd.training.engines.persistent import make_persistent
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.state import RunState
 
-__all__ = ["ENGINES", "Engine", "Task", "make_engine"]
+__all__ = ["ENGINES", "Engine", "Kind", "Task", "make_engine"]
 
 
 class Engine(Protocol):
@@ -31,20 +32,42 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Callable[[Task, RunState, Inputs], Engine]] = {
-    "eager": make_eager,
-    "graphed": Graphed,
-    "compiled": Compiled,
-    "persistent": make_persistent,
-    "native": make_native,
-    "native_update": make_native_update,
+@dataclass(frozen=True)
+class Kind:
+    """An engine before there is one: what makes it, and what others must know to choose it and to go on with it."""
+
+    make: Callable[[Task, RunState, Inputs], Engine]
+    device: str | None = None
+    """The only type of device that it works on; None: on all."""
+    needs_c: bool = False
+    """Whether it needs a C compiler."""
+    compiles: bool = False
+    """Whether it compiles a program for every size of a fleet, so that sizes are not tried out."""
+    gradient_in_c: bool = False
+    """Whether the C kernel computes its gradients: losses on other parts of the data come from it, too, nothing is kept
+    for backward passes, examples are read where they lie, and a run has the same bits alone and in a fleet."""
+
+
+ENGINES: dict[str, Kind] = {
+    "eager": Kind(make_eager),
+    "graphed": Kind(Graphed, device="cuda"),
+    "compiled": Kind(Compiled, compiles=True),
+    "persistent": Kind(make_persistent, device="cuda"),
+    "native": Kind(make_native, device="cpu", needs_c=True, gradient_in_c=True),
+    "native_update": Kind(make_native_update, device="cpu", needs_c=True),
 }
 """Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; many steps in one CUDA
 kernel; gradient and update in C; the update in C."""
 
 
 def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engine:
-    """Return the engine of that name for a state that keeps its place in memory."""
-    engine = ENGINES[name](task, state, inputs)
+    """Return the engine of that name for a state that keeps its place in memory.
+
+    Raises ValueError for one that cannot read changed examples, where there are any.
+    """
+    kind = ENGINES[name]
+    if kind.gradient_in_c and task.problem.augmentation is not None:
+        raise ValueError(f"engine {name} takes examples as they are, not augmented ones")
+    engine = kind.make(task, state, inputs)
     inputs.draws_noise = task.rule.noisy and not engine.draws_noise
     return engine

@@ -1,0 +1,115 @@
+"""The rows of metrics of all runs of a fleet at one moment, formatted together: lines of metrics.csv and events.
+
+What is the same in all runs is formatted once. An event is a protocol buffer of which only eight to some forty bytes
+differ from run to run, so all of them are made as one array of bytes; the layout is that of tensorboard's own classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from burgersgd.recording.files import csv_number
+from burgersgd.training.metrics import tag_of
+
+Row = dict[str, float | int | None]
+"""Metrics of a run at one moment, by column."""
+Table = Mapping[str, float | int | list[float] | None]
+"""Metrics of several runs at one moment, by column: a list has a number for every run, a number is that of all."""
+
+
+def rows_of(table: Table, n_runs: int) -> list[Row]:
+    """Return the row of every run."""
+    columns = (value if isinstance(value, list) else itertools.repeat(value, n_runs) for value in table.values())
+    return [dict(zip(table, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def csv_lines(names: Sequence[str], table: Table, n_runs: int) -> list[bytes]:
+    """Return the line of every run in a metrics.csv of these columns; what the table lacks stays empty.
+
+    Floats are written so that they read back exactly.
+    """
+    columns: list[Iterable[str]] = []
+    for name in names:
+        value = table.get(name)
+        same = itertools.repeat("" if isinstance(value, list) else csv_number(value), n_runs)
+        columns.append(map(csv_number, value) if isinstance(value, list) else same)
+    return [(",".join(entries) + "\n").encode() for entries in zip(*columns, strict=True)]
+
+
+def tagged(table: Table, n_runs: int, regression: bool) -> dict[str, Sequence[float]]:
+    """Return the numbers of all runs by their tag in TensorBoard, without those that have no tag or no value.
+
+    regression: errors are RMSE and go by that name.
+    """
+    found: dict[str, Sequence[float]] = {}
+    for name, value in table.items():
+        tag = tag_of(name)
+        if tag is not None and value is not None:
+            found[named(tag, regression)] = value if isinstance(value, list) else [float(value)] * n_runs
+    return found
+
+
+def named(tag: str, regression: bool) -> str:
+    """Return the tag of an error by its own name."""
+    return tag.replace("error", "RMSE") if regression else tag
+
+
+def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[float]], n_runs: int) -> Sequence[bytes]:
+    """Return for every run the record of an event file with its numbers, by tag, at a step; empty without any."""
+    if not values:
+        return [b""] * n_runs
+    import google_crc32c
+    import numpy as np
+
+    summary, places = b"", []
+    for tag in values:
+        name = tag.encode()
+        entry = b"\x0a" + _varint(len(name)) + name + b"\x15" + bytes(4)  # Summary.Value: tag = 1, simple_value = 2
+        summary += b"\x0a" + _varint(len(entry)) + entry  # Summary: value = 1
+        places.append(len(summary) - 4)
+    event = b"\x09" + struct.pack("<d", wall_time)  # Event: wall_time = 1, step = 2 (0 is left out), summary = 5
+    event += (b"\x10" + _varint(step) if step else b"") + b"\x2a" + _varint(len(summary))
+    start = len(event)
+    event += summary
+    bodies = np.empty((n_runs, len(event)), np.uint8)
+    bodies[:] = np.frombuffer(event, np.uint8)
+    with np.errstate(over="ignore"):  # what is too large for single precision is infinite there
+        for place, column in zip(places, values.values(), strict=True):
+            numbers = np.asarray(column, np.float64).astype("<f4")
+            bodies[:, start + place : start + place + 4] = numbers.view(np.uint8).reshape(n_runs, 4)
+    head = record_head(len(event))
+    whole, size = bodies.tobytes(), len(event)
+    pieces = [whole[at : at + size] for at in range(0, n_runs * size, size)]
+    crc = np.array([google_crc32c.value(piece) for piece in pieces], np.uint64)
+    sums = _masked(crc).astype("<u4").tobytes()
+    return [head + piece + sums[4 * i : 4 * i + 4] for i, piece in enumerate(pieces)]
+
+
+def record_head(size: int) -> bytes:
+    """Return what stands before so many bytes in an event file: their number and its checksum."""
+    length = struct.pack("<Q", size)
+    return length + checksum(length)
+
+
+def checksum(data: bytes) -> bytes:
+    """Return the checksum of data in an event file. tensorboard's own RecordWriter computes it in Python."""
+    import google_crc32c  # in C
+
+    return struct.pack("<I", _masked(google_crc32c.value(data)))
+
+
+def _masked(crc: Any) -> Any:
+    """Return a CRC of 32 bits, or an array of them as 64 bits, masked as TensorFlow does."""
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _varint(number: int) -> bytes:
+    """Return a whole number as protocol buffers write it: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])

@@ -362,6 +362,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.analysis import listing
 
             return listing.main(arguments)
+        if command == "study":
+            from burgersgd.studies import command as study
+
+            return study.main(arguments)
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
@@ -376,7 +380,10 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("list", "status", "compare", "evaluate", "export", "rerun")},
+    **{
+        word: functools.partial(_look, word)
+        for word in ("list", "status", "compare", "study", "evaluate", "export", "rerun")
+    },
     "verify": _verify,
     "traffic": _traffic,
     "help": _help_on,

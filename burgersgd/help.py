@@ -27,6 +27,7 @@ examples:
   burgersgd list                                       the runs in outputs, the newest first
   burgersgd status                                     how the latest runs and sweeps stand; NAME: one of them
   burgersgd compare SWEEP --by optimizer.name          means, intervals and paired differences
+  burgersgd study small --quick                        tune optimizers at equal budgets, test them, report
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 a predictor of raw inputs at its last x
   burgersgd rerun RUN --check                          the same run again: are the bits the same?

@@ -57,7 +57,7 @@ def _interruptions_told(arguments: list[str]) -> int:
 
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
         if len(interrupted.folders) == 1:
-            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
+            print(f"resume with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
         return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
     except KeyboardInterrupt:
         print("burgersgd: interrupted", file=sys.stderr)
@@ -155,7 +155,7 @@ def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
         if wishes.dry_run:
             raise ConfigError("--dry-run: does not go with resume")
         if flags.multirun:
-            raise ConfigError("resume: goes on with one run; a sweep goes on by the command that began it")
+            raise ConfigError("resume: takes one run; to resume a sweep, repeat its command")
         for key in words:
             if key not in allowed:
                 raise ConfigError(
@@ -213,7 +213,7 @@ def _sweep(arguments: list[str], wishes: Wishes) -> int:
     except Interrupted as interrupted:
         print(sweep.report(), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
-        print(f"go on with: {sweep.command(arguments)}", file=sys.stderr)
+        print(f"resume with: {sweep.command(arguments)}", file=sys.stderr)
         return RESUMABLE
     except ValueError as error:  # of Hydra's own keys, a launcher or a sweeper
         sweep.clean_up()
@@ -376,6 +376,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.analysis import listing
 
             return listing.main(arguments)
+        if command == "study":
+            from burgersgd.studies import command as study
+
+            return study.main(arguments)
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
@@ -390,7 +394,10 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("list", "status", "compare", "evaluate", "export", "rerun")},
+    **{
+        word: functools.partial(_look, word)
+        for word in ("list", "status", "compare", "study", "evaluate", "export", "rerun")
+    },
     "verify": _verify,
     "traffic": _traffic,
     "help": _help_on,

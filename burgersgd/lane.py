@@ -1,4 +1,4 @@
-"""A lane: one run of a fleet as it is recorded, stopped and gone on with."""
+"""A lane: one run of a fleet, with all that is needed to record, stop and resume it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lane:
     failure: str | None = None
     """Why the run cannot be recorded any more."""
 
-    begins_with: dict[str, Any] = field(default_factory=dict)
+    initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
     final: bool = False
     """The run is over: its folder stays as it is."""
@@ -96,7 +96,7 @@ class Lane:
     @property
     def choices(self) -> dict[str, Any]:
         """What the run began with and keeps: engine, threads, budget, log_every, eval_every; empty before the start."""
-        return self.begins_with if self.checkpoint is None else self.checkpoint["choices"]
+        return self.initial_choices if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
     def fleet(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def prepare(
 ) -> Prepared:
     """Load the data, build the model and check that everything fits together. Writes nothing. Raises as train does.
 
-    engine and threads are those of an earlier run that is gone on with; None leaves the choice to the configuration.
+    engine and threads are those of the run being resumed; None leaves the choice to the configuration.
     """
     if not configs:
         raise ConfigError("configs: must hold at least one run")

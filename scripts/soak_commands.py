@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import string
@@ -208,9 +209,11 @@ def sweeps(chosen: random.Random) -> Words:
     settings += ("max_runs=0", "max_runs=1", "objective=nope", "code=same", "params={seed:1}", "params={nope:'1,2'}")
     settings += ("params={seed:'interval(1,2)'}", "params={optimizer.lr:'interval(0.1,0.2)'}", "params=1", "params=[1]")
     settings += ("prune=nope", "sampler=random", "sampler=sobol", "seed=x", "nope=1")
-    words = ["--multirun", f"{chosen.choice(('seed', 'seed', 'optimizer.lr', *KEYS))}={chosen.choice(values)}"]
-    words += [f"sweep.name={chosen.choice(names)}"] * chosen.choice((0, 1))
-    return [*words, *(f"sweep.{word}" for word in chosen.sample(settings, chosen.choice((0, 1, 2))))]
+    usual = ["seed=1,2", "optimizer.lr=0.1,0.2", "seed=range(1,3)", "optimizer=sgd,adamw", "model.depth=0,1"]
+    odd = f"{chosen.choice(('seed', 'optimizer.lr', *KEYS))}={chosen.choice(values)}"
+    words = ["--multirun", chosen.choice((*usual, odd, odd, odd, odd, odd))]
+    words += [f"sweep.name={chosen.choice((*names, *['s'] * 9))}"] * chosen.choice((0, 0, 1))
+    return [*words, *(f"sweep.{word}" for word in chosen.sample(settings, chosen.choice((0, 0, 1, 1, 2))))]
 
 
 SENSIBLE = ("optimizer=sgd", "optimizer=adamw", "optimizer=local_entropy", "loss=squared_error", "schedule=cosine",
@@ -335,7 +338,8 @@ def broken(did: dict[str, Any], place: Path) -> str | None:
         if len(lines[0]) > LONGEST:
             return f"the error has {len(lines[0]):,} characters"
         return f"refused, and left {left[:3]}" if left else None
-    if did["err"].count("\n") > 30:
+    lines = [line for line in lines if not re.search(r"runs +\d+%|/s", line)]  # how far it is
+    if len(lines) > 10:
         return f"prints {len(lines)} lines of errors: {did['err'][:300]!r}"
     states = Counter[str]()
     for status in place.rglob("status.json"):

@@ -76,10 +76,11 @@ class Sweep:
     """The jobs of `burgersgd train --multirun`: which they are, how to train them, how they ended.
 
     words: the overrides of the command line. Every job is composed and checked (of a search: some that use every value
-    and the ends of every range). Raises ConfigError or DataError of one line that names the job.
+    and the ends of every range). composer: that of another sweep, to be used again; without
+    keys of Hydra's own. Raises ConfigError or DataError of one line that names the job.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], composer: Composer | None = None) -> None:
         hydra_words, words = split_words(words)
         chosen = {word.lstrip("+~").partition("=")[0] for word in hydra_words}
         self.added = [f"{key}=fleet" for key in ("hydra/launcher", "hydra/sweeper") if key not in chosen]
@@ -89,7 +90,7 @@ class Sweep:
                 importlib.import_module(PLUGIN)
             except ImportError as error:
                 raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
-        self.composer, self._sweeper = Composer([*hydra_words, *self.added]), ""
+        self.composer, self._sweeper = composer or Composer([*hydra_words, *self.added]), ""
         if any(word.startswith("hydra") for word in chosen):
             refusing(lambda: _check_launcher(self.composer.plugin("launcher")))
             self._sweeper = str(self.composer.plugin("sweeper")["_target_"])

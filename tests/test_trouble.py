@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -135,6 +138,7 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
 
     monkeypatch.setattr(Fleet, "_steps", short_of_memory)
     gc.collect()
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)
     gc.disable()  # the collector seldom runs
     try:
         results = train_fleet(configs, progress=False)
@@ -150,6 +154,45 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
         assert result.config.seed == config.seed
         assert read_metrics(tmp_path / f"outputs/run{config.seed}")["evaluations"] == result.metrics["evaluations"]
+
+
+IN_LITTLE_MEMORY = """
+import gc, resource, sys
+from pathlib import Path
+from burgersgd.config import AdamWConfig, DeviceConfig, DigitsConfig, MlpConfig, TrainConfig, TrainerConfig
+from burgersgd.sweeps.chunks import Job, train_chunk
+
+def job(name, seed, width):
+    trainer = TrainerConfig(budget=2, batch_size=32, compile="off")
+    model, optimizer, device = MlpConfig(depth=1, width=width), AdamWConfig(lr=1e-3), DeviceConfig(threads=1)
+    config = TrainConfig(DigitsConfig(), model, optimizer=optimizer, trainer=trainer, device=device, seed=seed)
+    return Job(config, Path(name), ())
+
+def states(n, megabytes):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, resource.RLIM_INFINITY))
+    ended = [outcome.state for outcome in train_chunk([job(f"{n} in {megabytes}, {i}", i, 13_000) for i in range(n)])]
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return ended
+
+train_chunk([job(f"small{i}", i, 5) for i in range(2)])  # what it imports and maps counts for nothing
+gc.disable()
+gc.collect = lambda *generation: 0
+print(states(8, 200), states(1, 120))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_eight_runs_that_each_fit_into_120_megabytes_are_trained_in_200(tmp_path: Path) -> None:
+    """Without a garbage collector: what was given up is free at once."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IN_LITTLE_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.stdout.split("] [") == ["[" + ", ".join(["'completed'"] * 8), "'completed']\n"], done.stderr
+    assert "going on with half as many" in done.stderr
+    folders = [read_status(tmp_path / f"8 in 200, {i}")["state"] for i in range(8)]
+    assert folders == ["completed"] * 8
 
 
 def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -189,6 +232,7 @@ def test_a_fleet_that_failed_is_freed_before_its_halves_are_trained(
     monkeypatch.setattr(Fleet, "_steps", broken)
     chunk = [Job(small_config(seed), tmp_path / str(seed), ()) for seed in range(4)]
     gc.collect()
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)
     gc.disable()
     try:
         outcomes = train_chunk(chunk)

@@ -40,7 +40,7 @@ Columns = dict[str, NDArray[np.float64]]
 
 UNDECIDING = (
     *("output_root", "run_name", "device", "sweep", "dataset.root", "dataset.download"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes", "trainer.sinks"),
 )
 """Keys and groups that decide only where, how and how visibly a run is computed."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}

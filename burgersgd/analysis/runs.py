@@ -46,6 +46,7 @@ UNDECIDING = (
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
 """Keys that decide nothing where another one is 0 or false."""
 AS_BEFORE = {
+    "dataset.augment": "none",
     "dataset.noisy_validation": False,
     "dataset.standardize_targets": False,
     "dataset.digest": "",

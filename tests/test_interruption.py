@@ -58,7 +58,7 @@ def test_a_signal_saves_the_run_and_exits_with_75(
     status = read_status(folder)
     assert (status["state"], status["reason"]) == ("interrupted", f"Interrupted: {signal.Signals(number).name}")
     error = capsys.readouterr().err
-    assert "go on with: burgersgd train resume=outputs/stopped" in error
+    assert "resume with: burgersgd train resume=outputs/stopped" in error
     assert main(["train", "resume=outputs/stopped"]) == 0
     assert_same(tmp_path / "outputs/undisturbed", folder)
 

@@ -262,8 +262,8 @@ def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on
     assert ("6: 6 not begun" if "before" in moment else "6: 6 interrupted") in shown.out
     lines = shown.err.splitlines()
     assert lines[-2] == "burgersgd: interrupted by SIGINT"
-    assert lines[-1].startswith("go on with: burgersgd train ")
-    words = shlex.split(lines[-1].removeprefix("go on with: burgersgd "))
+    assert lines[-1].startswith("resume with: burgersgd train ")
+    words = shlex.split(lines[-1].removeprefix("resume with: burgersgd "))
     if "before" in moment:
         return
     assert main(words) == 0

@@ -301,7 +301,7 @@ def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureF
     capsys.readouterr()
     with claimed_elsewhere(FOLDER / "optuna.db"):
         _, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
-        assert error.endswith("optuna.db: another process goes on with this search")
+        assert error.endswith("optuna.db: another process is running this search")
     assert main([*SEARCH, "sweep.name=s"]) == 0  # a dead process holds nothing
 
 

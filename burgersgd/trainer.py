@@ -1,4 +1,4 @@
-"""What trains: lanes in as few fleets as possible, each from where it stands to the end of its budget."""
+"""Trains runs in as few fleets as possible, each from its checkpoint to the end of its budget."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class _FleetRun:
                 lane.start_sinks()
         if checkpoints:
             self.best.restore([lane.best for lane in lanes])
-            self._remind()
+            self._replay_into_pruner()
         else:
             self._make_lasting()
         if not lanes[0].final and bool(self.fleet.alive.any()):
@@ -337,8 +337,8 @@ class _FleetRun:
                 lane.sinks.rows(lane.rows)
         self.write_at = time.monotonic() + ROWS_SECONDS
 
-    def _remind(self) -> None:
-        """Show the points so far to what stops runs: it compares histories."""
+    def _replay_into_pruner(self) -> None:
+        """Pass the points recorded so far to the pruner of a resumed fleet, which compares histories."""
         if self.prune is None:
             return
         errors = [{row["evaluations"]: row["validation_error"] for row in lane.rows} for lane in self.lanes]

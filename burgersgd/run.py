@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
+from burgersgd.recording.sinks import sink_names
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -98,6 +99,7 @@ def train_prepared(
 ) -> list[Result]:
     """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
     trainer = Trainer(None, None, None) if trainer is None else trainer
+    check_sinks(prepared.configs[0])  # all runs of a fleet have the same
     with ExitStack() as stack:
         lanes = [Lane(config) for config in prepared.configs]
         if record:
@@ -299,8 +301,17 @@ def repeat(
         return trainer.run([lane], progress, prepared)[0]
 
 
+def check_sinks(config: TrainConfig) -> None:
+    """Raise ConfigError where trainer.sinks has a name that there is not."""
+    known = sink_names()
+    for name in config.trainer.sinks:
+        if name not in known:
+            raise config.trainer.error("sinks", f"{name}: must be among {', '.join(known)}")
+
+
 def check_output(config: TrainConfig) -> None:
-    """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
+    """Raise ConfigError where a run folder, or a sink, could not be written; creates nothing that stays."""
+    check_sinks(config)
     path = Path(config.output_root).absolute()
     check_name(config, "output_root", path)
     check_name(config, "run_name", path / (config.run_name or ""))

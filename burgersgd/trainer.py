@@ -254,6 +254,7 @@ class _FleetRun:
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
+                lane.start_sinks()
         if checkpoints:
             self.best.restore([lane.best for lane in lanes])
             self._replay_into_pruner()
@@ -264,6 +265,8 @@ class _FleetRun:
                 self._spend()
             except Interrupted as interrupted:
                 interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
+                for lane in lanes:
+                    lane.end_sinks("interrupted", {})
                 raise
         if not lanes[0].final and not all(lane.measured for lane in lanes):
             self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
@@ -330,6 +333,8 @@ class _FleetRun:
             if lane.folder is not None and lane.failure is None:
                 with self._recording(lane):
                     lane.folder.write_rows()
+            if lane.sinks is not None:
+                lane.sinks.rows(lane.rows)
         self.write_at = time.monotonic() + ROWS_SECONDS
 
     def _replay_into_pruner(self) -> None:
@@ -506,6 +511,7 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.end(state, fields)
+                    lane.end_sinks(state, fields)
         return [
             dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
             for lane, result in zip(self.lanes, results, strict=True)

@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 READY := .venv/.ready
 
-.PHONY: train test check format bench gpu soak clean
+.PHONY: train test check docs format bench gpu soak clean
 
 train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
@@ -20,6 +20,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: .venv/.bench
 	$(BIN)/python scripts/benchmark.py $(ARGS)

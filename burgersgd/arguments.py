@@ -69,6 +69,11 @@ def at_home(word: str) -> str:
     return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
+def adding(word: str) -> str:
+    """Return the override of a mapping of any keys as Hydra takes it: with a plus, since the keys are new."""
+    return f"+{word}" if word.startswith(("sweep.spaces=", "sweep.params=")) else word
+
+
 def yaml_infinity(argument: str) -> str:
     """Accept YAML's .inf where Hydra's grammar wants inf."""
     return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)

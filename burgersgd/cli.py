@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from burgersgd import __version__
-from burgersgd.arguments import Wishes, at_home, hydra_flags, in_order, yaml_infinity
+from burgersgd.arguments import Wishes, adding, at_home, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
 
@@ -95,7 +95,7 @@ def _train(arguments: list[str]) -> int:
     if wishes.verbose:
         logging.getLogger("burgersgd").setLevel(logging.INFO)
     try:
-        words = in_order(with_whole_numbers(yaml_infinity(word)) for word in arguments)
+        words = in_order(adding(with_whole_numbers(yaml_infinity(word))) for word in arguments)
         arguments, named = with_own_classes(schema.GROUPS, words)
         flags = hydra_flags(arguments)
         if flags.help:
@@ -362,6 +362,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.analysis import listing
 
             return listing.main(arguments)
+        if command == "study":
+            from burgersgd.studies import command as study
+
+            return study.main(arguments)
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
@@ -376,7 +380,10 @@ def _look(command: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
-    **{word: functools.partial(_look, word) for word in ("list", "status", "compare", "evaluate", "export", "rerun")},
+    **{
+        word: functools.partial(_look, word)
+        for word in ("list", "status", "compare", "study", "evaluate", "export", "rerun")
+    },
     "verify": _verify,
     "traffic": _traffic,
     "help": _help_on,

@@ -267,6 +267,11 @@ class SweepConfig(Group):
     )
     zip: list[str] = opt([], "keys whose lists are paired element by element, such as [optimizer.nu,optimizer.gamma]")
     params: dict[str, str] = opt({}, "KEY: VALUES, further keys to vary; the command line takes precedence")
+    spaces: dict[str, dict[str, str]] = opt(
+        {},
+        "OPTIMIZER: {KEY: VALUES}, keys to vary for each of several optimizers, with as many trials for each",
+        since="0.2",
+    )
     max_runs: int | None = opt(
         None,
         "largest number of runs that are trained as one computation; null: the fastest number that fits into memory",

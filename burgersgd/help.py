@@ -25,8 +25,9 @@ examples:
   burgersgd help optimizer.gamma                       one key, everywhere it occurs
   burgersgd train resume=RUN                           go on with a run that was stopped
   burgersgd list                                       the runs in outputs, the newest first
-  burgersgd status [SWEEP | RUN]                       how it stands; alone: the latest of outputs
+  burgersgd status                                     how the latest runs and sweeps stand; NAME: one of them
   burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
+  burgersgd study small --quick                        tune optimizers at equal budgets, test them, report
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
   burgersgd rerun RUN --check                          the same run again: are the bits the same?

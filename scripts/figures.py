@@ -1,4 +1,4 @@
-"""The figure and the table of the README: optimizers on digits at equal numbers of gradient evaluations.
+"""The figure of the README and the table of docs/defaults.md: optimizers at equal numbers of gradient evaluations.
 
 Every optimizer has its default hyperparameters (chosen on the validation part, docs/defaults.md), the same seeds and
 the same budget. Prints the table in Markdown; saves docs/digits.png. Run: python scripts/figures.py [--seeds 20]

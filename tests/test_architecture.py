@@ -12,9 +12,10 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis", "arguments", "cost", "completion", "help", "keys", "schema"),
+        *("own_process", "analysis", "studies", "arguments", "cost", "completion", "help", "keys", "schema"),
     },
     "analysis": {"recording"},
+    "studies": {"analysis", "config", "interruption", "recording", "schema", "sweeps"},
     "cost": {"config", "identity", "prepare", "recording"},
     "revisit": {
         "build",

@@ -246,7 +246,7 @@ def test_streams_of_neighbouring_seeds_steps_and_purposes_are_uncorrelated() -> 
         products = values @ values.T / math.sqrt(n)
         scores = products[*torch.triu_indices(len(z), len(z), 1)]
         assert len(scores) == 384 * 383 // 2
-        assert scores.abs().max() < 6  # 51,040 looks: 1e-4 by chance for the normal; the squares have heavier tails
+        assert scores.abs().max() < 6  # 73,536 looks: 2e-4 by chance for the normal; the squares have heavier tails
         assert abs((scores**2).mean().item() - 1) < 5 * math.sqrt(2 / len(scores))
 
 

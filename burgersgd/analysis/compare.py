@@ -95,7 +95,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
         raise ValueError(f"where {wanted}: none of the {len(everything)} runs is like that")
     check(kept, question.metric, at)
     by = question.by or tuple(key for key in everything.differing() if key not in SEEDS)
-    strata = tuple(key for key in by if key.startswith("dataset.") or key in STRATA)
+    strata = tuple(key for key in by if key.startswith("dataset.") or key in (*STRATA, *question.within))
     by = tuple(key for key in by if key not in strata)
     blocks = _blocks(kept, question, by, strata, warnings)
     baseline = _baseline(question, by, blocks)

@@ -23,7 +23,8 @@ class Question:
     metrics.csv. at: see At. baseline: the value, or the comma-separated values, of the row that the others are
     compared with; None: sgd, where there is one row of it. where: settings that runs must have. pick: the metric whose
     lowest mean picks a row's setting, none pools all settings. bootstrap: BCa intervals of the means instead of t.
-    force: compare what is refused otherwise.
+    force: compare what is refused otherwise. within: keys of `by` that split the comparison into several
+    as those of the data and the budget do: nothing is compared across their values.
     """
 
     by: tuple[str, ...] = ()
@@ -34,6 +35,7 @@ class Question:
     pick: str = "validation_error"
     bootstrap: bool = False
     force: bool = False
+    within: tuple[str, ...] = ()
 
 
 def refuse(question: Question, warnings: list[str], reason: str) -> None:

@@ -135,8 +135,9 @@ def compose_job(overrides: Sequence[str]) -> TrainConfig:
     if any(override.is_sweep_override() for override in composer.parse(words)):
         raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
     config = composer.config(words)
-    if config.sweep.params:
-        raise ConfigError("sweep.params is what a sweep tries: add --multirun")
+    for key in ("params", "spaces"):
+        if getattr(config.sweep, key):
+            raise ConfigError(f"sweep.{key} is what a sweep tries: add --multirun")
     return config
 
 

@@ -7,6 +7,7 @@ some keys in step. `interval(a,b)` is a range to sample from, `tag(log, interval
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ import numpy as np
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.config import GROUPS, ConfigError, SweepConfig
+from burgersgd.keys import no_such_choice
+from burgersgd.schema import fields_of
 from burgersgd.sweeps.compose import Composer, refuse_varied
 
 MOST_JOBS = 50_000
@@ -103,6 +106,12 @@ class Space:
         jobs = [(first, ends[1])] * bool(self.ranges) + [(combination, ends[0]) for combination in varied]
         return [[*self.fixed, *itertools.chain(*combination), *end] for combination, end in jobs]
 
+    @property
+    def n_trials(self) -> int:
+        """How many settings are tried; runs that differ in the seed alone are one."""
+        lists = math.prod(len(axis.settings) for axis in self.axes if axis.keys != ("seed",))
+        return lists * (self.settings.n_samples if self.ranges else 1)
+
     def _samples(self) -> list[Words]:
         """Return n_samples points of the ranges; more samples begin with the same points."""
         n, d = self.settings.n_samples, len(self.ranges)
@@ -114,6 +123,78 @@ class Space:
 
             points = qmc.Sobol(d, scramble=True, rng=generator).random_base2((n - 1).bit_length())[:n]
         return [[r.at(u) for r, u in zip(self.ranges, point, strict=True)] for point in points]
+
+
+class Spaces:
+    """What a sweep tries of each of several optimizers: a Space for each, with as many trials (sweep.spaces).
+
+    What the command line and sweep.params say of an optimizer's key counts for those optimizers that have it. Raises
+    ConfigError of one line as Space does.
+    """
+
+    def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
+        if settings.sampler == "optuna":
+            raise settings.error("sampler", "does not go with sweep.spaces, must be grid, random or sobol")
+        given = [*composer.parse(words), *composer.parse([f"{k}={v}" for k, v in settings.params.items()])]
+        for override in given:
+            key = override.get_key_element().lstrip("+~")
+            if key in ("optimizer", "optimizer.name"):
+                raise ConfigError(f"{override.input_line}: sweep.spaces says which optimizers are tried")
+            if key.startswith("optimizer.") and not any(_has(name, key) for name in settings.spaces):
+                raise ConfigError(f"{key}: none of the optimizers of sweep.spaces has this key")
+        self.settings = settings
+        self.parts: dict[str, Space] = {}
+        for name, space in settings.spaces.items():
+            for key in space:
+                if not key.startswith("optimizer.") or not _has(name, key):
+                    raise ConfigError(f"sweep.spaces.{name}: {key} is no key of optimizer={name}")
+            own = dataclasses.replace(settings, spaces={}, params=_fitting(name, settings.params))
+            common = [word for word in words if _fits(name, word.partition("=")[0])]
+            listed = [f"{key}={values}" for key, values in space.items()]
+            self.parts[name] = Space([f"optimizer={name}", *listed, *common], own, composer)
+        trials = {name: part.n_trials for name, part in self.parts.items()}
+        if len(set(trials.values())) > 1:
+            unlike = ", ".join(f"{name} has {n}" for name, n in trials.items())
+            raise ConfigError(f"sweep.spaces: every optimizer must have as many trials: {unlike}")
+        n = sum(len(part.jobs()) for part in self.parts.values())
+        if n > MOST_JOBS:
+            raise ConfigError(f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: try less, or split it")
+
+    @property
+    def fixed(self) -> Words:
+        """Overrides that all jobs have in common."""
+        first, *others = self.parts.values()
+        return [word for word in first.fixed if all(word in other.fixed for other in others)]
+
+    def jobs(self) -> list[Words]:
+        """Return the overrides of all jobs, one optimizer after the other."""
+        return [job for part in self.parts.values() for job in part.jobs()]
+
+    def corners(self) -> list[Words]:
+        """Return some jobs that use every listed value and the ends of every range."""
+        return [job for part in self.parts.values() for job in part.corners()]
+
+
+def space_of(words: Sequence[str], settings: SweepConfig, composer: Composer) -> Space | Spaces:
+    """Return what a sweep tries. Raises ConfigError as Space does."""
+    return Spaces(words, settings, composer) if settings.spaces else Space(words, settings, composer)
+
+
+def _has(optimizer: str, key: str) -> bool:
+    """Whether an optimizer has a key, `optimizer.KEY`. Raises ConfigError for an optimizer that there is not."""
+    try:
+        return key.removeprefix("optimizer.") in fields_of(GROUPS["optimizer"][optimizer])
+    except KeyError:
+        raise ConfigError(f"sweep.spaces: {no_such_choice('optimizer', optimizer)}") from None
+
+
+def _fits(optimizer: str, key: str) -> bool:
+    key = key.lstrip("+~")
+    return not key.startswith("optimizer.") or _has(optimizer, key)
+
+
+def _fitting(optimizer: str, params: dict[str, str]) -> dict[str, str]:
+    return {key: values for key, values in params.items() if _fits(optimizer, key)}
 
 
 def _values(key: str, override: Override) -> Words:

@@ -37,10 +37,10 @@ from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, split_words
-from burgersgd.sweeps.planning import PLAN
+from burgersgd.sweeps.planning import PLAN, LocalTrainer
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
-from burgersgd.sweeps.space import Space, Words
+from burgersgd.sweeps.space import Space, Words, space_of
 from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, noted_names, unwell
 
 _log = logging.getLogger("burgersgd")
@@ -76,10 +76,11 @@ class Sweep:
     """The jobs of `burgersgd train --multirun`: which they are, how to train them, how they ended.
 
     words: the overrides of the command line. Every job is composed and checked (of a search: some that use every value
-    and the ends of every range). Raises ConfigError or DataError of one line that names the job.
+    and the ends of every range). composer: that of another sweep, to be used again; without
+    keys of Hydra's own. Raises ConfigError or DataError of one line that names the job.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], composer: Composer | None = None) -> None:
         hydra_words, words = split_words(words)
         chosen = {word.lstrip("+~").partition("=")[0] for word in hydra_words}
         self.added = [f"{key}=fleet" for key in ("hydra/launcher", "hydra/sweeper") if key not in chosen]
@@ -89,7 +90,7 @@ class Sweep:
                 importlib.import_module(PLUGIN)
             except ImportError as error:
                 raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
-        self.composer = Composer([*hydra_words, *self.added])
+        self.composer = composer or Composer([*hydra_words, *self.added])
         if "hydra/launcher" in chosen:
             _check_launcher(self.composer.launcher())
         for word in hydra_words:
@@ -121,7 +122,7 @@ class Sweep:
             self.space, self.jobs = None, []
             self._check([_first_values(self.composer.parse(words))])
             return
-        self.space = Space(words, self.settings, self.composer)
+        self.space = space_of(words, self.settings, self.composer)
         if self.settings.sampler == "optuna":
             check_optuna()
         self.jobs = [] if self.settings.sampler == "optuna" else self.space.jobs()
@@ -232,6 +233,21 @@ class Sweep:
             self._clean_up()
             return []
 
+    def run_here(self, folder: Path) -> None:
+        """Train all jobs of a grid or a sample on this machine, without Hydra. Raises ConfigError and Interrupted."""
+
+        def launch(jobs: list[Words], first: int) -> Sequence[JobReturn]:
+            self.train(jobs, folder, trainer.train)
+            return [JobReturn()] * len(jobs)
+
+        trainer = LocalTrainer(self.settings)
+        try:
+            self.run(launch, folder)
+        finally:
+            trainer.close()
+        if self.error is not None:
+            raise self.error
+
     def _check_stored(self, jobs: Sequence[Words]) -> None:
         """Compare data and code of the jobs that are over with those that the others would be trained on and by.
 
@@ -275,7 +291,7 @@ class Sweep:
         Raises ElsewhereError where another process trains some of it: those trials stay open, and the same command goes
         on once they are over.
         """
-        assert self.space is not None
+        assert isinstance(self.space, Space)
         search = Search(self.space, folder if self.settings.name is not None else None)
         self._check_stored(search.told())
         for words in search.told():

@@ -322,7 +322,7 @@ def test_of_several_reasons_the_first_decides_the_exit_code(
 
 def test_what_is_no_sweep_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "nothing"]) == 2
-    assert capsys.readouterr().err.startswith("burgersgd: error: outputs/multirun/nothing: no sweep is there")
+    assert capsys.readouterr().err.startswith("burgersgd: error: nothing: there is no such folder, and no sweep or run")
 
 
 def test_half_a_line_in_the_list_of_jobs_is_no_job() -> None:

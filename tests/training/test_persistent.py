@@ -40,10 +40,12 @@ from burgersgd.config import (
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import cuda
 from burgersgd.prepare import Prepared, prepare
-from burgersgd.training.engines import ENGINES, persistent
+from burgersgd.training.engines import ENGINES, Kind, Task, persistent
 from burgersgd.training.engines.compiled import Graphed
 from burgersgd.training.engines.persistent import THREADS, Network, Persistent, args_type, text_of
 from burgersgd.training.fleet import Fleet
+from burgersgd.training.inputs import Inputs
+from burgersgd.training.state import RunState
 
 RULES: dict[str, OptimizerConfig] = {
     "local_entropy": LocalEntropyConfig(lr=0.13, nu=1e-5, gamma=0.7, inner_steps=5, burn_in=3, outer_step=0.8),
@@ -103,18 +105,16 @@ def configs(n_runs: int, rule: OptimizerConfig, model: ModelConfig | None = None
 
 
 def fleet(prepared: Prepared, engine: str, shared_memory: int = H100) -> Fleet:
-    prepared.engine = "native" if engine == "native" else "eager"
-    made = prepared.fleet()
-    if engine == "persistent":
-        task = made.stepper.task  # pyright: ignore[reportAttributeAccessIssue]
-        found = text_of(task, made.runs, made.inputs, shared_memory)
+    def emulated(task: Task, state: RunState, inputs: Inputs) -> Persistent:
+        found = text_of(task, state, inputs, shared_memory)
         assert found is not None
-        launch = Emulated(*found, fields=sum(field is not None for field in made.state))
-        made.inputs.draws_noise = False
-        made.inputs.__dict__.pop("draw_length", None)
-        made.inputs._draws = None
-        made.stepper = Persistent(task, made.runs, made.inputs, launch)
-    return made
+        launch = Emulated(*found, fields=sum(field is not None for field in state.rule))
+        return Persistent(task, state, inputs, launch)
+
+    prepared.engine = engine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "persistent", Kind(emulated))
+        return prepared.fleet()
 
 
 def assert_close(a: Fleet, b: Fleet, rtol: float = 2e-4) -> None:

@@ -1,0 +1,164 @@
+"""The cells of a study, each one workload, budget and schedule: what is searched there, chosen, and tested."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from burgersgd.analysis.rows import pick
+from burgersgd.analysis.runs import Run, Runs, load
+from burgersgd.analysis.values import At, measure
+from burgersgd.schema import ConfigError
+from burgersgd.studies.config import StudyConfig
+from burgersgd.studies.stein import Stein, deviation, interval_of, pairs_for
+from burgersgd.sweeps.compose import Composer
+from burgersgd.sweeps.sweep import Sweep
+
+FIRST_TEST_SEED = 1000
+"""Seeds of the tests begin here, those of the search at 0."""
+END = At("end")
+
+
+class StudyStoppedError(ConfigError):
+    """A sweep of the study has not all of its jobs: the study cannot go on."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One workload, budget and schedule of a study in a folder."""
+
+    study: StudyConfig
+    root: Path
+    workload: str
+    budget: int
+    schedule: str
+
+    @property
+    def name(self) -> str:
+        """Of its folders."""
+        return f"{self.workload},{self.budget},{self.schedule}"
+
+    @property
+    def search_folder(self) -> Path:
+        """Where its trials are."""
+        return self.root / "search" / self.name
+
+    @property
+    def test_folder(self) -> Path:
+        """Where the runs of the chosen settings are."""
+        return self.root / "test" / self.name
+
+    @property
+    def words(self) -> list[str]:
+        """Overrides that all of its runs have in common."""
+        chosen = self.study.workloads[self.workload]
+        return [*self.study.common, *chosen, f"trainer.budget={self.budget}", f"schedule={self.schedule}"]
+
+    def search_words(self) -> list[str]:
+        """Return the sweep of its trials: for every optimizer as many points of its space, with the same seeds."""
+        study = self.study
+        sampled = [f"sweep.sampler={study.sampler}", f"sweep.n_samples={study.trials}"]
+        return [*self.words, *sampled, spaces_word(study.optimizers), f"seed=range({study.tuning_seeds})"]
+
+    def test_words(self, chosen: Mapping[str, Mapping[str, str]], n: int) -> list[str]:
+        """Return the sweep of the chosen settings with n fresh seeds."""
+        return [*self.words, spaces_word(chosen), f"seed=range({FIRST_TEST_SEED},{FIRST_TEST_SEED + n})"]
+
+    def choose(self) -> dict[str, dict[str, str]]:
+        """Return each optimizer's setting of lowest mean validation error; those without a diverged run come first."""
+        runs = load(self.search_folder)
+        return {name: chosen_setting(runs, name, list(space)) for name, space in self.study.optimizers.items()}
+
+    def differences(self, n: int) -> dict[str, NDArray[np.float64]]:
+        """Return the differences in test error to the baseline by seed, of the first n seeds where both completed."""
+        errors: dict[str, dict[int, float]] = defaultdict(dict)
+        for run in load(self.test_folder):
+            if run.seed < FIRST_TEST_SEED + n:
+                errors[run.settings["optimizer.name"]][run.seed] = measure(run, "test_error", END)
+        base = errors[self.study.baseline]
+        found = {}
+        for name in self.study.optimizers:
+            if name != self.study.baseline:
+                both = sorted(errors[name].keys() & base.keys())
+                pairs = [errors[name][seed] - base[seed] for seed in both if math.isfinite(errors[name][seed])]
+                values = np.array(pairs, dtype=np.float64)
+                found[name] = values[np.isfinite(values)]
+        return found
+
+    def n_seeds(self) -> int:
+        """Return N: what the optimizer with the largest deviation needs, the same for all; at most max_seeds."""
+        study = self.study
+        first = self.differences(study.n0)
+        needed = [pairs_for(deviation(values), len(values), study.width) for values in first.values()]
+        return min(study.max_seeds, max(study.n0, *needed))
+
+    def stein(self) -> dict[str, Stein]:
+        """Return each optimizer's difference to the baseline with Stein's interval."""
+        first, every = self.differences(self.study.n0), self.differences(self.study.max_seeds)
+        return {name: interval_of(first[name], every[name]) for name in every}
+
+
+def cells_of(study: StudyConfig, root: Path) -> list[Cell]:
+    """Return the cells of a study."""
+    places = itertools.product(study.workloads, study.budgets, study.schedules)
+    return [Cell(study, root, workload, budget, schedule) for workload, budget, schedule in places]
+
+
+def chosen_setting(runs: Runs, optimizer: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return the values of some keys at the setting of an optimizer with the lowest mean validation error."""
+    settings: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.settings.get("optimizer.name") == optimizer:
+            settings[run.setting()].append(run)
+    best, _ = pick(settings, lambda run: measure(run, "validation_error", END))
+    values = settings[best][0].settings
+    return {key: str(values[key]).lower() if isinstance(values[key], bool) else str(values[key]) for key in keys}
+
+
+def spaces_word(spaces: Mapping[str, Mapping[str, str]]) -> str:
+    """Return sweep.spaces as an override."""
+
+    def quoted(text: str) -> str:
+        escaped = text.replace("'", "\\'")
+        return f"'{escaped}'"
+
+    parts = [f"{n}: {{{', '.join(f'{key}: {quoted(v)}' for key, v in space.items())}}}" for n, space in spaces.items()]
+    return f"+sweep.spaces={{{', '.join(parts)}}}"
+
+
+def sweep_of(words: Sequence[str]) -> Sweep:
+    """Return a checked sweep. Raises ConfigError and DataError as Sweep does."""
+    return Sweep(words, _composer())
+
+
+@functools.cache
+def _composer() -> Composer:
+    """Return what composes all sweeps of a study: the same few choices of groups occur in all of them."""
+    return Composer()
+
+
+def train_sweep(words: Sequence[str], folder: Path, quiet: bool = False) -> None:
+    """Train what is left of a sweep. Raises StudyStoppedError where not all of its jobs are over then, and Interrupted.
+
+    A diverged run is over; one that failed is not.
+    """
+    sweep = sweep_of(words)
+    sweep.quiet = quiet
+    sweep.run_here(folder)
+    code = sweep.exit_code
+    if code not in (0, 3):
+        why = "jobs failed" if code == 1 else "another process trains some of it"
+        raise StudyStoppedError(f"{folder}: {why}; see burgersgd status {folder}, then repeat the command", code)

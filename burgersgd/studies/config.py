@@ -1,0 +1,111 @@
+"""What a study asks: the files of conf/study/, checked like every other setting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from burgersgd.config import CONF_DIR, GROUPS
+from burgersgd.schema import ConfigError, Group, did_you_mean, fields_of, opt
+
+STUDIES = CONF_DIR / "study"
+
+
+@dataclass
+class StudyConfig(Group):
+    """A study: workloads x budgets x schedules, in each of which every optimizer is tuned and then tested."""
+
+    group: ClassVar[str] = "study"
+    question: str = opt("", "what the study is to find out")
+    workloads: dict[str, list[str]] = opt({}, "NAME: overrides of data set and model")
+    budgets: list[int] = opt([], "gradient evaluations of a run", at_least=1)
+    schedules: list[str] = opt(["constant"], "schedules of the learning rate")
+    optimizers: dict[str, dict[str, str]] = opt({}, "OPTIMIZER: {KEY: VALUES}, its search space")
+    baseline: str = opt("sgd", "the optimizer that the others are compared with")
+    common: list[str] = opt([], "overrides of all runs")
+    sampler: str = opt("sobol", "how the search spaces are sampled", choices=("sobol", "random"))
+    trials: int = opt(
+        16, "settings that are tried of each optimizer, in each workload, budget and schedule", at_least=1
+    )
+    tuning_seeds: int = opt(2, "seeds of a trial, which is judged by their mean validation error", at_least=1)
+    n0: int = opt(10, "test seeds of the first stage, which decide how many there are to be", at_least=10)
+    max_seeds: int = opt(40, "largest number of test seeds", at_least=10)
+    width: float = opt(
+        0.01, "wanted width of the 95 % interval of a difference in test error (share, or RMSE)", above=0
+    )
+    quick: dict[str, Any] = opt({}, "what --quick sets instead")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("workloads", "budgets", "schedules", "optimizers"):
+            if not getattr(self, key):
+                raise self.error(key, "must name at least one")
+        for name in self.workloads:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ConfigError(f"study.workloads.{name}: must be a folder's name of letters, digits and _ . -")
+        for name in self.schedules:
+            if name not in GROUPS["schedule"]:
+                known = GROUPS["schedule"].names()
+                raise ConfigError(f"study.schedules: {name}: must be one of {', '.join(known)}")
+        if self.baseline not in self.optimizers:
+            raise self.error("baseline", f"must be one of {', '.join(self.optimizers)}")
+        if len(self.optimizers) < 2:
+            raise ConfigError("study.optimizers: must name two or more, one of them the baseline")
+        if self.max_seeds < self.n0:
+            raise self.error("max_seeds", f"must be >= study.n0 = {self.n0}")
+
+
+def studies() -> list[str]:
+    """Return the names of the studies that ship."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def read_study(name: str, words: Sequence[str] = (), quick: bool = False) -> StudyConfig:
+    """Return the study of a name, or of a YAML file, with KEY=VALUE words in place of what it says.
+
+    Raises ConfigError of one line.
+    """
+    own = Path(name)
+    path = own if own.suffix == ".yaml" and own.is_file() else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        known = studies()
+        raise ConfigError(f"study {name}: must be a YAML file or one of {', '.join(known)}{did_you_mean(name, known)}")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: must hold the keys of a study")
+    if quick:
+        settings |= settings.get("quick") or {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: must be KEY=VALUE")
+        settings[key] = _value(value)
+    known = fields_of(StudyConfig)
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"study.{key}: no such key{did_you_mean(str(key), known)}")
+    spaces = settings.get("optimizers")
+    if isinstance(spaces, dict):
+        settings["optimizers"] = {
+            name: {key: str(values) for key, values in (space or {}).items()} for name, space in spaces.items()
+        }
+    return StudyConfig(**settings)
+
+
+def _value(text: str) -> Any:
+    """Return what a word of the command line stands for; YAML reads 1e-3 as text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text}: is no value in YAML") from error
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+e[-+]?[0-9]+", value):
+        return float(value)
+    return value

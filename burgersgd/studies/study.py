@@ -1,0 +1,136 @@
+"""A study from its question to its report: search, choice, two stages of tests. What is there already is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from burgersgd.analysis.compare import Comparison, compare
+from burgersgd.analysis.question import Question
+from burgersgd.analysis.report import report
+from burgersgd.analysis.runs import ONLY_WITH, SEEDS, Runs, load
+from burgersgd.analysis.search_tables import tuning_tables
+from burgersgd.analysis.tables import Form, Table, all_notes, as_markdown, as_text, tables_of
+from burgersgd.recording.files import RunFolderError, read_text, replacing
+from burgersgd.schema import ConfigError
+from burgersgd.studies.cells import Cell, cells_of, sweep_of, train_sweep
+from burgersgd.studies.config import StudyConfig
+
+SPEC = "study.yaml"
+REPORT = "report.html"
+SUMMARY = "summary.md"
+
+Tell = Callable[[str], None]
+Chosen = dict[str, dict[str, str]]
+"""Optimizer -> key -> value."""
+
+
+class Answer(NamedTuple):
+    """What a study found."""
+
+    comparison: Comparison
+    stein: Table
+    chosen: Table
+
+    def __str__(self) -> str:
+        """Return what the terminal shows."""
+        return "\n\n".join(map(as_text, (self.stein, *tables_of(self.comparison))))
+
+
+def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, quiet: bool = False) -> Answer:
+    """Train what is left of a study in its folder, write its report, and return what it found.
+
+    Every cell is checked before anything is written. Raises ConfigError (of another study in that folder, too),
+    StudyStoppedError and Interrupted.
+    """
+    root = root.absolute()
+    cells = cells_of(study, root)
+    for cell in cells:
+        sweep_of(cell.search_words())
+    keep_spec(study, root)
+    chosen: dict[Cell, Chosen] = {}
+    for i, cell in enumerate(cells):
+        tell(f"search {i + 1} of {len(cells)}: {cell.name}")
+        train_sweep(cell.search_words(), cell.search_folder, quiet)
+        chosen[cell] = cell.choose()
+    for i, cell in enumerate(cells):
+        tell(f"test {i + 1} of {len(cells)}: {cell.name}, {study.n0} seeds")
+        train_sweep(cell.test_words(chosen[cell], study.n0), cell.test_folder, quiet)
+        n = cell.n_seeds()
+        if n > study.n0:
+            tell(f"test {i + 1} of {len(cells)}: {cell.name}, {n} seeds")
+            train_sweep(cell.test_words(chosen[cell], n), cell.test_folder, quiet)
+    comparison = comparison_of(load(root / "test"), study)
+    answer = Answer(comparison, stein_table(cells), choice_table(chosen))
+    tuning = tuning_tables(comparison_of(load(root / "search"), study))
+    write(root, study, answer, tuning, command)
+    return answer
+
+
+def keep_spec(study: StudyConfig, root: Path) -> None:
+    """Record what the study asks. Raises ConfigError where the folder holds another study."""
+    plain = {key: value for key, value in dataclasses.asdict(study).items() if key not in ("question", "quick")}
+    try:
+        known = yaml.safe_load(read_text(root / SPEC))
+    except (RunFolderError, yaml.YAMLError):
+        known = None
+    if isinstance(known, dict) and known != plain:
+        other = ", ".join(key for key in plain if known.get(key) != plain[key])
+        raise ConfigError(f"{root}: holds a study with other settings ({other}); choose another --name")
+    root.mkdir(parents=True, exist_ok=True)
+    with replacing(root / SPEC) as stream:
+        stream.write(yaml.safe_dump(plain, sort_keys=False).encode())
+
+
+def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
+    """Return the comparison of optimizers within each cell: nothing is compared across cells."""
+    differing = [key for key in runs.differing() if key not in SEEDS and not key.startswith("optimizer.")]
+    within = tuple(key for key in differing if ONLY_WITH.get(key) not in differing)
+    return compare(runs, Question(by=(*within, "optimizer.name"), within=within, baseline=study.baseline))
+
+
+def stein_table(cells: list[Cell]) -> Table:
+    """Return the differences to the baseline with Stein's intervals and the widths that were reached."""
+    percent = all(run.percent for cell in cells for run in load(cell.test_folder)[:1])
+    form = Form(100, "points", 2) if percent else Form(1, "", 4)
+    rows = []
+    for cell in cells:
+        for name, found in cell.stein().items():
+            ends = form.interval(found.interval, sign=True)
+            reached = "" if not found.width > cell.study.width * (1 + 1e-9) else "no"
+            numbers = form.number(found.mean, sign=True), ends, form.number(found.width), reached
+            rows.append((cell.name, name, f"{found.n0}, {found.n}", *numbers))
+    baseline, study = cells[0].study.baseline, cells[0].study
+    wanted = f"{form.number(study.width)} {form.unit}".strip()
+    title = f"Test error minus that of {baseline}, in two stages (Stein): wanted width {wanted}, not adjusted"
+    columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
+    return Table(title, (*columns, "wanted width reached"), tuple(rows))
+
+
+def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:
+    """Return the settings that were chosen on the validation part."""
+    rows = []
+    for cell, settings in chosen.items():
+        for name, values in settings.items():
+            words = " ".join(f"{key.removeprefix('optimizer.')}={value}" for key, value in values.items())
+            rows.append((cell.name, name, words))
+    study = next(iter(chosen)).study
+    title = f"Chosen on validation, out of {study.trials} trials of {study.tuning_seeds} seeds each"
+    return Table(title, ("workload, budget, schedule", "optimizer", "setting"), tuple(rows))
+
+
+def write(root: Path, study: StudyConfig, answer: Answer, tuning: Sequence[Table], command: str) -> None:
+    """Write report.html and summary.md into the folder of the study."""
+    comparison = answer.comparison
+    tables = [answer.stein, *tables_of(comparison), answer.chosen, *tuning]
+    notes = "\n".join(f"- {line}" for line in all_notes(comparison))
+    title = f"# {study.question or root.name}"
+    summary = "\n\n".join([title, f"`{command}`", *map(as_markdown, tables), notes]) + "\n"
+    page = report(comparison, command, [answer.stein, answer.chosen, *tuning])
+    for name, content in ((REPORT, page), (SUMMARY, summary)):
+        with replacing(root / name, lasting=False) as stream:
+            stream.write(content.encode())

@@ -1,0 +1,231 @@
+"""burgersgd study: search, choice and tests of a study, resumable, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from burgersgd.analysis.runs import load
+from burgersgd.cli import main
+from burgersgd.schema import ConfigError
+from burgersgd.studies import cells as cells_module
+from burgersgd.studies.cells import FIRST_TEST_SEED, Cell, cells_of, spaces_word, sweep_of
+from burgersgd.studies.config import StudyConfig, read_study, studies
+from burgersgd.sweeps.sweep import Sweep
+from tests.analysis.folders import write_run
+
+INF = float("inf")
+STUDY: dict[str, Any] = {
+    "workloads": {"digits": ["dataset=digits"], "noisy": ["dataset=digits", "dataset.label_noise=0.1"]},
+    "budgets": [100, 300],
+    "schedules": ["constant", "cosine"],
+    "optimizers": {"sgd": {"optimizer.lr": "interval(0.1,0.2)"}, "adamw": {"optimizer.lr": "interval(0.01,0.02)"}},
+}
+
+
+def a_cell(root: Path, **changed: Any) -> Cell:
+    return cells_of(StudyConfig(**{**STUDY, **changed}), root)[0]
+
+
+def write_tests(cell: Cell, errors: dict[str, list[float]]) -> None:
+    for name, values in errors.items():
+        for k, error in enumerate(values):
+            settings = {"optimizer.name": name, "seed": FIRST_TEST_SEED + k}
+            state = "diverged" if math.isinf(error) else "completed"
+            write_run(cell.test_folder / f"{name}{k}", settings, state, test_error=error)
+
+
+def test_every_workload_budget_and_schedule_is_a_cell_and_its_sweeps_are_equal_for_all(tmp_path: Path) -> None:
+    cells = cells_of(StudyConfig(**STUDY, trials=3, tuning_seeds=2), tmp_path)
+    assert len({cell.name for cell in cells}) == 8
+    assert cells[3].name == "digits,300,cosine"
+    search = sweep_of(cells[3].search_words()).jobs
+    assert {name: sum(f"optimizer={name}" in job for job in search) for name in ("sgd", "adamw")} == {
+        "sgd": 6,
+        "adamw": 6,
+    }
+    assert all({"trainer.budget=300", "schedule=cosine"} <= set(job) for job in search)
+    chosen = {"sgd": {"optimizer.lr": "0.15"}, "adamw": {"optimizer.lr": "0.012"}}
+    test = sweep_of(cells[3].test_words(chosen, 11)).jobs
+    seeds = [{word for word in job if word.startswith("seed=")} for job in test]
+    assert set.union(*seeds) == {f"seed={1000 + k}" for k in range(11)}
+    assert not set.union(*seeds) & {word for job in search for word in job}  # fresh
+    assert sum("optimizer.lr=0.012" in job for job in test) == 11
+
+
+def test_what_validates_best_on_average_is_chosen(tmp_path: Path) -> None:
+    cell = a_cell(tmp_path)
+    errors = {("sgd", 0.1): [0.2, 0.1], ("sgd", 0.11): [0.12, 0.13], ("sgd", 0.12): [0.05, INF]}
+    errors |= {("adamw", 0.015): [0.3, 0.4], ("adamw", 0.016): [0.5, 0.1]}
+    for (name, lr), values in errors.items():
+        for seed, error in enumerate(values):
+            settings = {"optimizer.name": name, "optimizer.lr": lr, "seed": seed}
+            state = "diverged" if math.isinf(error) else "completed"
+            folder, test_error = cell.search_folder / f"{name}{lr}{seed}", 0.6 - min(error, 0.6)  # must not matter
+            write_run(folder, settings, state, validation_error=error, test_error=test_error)
+    assert cell.choose() == {"sgd": {"optimizer.lr": "0.11"}, "adamw": {"optimizer.lr": "0.016"}}
+
+
+def test_the_largest_deviation_decides_on_one_number_of_seeds_for_all(tmp_path: Path) -> None:
+    optimizers = STUDY["optimizers"] | {"langevin": {"optimizer.lr": "interval(0.1,0.2)"}}
+    cell = a_cell(tmp_path, optimizers=optimizers, width=0.02, max_seeds=99)
+    generator = np.random.default_rng(5)
+    base = generator.normal(0.3, 0.05, 14)
+    found = {"sgd": base, "adamw": base + generator.normal(0.01, 0.01, 14), "langevin": base - 0.02}
+    found["langevin"] = found["langevin"] + generator.normal(0, 0.03, 14)
+    write_tests(cell, {name: values.tolist() for name, values in found.items()})
+    needed = {}
+    for name in ("adamw", "langevin"):
+        sd = np.std((found[name] - base)[:10], ddof=1)  # of the first stage alone
+        needed[name] = max(10, math.ceil((2 * stats.t.ppf(0.975, 9) * sd / 0.02) ** 2))
+    assert cell.n_seeds() == max(needed.values()) == needed["langevin"] > needed["adamw"]
+    assert a_cell(tmp_path, optimizers=optimizers, width=0.02, max_seeds=12).n_seeds() == 12
+    stein = cell.stein()["langevin"]
+    assert stein.mean == pytest.approx(np.mean(found["langevin"] - base))
+    assert (stein.n0, stein.n) == (10, 14)
+
+
+def test_pairs_in_which_one_run_diverged_are_left_out(tmp_path: Path) -> None:
+    cell = a_cell(tmp_path)
+    write_tests(cell, {"sgd": [0.1, 0.2, INF, 0.4], "adamw": [0.2, INF, INF, 0.7]})
+    assert cell.differences(4)["adamw"] == pytest.approx([0.1, 0.3])
+    assert cell.differences(1)["adamw"] == pytest.approx([0.1])
+
+
+def test_spaces_are_written_as_overrides_that_are_read_back() -> None:
+    spaces = {"sgd": {"optimizer.lr": "tag(log, interval(0.01, 1))"}, "langevin": {"optimizer.lr": "interval(1,2)"}}
+    settings = Sweep([spaces_word(spaces), "sweep.sampler=random", "sweep.n_samples=1"]).settings
+    assert settings.spaces == spaces
+    assert Sweep(["dataset=digits", spaces_word({"sgd": {"optimizer.lr": "0.1"}})]).jobs
+
+
+@pytest.mark.parametrize("name", studies())
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_sweeps_of_the_studies_that_ship_can_be_composed(name: str, quick: bool, tmp_path: Path) -> None:
+    study = read_study(name, quick=quick)
+    assert study.question.endswith("?")
+    cells = cells_of(study, tmp_path)
+    assert len(sweep_of(cells[0].search_words()).jobs) == len(study.optimizers) * study.trials * study.tuning_seeds
+    if not quick:
+        assert len(cells) == len(study.workloads) * len(study.budgets) * len(study.schedules)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trails=3"], "study.trails: no such key; did you mean trials?"),
+        (["trials"], "trials: must be KEY=VALUE"),
+        (["n0=5"], "study.n0=5: must be >= 10"),
+        (["max_seeds=10", "n0=12"], "study.max_seeds=10: must be >= study.n0 = 12"),
+        (["baseline=gd"], "study.baseline=gd: must be one of local_entropy, sgd, adamw"),
+        (["width=0"], "study.width=0.*: must be > 0"),
+        (["schedules=[cosin]"], "study.schedules: cosin: must be one of constant"),
+        (["budgets=[]"], "study.budgets=.*: must name at least one"),
+        (["workloads={a/b: [dataset=digits]}"], "study.workloads.a/b: must be a folder's name"),
+        (["optimizers={sgd: {optimizer.lr: 0.1}}"], "study.optimizers: must name two or more"),
+        (
+            ["optimizers={sgd: {optimizer.lr: 'interval(1,2)'}, adamw: {optimizer.gamma: 'interval(1,2)'}}"],
+            "no key of optimizer",
+        ),
+        (["common=[model.widht=3]"], "model.widht"),
+    ],
+)
+def test_mistakes_are_one_line_and_create_nothing(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "small", "--quick", *words]) == 2
+    error = capsys.readouterr().err
+    with pytest.raises(ConfigError, match=message):
+        raise ConfigError(error)
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_the_command_line_may_have_exponents() -> None:
+    study = read_study("small", ["width=1e-3", "trials=8", "optimizers={sgd: {optimizer.lr: 0.1}, adamw: {}}"])
+    assert (study.width, study.trials) == (1e-3, 8)
+    assert study.optimizers == {"sgd": {"optimizer.lr": "0.1"}, "adamw": {}}
+    with pytest.raises(
+        ConfigError, match="study smal: must be a YAML file or one of small, valley; did you mean small"
+    ):
+        read_study("smal")
+
+
+def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["study", "small", "--quick", "-q"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    root = tmp_path / "outputs" / "studies" / "small-quick"
+    search, test = load(root / "search"), load(root / "test")
+    tried = {name: [r for r in search if r.settings["optimizer.name"] == name] for name in ("sgd", "local_entropy")}
+    assert {len(runs) for runs in tried.values()} == {2 * 2 * 2}  # trials, seeds, workloads
+    assert {run.budget for run in search} == {60.0}
+    assert not {run.seed for run in search} & {run.seed for run in test}
+    errors: dict[str, dict[int, float]] = {}
+    for run in test.where({"dataset.label_noise": 0.2}):
+        errors.setdefault(run.settings["optimizer.name"], {})[run.seed] = run.status["test_error"]
+    n = {len(by_seed) for by_seed in errors.values()}
+    assert len(n) == 1  # one N for all arms
+    differences = np.array([errors["adamw"][seed] - errors["sgd"][seed] for seed in sorted(errors["sgd"])])
+    (line,) = [line for line in out.splitlines() if line.startswith("noisy_digits") and " adamw " in line]
+    assert f"{100 * differences.mean():+.2f}" in line.replace("\N{MINUS SIGN}", "-")
+    half = stats.t.ppf(0.975, 9) * np.std(differences[:10], ddof=1) / math.sqrt(len(differences))
+    assert f"{100 * 2 * half:.2f}" in line
+    for file, expected in (
+        ("report.html", "Stein"),
+        ("summary.md", "Chosen on validation, out of 2 trials of 2 seeds"),
+    ):
+        assert expected in (root / file).read_text()
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.csv")}
+    lost = test[0].folder
+    shutil.rmtree(lost)
+    (root / "report.html").unlink()
+    assert main(command) == 0
+    assert capsys.readouterr().out == out
+    again = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.csv")}
+    assert {path for path in times if times[path] != again[path]} == {lost / "metrics.csv"}
+    assert (root / "report.html").exists()
+    assert main([*command, "trials=3"]) == 2
+    assert "holds a study with other settings (trials); choose another --name" in capsys.readouterr().err
+
+
+def test_a_job_that_fails_stops_the_study_before_it_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {
+        "workloads": {"d": ["dataset=digits", "dataset.train_size=100", "model.width=4"]},
+        "budgets": [20],
+        "optimizers": {"sgd": {"optimizer.lr": "interval(0.1,0.2)"}, "adamw": {"optimizer.lr": "interval(0.01,0.02)"}},
+        "trials": 1,
+        "tuning_seeds": 1,
+    }
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    original = Sweep.run_here
+
+    def blocked(self: Sweep, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.begin(folder)
+        self.place(self.jobs[0]).write_text("a file where the run folder should be")
+        original(self, folder)
+
+    monkeypatch.setattr(cells_module.Sweep, "run_here", blocked)
+    assert main(["study", "own.yaml", "-q"]) == 1
+    assert "jobs failed; see burgersgd status" in capsys.readouterr().err
+    assert not Path("outputs/studies/own/test").exists()
+
+
+def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["small", "valley"]

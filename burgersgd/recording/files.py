@@ -260,26 +260,26 @@ def digest(value: Any) -> str:
     """
     import torch
 
-    sha = hashlib.sha256()
+    pieces: list[Any] = []
 
     def add(value: Any) -> None:
         if isinstance(value, dict):
-            sha.update(b"{%d" % len(value))
+            pieces.append(b"{%d" % len(value))
             for key, entry in value.items():
                 add(key)
                 add(entry)
         elif isinstance(value, list | tuple):
-            sha.update(b"[%d" % len(value))
+            pieces.append(b"[%d" % len(value))
             for entry in value:
                 add(entry)
         elif isinstance(value, torch.Tensor):
-            sha.update(f"t{value.dtype}{list(value.shape)}".encode())
+            pieces.append(f"t{value.dtype}{list(value.shape)}".encode())
             if value.untyped_storage().nbytes() < value.numel() * value.element_size():
                 raise ValueError("a tensor is larger than its memory")
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            pieces.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             text = repr(value).encode()
-            sha.update(b"%s%d:" % (type(value).__name__.encode(), len(text)) + text)
+            pieces.append(b"%s%d:%s" % (type(value).__name__.encode(), len(text), text))
 
     add(value)
-    return sha.hexdigest()[:32]
+    return hashlib.sha256(b"".join(pieces)).hexdigest()[:32]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.training.engines import ENGINES
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
 from burgersgd.training.native_gradient import NativeGradient
@@ -73,7 +74,9 @@ def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[floa
     if len(whole) < 2:
         return [math.nan] * fleet.n_runs
     batches = fleet.batches.indices(0, count)[whole].transpose(0, 1).contiguous()  # [runs, batches, examples]
-    gradients = _in_c(fleet.problem, len(whole), batches.shape[2]) if fleet.engine == "native" else _by_autograd
+    gradients = (
+        _in_c(fleet.problem, len(whole), batches.shape[2]) if ENGINES[fleet.engine].gradient_in_c else _by_autograd
+    )
     traces = []
     for x, rows in zip(points, batches, strict=True):
         found = gradients(fleet.problem, x, rows)

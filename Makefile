@@ -38,6 +38,7 @@ soak: $(READY)
 	$(BIN)/python scripts/soak_kills.py
 	$(BIN)/python scripts/soak_faults.py
 	$(BIN)/python scripts/soak_edits.py
+	$(BIN)/python scripts/soak_commands.py
 	$(BIN)/python scripts/soak_sweeps.py
 	$(BIN)/python scripts/soak_double_starts.py
 

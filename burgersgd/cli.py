@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 import re
 import signal
 import sys
@@ -28,6 +29,9 @@ from burgersgd.recording.output import let_go, open_descriptors, unfailing
 if TYPE_CHECKING:
     from burgersgd.run import Result
     from burgersgd.sweeps.sweep import Sweep
+
+LONGEST_ERROR = 1_000
+"""Characters of an error that are shown."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +57,7 @@ def _interruptions_told(arguments: list[str]) -> int:
 
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
         if len(interrupted.folders) == 1:
-            print(f"go on with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
+            print(f"resume with: burgersgd train resume={shown_path(interrupted.folders[0])}", file=sys.stderr)
         return RESUMABLE if interrupted.folders or interrupted.signal != signal.SIGINT else 130
     except KeyboardInterrupt:
         print("burgersgd: interrupted", file=sys.stderr)
@@ -151,7 +155,7 @@ def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
         if wishes.dry_run:
             raise ConfigError("--dry-run: does not go with resume")
         if flags.multirun:
-            raise ConfigError("resume: goes on with one run; a sweep goes on by the command that began it")
+            raise ConfigError("resume: takes one run; to resume a sweep, repeat its command")
         for key in words:
             if key not in allowed:
                 raise ConfigError(
@@ -187,6 +191,7 @@ def _resume(flags: argparse.Namespace, wishes: Wishes) -> int:
 def _sweep(arguments: list[str], wishes: Wishes) -> int:
     """Check every job of a sweep, train them, and show how they ended."""
     from burgersgd.interruption import RESUMABLE, Interrupted
+    from burgersgd.sweeps.compose import refusing
     from burgersgd.sweeps.sweep import Sweep, train_job
 
     words = hydra_flags(arguments).overrides
@@ -202,14 +207,17 @@ def _sweep(arguments: list[str], wishes: Wishes) -> int:
     sweep.quiet = wishes.quiet
     for note in [] if wishes.quiet else sweep.notes:
         print(f"burgersgd: {note}", file=sys.stderr)
-    sweep.take_folder()
     try:
-        _run_hydra([*sweep.added, *arguments], train_job, sweep)  # overrides come first (in_order)
+        sweep.take_folder()
+        refusing(lambda: _run_hydra([*sweep.added, *arguments], train_job, sweep))  # overrides come first (in_order)
     except Interrupted as interrupted:
         print(sweep.report(), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
-        print(f"go on with: {sweep.command(arguments)}", file=sys.stderr)
+        print(f"resume with: {sweep.command(arguments)}", file=sys.stderr)
         return RESUMABLE
+    except ValueError as error:  # of Hydra's own keys, a launcher or a sweeper
+        sweep.clean_up()
+        return _fail(error)
     if sweep.started:
         print(sweep.report(), flush=True)
     if sweep.error is not None:
@@ -294,12 +302,15 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sw
         return task(cfg)
 
     train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
-    saved = sys.argv
+    saved, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["burgersgd", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here: Hydra would print them, a page each, and exit
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(train)()
     finally:
         sys.argv = saved
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ |= {} if full is None else {"HYDRA_FULL_ERROR": full}
 
 
 def _help_on(arguments: list[str]) -> int:
@@ -321,7 +332,10 @@ def _fail(error: Exception) -> int:
     from burgersgd.help import colour
 
     label = colour("error:", "31;1", sys.stderr)
-    print(f"burgersgd: {label} {' '.join(str(error).splitlines())}", file=sys.stderr)
+    text = " ".join(str(error).splitlines())
+    if len(text) > LONGEST_ERROR:  # a value of thousands of characters: the key is before it, the reason behind
+        text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
+    print(f"burgersgd: {label} {text}", file=sys.stderr)
     return 2
 
 

@@ -23,17 +23,17 @@ examples:
   burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 'seed=range(3)'
   burgersgd train --help                               all groups and keys, with meanings and ranges
   burgersgd help optimizer.gamma                       one key, everywhere it occurs
-  burgersgd train resume=RUN                           go on with a run that was stopped
+  burgersgd train resume=RUN                           resume a run that was stopped
   burgersgd list                                       the runs in outputs, the newest first
   burgersgd status                                     how the latest runs and sweeps stand; NAME: one of them
-  burgersgd compare SWEEP --by optimizer.name          means, intervals, paired differences
+  burgersgd compare SWEEP --by optimizer.name          means, intervals and paired differences
   burgersgd study small --quick                        tune optimizers at equal budgets, test them, report
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
-  burgersgd export RUN                                 its x as a state_dict for an ordinary nn.Module
+  burgersgd export RUN                                 a predictor of raw inputs at its last x
   burgersgd rerun RUN --check                          the same run again: are the bits the same?
   burgersgd verify                                     the paper's equations, checked one by one
   burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
-  tensorboard --logdir outputs                         look at the curves
+  tensorboard --logdir outputs                         show the curves
 """
 TRAIN = """\
 usage: burgersgd train [GROUP=CHOICE ...] [KEY=VALUE ...] [flags]

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end a run after its current step, to be resumed."""
+"""Signals to stop: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end a run after its current step, to be resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESUMABLE = 75
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to stop. `signal` is the number of the signal, `folders` are those of the stopped runs."""
+    """The process received a signal to stop. `signal` is its number, `folders` are those of the stopped runs."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Whether the process was told to stop; what `interruptible` yields."""
+    """Whether the process received a signal to stop; what `interruptible` yields."""
 
     def __init__(self, exit_at_once: bool) -> None:
         self.requested: int | None = None

@@ -1,9 +1,19 @@
-"""What surrounds a call of this package in the user's process, and is left as it was: generators and modes of torch."""
+"""What surrounds a call of this package in the user's process, and is left as it was: generators and modes of torch.
+
+And whether the process can use several threads at all: in the child of a fork GNU OpenMP hangs for ever where the
+parent had used some, in the thread that forked.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import random
+import signal
+import threading
+import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,3 +70,45 @@ def undisturbed() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+PROBE_SECONDS = 10.0
+"""After which a computation of a millisecond counts as one that hangs."""
+_is_forked = False
+
+
+def threads_hang() -> bool:
+    """Whether computing with several threads would hang here: asked of a child, and only in a process that was forked.
+
+    A thread that was started since the fork has OpenMP threads of its own.
+    """
+    return _is_forked and threading.current_thread() is threading.main_thread() and _hangs_in_a_child()
+
+
+@functools.cache
+def _hangs_in_a_child() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks beside other threads
+        child = os.fork()
+    if child == 0:
+        torch.set_num_threads(2)
+        torch.ones(2**18).add_(1.0)
+        os._exit(0)
+    until = time.monotonic() + PROBE_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def _forked() -> None:
+    global _is_forked
+    _is_forked = True
+    _hangs_in_a_child.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,9 +1,10 @@
-"""A lane: one run of a fleet as it is recorded, stopped and gone on with."""
+"""A lane: one run of a fleet, with all that is needed to record, stop and resume it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +15,23 @@ import torch
 
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
-from burgersgd.recording.environment import code_version
+from burgersgd.recording.environment import code_version, cpu_capability
 from burgersgd.recording.files import RunFolderError, digest
-from burgersgd.recording.reading import CHECKPOINT, CONFIG, read_checkpoint, read_config, read_end, read_status
+from burgersgd.recording.reading import (
+    CHECKPOINT,
+    CONFIG,
+    read_checkpoint,
+    read_config,
+    read_end,
+    read_environment,
+    read_status,
+)
 from burgersgd.recording.rows import Row
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
+from burgersgd.recording.sinks import Sinks
+
+_log = logging.getLogger("burgersgd")
 
 
 @dataclass
@@ -36,8 +48,10 @@ class Lane:
     failure: str | None = None
     """Why the run cannot be recorded any more."""
 
-    begins_with: dict[str, Any] = field(default_factory=dict)
+    initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
+    sinks: Sinks | None = None
+    """What is told of the run beside its folder, from its start on."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -56,7 +70,21 @@ class Lane:
         lane.parent = run.checkpoint["parent"]
         if run.checkpoint["code"] != code_version() and not lane.final:
             folder.log.warning("going on with %s, begun with %s", code_version(), run.checkpoint["code"])
+        if not lane.final:
+            lane._compare_processors(folder)
         return lane
+
+    def _compare_processors(self, folder: RunFolder) -> None:
+        """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
+        then = None
+        with contextlib.suppress(RunFolderError):  # what was edited there decides nothing
+            then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
+        if then not in (None, cpu_capability()):
+            text = (
+                f"begun on a processor with {then}, going on with {cpu_capability()}: equal to rounding, not bit by bit"
+            )
+            folder.log.warning("%s", text)
+            _log.warning("%s: %s", folder.path, text)
 
     def reload(self) -> None:
         """Take the last checkpoint on the disk as the one to go on from."""
@@ -71,7 +99,7 @@ class Lane:
     @property
     def choices(self) -> dict[str, Any]:
         """What the run began with and keeps: engine, threads, budget, log_every, eval_every; empty before the start."""
-        return self.begins_with if self.checkpoint is None else self.checkpoint["choices"]
+        return self.initial_choices if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
     def fleet(self) -> dict[str, Any]:
@@ -118,6 +146,19 @@ class Lane:
         last = self.rows[-1]["evaluations"] if self.rows else -1
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
             raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
+
+    def start_sinks(self) -> None:
+        """Tell the sinks that the run begins or goes on, with the rows that it has."""
+        if self.folder is not None and not self.final:
+            self.sinks = Sinks(self.config.trainer.sinks, self.folder.log)
+            self.sinks.start(self.folder.path, self.folder.config)
+            self.sinks.rows(self.rows)
+
+    def end_sinks(self, state: str, result: Mapping[str, Any]) -> None:
+        """Tell the sinks the last rows and how the run ended."""
+        if self.sinks is not None:
+            self.sinks.rows(self.rows)
+            self.sinks.end(state, result)
 
     @contextlib.contextmanager
     def recording(self, alone: bool) -> Iterator[None]:

@@ -37,6 +37,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.datasets import Batches, DataError, Dataset, Part
 from burgersgd.datasets.augment import augmentation_of
 from burgersgd.datasets.prepare import memory
+from burgersgd.isolation import threads_hang
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
@@ -79,7 +80,7 @@ def prepare(
 ) -> Prepared:
     """Load the data, build the model and check that everything fits together. Writes nothing. Raises as train does.
 
-    engine and threads are those of an earlier run that is gone on with; None leaves the choice to the configuration.
+    engine and threads are those of the run being resumed; None leaves the choice to the configuration.
     """
     if not configs:
         raise ConfigError("configs: must hold at least one run")
@@ -93,6 +94,7 @@ def prepare(
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
     dtype = DTYPES[config.trainer.precision]
+    _check_threads(config, threads)
     data = dataset_of(config, dataset)
     check_labels(config, data)
     config = with_loss(config, data.task)
@@ -142,6 +144,17 @@ def prepare(
     )
     prepared.configs = [resolved(config, facts) for config in configs]
     return prepared
+
+
+def _check_threads(config: TrainConfig, threads: int | None) -> None:
+    """Raise ConfigError where the threads that are asked for would hang; where none are, take one from now on."""
+    asked = config.device.threads if threads is None else threads
+    if (torch.get_num_threads() if asked is None else asked) > 1 and threads_hang():
+        forked = "this process was forked from one that had computed with several, where OpenMP hangs"
+        if asked is not None:
+            raise config.device.error("threads", f"must be 1: {forked}; multiprocessing's spawn starts others")
+        _log.warning("computing with one thread: %s", forked)
+        torch.set_num_threads(1)
 
 
 @contextlib.contextmanager

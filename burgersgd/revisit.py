@@ -142,7 +142,7 @@ class Repetition:
     differences: list[str]
     """What is not the same bits, a line each."""
     circumstances: list[str]
-    """What was different when the run was made: versions, machine, threads, company; a line each."""
+    """What was different when the run was made: versions, machine, threads, other runs of the fleet; a line each."""
 
 
 @undisturbed()

@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
+from burgersgd.recording.sinks import sink_names
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -52,10 +53,10 @@ def train(
     module (a copy of it is trained, from its parameters on) or a function that makes one (called with the generators of
     torch, numpy and Python seeded with config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says.
     record: write a run folder below config.output_root. progress: None shows a bar on a terminal and lines elsewhere;
-    a SweepProgress is told instead of it.
+    a SweepProgress receives the reports instead.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written; later
-    Interrupted (a KeyboardInterrupt) where the process is told to stop: `resume` goes on from there.
+    Interrupted (a KeyboardInterrupt) when the process receives a signal to stop; `resume` continues from there.
     """
     config = TrainConfig() if config is None else config_of(config)
     return train_fleet([config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress)[
@@ -98,6 +99,7 @@ def train_prepared(
 ) -> list[Result]:
     """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
     trainer = Trainer(None, None, None) if trainer is None else trainer
+    check_sinks(prepared.configs[0])  # all runs of a fleet have the same
     with ExitStack() as stack:
         lanes = [Lane(config) for config in prepared.configs]
         if record:
@@ -166,9 +168,10 @@ def resume_fleet(
     progress: bool | Progress | None = None,
     prune: Prune | None = None,
 ) -> list[Result]:
-    """Go on with several runs that could share a fleet: those that stand at the same evaluation do. Raises as resume.
+    """Resume several runs; those that have reached the same evaluation share a fleet. Raises as resume.
 
-    The runs of one fleet, all of them in their order, go on bit-identically; in other company to rounding.
+    The runs of one fleet, all of them in their order, are resumed bit-identically; in another fleet their numbers agree
+    to rounding.
     """
     with ExitStack() as stack:
         reopened = [stack.enter_context(RunFolder.reopen(folder)) for folder in folders]
@@ -295,15 +298,24 @@ def repeat(
     record = read_config(folder)
     check_own(record, model, dataset)
     config = dataclasses.replace(config_from(record), run_name=None)
-    lane, trainer = Lane(config, begins_with=choices), Trainer(model, dataset, None)
+    lane, trainer = Lane(config, initial_choices=choices), Trainer(model, dataset, None)
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:
         lane.folder = stack.enter_context(_new_folder(prepared, config, ()))
         return trainer.run([lane], progress, prepared)[0]
 
 
+def check_sinks(config: TrainConfig) -> None:
+    """Raise ConfigError where trainer.sinks has a name that there is not."""
+    known = sink_names()
+    for name in config.trainer.sinks:
+        if name not in known:
+            raise config.trainer.error("sinks", f"{name}: must be among {', '.join(known)}")
+
+
 def check_output(config: TrainConfig) -> None:
-    """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
+    """Raise ConfigError where a run folder, or a sink, could not be written; creates nothing that stays."""
+    check_sinks(config)
     path = Path(config.output_root).absolute()
     check_name(config, "output_root", path)
     check_name(config, "run_name", path / (config.run_name or ""))

@@ -1,4 +1,4 @@
-"""Random streams of runs: counter-based, keyed by (seed, purpose, step), so that a run never depends on its company.
+"""Counter-based random streams keyed by (seed, purpose, step): the other runs of a fleet do not change a run.
 
 The integers are those of Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as
 1, 2, 3"). The stream of (seed, purpose, step) is the blocks b = 0, 1, 2, ... of four 32-bit words with

@@ -1,4 +1,4 @@
-"""What trains: lanes in as few fleets as possible, each from where it stands to the end of its budget."""
+"""Trains runs in as few fleets as possible, each from its checkpoint to the end of its budget."""
 
 from __future__ import annotations
 
@@ -266,9 +266,10 @@ class _FleetRun:
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
+                lane.start_sinks()
         if checkpoints:
             self.best.restore([lane.best for lane in lanes])
-            self._remind()
+            self._replay_into_pruner()
         else:
             self._make_lasting()
         if not lanes[0].final and bool(self.fleet.alive.any()):
@@ -276,6 +277,8 @@ class _FleetRun:
                 self._spend()
             except Interrupted as interrupted:
                 interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
+                for lane in lanes:
+                    lane.end_sinks("interrupted", {})
                 raise
         if not lanes[0].final and not all(lane.measured for lane in lanes):
             self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
@@ -342,10 +345,12 @@ class _FleetRun:
             if lane.folder is not None and lane.failure is None:
                 with self._recording(lane):
                     lane.folder.write_rows()
+            if lane.sinks is not None:
+                lane.sinks.rows(lane.rows)
         self.write_at = time.monotonic() + ROWS_SECONDS
 
-    def _remind(self) -> None:
-        """Show the points so far to what stops runs: it compares histories."""
+    def _replay_into_pruner(self) -> None:
+        """Pass the points recorded so far to the pruner of a resumed fleet, which compares histories."""
         if self.prune is None:
             return
         errors = [{row["evaluations"]: row["validation_error"] for row in lane.rows} for lane in self.lanes]
@@ -514,6 +519,7 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.end(state, fields)
+                    lane.end_sinks(state, fields)
         return [
             dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
             for lane, result in zip(self.lanes, results, strict=True)

@@ -56,6 +56,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "probe",
         "config",
         "datasets",
+        "isolation",
         "losses",
         "models",
         "training",

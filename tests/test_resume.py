@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,29 @@ def test_what_a_run_staged_counts_for_nothing_after_it_began_again_alone(
     assert not (folders[2] / "checkpoint.pt").exists()
     assert [r.state for r in resume_fleet(folders, progress=False)] == ["completed"] * 3
     assert {read_checkpoint(folder)["evaluations"] for folder in folders} == {40}
+
+
+def test_going_on_with_other_vector_instructions_is_said(
+    kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped(name: str) -> Path:
+        kill(25)
+        with pytest.raises(Killed):
+            train(named(small_config(), name, checkpoint_every=11), progress=False)
+        return tmp_path / "outputs" / name
+
+    same, other = stopped("same"), stopped("other")
+    recorded = json.loads((same / "environment.json").read_text())["cpu_capability"]
+    assert recorded == torch.backends.cpu.get_cpu_capability()
+    resume(same, progress=False)
+    assert "begun on a processor" not in caplog.text
+    monkeypatch.setattr("burgersgd.lane.cpu_capability", lambda: "VSX")
+    said = f"begun on a processor with '{recorded}', going on with 'VSX': equal to rounding, not bit by bit"
+    resume(other, progress=False)
+    assert caplog.text.count(f"{other}: {said}") == 1
+    assert (other / "log.txt").read_text().count(said) == 1
+    resume(other, progress=False)  # is over: nothing is computed
+    assert caplog.text.count(said) == 1
 
 
 def test_in_other_company_a_run_goes_on_to_rounding(kill: Any, tmp_path: Path) -> None:

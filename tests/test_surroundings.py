@@ -114,7 +114,11 @@ def test_where_torch_cannot_compile_asking_for_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CXX", "/nowhere/g++"), ("TORCHINDUCTOR_CACHE_DIR", str(READ_ONLY / "cache"))]
+    ("name", "value"),
+    [
+        pytest.param("CXX", "/nowhere/g++", marks=pytest.mark.slow),
+        ("TORCHINDUCTOR_CACHE_DIR", str(READ_ONLY / "cache")),
+    ],
 )
 def test_torch_without_compiler_or_cache_is_noticed(name: str, value: str, tmp_path: Path) -> None:
     code = "from burgersgd.training.engines.compiled import why_not_compiled; print(why_not_compiled('cpu'))"
@@ -177,3 +181,49 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(monkeypatch: pyte
     folders = [train(small_config(seed=seed), progress=False).folder for seed in range(3)]
     name = "2030-01-02_03-04-05_local_entropy_digits"
     assert [folder and folder.name for folder in folders] == [name, f"{name}_2", f"{name}_3"]
+
+
+IN_A_CHILD = """
+import os, signal, sys, threading
+import torch
+from burgersgd import isolation
+from burgersgd.config import DeviceConfig, DigitsConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
+from burgersgd.run import train
+
+isolation.PROBE_SECONDS = 3.0
+sizes = dict(dataset=DigitsConfig(train_size=300), model=MlpConfig(depth=1, width=64), optimizer=SgdConfig(lr=0.1))
+short = TrainerConfig(budget=6, batch_size=256, compile=sys.argv[1])
+
+def did(threads):
+    try:
+        config = TrainConfig(**sizes, trainer=short, device=DeviceConfig(threads=threads))
+        return train(config, record=False, progress=False).state
+    except ValueError as error:
+        return str(error)
+
+torch.set_num_threads(2)
+print(did(2), flush=True)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    print(did(2), flush=True)
+    print(did(1), did(None), flush=True)
+    started = threading.Thread(target=lambda: print(did(2), flush=True))
+    started.start()
+    started.join()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is about GNU OpenMP")
+def test_several_threads_in_a_forked_child_are_refused_where_they_would_hang() -> None:
+    kept = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", IN_A_CHILD, "native"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=kept)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "completed", done.stderr
+    if lines[1] != "completed":  # another OpenMP may know forks
+        assert lines[1].startswith("device.threads=2: must be 1: this process was forked from one that had computed")
+        assert "computing with one thread: this process was forked" in done.stderr
+    assert lines[2:] == ["completed completed", "completed", "0"]

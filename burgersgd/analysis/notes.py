@@ -32,7 +32,9 @@ def notes_of(c: Comparison, repeats: int) -> list[str]:
         notes.append(f"the runs are of {len(codes)} versions of the code: {', '.join(codes[:MOST_LINES])}")
     unfinished = [run for run in c.runs if run.state in ("running", "interrupted")]
     if unfinished and at.kind in ("end", "best"):
-        notes.append(f"{len(unfinished)} runs are not finished and do not count (burgersgd train goes on with them)")
+        notes.append(
+            f"{len(unfinished)} runs are not finished and do not count (burgersgd train resume=RUN finishes one)"
+        )
     for block in c.blocks:
         notes += _block_notes(c, block)
     return list(dict.fromkeys(notes))

@@ -38,21 +38,22 @@ if TYPE_CHECKING:
 
 Columns = dict[str, NDArray[np.float64]]
 
-UNDECIDING = (
+UNHASHED = (
     *("output_root", "run_name", "device", "sweep", "dataset.root", "dataset.download"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes", "trainer.sinks"),
 )
-"""Keys and groups that decide only where, how and how visibly a run is computed."""
+"""Keys and groups that do not change a run's numbers, and are left out of the hash of its settings."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
-"""Keys that decide nothing where another one is 0 or false."""
+"""Key -> another key; where that one is 0 or false, the first has no effect."""
 AS_BEFORE = {
+    "dataset.augment": "none",
     "dataset.noisy_validation": False,
     "dataset.standardize_targets": False,
     "dataset.digest": "",
     "optimizer.weight_decay_on": "all",
     "trainer.bn_batches": 32,
 }
-"""Keys that older run folders lack, with the value that those runs had."""
+"""Keys that run folders of older versions lack, with the value that those runs were trained with."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
 """Groups whose name decides which other keys they have."""
@@ -306,7 +307,7 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key not in dropped and not any(key == name or key.startswith(f"{name}.") for name in UNDECIDING)
+        if key not in dropped and not any(key == name or key.startswith(f"{name}.") for name in UNHASHED)
     }
 
 

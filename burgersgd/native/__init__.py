@@ -33,7 +33,7 @@ _log = logging.getLogger("burgersgd")
 _REQUIRED = ["-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 # Not -ffast-math: linked into a library, it makes the whole process flush subnormal numbers to zero; NaN and inf must
 # keep their meaning, and sums their order.
-_WISHES = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clang knows no -fopenmp
+_OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clang knows no -fopenmp
 _TIMEOUT = 120  # seconds; a compile takes up to two
 
 _ahead: dict[str, threading.Thread] = {}
@@ -123,7 +123,7 @@ def _key(source: str, compiler: list[str]) -> str:
     """Hash what the binary depends on, without starting the compiler: source, flags, compiler, processor."""
     program = os.stat(compiler[0])
     included = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.c"))]
-    parts = [source, included, _REQUIRED, _WISHES, compiler, program.st_size, program.st_mtime_ns, _processor()]
+    parts = [source, included, _REQUIRED, _OPTIONAL_FLAGS, compiler, program.st_size, program.st_mtime_ns, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -240,8 +240,8 @@ def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
     os.close(handle)
     try:
         message = ""
-        for wishes in _WISHES:
-            flags = [*_REQUIRED, *wishes, f"-I{Path(__file__).parent}"]
+        for optional in _OPTIONAL_FLAGS:
+            flags = [*_REQUIRED, *optional, f"-I{Path(__file__).parent}"]
             command = [*compiler, *flags, "-x", "c", "-", "-o", unfinished, "-lm"]
             done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
             if done.returncode == 0:

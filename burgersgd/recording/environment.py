@@ -26,6 +26,7 @@ def _machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "cpu": _cpu_model(),
+        "cpu_capability": cpu_capability(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "git": git_state(Path(__file__).resolve().parents[2]),
@@ -42,6 +43,13 @@ def environment_snapshot(device: str = "cpu") -> dict[str, Any]:
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else _cpu_model() if kind == "cpu" else kind
     return {**_machine(), "threads": torch.get_num_threads(), "device": device, "device_name": name}
+
+
+def cpu_capability() -> str:
+    """Return which vector instructions torch chose for this processor (AVX2, AVX512, ...): sums differ between them."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def environment_text(device: str = "cpu") -> str:

@@ -57,6 +57,7 @@ from burgersgd.recording.reading import (
     result_digest,
 )
 from burgersgd.recording.rows import Row, Table, csv_lines, scalar_records, tagged
+from burgersgd.recording.sinks import TENSORBOARD
 from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 from burgersgd.training.metrics import NAMES
 
@@ -250,7 +251,9 @@ class RunFolder:
         """Return events in a file that sorts behind all that are there."""
         stamps = [int(s) for path in self.path.glob(EVENTS) if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
-        return TensorBoardEvents(functools.partial(append, events), hparams_of(self.config))
+        wanted = TENSORBOARD in self.config.get("trainer", {}).get("sinks", [TENSORBOARD])
+        write = functools.partial(append, events) if wanted else _discard
+        return TensorBoardEvents(write, hparams_of(self.config))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -468,6 +471,10 @@ def add_rows(folders: Sequence[RunFolder | None], table: Table) -> None:
         events = scalar_records(now, int(evaluations), tagged(table, n_runs, regression), n_runs)
         for i, folder in members:
             folder.add_row(lines[i], int(evaluations), events[i])
+
+
+def _discard(data: bytes) -> None:
+    """Write nothing."""
 
 
 def complete_checkpoints(paths: Sequence[Path]) -> None:

@@ -93,6 +93,7 @@ class Environment(Struct):
     device: str
     device_name: str
     cores: Positive | None = None
+    cpu_capability: str | None = None
     git: dict[str, Scalar] | None = None
 
 

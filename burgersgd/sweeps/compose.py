@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -47,9 +49,11 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._parsed: dict[str, Override] = {}
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
-        _, self._files = refusing(
-            lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of hydra.searchpath: a folder that there is not
+            _, self._files = refusing(
+                lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
+            )
 
     def parse(self, words: Sequence[str]) -> list[Override]:
         """Return the overrides that the words of a command line stand for."""
@@ -68,16 +72,26 @@ class Composer:
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
-        overrides = self.parse(words)
-        refuse_varied(overrides)
-        fixed = [o for o in overrides if not o.is_sweep_override()]
-        own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
-        return refusing(lambda: OmegaConf.to_object(self._node(own).sweep))  # pyright: ignore[reportReturnType]
 
-    def launcher(self) -> DictConfig:
-        """Return which launcher Hydra's own keys choose, and its settings: the node hydra.launcher."""
+        def composed() -> SweepConfig:
+            overrides = self.parse(words)
+            refuse_varied(overrides)
+            fixed = [o for o in overrides if not o.is_sweep_override()]
+            own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
+            return OmegaConf.to_object(self._node(own).sweep)  # pyright: ignore[reportReturnType]
+
+        return refusing(composed)
+
+    def plugin(self, name: str) -> DictConfig:
+        """Return which launcher or sweeper Hydra's own keys choose, and its settings: the node hydra.launcher."""
         load = self._loader.load_configuration
-        return refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra.launcher)
+        hydra = refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
+        if not isinstance(hydra.get(name), DictConfig) or not hydra[name].get("_target_"):
+            raise ConfigError(f"hydra/{name}: must be the name of a {name}")
+        target = hydra[name]["_target_"]
+        if target not in Plugins.instance().class_name_to_class:
+            raise ConfigError(f"hydra.{name}._target_={target}: must be a plugin of Hydra's")
+        return hydra[name]
 
     def _node(self, overrides: list[Override]) -> DictConfig:
         choices: list[str] = []
@@ -173,7 +187,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refusing(compose: Callable[[], T]) -> T:
-    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses."""
+    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses.
+
+    They also let errors of Python through: a number that is no float, a dict that meets null.
+    """
     try:
         return compose()
     except (HydraException, OmegaConfBaseException) as error:
@@ -184,6 +201,8 @@ def refusing(compose: Callable[[], T]) -> T:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, UserWarning) as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:
@@ -209,4 +228,7 @@ def one_line(error: Exception) -> str:
         if kind:
             reason = f"must be of type {(kind[1] or kind[2]).lower()}"
         return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+    key = re.search(r"\n\s+full_key: (\S+)", text)
+    if key:
+        return f"{key[1]}: {text.splitlines()[0]}"[:300]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300] or type(error).__name__

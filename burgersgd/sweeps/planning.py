@@ -33,10 +33,10 @@ from burgersgd.sweeps.workers import Pool
 PLAN = "plan.json"
 REPAID_SECONDS = 10.0
 """A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
-WORTH_A_LOOK_SECONDS = 1.0
-"""What a group takes at least, by the speed of a processor, before its speed is measured."""
+MEASURE_FROM_SECONDS = 1.0
+"""Estimated time of a group, by the speed of a processor, below which its speed is not measured."""
 LOOK_SECONDS = 0.1
-"""Of one measurement."""
+"""Duration of one measurement."""
 FLEET_SECONDS = 0.1
 """What a fleet costs besides its steps and what each of its runs records: preparing it, 250 turns of its loop."""
 MEMORY_SHARE = 0.8
@@ -277,7 +277,7 @@ class LocalTrainer:
                 group_name(configs[0]), chunk, [job for job in chunk if id(job) in new], prepared, size, seconds
             )
             decided = self.settings.workers is not None and self.settings.max_runs is not None
-            if len(jobs) > 1 and not decided and seconds * len(chunk) > WORTH_A_LOOK_SECONDS:
+            if len(jobs) > 1 and not decided and seconds * len(chunk) > MEASURE_FROM_SECONDS:
                 runs = max(1, min(16, len(chunk), group.most(workers=1)))
                 for rate in memory.measured(group, 0, [runs], lambda configs: rate_of(configs, threads=1)).values():
                     group.seconds_per_run = prepared.budget / rate

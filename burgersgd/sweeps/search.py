@@ -46,7 +46,7 @@ def keeping(folder: Path) -> Iterator[None]:
 
     file = folder / STUDY
     if not claim(file):
-        raise ConfigError(f"{file}: another process goes on with this search")
+        raise ConfigError(f"{file}: another process is running this search")
     try:
         yield
     except (OptunaError, SQLAlchemyError) as error:

@@ -137,5 +137,5 @@ def _run_text(folder: Path, run: JobState) -> str:
     lines |= {"advice": status["advice"]} if status.get("advice") else {}
     lines |= {"updated": str(status.get("updated", "")), "folder": shown_path(folder)}
     if run.state in ("interrupted", "failed"):
-        lines["go on with"] = f"burgersgd train resume={shlex.quote(shown_path(folder))}"
+        lines["resume with"] = f"burgersgd train resume={shlex.quote(shown_path(folder))}"
     return "\n".join(f"  {label:<22}{text}" for label, text in lines.items())

@@ -27,7 +27,7 @@ from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
 from burgersgd.rates import Facts, resolved
-from burgersgd.recording.claims import whose
+from burgersgd.recording.claims import remove_lock_file, whose
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import one_line
 from burgersgd.recording.naming import job_folder, job_folders, job_name
@@ -36,11 +36,11 @@ from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
-from burgersgd.sweeps.compose import Composer, split_words
+from burgersgd.sweeps.compose import Composer, refusing, split_words
 from burgersgd.sweeps.planning import PLAN, LocalTrainer
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
-from burgersgd.sweeps.space import Space, Words, space_of
+from burgersgd.sweeps.space import MOST_JOBS, Space, Words, space_of
 from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, noted_names, unwell
 
 _log = logging.getLogger("burgersgd")
@@ -90,9 +90,10 @@ class Sweep:
                 importlib.import_module(PLUGIN)
             except ImportError as error:
                 raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
-        self.composer = composer or Composer([*hydra_words, *self.added])
-        if "hydra/launcher" in chosen:
-            _check_launcher(self.composer.launcher())
+        self.composer, self._sweeper = composer or Composer([*hydra_words, *self.added]), ""
+        if any(word.startswith("hydra") for word in chosen):
+            refusing(lambda: _check_launcher(self.composer.plugin("launcher")))
+            self._sweeper = str(self.composer.plugin("sweeper")["_target_"])
         for word in hydra_words:
             if word.lstrip("+~").startswith(IGNORED):
                 raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
@@ -120,7 +121,7 @@ class Sweep:
         self._later = 0  # jobs that a search will propose after those it has proposed
         if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
             self.space, self.jobs = None, []
-            self._check([_first_values(self.composer.parse(words))])
+            self._check(_of_other_sweeper(self._sweeper, self.composer.parse(words)))
             return
         self.space = space_of(words, self.settings, self.composer)
         if self.settings.sampler == "optuna":
@@ -201,8 +202,11 @@ class Sweep:
 
     def begin(self, folder: Path) -> None:
         """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
-        self._look(folder)
-        self._made = self._made or _missing(folder)
+        try:
+            self._look(folder)
+            self._made = self._made or _missing(folder)
+        except OSError as error:
+            raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
         with contextlib.suppress(OSError):  # then no job can be written there, and `run` says so
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -230,7 +234,7 @@ class Sweep:
             return [self._launched(launch, self.jobs, 0)]
         except ConfigError as error:
             self.error = error
-            self._clean_up()
+            self.clean_up()
             return []
 
     def run_here(self, folder: Path) -> None:
@@ -272,7 +276,7 @@ class Sweep:
                 raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
             _log.warning("%s", text)
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
         """Remove what a sweep has left that could not train anything, where its folder is new."""
         with contextlib.suppress(OSError):
             if self._folder not in self._made or any(
@@ -282,6 +286,7 @@ class Sweep:
             for name in (MULTIRUN, JOBS, PLAN):
                 self._folder.joinpath(name).unlink(missing_ok=True)
             shutil.rmtree(self._folder / SUBMITTED, ignore_errors=True)
+            remove_lock_file(self._folder)
             for folder in self._made:
                 folder.rmdir()
 
@@ -506,15 +511,19 @@ def _check_launcher(node: DictConfig) -> None:
         getattr(importlib.import_module(PLUGIN), name)(**settings)
 
 
-def _first_values(overrides: Sequence[Override]) -> Words:
-    """Return the overrides of one job: of lists their first value, nothing of ranges."""
-    words = []
+def _of_other_sweeper(target: str, overrides: Sequence[Override]) -> list[Words]:
+    """Return the jobs of Hydra's basic sweeper, all of them; of another one a job of the first values of every list."""
+    of_each: list[list[str]] = []
     for o in overrides:
-        if o.is_discrete_sweep():
-            words += [f"{o.get_key_element()}={value}" for value in itertools.islice(o.sweep_string_iterator(), 1)]
-        elif not o.is_sweep_override():
-            words.append(str(o.input_line))
-    return words
+        if not o.is_sweep_override():
+            of_each.append([str(o.input_line)])
+        elif o.is_discrete_sweep():
+            n = MOST_JOBS + 1 if target.endswith(".BasicSweeper") else 1
+            values = itertools.islice(refusing(o.sweep_string_iterator), n)
+            of_each.append([f"{o.get_key_element()}={value}" for value in values])
+    if math.prod(map(len, of_each)) > MOST_JOBS:
+        raise ConfigError(f"the sweep has more than {MOST_JOBS:,} jobs")
+    return [list(words) for words in itertools.product(*of_each)]
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -46,7 +46,7 @@ examples:
 
 @dataclass
 class TrafficConfig(Group):
-    """What `burgersgd traffic` can be told; building one checks it. Raises ConfigError."""
+    """The settings of `burgersgd traffic`, checked when it is built. Raises ConfigError."""
 
     group: ClassVar[str] = ""
     scenario: str = opt("red_light", choices=("red_light", "green_light", "jam", "ring", "riemann"))

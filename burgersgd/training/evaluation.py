@@ -45,7 +45,7 @@ class Evaluator:
     labels: Tensor
     targets: Tensor
     scale: Float[Tensor, " outputs"] | None = None
-    """Of standardized targets: one unit of them in the unit in which the error is told."""
+    """The original unit of one unit of standardized targets; errors are reported in the original unit."""
     native: bool = False
     """Whether to compute it in C, as the engine of that name computes gradients."""
 
@@ -63,7 +63,7 @@ class Evaluator:
             loss, error = self._native_sums(x)
         elif (
             x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
-        ):  # run by run: the numbers do not depend on the company
+        ):  # run by run: the numbers do not depend on the other runs
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:

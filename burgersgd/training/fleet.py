@@ -26,7 +26,7 @@ class Fleet:
     """R runs of one rule on one problem, which differ in their seeds and float hyperparameters.
 
     x0 is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
-    randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any company.
+    randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any fleet.
     engine is a name of training/engines; clip_norm the longest gradient, None for no clipping; a run whose loss exceeds
     explosion_factor times max(1, its first loss) has diverged.
     """

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import burgersgd
-from burgersgd.analysis.runs import AS_BEFORE, ONLY_WITH, UNDECIDING, Runs, flat, load
+from burgersgd.analysis.runs import AS_BEFORE, ONLY_WITH, UNHASHED, Runs, flat, load
 from burgersgd.config import GROUPS, MlpConfig, TrainConfig, TrainerConfig
 from burgersgd.identity import NOT_HASHED, canonical, own_record
 from burgersgd.recording.files import RunFolderError
@@ -160,7 +160,7 @@ def test_what_decides_nothing_is_what_the_classes_of_settings_say() -> None:
     assert only_with == ONLY_WITH
     assert before == AS_BEFORE
     unhashed = {key for key in undeciding if key.partition(".")[0] not in NOT_HASHED} - {"trainer.epochs"}
-    assert unhashed | NOT_HASHED == set(UNDECIDING)
+    assert unhashed | NOT_HASHED == set(UNHASHED)
 
 
 def test_runs_of_the_version_before_a_key_was_added_are_the_same_runs(tmp_path: Path) -> None:

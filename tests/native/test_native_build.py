@@ -73,7 +73,7 @@ def test_the_file_name_depends_on_source_compiler_flags_and_processor(
         patch.setattr(native, "_processor", lambda: "another")
         keys.append(native._key((sources / "kernel.c").read_text(), compiler))
     with monkeypatch.context() as patch:
-        patch.setattr(native, "_WISHES", [])
+        patch.setattr(native, "_OPTIONAL_FLAGS", [])
         keys.append(native._key((sources / "kernel.c").read_text(), compiler))
     (sources / "kernel.c").write_text(SOURCE + "int more;\n")
     keys.append(native._key((sources / "kernel.c").read_text(), compiler))
@@ -103,7 +103,7 @@ def test_the_reason_is_said_once_for_all_libraries(
 
 
 def test_flags_the_compiler_does_not_know_are_left_out(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_WISHES", [["-fno-such-flag"], []])
+    monkeypatch.setattr(native, "_OPTIONAL_FLAGS", [["-fno-such-flag"], []])
     assert answer() == 42
 
 

@@ -172,7 +172,7 @@ def test_jobs_are_cancelled_when_the_command_is_stopped(
 ) -> None:
     trouble({1: "stop"})
     assert sweep(*WORDS, "seed=1", *LOCAL, "sweep.name=there") == 75
-    (told,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("go on with: burgersgd train "))
+    (told,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("resume with: burgersgd train "))
     assert told.endswith("sweep.name=there --multirun")
     assert sweep(*WORDS, "seed=1", "sweep.name=there") == 0
     assert_as_trained_here(tmp_path, "there", "seed=1")

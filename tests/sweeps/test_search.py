@@ -246,7 +246,9 @@ def error_of(code: int, capsys: pytest.CaptureFixture[str], expected: int = 2) -
     return shown.out, errors[0]
 
 
-@pytest.mark.parametrize("trouble", ["damaged", "locked", "removed"])
+@pytest.mark.parametrize(
+    "trouble", ["damaged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("locked", "removed"))]
+)
 def test_a_study_whose_file_fails_in_mid_search_is_one_line_and_nothing_is_lost(
     trouble: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +301,7 @@ def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureF
     capsys.readouterr()
     with claimed_elsewhere(FOLDER / "optuna.db"):
         _, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
-        assert error.endswith("optuna.db: another process goes on with this search")
+        assert error.endswith("optuna.db: another process is running this search")
     assert main([*SEARCH, "sweep.name=s"]) == 0  # a dead process holds nothing
 
 

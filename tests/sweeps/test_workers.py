@@ -136,7 +136,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(planning, "rate_of", rate)
     monkeypatch.setattr(planning, "sizes_to_try", lambda limit: sorted({1, min(2, limit), limit}))
-    monkeypatch.setattr(planning, "WORTH_A_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(planning, "MEASURE_FROM_SECONDS", 0.0)
     return measured
 
 

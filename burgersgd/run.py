@@ -249,7 +249,7 @@ def train_jobs(
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 opened, is_new = _job_opened(prepared, config, words)
                 stack.enter_context(opened)
-                config = dataclasses.replace(config, run_name=opened.path.name)
+                config = _named(config, opened.path.name)
                 if is_new:
                     lanes[i] = Lane(config, opened)
                     continue
@@ -274,11 +274,15 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
         if begun(path):
             break
         try:
-            return _new_folder(prepared, dataclasses.replace(config, run_name=path.name), overrides), True
+            return _new_folder(prepared, _named(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
 
 
 @undisturbed()

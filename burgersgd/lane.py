@@ -98,7 +98,7 @@ class Lane:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Choices made at the start and kept: engine, threads, budget, log_every, eval_every; empty before the start."""
+        """Choices made at the start: engine, threads, budget, log_every, eval_every; empty before the start."""
         return self.initial_choices if self.checkpoint is None else self.checkpoint["choices"]
 
     @property

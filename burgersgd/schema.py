@@ -6,8 +6,8 @@ A key is described where it is defined::
 
 **Runs of earlier versions stay usable.** A key that 0.1.0 did not have has `since`, and `as_before` if its default is
 not the value that reproduces 0.1.0. At that value it is left out of the hash that names a run, and a record without
-the key is read as having it. Keys that do not change the numbers of a run have `hashed=False`. When the same settings of a class
-lead to other numbers than before, its `version` is increased; it is hashed when it is not 1.
+the key is read as having it. Keys that do not change the numbers of a run have `hashed=False`. When the
+same settings of a class lead to other numbers than before, its `version` is increased; it is hashed when it is not 1.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamW(EveryGradientMovesX):
-    """Adam with decoupled weight decay. Evaluation t = 1, 2, ..., element by element with g = grad F(x)::
+    """Adam with decoupled weight decay.
+
+    Evaluation t = 1, 2, ..., element by element with g = grad F(x)::
 
         m <- beta1 m + (1 - beta1) g
         s <- beta2 s + (1 - beta2) g^2

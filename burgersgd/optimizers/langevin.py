@@ -47,7 +47,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Langevin(EveryGradientMovesX):
-    """Langevin dynamics at temperature T, discretised by Euler and Maruyama. Each evaluation, xi standard normal::
+    """Langevin dynamics at temperature T, discretised by Euler and Maruyama.
+
+    Each evaluation, xi standard normal::
 
         x <- x - lr (grad F(x) + weight_decay x) + sqrt(2 T lr) xi
 

@@ -29,6 +29,7 @@ from burgersgd.recording.reading import (
 from burgersgd.recording.rows import Row
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
+from burgersgd.recording.sinks import Sinks
 
 _log = logging.getLogger("burgersgd")
 
@@ -49,6 +50,8 @@ class Lane:
 
     initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
+    sinks: Sinks | None = None
+    """What is told of the run beside its folder, from its start on."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -143,6 +146,19 @@ class Lane:
         last = self.rows[-1]["evaluations"] if self.rows else -1
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
             raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
+
+    def start_sinks(self) -> None:
+        """Tell the sinks that the run begins or goes on, with the rows that it has."""
+        if self.folder is not None and not self.final:
+            self.sinks = Sinks(self.config.trainer.sinks, self.folder.log)
+            self.sinks.start(self.folder.path, self.folder.config)
+            self.sinks.rows(self.rows)
+
+    def end_sinks(self, state: str, result: Mapping[str, Any]) -> None:
+        """Tell the sinks the last rows and how the run ended."""
+        if self.sinks is not None:
+            self.sinks.rows(self.rows)
+            self.sinks.end(state, result)
 
     @contextlib.contextmanager
     def recording(self, alone: bool) -> Iterator[None]:

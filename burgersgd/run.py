@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
+from burgersgd.recording.sinks import sink_names
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -98,6 +99,7 @@ def train_prepared(
 ) -> list[Result]:
     """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
     trainer = Trainer(None, None, None) if trainer is None else trainer
+    check_sinks(prepared.configs[0])  # all runs of a fleet have the same
     with ExitStack() as stack:
         lanes = [Lane(config) for config in prepared.configs]
         if record:
@@ -253,7 +255,7 @@ def train_jobs(
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 opened, is_new = _job_opened(prepared, config, words)
                 stack.enter_context(opened)
-                config = dataclasses.replace(config, run_name=opened.path.name)
+                config = _named(config, opened.path.name)
                 if is_new:
                     lanes[i] = Lane(config, opened)
                     continue
@@ -278,11 +280,15 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
         if begun(path):
             break
         try:
-            return _new_folder(prepared, dataclasses.replace(config, run_name=path.name), overrides), True
+            return _new_folder(prepared, _named(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
 
 
 @undisturbed()
@@ -306,8 +312,17 @@ def repeat(
         return trainer.run([lane], progress, prepared)[0]
 
 
+def check_sinks(config: TrainConfig) -> None:
+    """Raise ConfigError where trainer.sinks has a name that there is not."""
+    known = sink_names()
+    for name in config.trainer.sinks:
+        if name not in known:
+            raise config.trainer.error("sinks", f"{name}: must be among {', '.join(known)}")
+
+
 def check_output(config: TrainConfig) -> None:
-    """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
+    """Raise ConfigError where a run folder, or a sink, could not be written; creates nothing that stays."""
+    check_sinks(config)
     path = Path(config.output_root).absolute()
     check_name(config, "output_root", path)
     check_name(config, "run_name", path / (config.run_name or ""))

@@ -40,7 +40,7 @@ Columns = dict[str, NDArray[np.float64]]
 
 UNHASHED = (
     *("output_root", "run_name", "device", "sweep", "dataset.root", "dataset.download"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes", "trainer.sinks"),
 )
 """Keys and groups that do not change a run's numbers, and are left out of the hash of its settings."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}

@@ -49,21 +49,20 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
     """
     root = root.absolute()
     cells = cells_of(study, root)
-    for cell in cells:
-        sweep_of(cell.search_words())
+    searches = {cell: sweep_of(cell.search_words()) for cell in cells}
     keep_spec(study, root)
     chosen: dict[Cell, Chosen] = {}
     for i, cell in enumerate(cells):
         tell(f"search {i + 1} of {len(cells)}: {cell.name}")
-        train_sweep(cell.search_words(), cell.search_folder, quiet)
+        train_sweep(searches.pop(cell), cell.search_folder, quiet)
         chosen[cell] = cell.choose()
     for i, cell in enumerate(cells):
         tell(f"test {i + 1} of {len(cells)}: {cell.name}, {study.n0} seeds")
-        train_sweep(cell.test_words(chosen[cell], study.n0), cell.test_folder, quiet)
+        train_sweep(sweep_of(cell.test_words(chosen[cell], study.n0)), cell.test_folder, quiet)
         n = cell.n_seeds()
         if n > study.n0:
             tell(f"test {i + 1} of {len(cells)}: {cell.name}, {n} seeds")
-            train_sweep(cell.test_words(chosen[cell], n), cell.test_folder, quiet)
+            train_sweep(sweep_of(cell.test_words(chosen[cell], n)), cell.test_folder, quiet)
     comparison = comparison_of(load(root / "test"), study)
     answer = Answer(comparison, stein_table(cells), choice_table(chosen))
     tuning = tuning_tables(comparison_of(load(root / "search"), study))

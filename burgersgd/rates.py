@@ -42,6 +42,8 @@ def with_loss(config: TrainConfig, task: str) -> TrainConfig:
         loss = dataclasses.replace(loss, name="squared_error" if task == "regression" else "cross_entropy")
     if task == "classification" and getattr(dataset, "standardize_targets", False):
         dataset = dataclasses.replace(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
+    if (dataset, loss) == (config.dataset, config.loss):  # checking a configuration anew takes a millisecond
+        return config
     return dataclasses.replace(config, dataset=dataset, loss=loss)
 
 

@@ -21,7 +21,7 @@ from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
-from burgersgd.recording.naming import job_folder
+from burgersgd.recording.naming import JOBS, job_folder
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -198,7 +198,7 @@ def _continued(
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         lane = Lane.reopened(opened)
-        root = lane.config.output_root if output_root is None else output_root
+        root = _root_beside(folder, lane.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
         prepared = prepare([config], model=model, dataset=dataset)
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
@@ -228,6 +228,12 @@ def _continued(
             return new.path
 
 
+def _root_beside(folder: Path, config: TrainConfig) -> str:
+    """Return where a run is recorded that follows the one of a folder: of a sweep's job beside the sweep, not in it."""
+    sweep = folder.absolute().parent
+    return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
+
+
 @undisturbed()
 def train_jobs(
     configs: Sequence[TrainConfig],
@@ -249,7 +255,7 @@ def train_jobs(
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 opened, is_new = _job_opened(prepared, config, words)
                 stack.enter_context(opened)
-                config = dataclasses.replace(config, run_name=opened.path.name)
+                config = _named(config, opened.path.name)
                 if is_new:
                     lanes[i] = Lane(config, opened)
                     continue
@@ -274,11 +280,15 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
         if begun(path):
             break
         try:
-            return _new_folder(prepared, dataclasses.replace(config, run_name=path.name), overrides), True
+            return _new_folder(prepared, _named(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
 
 
 @undisturbed()
@@ -293,7 +303,8 @@ def repeat(
     """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
     record = read_config(folder)
     check_own(record, model, dataset)
-    config = dataclasses.replace(config_from(record), run_name=None)
+    config = config_from(record)
+    config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
     lane, trainer = Lane(config, initial_choices=choices), Trainer(model, dataset, None)
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:

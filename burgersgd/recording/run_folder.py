@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from burgersgd.recording.claims import LOCK, claim, release, remove_lock_file, still_holds, whose
-from burgersgd.recording.environment import environment_snapshot
+from burgersgd.recording.environment import environment_text
 from burgersgd.recording.files import (
     RunFolderError,
     append,
@@ -133,7 +133,7 @@ class RunFolder:
         files = {
             CONFIG: to_yaml(dict(config), path) + YAML_END,
             OVERRIDES: to_yaml(list(overrides), path),
-            ENVIRONMENT: to_json(environment_snapshot(device)),
+            ENVIRONMENT: environment_text(device),
             METRICS: metrics or HEADER,
         }
         with _claimed(path):
@@ -181,7 +181,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: a crash left it half made; repeat the command that trains it")
         with contextlib.suppress(OSError):
             (self.path / METRICS).write_text(HEADER, encoding="utf-8")
-            (self.path / ENVIRONMENT).write_text(to_json(environment_snapshot()), encoding="utf-8")
+            (self.path / ENVIRONMENT).write_text(environment_text(), encoding="utf-8")
         self.status("running")
         self.log.warning("a crash left this folder half made: the run begins again")
 

@@ -92,9 +92,10 @@ def inclusion_check(c: Comparison, block: Block) -> str | None:
             continue
         d = difference_of(row, sgd)
         if d.test != "Welch" and d.p < ALPHA and (d.mean > 0 or row.n_lost > sgd.n_lost):
-            tried = f"{row.n_settings} settings tried against {sgd.n_settings}"
+            several = max(row.n_settings, sgd.n_settings) > 1  # else they were chosen elsewhere
+            tried = f" ({row.n_settings} settings tried against {sgd.n_settings})" if several else ""
             return (
                 f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}), which contains it (inner_steps=1, gamma=.inf,"
-                f" nu=0): its search space or budget is too small ({tried})"
+                f" nu=0): its search space or budget is too small{tried}"
             )
     return None

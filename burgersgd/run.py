@@ -1,4 +1,4 @@
-"""Train: from configurations, or from the folder of a run that was stopped, to results, for one run or a fleet."""
+"""Trains one run or a fleet, from configurations or from the folders of stopped runs, and returns results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
-from burgersgd.recording.naming import job_folder
+from burgersgd.recording.naming import JOBS, job_folder
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -77,8 +77,8 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
-    on as two. Raises ConfigError naming the first key that differs and must not.
+    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory is
+    continued as two. Raises ConfigError naming the first key that differs and must not.
     """
     configs = [config_of(config) for config in configs]
     if model is not None:  # then what the configuration says of a model means nothing
@@ -117,7 +117,7 @@ def train_all(
     record: bool = True,
     progress: bool | Progress | None = None,
 ) -> list[Result]:
-    """Train runs of any kind, those that can share a fleet together; results in the same order.
+    """Train runs of any kind; those that can share a fleet are trained together. Results in the same order.
 
     All of them are checked before the first one starts. Arguments and errors as in train.
     """
@@ -147,7 +147,7 @@ def resume(
     dataset: UserData | None = None,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Go on with the run of a folder to the end of its budget; of a run that is over, return the result.
+    """Resume the run of a folder to the end of its budget; if it is finished, return its result.
 
     Bit-identical to the undisturbed run on the same device. A larger budget continues the run in a new folder (below
     output_root, called run_name), and only where nothing depends on the fraction of the budget. Raises ConfigError
@@ -198,7 +198,7 @@ def _continued(
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         lane = Lane.reopened(opened)
-        root = lane.config.output_root if output_root is None else output_root
+        root = _root_beside(folder, lane.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
         prepared = prepare([config], model=model, dataset=dataset)
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
@@ -226,6 +226,12 @@ def _continued(
             new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
             return new.path
+
+
+def _root_beside(folder: Path, config: TrainConfig) -> str:
+    """Return where a run is recorded that follows the one of a folder: of a sweep's job beside the sweep, not in it."""
+    sweep = folder.absolute().parent
+    return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
 
 
 @undisturbed()
@@ -297,7 +303,8 @@ def repeat(
     """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
     record = read_config(folder)
     check_own(record, model, dataset)
-    config = dataclasses.replace(config_from(record), run_name=None)
+    config = config_from(record)
+    config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
     lane, trainer = Lane(config, initial_choices=choices), Trainer(model, dataset, None)
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=folder)
     return binaries
+
+
+def test_the_source_distribution_has_what_people_read(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    for name in ("CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md"):
+        assert name in names
+    for name in ("burgersgd/native/normals.c", "conf/train.yaml", "docs/architecture.md", "tests/conftest.py"):
+        assert name in names
 
 
 def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path) -> None:

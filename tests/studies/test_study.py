@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy import stats
 
 from burgersgd.analysis.runs import load
 from burgersgd.cli import main
+from burgersgd.interruption import Interrupted
 from burgersgd.schema import ConfigError
 from burgersgd.studies import cells as cells_module
 from burgersgd.studies.cells import FIRST_TEST_SEED, Cell, cells_of, spaces_word, sweep_of
@@ -229,3 +231,18 @@ def test_a_job_that_fails_stops_the_study_before_it_chooses(
 def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["small", "valley"]
+
+
+def test_an_interrupted_study_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupted(self: Sweep, folder: Path) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(cells_module.Sweep, "run_here", interrupted)
+    assert main(["study", "small", "--quick", "-q", "--name", "mine"]) == 75
+    assert "go on with: burgersgd study small --quick -q --name mine" in capsys.readouterr().err
+    assert main(["study", "small", "--quick", "--name", "a/b"]) == 2
+    assert "--name a/b: must be a folder's name" in capsys.readouterr().err

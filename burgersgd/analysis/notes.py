@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know besides its numbers."""
+"""Notes below the tables of a comparison: what a reader has to know besides its numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def notes_of(c: Comparison, repeats: int) -> list[str]:
 
 
 def _no_value(run: Run, metric: str, at: At) -> str:
-    """Return why a run that is over has no value; empty where it has one, or is not over."""
+    """Return the reason why a finished run has no value; empty if it has one, or is not finished."""
     if run.state != "completed" or not math.isnan(measure(run, metric, at)):
         return ""
     return f"{curve_problem(run) or f'{run.folder}: no value of {metric} at {at}'}; this run is left out"

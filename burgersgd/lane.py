@@ -98,7 +98,7 @@ class Lane:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What the run began with and keeps: engine, threads, budget, log_every, eval_every; empty before the start."""
+        """Choices made at the start: engine, threads, budget, log_every, eval_every; empty before the start."""
         return self.initial_choices if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
@@ -120,7 +120,7 @@ class Lane:
 
     @property
     def best(self) -> dict[str, torch.Tensor]:
-        """What is kept of the best x so far. Version 0.1.0 kept no loss of it: that one is in the metrics."""
+        """The best x in the checkpoint. Version 0.1.0 did not record its loss, which is then read from the metrics."""
         assert self.checkpoint is not None
         best = self.checkpoint["best"]
         if "loss" in best:
@@ -176,13 +176,13 @@ class Lane:
 
 
 class RecordedRun(NamedTuple):
-    """What a run folder says of its run, checked against itself."""
+    """The contents of a run folder, checked for consistency."""
 
     config: TrainConfig
     checkpoint: dict[str, Any] | None
     """None where the run has none yet."""
     end: dict[str, Any] | None
-    """status.json of a run that is over, None for one that is not."""
+    """status.json of a finished run, None for a run that is not finished."""
 
 
 def read_run(path: Path, looking: bool = False) -> RecordedRun:

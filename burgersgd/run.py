@@ -1,4 +1,4 @@
-"""Train: from configurations, or from the folder of a run that was stopped, to results, for one run or a fleet."""
+"""Trains one run or a fleet, from configurations or from the folders of stopped runs, and returns results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
-from burgersgd.recording.sinks import sink_names
+from burgersgd.recording.sinks import problem_with
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -77,8 +77,8 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
-    on as two. Raises ConfigError naming the first key that differs and must not.
+    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory is
+    continued as two. Raises ConfigError naming the first key that differs and must not.
     """
     configs = [config_of(config) for config in configs]
     if model is not None:  # then what the configuration says of a model means nothing
@@ -117,7 +117,7 @@ def train_all(
     record: bool = True,
     progress: bool | Progress | None = None,
 ) -> list[Result]:
-    """Train runs of any kind, those that can share a fleet together; results in the same order.
+    """Train runs of any kind; those that can share a fleet are trained together. Results in the same order.
 
     All of them are checked before the first one starts. Arguments and errors as in train.
     """
@@ -147,7 +147,7 @@ def resume(
     dataset: UserData | None = None,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Go on with the run of a folder to the end of its budget; of a run that is over, return the result.
+    """Resume the run of a folder to the end of its budget; if it is finished, return its result.
 
     Bit-identical to the undisturbed run on the same device. A larger budget continues the run in a new folder (below
     output_root, called run_name), and only where nothing depends on the fraction of the budget. Raises ConfigError
@@ -313,11 +313,9 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has a name that there is not."""
-    known = sink_names()
-    for name in config.trainer.sinks:
-        if name not in known:
-            raise config.trainer.error("sinks", f"{name}: must be among {', '.join(known)}")
+    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    for problem in filter(None, map(problem_with, config.trainer.sinks)):
+        raise config.trainer.error("sinks", problem)
 
 
 def check_output(config: TrainConfig) -> None:

@@ -50,7 +50,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a run leaves behind. Errors, at x, are shares of wrong classes; in regression RMSE per output."""
+    """The result of a run. Errors, at x, are fractions of wrong classes; in a regression RMSE per output."""
 
     config: TrainConfig
     task: Literal["classification", "regression"]
@@ -227,7 +227,7 @@ class _FleetRun:
         self.prepared, self.lanes, self.interruption, self.bar = prepared, lanes, interruption, bar
         self.prune = None if prune is None else prune(prepared.budget)
         self.counted = 0
-        """Gradient evaluations that the bar was told."""
+        """Gradient evaluations that the progress bar has counted."""
         self.write_at = time.monotonic() + ROWS_SECONDS
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = lanes[0].choices.get("budget", budget)

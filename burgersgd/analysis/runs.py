@@ -67,7 +67,7 @@ class Run:
     settings: dict[str, Any]
     """The resolved configuration by dotted key."""
     decides: dict[str, Any]
-    """What of it decides the numbers of the run, as identity.canonical says, by dotted key."""
+    """The settings that decide the numbers of the run (as in identity.canonical), by dotted key."""
     status: dict[str, Any]
     """status.json."""
     state: str

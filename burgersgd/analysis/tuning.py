@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningCurve:
-    """What is found after 1, 2, ... trials; arrays ``[n]``."""
+    """Expected best result after 1, 2, ... trials; arrays ``[n]``."""
 
     trials: NDArray[np.int64]
     cost: Values

@@ -52,6 +52,12 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+def machine_of(device: str) -> list[Any]:
+    """Return what the speed of a device depends on: its name, that of the processor and its cores."""
+    snapshot = environment_snapshot(device)
+    return [snapshot[name] for name in ("device_name", "cpu", "cores", "usable_cores", "platform")]
+
+
 def environment_text(device: str = "cpu") -> str:
     """Return environment.json: the snapshot of this moment, made once for all runs of a fleet."""
     import torch

@@ -133,7 +133,7 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
 
 
 def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
-    """Return what makes the nn.Module of a model class that does not ship, None for those that do.
+    """Return the function that makes the nn.Module of a foreign model class; None for the models of burgersgd.
 
     Raises ConfigError where it makes none.
     """

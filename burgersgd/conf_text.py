@@ -22,7 +22,7 @@ def conf_text(cls: type[Group], choice: str) -> str:
 
 
 def summary_of(cls: type[Group], choice: str) -> str:
-    """Return what a choice stands for, in a sentence."""
+    """Return the description of a choice."""
     for f in dataclasses.fields(cls):
         if "names" in f.metadata:
             return f.metadata["names"].get(choice) or cls.summary
@@ -42,7 +42,7 @@ def key_lines(cls: type[Group], choice: str) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as YAML has it, on one line."""
+    """Return a value as YAML, on one line."""
     if isinstance(value, float) and math.isfinite(value):
         text = f"{value:.6g}" if float(f"{value:.6g}") == value else repr(value)
         mantissa, e, exponent = text.partition("e")

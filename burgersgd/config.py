@@ -201,6 +201,12 @@ class TrainerConfig(Group):
         infinite=True,
         hashed=False,
     )
+    sinks: list[str] = opt(
+        ["tensorboard"],
+        "what is told of a run, besides its folder; see burgersgd/recording/sinks.py",
+        since="0.2",
+        hashed=False,
+    )
     compile: str = opt(
         "auto",
         "engine; on: torch.compile; off: eager PyTorch; native: own C or CUDA kernels; auto: chosen by the run's size",

@@ -1,4 +1,4 @@
-"""What a gradient evaluation costs: several configurations timed in turn, one run each, on this machine.
+"""Measures the cost of a gradient evaluation: several configurations timed in turn, one run each, on this machine.
 
 The seconds that a run records are those of its whole fleet, on whatever machine, beside whatever else ran there. Costs
 are therefore measured by themselves, interleaved, so that whatever slows the machine down slows all of them down.

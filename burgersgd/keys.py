@@ -23,19 +23,19 @@ class Key(NamedTuple):
     """One key of a choice."""
 
     name: str
-    """With its group: optimizer.lr."""
+    """Name with its group: optimizer.lr."""
     default: str
     meaning: str
-    """With what is allowed, in parentheses."""
+    """Followed by the allowed values in parentheses."""
 
     @property
     def allowed(self) -> str:
-        """What is allowed: `float > 0`, `em, leimkuhler_matthews`, `int >= 1, or null`."""
+        """The allowed values: `float > 0`, `em, leimkuhler_matthews`, `int >= 1, or null`."""
         return self.meaning.rpartition(" (")[2].removesuffix(")") if self.meaning.endswith(")") else ""
 
     @property
     def values(self) -> list[str]:
-        """The values there are, where they can be listed."""
+        """The allowed values, if they can be listed."""
         allowed = self.allowed.removesuffix(", or null")
         null = ["null"] * (allowed != self.allowed)
         if allowed == "true or false":

@@ -29,6 +29,7 @@ from burgersgd.recording.reading import (
 from burgersgd.recording.rows import Row
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.recording.schema import Checkpoint, ConfigRecord, checked
+from burgersgd.recording.sinks import Sinks
 
 _log = logging.getLogger("burgersgd")
 
@@ -49,6 +50,8 @@ class Lane:
 
     initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
+    sinks: Sinks | None = None
+    """What is told of the run beside its folder, from its start on."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -95,7 +98,7 @@ class Lane:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What the run began with and keeps: engine, threads, budget, log_every, eval_every; empty before the start."""
+        """Choices made at the start: engine, threads, budget, log_every, eval_every; empty before the start."""
         return self.initial_choices if self.checkpoint is None else self.checkpoint["choices"]
 
     @property
@@ -117,7 +120,7 @@ class Lane:
 
     @property
     def best(self) -> dict[str, torch.Tensor]:
-        """What is kept of the best x so far. Version 0.1.0 kept no loss of it: that one is in the metrics."""
+        """The best x in the checkpoint. Version 0.1.0 did not record its loss, which is then read from the metrics."""
         assert self.checkpoint is not None
         best = self.checkpoint["best"]
         if "loss" in best:
@@ -144,6 +147,19 @@ class Lane:
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
             raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
 
+    def start_sinks(self) -> None:
+        """Tell the sinks that the run begins or goes on, with the rows that it has."""
+        if self.folder is not None and not self.final:
+            self.sinks = Sinks(self.config.trainer.sinks, self.folder.log)
+            self.sinks.start(self.folder.path, self.folder.config)
+            self.sinks.rows(self.rows)
+
+    def end_sinks(self, state: str, result: Mapping[str, Any]) -> None:
+        """Tell the sinks the last rows and how the run ended."""
+        if self.sinks is not None:
+            self.sinks.rows(self.rows)
+            self.sinks.end(state, result)
+
     @contextlib.contextmanager
     def recording(self, alone: bool) -> Iterator[None]:
         """Turn what makes recording impossible (a full disk, a vanished folder) into the failure of this run.
@@ -160,13 +176,13 @@ class Lane:
 
 
 class RecordedRun(NamedTuple):
-    """What a run folder says of its run, checked against itself."""
+    """The contents of a run folder, checked for consistency."""
 
     config: TrainConfig
     checkpoint: dict[str, Any] | None
     """None where the run has none yet."""
     end: dict[str, Any] | None
-    """status.json of a run that is over, None for one that is not."""
+    """status.json of a finished run, None for a run that is not finished."""
 
 
 def read_run(path: Path, looking: bool = False) -> RecordedRun:

@@ -1,4 +1,4 @@
-"""What the processes that belong to burgersgd alone, its command and its workers, do about garbage collection."""
+"""Garbage collection in processes that burgersgd does not share with other code: its command and its workers."""
 
 from __future__ import annotations
 

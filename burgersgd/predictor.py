@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -73,6 +74,22 @@ def module_at(model: Model, x: Tensor, buffers: Mapping[str, Tensor] | None = No
         for name, value in (buffers or {}).items():
             module.get_buffer(name).copy_(value)
     return module.eval()
+
+
+def network_at(
+    model: Model, x: Tensor, buffers_at: Callable[[Tensor], dict[str, Tensor]] | None
+) -> Callable[[], nn.Module]:
+    """Return what makes the module at x when it is called, see module_at; x may change afterwards.
+
+    A module of the user's own is made now: its buffers at x are estimated from the training data.
+    """
+    if not isinstance(model, Wrapped):
+        return functools.partial(module_at, model, x.detach().cpu().clone())
+    return functools.partial(_itself, module_at(model, x, None if buffers_at is None else buffers_at(x)))
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: Dataset) -> dict[str, Any]:

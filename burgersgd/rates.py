@@ -1,4 +1,4 @@
-"""What a configuration leaves open until data and model are known: loss=auto, the default learning rate, lr=auto.
+"""Resolves the settings that depend on data and model: loss=auto, the default learning rate, lr=auto.
 
 Where nothing is set, a rule's own rate (chosen on digits, docs/defaults.md) is multiplied by a share: 1 for classifiers
 whose network is no larger than the one it was chosen for, less for others. The shares were found by
@@ -25,7 +25,7 @@ OWN_MODEL_SHARE = 1 / 10
 
 @dataclass
 class Facts:
-    """What is known once the data are: the same for all runs of a fleet."""
+    """The properties of data and model that these settings depend on: the same for all runs of a fleet."""
 
     task: str
     n_inputs: int
@@ -42,6 +42,8 @@ def with_loss(config: TrainConfig, task: str) -> TrainConfig:
         loss = dataclasses.replace(loss, name="squared_error" if task == "regression" else "cross_entropy")
     if task == "classification" and getattr(dataset, "standardize_targets", False):
         dataset = dataclasses.replace(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
+    if (dataset, loss) == (config.dataset, config.loss):  # checking a configuration anew takes a millisecond
+        return config
     return dataclasses.replace(config, dataset=dataset, loss=loss)
 
 

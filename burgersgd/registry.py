@@ -1,4 +1,4 @@
-"""Names -> classes of settings: those that ship, those of installed packages, those that are imported already.
+"""Names -> classes of settings: those of burgersgd, of installed packages, and of imported modules.
 
 A class that ships is imported when it is asked for, since most of them import torch. A class of somebody else's counts
 from the moment its module is imported, in whatever process. `optimizer=PACKAGE:CLASS` on a command line imports one,
@@ -26,7 +26,7 @@ OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Registry(Mapping[str, type[Group]]):
-    """The names of one group, each with its class; iterating gives those that ship and those that are imported.
+    """The names of one group, each with its class; iterating gives those of burgersgd and those that are imported.
 
     shipped: name -> class, or where it is: "module:class". base: what classes of somebody else's derive from; without
     one there are none.
@@ -77,7 +77,7 @@ class Registry(Mapping[str, type[Group]]):
         return self._check(cls, shown, None)
 
     def _check(self, cls: Any, shown: str, name: str | None) -> str:
-        """Return the name of somebody else's class. Raises ConfigError where the class does not fit."""
+        """Return the name of a foreign class. Raises ConfigError if the class does not fit."""
         assert self.base is not None
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             raise ConfigError(f"{shown}: must be a class derived from burgersgd.config.{self.base.__name__}")

@@ -58,7 +58,7 @@ def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
 
 
 def _buffers(checkpoint: dict[str, Any], point: str) -> dict[str, Tensor]:
-    """Return the buffers of a model at an x, of those that training changes."""
+    """Return the buffers that training changes, at an x."""
     return checkpoint.get("buffers_at", {}).get(point, {})
 
 
@@ -140,7 +140,7 @@ class Repetition:
 
     result: Result
     differences: list[str]
-    """What is not the same bits, a line each."""
+    """The differences between the bits of the two runs, a line each."""
     circumstances: list[str]
     """What was different when the run was made: versions, machine, threads, other runs of the fleet; a line each."""
 

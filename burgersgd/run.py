@@ -1,4 +1,4 @@
-"""Train: from configurations, or from the folder of a run that was stopped, to results, for one run or a fleet."""
+"""Trains one run or a fleet, from configurations or from the folders of stopped runs, and returns results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from burgersgd.lane import Lane, depends_on_budget, with_budget
 from burgersgd.prepare import Prepared, fleet_key, prepare
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
-from burgersgd.recording.naming import job_folder
+from burgersgd.recording.naming import JOBS, job_folder
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -33,6 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
+from burgersgd.recording.sinks import problem_with
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -76,8 +77,8 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory goes
-    on as two. Raises ConfigError naming the first key that differs and must not.
+    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory is
+    continued as two. Raises ConfigError naming the first key that differs and must not.
     """
     configs = [config_of(config) for config in configs]
     if model is not None:  # then what the configuration says of a model means nothing
@@ -98,6 +99,7 @@ def train_prepared(
 ) -> list[Result]:
     """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
     trainer = Trainer(None, None, None) if trainer is None else trainer
+    check_sinks(prepared.configs[0])  # all runs of a fleet have the same
     with ExitStack() as stack:
         lanes = [Lane(config) for config in prepared.configs]
         if record:
@@ -115,7 +117,7 @@ def train_all(
     record: bool = True,
     progress: bool | Progress | None = None,
 ) -> list[Result]:
-    """Train runs of any kind, those that can share a fleet together; results in the same order.
+    """Train runs of any kind; those that can share a fleet are trained together. Results in the same order.
 
     All of them are checked before the first one starts. Arguments and errors as in train.
     """
@@ -145,7 +147,7 @@ def resume(
     dataset: UserData | None = None,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Go on with the run of a folder to the end of its budget; of a run that is over, return the result.
+    """Resume the run of a folder to the end of its budget; if it is finished, return its result.
 
     Bit-identical to the undisturbed run on the same device. A larger budget continues the run in a new folder (below
     output_root, called run_name), and only where nothing depends on the fraction of the budget. Raises ConfigError
@@ -196,7 +198,7 @@ def _continued(
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         lane = Lane.reopened(opened)
-        root = lane.config.output_root if output_root is None else output_root
+        root = _root_beside(folder, lane.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
         prepared = prepare([config], model=model, dataset=dataset)
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
@@ -226,6 +228,12 @@ def _continued(
             return new.path
 
 
+def _root_beside(folder: Path, config: TrainConfig) -> str:
+    """Return where a run is recorded that follows the one of a folder: of a sweep's job beside the sweep, not in it."""
+    sweep = folder.absolute().parent
+    return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
+
+
 @undisturbed()
 def train_jobs(
     configs: Sequence[TrainConfig],
@@ -247,7 +255,7 @@ def train_jobs(
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 opened, is_new = _job_opened(prepared, config, words)
                 stack.enter_context(opened)
-                config = dataclasses.replace(config, run_name=opened.path.name)
+                config = _named(config, opened.path.name)
                 if is_new:
                     lanes[i] = Lane(config, opened)
                     continue
@@ -272,11 +280,15 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
         if begun(path):
             break
         try:
-            return _new_folder(prepared, dataclasses.replace(config, run_name=path.name), overrides), True
+            return _new_folder(prepared, _named(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
+
+
+def _named(config: TrainConfig, name: str) -> TrainConfig:
+    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
 
 
 @undisturbed()
@@ -291,7 +303,8 @@ def repeat(
     """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
     record = read_config(folder)
     check_own(record, model, dataset)
-    config = dataclasses.replace(config_from(record), run_name=None)
+    config = config_from(record)
+    config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
     lane, trainer = Lane(config, initial_choices=choices), Trainer(model, dataset, None)
     prepared = trainer.prepare([lane])
     with prepared.torch_settings(), ExitStack() as stack:
@@ -299,8 +312,15 @@ def repeat(
         return trainer.run([lane], progress, prepared)[0]
 
 
+def check_sinks(config: TrainConfig) -> None:
+    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    for problem in filter(None, map(problem_with, config.trainer.sinks)):
+        raise config.trainer.error("sinks", problem)
+
+
 def check_output(config: TrainConfig) -> None:
-    """Raise ConfigError where a run folder could not be written; creates nothing that stays."""
+    """Raise ConfigError where a run folder, or a sink, could not be written; creates nothing that stays."""
+    check_sinks(config)
     path = Path(config.output_root).absolute()
     check_name(config, "output_root", path)
     check_name(config, "run_name", path / (config.run_name or ""))

@@ -1,13 +1,13 @@
-"""What classes of settings are made of: groups whose keys carry a meaning, a type and a range, checked when set.
+"""Base of all classes of settings: groups of keys with a meaning, a type and a range, which are checked when set.
 
-A key says all about itself where it is defined::
+A key is described where it is defined::
 
     lr: float = opt(0.3, "learning rate: step size of one gradient evaluation", above=0)
 
-**What is recorded stays usable.** A key that 0.1.0 did not have says `since`, and `as_before` where its default is not
-what reproduces 0.1.0: at that value it is left out of the hash that names a run, and a record without the key is read
-as having it. Keys that decide only where, how and how visibly a run is computed say `hashed=False`, and a class whose
-numbers change for the same settings counts up its `version`, which is hashed when it is not 1.
+**Runs of earlier versions stay usable.** A key that 0.1.0 did not have has `since`, and `as_before` if its default is
+not the value that reproduces 0.1.0. At that value it is left out of the hash that names a run, and a record without
+the key is read as having it. Keys that do not change the numbers of a run have `hashed=False`. When the
+same settings of a class lead to other numbers than before, its `version` is increased; it is hashed when it is not 1.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def opt(
 
     default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
     since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
-    (default: its default). hashed: whether it decides the numbers of a run. hashed_with: another key of the group; the
-    key decides nothing where that one is 0 or false. hashed_without: likewise, where that one is set. required: must be
-    given, the default is no use.
+    (default: its default). hashed: whether it changes the numbers of a run. hashed_with: another key of the group; the
+    key has no effect where that one is 0 or false. hashed_without: likewise, where that one is set. required: the key
+    has no usable default and must be given.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
@@ -126,7 +126,7 @@ class Group:
 
     group: ClassVar[str] = ""
     version: ClassVar[int] = 1
-    """Counted up where the same settings give other numbers than in the release before."""
+    """Increased when the same settings give other numbers than in the release before."""
     summary: ClassVar[str] = ""
     """The first paragraph of the docstring."""
 
@@ -144,7 +144,7 @@ class Group:
         object.__setattr__(self, key, self._checked(known[key], value))
 
     def __post_init__(self) -> None:
-        """Check what several fields decide together: the work of subclasses."""
+        """Check the combination of several fields, in subclasses."""
 
     def error(self, key: str, allowed: str) -> ConfigError:
         """Return the error for one of this group's keys."""
@@ -232,7 +232,7 @@ def float_values(group: Group) -> dict[str, float]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question that names what looks most like a word, or nothing: `; did you mean sgd?`."""
+    """Return a question with the known word that is most similar, or nothing: `; did you mean sgd?`."""
     close = difflib.get_close_matches(word, [*known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 

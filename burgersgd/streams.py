@@ -45,7 +45,7 @@ Backend = Literal["native", "triton", "torch"]
 
 
 class Purpose(IntEnum):
-    """What a stream is for. The numbers are part of the reproducibility contract: add, never change."""
+    """The purpose of a stream. The numbers are part of the reproducibility contract: add, never change."""
 
     INIT = 0
     BATCHES = 1

@@ -25,7 +25,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane
-from burgersgd.predictor import Predictor, module_at
+from burgersgd.predictor import Predictor, network_at
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest, make_lasting
@@ -50,7 +50,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a run leaves behind. Errors, at x, are shares of wrong classes; in regression RMSE per output."""
+    """The result of a run. Errors, at x, are fractions of wrong classes; in a regression RMSE per output."""
 
     config: TrainConfig
     task: Literal["classification", "regression"]
@@ -61,11 +61,10 @@ class Result:
     seconds: float
     metrics: dict[str, list[float | None]]
     """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
-    model: nn.Module
-    """The network: an ordinary module at the last x, on the CPU, in evaluation mode. It takes inputs as it was trained
-    on, standardised by default."""
-    predictor: Predictor
-    """The network behind what was done to the data: from raw inputs to class scores, or targets in their own unit."""
+    network: Callable[[], nn.Module]
+    """Makes the network, see model: most runs of a sweep are never asked for theirs."""
+    around: Mapping[str, Any]
+    """What the predictor takes besides the network: units and shape of the raw inputs, and how outputs are read."""
     n_parameters: int
     test_error: float
     test_loss: float
@@ -90,6 +89,19 @@ class Result:
     """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
     """What to try, of a run that diverged or is no better than guessing."""
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The network: an ordinary module at the last x, on the CPU, in evaluation mode.
+
+        It takes inputs as it was trained on, standardised by default.
+        """
+        return self.network()
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The network behind what was done to the data: from raw inputs to class scores, or targets in their unit."""
+        return Predictor(self.model, **self.around)
 
     def __repr__(self) -> str:
         """Return five lines: how the run ended, its numbers, and where they are."""
@@ -215,7 +227,7 @@ class _FleetRun:
         self.prepared, self.lanes, self.interruption, self.bar = prepared, lanes, interruption, bar
         self.prune = None if prune is None else prune(prepared.budget)
         self.counted = 0
-        """Gradient evaluations that the bar was told."""
+        """Gradient evaluations that the progress bar has counted."""
         self.write_at = time.monotonic() + ROWS_SECONDS
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = lanes[0].choices.get("budget", budget)
@@ -254,6 +266,7 @@ class _FleetRun:
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
+                lane.start_sinks()
         if checkpoints:
             self.best.restore([lane.best for lane in lanes])
             self._replay_into_pruner()
@@ -264,6 +277,8 @@ class _FleetRun:
                 self._spend()
             except Interrupted as interrupted:
                 interrupted.folders = [lane.folder.path for lane in lanes if lane.folder is not None]
+                for lane in lanes:
+                    lane.end_sinks("interrupted", {})
                 raise
         if not lanes[0].final and not all(lane.measured for lane in lanes):
             self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
@@ -330,6 +345,8 @@ class _FleetRun:
             if lane.folder is not None and lane.failure is None:
                 with self._recording(lane):
                     lane.folder.write_rows()
+            if lane.sinks is not None:
+                lane.sinks.rows(lane.rows)
         self.write_at = time.monotonic() + ROWS_SECONDS
 
     def _replay_into_pruner(self) -> None:
@@ -392,10 +409,6 @@ class _FleetRun:
             **self._buffers_at(i),
         }
 
-    def _module_at(self, x: Tensor) -> nn.Module:
-        buffers_at = self.prepared.buffers_at
-        return module_at(self.prepared.problem.model, x, None if buffers_at is None else buffers_at(x))
-
     def _buffers_at(self, i: int) -> dict[str, Any]:
         """Return what a checkpoint keeps of the statistics at both x, for models that have any."""
         buffers_at = self.prepared.buffers_at
@@ -446,7 +459,7 @@ class _FleetRun:
         )
         if guessing:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
-        model, data = self._module_at(fleet.x[i]), self.prepared.data
+        data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
         return Result(
             config=lane.config,
             task=self.prepared.data.task,
@@ -454,8 +467,8 @@ class _FleetRun:
             evaluations=evaluations,
             seconds=self.position.seconds,
             metrics={name: [row[name] for row in rows] for name in rows[0]},
-            model=model,
-            predictor=Predictor(model, data.units, data.input_shape, self.prepared.problem.loss.name == "logistic"),
+            network=network_at(self.prepared.problem.model, fleet.x[i], self.prepared.buffers_at),
+            around={"units": data.units, "input_shape": data.input_shape, "log_odds": log_odds},
             n_parameters=self.prepared.problem.d,
             **{name: values[i] for name, values in self._measured.items()},
             best_validation_error=float(self.best.error[i]),
@@ -506,6 +519,7 @@ class _FleetRun:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.end(state, fields)
+                    lane.end_sinks(state, fields)
         return [
             dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
             for lane, result in zip(self.lanes, results, strict=True)

@@ -35,6 +35,12 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_known_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let sweeps know no speed of this machine from another test, nor keep one."""
+    monkeypatch.setattr("burgersgd.sweeps.speeds.place", lambda: None)
+
+
 def small_config(seed: int = 0, **changes: Any) -> TrainConfig:
     """Return a run of 40 float64 gradient evaluations on digits, every hyperparameter away from 0 and 1."""
     settings: dict[str, Any] = {

@@ -32,6 +32,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     },
     "sweeps": {
         "analysis",
+        "native",
         *("config", "identity", "interruption", "keys", "own_process", "prepare", "rates", "schema"),
         "recording",
         "run",

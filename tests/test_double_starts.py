@@ -10,7 +10,9 @@ from tests.double_starts import KINDS, double_start
 from tests.scheduling import drawn, paused
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if k > 1 else []) for k, kind in enumerate(KINDS)]
+)
 def test_a_process_that_looked_before_another_one_trained_the_run(kind: str, tmp_path: Path) -> None:
     for at in (2, 4, 6, 7, 9, 12):
         double_start(kind, tmp_path, paused(0, at))

@@ -208,6 +208,7 @@ def test_nested_sections_share_the_outer_one() -> None:
         signal.raise_signal(signal.SIGUSR2)
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_file_operations_change_nothing(tmp_path: Path) -> None:
     """Real processes that die as by SIGKILL, until the run is done; the same 200 times in `make soak`."""
     arguments = ["trainer.budget=8000", "trainer.log_every=10", "trainer.checkpoint_every=70"]

@@ -53,7 +53,7 @@ def point(descriptor: int, to: int) -> None:
     os.dup2(to, descriptor)
 
 
-@pytest.mark.parametrize("state", [full, gone, unread, closed])
+@pytest.mark.parametrize("state", [full, closed, *(pytest.param(s, marks=pytest.mark.slow) for s in (gone, unread))])
 def test_output_that_cannot_be_written_leaves_runs_and_exit_codes_as_they_are(
     state: Callable[[], None], tmp_path: Path
 ) -> None:

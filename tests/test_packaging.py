@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+
+from scripts import minimum
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +48,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     run(binaries / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel, cwd=folder)
     return binaries
+
+
+def test_the_source_distribution_has_what_people_read(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    for name in ("CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile", "README.md"):
+        assert name in names
+    for name in ("burgersgd/native/normals.c", "conf/train.yaml", "docs/architecture.md", "tests/conftest.py"):
+        assert name in names
+
+
+def test_every_dependency_names_its_lowest_version() -> None:
+    pins = minimum.lowest(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    assert {"torch==2.11", "hydra-core==1.3.8", "optuna==4"} <= set(pins)
+    with pytest.raises(ValueError, match="numpy<3: names no lowest version"):
+        minimum.lowest(
+            {"dependencies": ["torch>=2", "numpy<3"], "optional-dependencies": {key: [] for key in minimum.EXTRAS}}
+        )
 
 
 def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path) -> None:

@@ -114,7 +114,11 @@ def test_where_torch_cannot_compile_asking_for_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CXX", "/nowhere/g++"), ("TORCHINDUCTOR_CACHE_DIR", str(READ_ONLY / "cache"))]
+    ("name", "value"),
+    [
+        pytest.param("CXX", "/nowhere/g++", marks=pytest.mark.slow),
+        ("TORCHINDUCTOR_CACHE_DIR", str(READ_ONLY / "cache")),
+    ],
 )
 def test_torch_without_compiler_or_cache_is_noticed(name: str, value: str, tmp_path: Path) -> None:
     code = "from burgersgd.training.engines.compiled import why_not_compiled; print(why_not_compiled('cpu'))"

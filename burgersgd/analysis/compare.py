@@ -120,7 +120,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
 
 
 def _once(runs: Runs) -> tuple[Runs, int]:
-    """Return the runs, of those that repeat one another (same settings and seeds) one, and how many were dropped."""
+    """Return the runs without repetitions (same settings and seeds), and how many were dropped."""
     kept: dict[Any, Run] = {}
     for run in runs:
         key = (run.setting(without=()), run.digest)

@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know besides its numbers."""
+"""Notes below the tables of a comparison: what a reader has to know besides its numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def notes_of(c: Comparison, repeats: int) -> list[str]:
 
 
 def _no_value(run: Run, metric: str, at: At) -> str:
-    """Return why a run that is over has no value; empty where it has one, or is not over."""
+    """Return the reason why a finished run has no value; empty if it has one, or is not finished."""
     if run.state != "completed" or not math.isnan(measure(run, metric, at)):
         return ""
     return f"{curve_problem(run) or f'{run.folder}: no value of {metric} at {at}'}; this run is left out"
@@ -92,9 +92,10 @@ def inclusion_check(c: Comparison, block: Block) -> str | None:
             continue
         d = difference_of(row, sgd)
         if d.test != "Welch" and d.p < ALPHA and (d.mean > 0 or row.n_lost > sgd.n_lost):
-            tried = f"{row.n_settings} settings tried against {sgd.n_settings}"
+            several = max(row.n_settings, sgd.n_settings) > 1  # else they were chosen elsewhere
+            tried = f" ({row.n_settings} settings tried against {sgd.n_settings})" if several else ""
             return (
                 f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}), which contains it (inner_steps=1, gamma=.inf,"
-                f" nu=0): its search space or budget is too small ({tried})"
+                f" nu=0): its search space or budget is too small{tried}"
             )
     return None

@@ -1,4 +1,4 @@
-"""What a comparison asks, and what is refused because its answer would mislead."""
+"""The question of a comparison, and the refusal of comparisons whose answer would mislead."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Difference:
     standard_error: float
     df: float
     sd: float
-    """Standard deviation of the differences (Welch: of a difference of two single runs)."""
+    """Standard deviation of the differences; for Welch's test, that of a difference between two single runs."""
     improvement: float
     """Probability that a run of the row is better than one of the baseline, ties half."""
     p_holm: float = math.nan
@@ -60,7 +60,7 @@ class Row:
     """A group of runs with one setting, or one per split, and the statistics of its values."""
 
     key: tuple[Any, ...]
-    """Values of the keys that rows are told apart by."""
+    """Values of the keys that distinguish the rows."""
     label: str
     group: tuple[Run, ...]
     """All runs of the row, of whatever setting."""
@@ -112,7 +112,7 @@ class Row:
 
     @property
     def median(self) -> float:
-        """Median of all values: those that diverged or missed are the largest ones."""
+        """Median of all values; runs that diverged or missed the target count as +inf."""
         return median(self.every)
 
     @property

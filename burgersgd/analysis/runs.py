@@ -40,7 +40,7 @@ Columns = dict[str, NDArray[np.float64]]
 
 UNHASHED = (
     *("output_root", "run_name", "device", "sweep", "dataset.root", "dataset.download"),
-    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes"),
+    *("trainer.log_every", "trainer.checkpoint_every", "trainer.checkpoint_minutes", "trainer.sinks"),
 )
 """Keys and groups that do not change a run's numbers, and are left out of the hash of its settings."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
@@ -67,7 +67,7 @@ class Run:
     settings: dict[str, Any]
     """The resolved configuration by dotted key."""
     decides: dict[str, Any]
-    """What of it decides the numbers of the run, as identity.canonical says, by dotted key."""
+    """The settings that decide the numbers of the run (as in identity.canonical), by dotted key."""
     status: dict[str, Any]
     """status.json."""
     state: str
@@ -132,7 +132,7 @@ class Runs(Sequence[Run]):
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
     paths: tuple[str, ...] = field(default=(), compare=False)
-    """What was asked for."""
+    """The paths that were loaded."""
 
     def __len__(self) -> int:
         return len(self.runs)

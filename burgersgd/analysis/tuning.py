@@ -21,10 +21,8 @@ from scipy import special
 from burgersgd.analysis.rows import Measure
 from burgersgd.analysis.runs import Run, number
 from burgersgd.analysis.statistics import Interval, Values
-from burgersgd.recording.naming import same_job
+from burgersgd.recording.naming import JOBS, same_job
 
-JOBS = "jobs.jsonl"
-"""List of a sweep's jobs in its folder, in the order in which they were asked for."""
 RANGE = 0.8
 """Share of searches whose best trial lies within the range that is shown."""
 
@@ -41,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningCurve:
-    """What is found after 1, 2, ... trials; arrays ``[n]``."""
+    """Expected best result after 1, 2, ... trials; arrays ``[n]``."""
 
     trials: NDArray[np.int64]
     cost: Values

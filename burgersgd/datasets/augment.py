@@ -33,7 +33,7 @@ class Augmentation:
     reach: tuple[int, int]
     """The most pixels that an image is moved, down or up and to either side."""
     black: Float[Tensor, "channels #height #width"]
-    """What the numbers of a black pixel are; it stands where an image has been moved away."""
+    """The numbers of a black pixel, which fills the border that a shifted image leaves."""
 
     @property
     def variants(self) -> int:

@@ -1,4 +1,4 @@
-"""What a data set is once it is ready for training: three parts of tensors."""
+"""A data set that is ready for training: three parts of tensors."""
 
 from __future__ import annotations
 

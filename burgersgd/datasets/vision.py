@@ -199,7 +199,7 @@ def _from_idx(path: Path, content: bytes) -> UInt8[ndarray, "n *image"]:
 
 
 class _Inert:
-    """What a pickled array or its type is read as: the file's arguments and its state, of which nothing is called."""
+    """Stand-in for a pickled array or its type: holds arguments and state from the file, and calls nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Model(Protocol):
-    """What the trainer needs of a model; parameters are given as views of one vector x in R^d."""
+    """The interface of a model; its parameters are views of one vector x in R^d."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:

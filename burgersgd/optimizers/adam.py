@@ -61,7 +61,16 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class AdamW(EveryGradientMovesX):
-    """Float hyperparameters: lr, beta1, beta2, eps, weight_decay (decoupled)."""
+    """Adam with decoupled weight decay.
+
+    Evaluation t = 1, 2, ..., element by element with g = grad F(x)::
+
+        m <- beta1 m + (1 - beta1) g
+        s <- beta2 s + (1 - beta2) g^2
+        x <- (1 - lr weight_decay) x - lr (m / (1 - beta1^t)) / (sqrt(s / (1 - beta2^t)) + eps)
+
+    Float hyperparameters: lr, beta1, beta2, eps, weight_decay.
+    """
 
     decay_on: str = "all"
     noisy = False

@@ -47,7 +47,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Langevin(EveryGradientMovesX):
-    """Float hyperparameters: lr, temperature, weight_decay. Invariant law exp(-F / T) as lr -> 0."""
+    """Langevin dynamics at temperature T, discretised by Euler and Maruyama.
+
+    Each evaluation, xi standard normal::
+
+        x <- x - lr (grad F(x) + weight_decay x) + sqrt(2 T lr) xi
+
+    The invariant law is exp(-F / T) as lr -> 0. Float hyperparameters: lr, temperature, weight_decay.
+    """
 
     has_weight_decay: bool = False
     noisy: bool = True

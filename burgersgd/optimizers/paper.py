@@ -76,7 +76,7 @@ class State(NamedTuple):
 
 
 class _Simultaneous(RuleDefaults):
-    """x and y stepped together from the same (x_k, y_k): all that the two rules share."""
+    """Base of both rules: x and y make their steps together, from the same (x_k, y_k)."""
 
     def init(self, x: Runs, xi: Runs | None) -> State:
         """Return the state with y0 = x0 (the paper is silent)."""
@@ -106,7 +106,12 @@ class _Simultaneous(RuleDefaults):
 
 @dataclass(frozen=True)
 class PaperSDE(_Simultaneous):
-    """Euler-Maruyama of (5.14) with explicit epsilon, MATH 3B; dt = epsilon * lr.
+    """Euler-Maruyama of the paper's two-time-scale SDE (5.14) at finite epsilon, with dt = epsilon * lr.
+
+    Each evaluation, both lines from the old x and y, xi standard normal::
+
+        y <- y - lr (grad F(y) + (y - x) / gamma) + sqrt(2 T lr) xi
+        x <- x + epsilon lr (y - x) / gamma
 
     Float hyperparameters: lr, nu, gamma, epsilon. temperature: T = nu ("printed") or the consistent 2 nu
     ("consistent").
@@ -131,7 +136,12 @@ class PaperSDE(_Simultaneous):
 
 @dataclass(frozen=True)
 class PaperLiteral(_Simultaneous):
-    """(5.18)-(5.19) verbatim, MATH 3C: x moves at the steps k with k mod period = 0 only.
+    """The paper's algorithm (5.18)-(5.19) as printed: x moves only at the steps k with k mod period = 0.
+
+    Each evaluation k = 0, 1, ..., both lines from the old x and y, xi standard normal::
+
+        y <- y - lr (grad F(y) + (y - x) / gamma) + sqrt(2 lr nu) (sqrt(lr) xi)     # noise="std": xi alone
+        x <- x + lr (y - x) / gamma, if k mod period = 0
 
     Float hyperparameters: lr (delta^t), nu, gamma. period None is the paper's N, the number of the last step: x_1 ...
     x_N all equal x_0, and only the very last step moves x. noise "double" multiplies sqrt(2 dt nu) by an increment of

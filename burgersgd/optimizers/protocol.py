@@ -52,7 +52,7 @@ class Clock(NamedTuple):
 
 
 class Stability(NamedTuple):
-    """What decides whether one step is stable on a quadratic, each ``[runs, 1]`` or a number.
+    """The numbers that decide whether one step is stable on a quadratic, each ``[runs, 1]`` or a number.
 
     y is multiplied by 1 - lr (a + pull + weight_decay) on curvature a, momentum apart.
     """
@@ -77,7 +77,7 @@ def weight_decay(hyper: Hyper, lr: Tensor, clock: Clock, on: str) -> Tensor:
 
 
 class RuleDefaults:
-    """What a rule need not say: x is its point, every gradient ends a cycle, nothing else is special."""
+    """Defaults of the contract: gradients are taken at x, every gradient ends a cycle, there is no noise."""
 
     gradients_per_cycle: Any = 1
     gradients_per_batch: Any = 1
@@ -114,7 +114,7 @@ class RuleDefaults:
 
 
 class EveryGradientMovesX(RuleDefaults):
-    """What rules have in common whose only point is x and whose cycle is one gradient."""
+    """Base of rules whose only point is x and whose cycle is one gradient."""
 
 
 def distance(x: Float[Tensor, "*runs d"], y: Float[Tensor, "*runs d"]) -> Float[Tensor, "*runs 1"]:

@@ -58,7 +58,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Sgd(EveryGradientMovesX):
-    """Float hyperparameters: lr, momentum, weight_decay. Over the full batch it is gradient descent (2.9)."""
+    """Stochastic gradient descent with g = grad F(x) + weight_decay x; over the full batch gradient descent (2.9).
+
+    Each evaluation::
+
+        v <- momentum v + g
+        x <- x - lr v                       # nesterov: x - lr (g + momentum v)
+
+    Float hyperparameters: lr, momentum, weight_decay.
+    """
 
     has_momentum: bool = False
     has_weight_decay: bool = False

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from burgersgd.recording.files import to_json
+
 PACKAGES = ("burgersgd", "numpy", "torchvision")
 GIT_TIMEOUT_SECONDS = 5.0
 
@@ -50,6 +52,25 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+def machine_of(device: str) -> list[Any]:
+    """Return what the speed of a device depends on: its name, that of the processor and its cores."""
+    snapshot = environment_snapshot(device)
+    return [snapshot[name] for name in ("device_name", "cpu", "cores", "usable_cores", "platform")]
+
+
+def environment_text(device: str = "cpu") -> str:
+    """Return environment.json: the snapshot of this moment, made once for all runs of a fleet."""
+    import torch
+
+    return _text(device, torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=16)
+def _text(device: str, threads: int) -> str:
+    return to_json({**environment_snapshot(device), "threads": threads})
+
+
+@functools.cache
 def code_version() -> str:
     """Return version and commit of this code, as checkpoints note them."""
     git = _machine()["git"]

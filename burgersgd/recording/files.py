@@ -161,9 +161,28 @@ def one_line(error: BaseException) -> str:
 def to_yaml(value: Any, path: Path) -> str:
     """Return plain values as YAML; path is the run folder that an error names. Raises RunFolderError."""
     try:
-        return yaml.dump(value, Dumper=YAML_DUMPER, sort_keys=False, allow_unicode=True)
+        if not isinstance(value, dict) or not value:
+            return _yaml(value)
+        return "".join(_entry(key, entry) for key, entry in value.items())
     except yaml.YAMLError as error:  # the value holds more than numbers, text, lists and dicts
         raise RunFolderError(f"cannot create run folder {path}: {one_line(error)}") from error
+
+
+def _entry(key: Any, value: Any) -> str:
+    """Return the lines of one entry of a mapping; most entries of a sweep's runs are alike, and are made once."""
+    told = repr((key, value))
+    if told not in _entries:
+        if len(_entries) >= 256:
+            _entries.clear()
+        _entries[told] = _yaml({key: value})
+    return _entries[told]
+
+
+_entries: dict[str, str] = {}
+
+
+def _yaml(value: Any) -> str:
+    return yaml.dump(value, Dumper=YAML_DUMPER, sort_keys=False, allow_unicode=True)
 
 
 def to_json(value: Any) -> str:
@@ -241,26 +260,26 @@ def digest(value: Any) -> str:
     """
     import torch
 
-    sha = hashlib.sha256()
+    pieces: list[Any] = []
 
     def add(value: Any) -> None:
         if isinstance(value, dict):
-            sha.update(b"{%d" % len(value))
+            pieces.append(b"{%d" % len(value))
             for key, entry in value.items():
                 add(key)
                 add(entry)
         elif isinstance(value, list | tuple):
-            sha.update(b"[%d" % len(value))
+            pieces.append(b"[%d" % len(value))
             for entry in value:
                 add(entry)
         elif isinstance(value, torch.Tensor):
-            sha.update(f"t{value.dtype}{list(value.shape)}".encode())
+            pieces.append(f"t{value.dtype}{list(value.shape)}".encode())
             if value.untyped_storage().nbytes() < value.numel() * value.element_size():
                 raise ValueError("a tensor is larger than its memory")
-            sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            pieces.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             text = repr(value).encode()
-            sha.update(b"%s%d:" % (type(value).__name__.encode(), len(text)) + text)
+            pieces.append(b"%s%d:%s" % (type(value).__name__.encode(), len(text), text))
 
     add(value)
-    return sha.hexdigest()[:32]
+    return hashlib.sha256(b"".join(pieces)).hexdigest()[:32]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 LONGEST = 120
 """Characters of a name, all of them ASCII: file systems take 255 bytes, and paths have other parts."""
+JOBS = "jobs.jsonl"
+"""List of a sweep's jobs in its folder, in the order in which they were asked for."""
 DIGITS = 12
 """Of a hash."""
 

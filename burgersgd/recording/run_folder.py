@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from burgersgd.recording.claims import LOCK, claim, release, remove_lock_file, still_holds, whose
-from burgersgd.recording.environment import environment_snapshot
+from burgersgd.recording.environment import environment_text
 from burgersgd.recording.files import (
     RunFolderError,
     append,
@@ -57,6 +57,7 @@ from burgersgd.recording.reading import (
     result_digest,
 )
 from burgersgd.recording.rows import Row, Table, csv_lines, scalar_records, tagged
+from burgersgd.recording.sinks import TENSORBOARD
 from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 from burgersgd.training.metrics import NAMES
 
@@ -132,7 +133,7 @@ class RunFolder:
         files = {
             CONFIG: to_yaml(dict(config), path) + YAML_END,
             OVERRIDES: to_yaml(list(overrides), path),
-            ENVIRONMENT: to_json(environment_snapshot(device)),
+            ENVIRONMENT: environment_text(device),
             METRICS: metrics or HEADER,
         }
         with _claimed(path):
@@ -180,7 +181,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: a crash left it half made; repeat the command that trains it")
         with contextlib.suppress(OSError):
             (self.path / METRICS).write_text(HEADER, encoding="utf-8")
-            (self.path / ENVIRONMENT).write_text(to_json(environment_snapshot()), encoding="utf-8")
+            (self.path / ENVIRONMENT).write_text(environment_text(), encoding="utf-8")
         self.status("running")
         self.log.warning("a crash left this folder half made: the run begins again")
 
@@ -250,7 +251,9 @@ class RunFolder:
         """Return events in a file that sorts behind all that are there."""
         stamps = [int(s) for path in self.path.glob(EVENTS) if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
-        return TensorBoardEvents(functools.partial(append, events), hparams_of(self.config))
+        wanted = TENSORBOARD in self.config.get("trainer", {}).get("sinks", [TENSORBOARD])
+        write = functools.partial(append, events) if wanted else _discard
+        return TensorBoardEvents(write, hparams_of(self.config))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -468,6 +471,10 @@ def add_rows(folders: Sequence[RunFolder | None], table: Table) -> None:
         events = scalar_records(now, int(evaluations), tagged(table, n_runs, regression), n_runs)
         for i, folder in members:
             folder.add_row(lines[i], int(evaluations), events[i])
+
+
+def _discard(data: bytes) -> None:
+    """Write nothing."""
 
 
 def complete_checkpoints(paths: Sequence[Path]) -> None:

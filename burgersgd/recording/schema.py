@@ -195,6 +195,13 @@ class Plan(Struct):
     rates: dict[str, dict[str, Rate]] = {}
 
 
+class Speeds(Struct):
+    """A file of measured rates in the cache folder: runs in a fleet -> gradient evaluations per second."""
+
+    key: Hash
+    rates: dict[Annotated[str, Meta(pattern="^[1-9][0-9]{0,8}$")], Rate]
+
+
 def checked(value: Any, kind: type[Struct], where: Any) -> Any:
     """Return the value as it is, if it has the kind. Raises RunFolderError, naming where it was read and the key."""
     try:

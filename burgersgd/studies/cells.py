@@ -150,12 +150,11 @@ def _composer() -> Composer:
     return Composer()
 
 
-def train_sweep(words: Sequence[str], folder: Path, quiet: bool = False) -> None:
+def train_sweep(sweep: Sweep, folder: Path, quiet: bool = False) -> None:
     """Train what is left of a sweep. Raises StudyStoppedError where not all of its jobs are over then, and Interrupted.
 
     A diverged run is over; one that failed is not.
     """
-    sweep = sweep_of(words)
     sweep.quiet = quiet
     sweep.run_here(folder)
     code = sweep.exit_code

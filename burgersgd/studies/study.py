@@ -49,21 +49,20 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
     """
     root = root.absolute()
     cells = cells_of(study, root)
-    for cell in cells:
-        sweep_of(cell.search_words())
+    searches = {cell: sweep_of(cell.search_words()) for cell in cells}
     keep_spec(study, root)
     chosen: dict[Cell, Chosen] = {}
     for i, cell in enumerate(cells):
         tell(f"search {i + 1} of {len(cells)}: {cell.name}")
-        train_sweep(cell.search_words(), cell.search_folder, quiet)
+        train_sweep(searches.pop(cell), cell.search_folder, quiet)
         chosen[cell] = cell.choose()
     for i, cell in enumerate(cells):
         tell(f"test {i + 1} of {len(cells)}: {cell.name}, {study.n0} seeds")
-        train_sweep(cell.test_words(chosen[cell], study.n0), cell.test_folder, quiet)
+        train_sweep(sweep_of(cell.test_words(chosen[cell], study.n0)), cell.test_folder, quiet)
         n = cell.n_seeds()
         if n > study.n0:
             tell(f"test {i + 1} of {len(cells)}: {cell.name}, {n} seeds")
-            train_sweep(cell.test_words(chosen[cell], n), cell.test_folder, quiet)
+            train_sweep(sweep_of(cell.test_words(chosen[cell], n)), cell.test_folder, quiet)
     comparison = comparison_of(load(root / "test"), study)
     answer = Answer(comparison, stein_table(cells), choice_table(chosen))
     tuning = tuning_tables(comparison_of(load(root / "search"), study))
@@ -95,20 +94,18 @@ def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
 
 def stein_table(cells: list[Cell]) -> Table:
     """Return the differences to the baseline with Stein's intervals and the widths that were reached."""
-    percent = all(run.percent for cell in cells for run in load(cell.test_folder)[:1])
-    form = Form(100, "points", 2) if percent else Form(1, "", 4)
     rows = []
     for cell in cells:
+        form = Form(100, "%", 2) if load(cell.test_folder)[0].percent else Form(1, "", 4)
         for name, found in cell.stein().items():
             ends = form.interval(found.interval, sign=True)
             reached = "" if not found.width > cell.study.width * (1 + 1e-9) else "no"
             numbers = form.number(found.mean, sign=True), ends, form.number(found.width), reached
             rows.append((cell.name, name, f"{found.n0}, {found.n}", *numbers))
     baseline, study = cells[0].study.baseline, cells[0].study
-    wanted = f"{form.number(study.width)} {form.unit}".strip()
-    title = f"Test error minus that of {baseline}, in two stages (Stein): wanted width {wanted}, not adjusted"
+    title = f"Test error (%, in regression RMSE) minus that of {baseline}, in two stages (Stein), not adjusted"
     columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
-    return Table(title, (*columns, "wanted width reached"), tuple(rows))
+    return Table(title, (*columns, f"width <= {study.width:g}"), tuple(rows))
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import math
@@ -27,6 +28,7 @@ from burgersgd.recording.naming import same_job
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.recording.schema import Plan, checked, decoded
+from burgersgd.sweeps import speeds
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, train_chunk
 from burgersgd.sweeps.workers import Pool
 
@@ -36,7 +38,11 @@ REPAID_SECONDS = 10.0
 MEASURE_FROM_SECONDS = 1.0
 """Estimated time of a group, by the speed of a processor, below which its speed is not measured."""
 LOOK_SECONDS = 0.1
-"""Duration of one measurement."""
+"""Longest duration of one measurement."""
+LOOKS_SHARE = 0.03
+"""Largest share of a group's training time that its measurements take."""
+LOOKS = 5
+"""Measurements of a group, about."""
 FLEET_SECONDS = 0.1
 """What a fleet costs besides its steps and what each of its runs records: preparing it, 250 turns of its loop."""
 MEMORY_SHARE = 0.8
@@ -51,7 +57,7 @@ Rates = dict[int, float]
 
 
 def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threads: int | None = None) -> float:
-    """Return the gradient evaluations per second of a fleet, measured for so long. Raises as prepare does."""
+    """Return the gradient evaluations per second of a fleet, measured for so many seconds. Raises as prepare does."""
     prepared = prepare(configs, threads=threads)
     with prepared.torch_settings():
         fleet = prepared.fleet()
@@ -126,6 +132,11 @@ class Group:
     seconds_per_run: float
     """About, on one core."""
 
+    def look_seconds(self, workers: int) -> float:
+        """Return how long one measurement may take."""
+        whole = self.seconds_per_run * len(self.jobs) / max(1, workers)
+        return min(LOOK_SECONDS, LOOKS_SHARE * whole / LOOKS)
+
     def most(self, workers: int) -> int:
         """Return the runs of a fleet that fit the memory, beside those of the other workers."""
         device = self.prepared.problem.inputs.device
@@ -162,21 +173,28 @@ class Memory:
         """Return how fast fleets of the given sizes are, in rising order until they get slower."""
         text = f"{group.name} {os.cpu_count()} {workers}"
         known = self.rates.setdefault(hashlib.sha256(text.encode()).hexdigest()[:12], {})
+        key = speeds.key_of(group.prepared, workers)
+        before = {runs: rate for runs, rate in speeds.known(key).items() if runs not in known}
+        known |= {str(runs): before[str(runs)] for runs in sizes if str(runs) in before}
         rates: Rates = {}
+        seconds = group.look_seconds(workers)
+        new: dict[str, float] = {}
         for runs in sizes:
             if str(runs) not in known:
                 configs = [job.config for job in group.jobs[:runs]]
                 try:
-                    rate = measure(configs)
+                    rate = measure(configs, seconds)
                     if rate < 0.8 * max(rates.values(), default=0.0):  # or was something else running just then?
-                        rate = max(rate, measure(configs))
-                    known[str(runs)] = rate
+                        rate = max(rate, measure(configs, seconds))
+                    known[str(runs)] = new[str(runs)] = rate
                 except (MemoryError, RuntimeError, ValueError) as error:  # training will tell, job by job
                     _log.debug("cannot measure a fleet of %d: %s", runs, error)
                     break
             rates[runs] = known[str(runs)]
             if rates[runs] < 0.8 * max(rates.values()):
                 break
+        if new:
+            speeds.keep(key, new)
         return rates
 
     def formed(self, jobs: Sequence[Job]) -> tuple[list[Chunk], list[Job]]:
@@ -193,7 +211,8 @@ class Memory:
         return list(formed.values()), new
 
 
-Measure = Callable[[list[TrainConfig]], float]
+Measure = Callable[[list[TrainConfig], float], float]
+"""Runs of a fleet and how long to measure -> gradient evaluations per second of one process."""
 
 
 def sizes_to_try(limit: int) -> list[int]:
@@ -279,7 +298,8 @@ class LocalTrainer:
             decided = self.settings.workers is not None and self.settings.max_runs is not None
             if len(jobs) > 1 and not decided and seconds * len(chunk) > MEASURE_FROM_SECONDS:
                 runs = max(1, min(16, len(chunk), group.most(workers=1)))
-                for rate in memory.measured(group, 0, [runs], lambda configs: rate_of(configs, threads=1)).values():
+                look = functools.partial(_rate_of, threads=1)
+                for rate in memory.measured(group, 0, [runs], look).values():
                     group.seconds_per_run = prepared.budget / rate
             groups.append(group)
         return groups, [chunk for chunk in unprepared if chunk]
@@ -312,10 +332,14 @@ class LocalTrainer:
         if self.settings.max_runs is not None:
             return chunks_of(group.new, min(limit, self.settings.max_runs))
         if not group.prepared.kind.compiles and _long([group]):
-            measure = rate_of if workers == 1 or self.pool is None else self.pool.measure
+            measure = _rate_of if workers == 1 or self.pool is None else self.pool.measure
             if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
                 limit = best_size(rates, len(group.new), workers, group.prepared.budget)
         return chunks_of(group.new, limit)
+
+
+def _rate_of(configs: Sequence[TrainConfig], seconds: float, threads: int | None = None) -> float:
+    return rate_of(configs, seconds, threads=threads)  # by its name, which tests replace
 
 
 def gpu_hint(groups: Sequence[Group]) -> str | None:

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 from burgersgd.analysis.runs import load
 from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, read_text
-from burgersgd.recording.naming import job_folders, same_job
+from burgersgd.recording.naming import JOBS, job_folders, same_job
 from burgersgd.recording.progress import sweep_summary
 from burgersgd.recording.reading import ENDED, read_status, spent_so_far
 from burgersgd.recording.schema import NotedJob, checked, decoded
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.report import Settings, settings_of
 
-JOBS = "jobs.jsonl"
 STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running", "waiting")
 
 

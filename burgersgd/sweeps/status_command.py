@@ -14,9 +14,10 @@ from typing import Any
 
 from burgersgd.analysis.tables import Table, as_text
 from burgersgd.recording.files import RunFolderError, plain_json
+from burgersgd.recording.naming import JOBS
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.reading import CONFIG, METRICS, STATUS, read_status
-from burgersgd.sweeps.status import JOBS, JobState, counted, job_states, progress_of, record, state_of, sweep_text
+from burgersgd.sweeps.status import JobState, counted, job_states, progress_of, record, state_of, sweep_text
 
 LATEST = 10
 """Sweeps and runs that are shown where no folder is named."""

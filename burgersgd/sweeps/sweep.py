@@ -31,7 +31,7 @@ from burgersgd.rates import Facts, resolved
 from burgersgd.recording.claims import remove_lock_file, whose
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import one_line
-from burgersgd.recording.naming import job_folder, job_folders, job_name
+from burgersgd.recording.naming import JOBS, job_folder, job_folders, job_name
 from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import METRICS
@@ -42,7 +42,7 @@ from burgersgd.sweeps.planning import PLAN, LocalTrainer
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import MOST_JOBS, Space, Words, space_of
-from burgersgd.sweeps.status import JOBS, as_it_stands, note_jobs, noted_names, unwell
+from burgersgd.sweeps.status import as_it_stands, note_jobs, noted_names, unwell
 
 _log = logging.getLogger("burgersgd")
 

@@ -52,7 +52,7 @@ class Pool:
         devices = visible.split(",") if visible else [str(k) for k in range(torch.cuda.device_count())] or ["0"]
         return _Worker(self._threads, devices[i % len(devices)] if self._gpus else None)
 
-    def measure(self, configs: Sequence[TrainConfig]) -> float:
+    def measure(self, configs: Sequence[TrainConfig], seconds: float) -> float:
         """Return the gradient evaluations per second of one worker while all of them train such a fleet.
 
         Raises WorkerDiedError where one dies of it, and what `planning.rate_of` raises.
@@ -60,7 +60,7 @@ class Pool:
         for i, worker in enumerate(self.workers):
             if worker.connection.closed:
                 self.workers[i] = self._start(i)
-            self.workers[i].send("measure", list(configs))
+            self.workers[i].send("measure", list(configs), seconds)
         answers = []
         for worker in self.workers:
             try:

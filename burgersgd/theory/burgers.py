@@ -163,7 +163,7 @@ def cell_peclet(u: ArrayLike, dx: float, nu: float, *, law: Law = BURGERS, perio
 
 
 class Solution(NamedTuple):
-    """What the solver returns."""
+    """The solution at the requested times, as the solver returns it."""
 
     times: Float64[np.ndarray, " times"]
     values: Float64[np.ndarray, "times cells"]  # cell averages

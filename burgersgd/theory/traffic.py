@@ -197,7 +197,7 @@ def ring_density(x: ArrayLike, length: float, *, rho_max: float = 1.0) -> Array:
 def cumulative_count(
     rho: Array, dx: float, times: Array, nu: float, *, periodic: bool, rho_max: float = 1.0, u_max: float = 1.0
 ) -> Array:
-    """Return N, ``[times, cells + 1]``: the cars between the left end and each face, less those that came in by then.
+    """Return N, ``[times, cells + 1]``: the cars between the left end and each face, minus those that have entered.
 
     rho is ``[times, cells]``. Cars are the level sets of N, because N_x = rho and N_t = -q: car k drives along
     N(X(t), t) = k at the speed q / rho. The flux through the left end is integrated by the trapezoidal rule over times.

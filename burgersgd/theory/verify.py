@@ -41,7 +41,7 @@ MIN_WIDTH, MAX_WIDTH = 100, 160
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run of the checks gives."""
+    """The result of running checks."""
 
     rows: list[Row]
     seconds: dict[str, float]  # of every check

@@ -1,4 +1,4 @@
-"""What a check of `burgersgd verify` returns: rows of numbers with a tolerance and a verdict."""
+"""The rows that a check of `burgersgd verify` returns: numbers with a tolerance and a verdict."""
 
 from __future__ import annotations
 

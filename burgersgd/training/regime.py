@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.training.engines import ENGINES
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
+from burgersgd.training.native_gradient import NativeGradient
 
 BATCHES = 8
 """Mini-batches of the first epoch that the noise of the gradient is estimated from."""
@@ -49,32 +52,60 @@ def regimes(fleet: Fleet, start: Float[Tensor, "runs d"]) -> list[Regime | None]
     if not isinstance(rule, LocalEntropy):
         return [None] * fleet.n_runs
     found: list[Regime | None] = []
+    traces = [minibatch_traces(fleet, x) for x in (start, fleet.x)]
     for run in range(fleet.n_runs):
         hyper = {name: float(values.flatten()[run]) for name, values in fleet.hyper.items()}
         lr = hyper["lr"] / (1 - hyper["momentum"])
         time = rule.gradients_per_cycle * lr / hyper["gamma"]
-        noises = (lr * minibatch_trace(fleet, run, x[run]) / (4 * fleet.d) for x in (start, fleet.x))
+        noises = (lr * trace[run] / (4 * fleet.d) for trace in traces)
         ratios = (hyper["nu"] / noise if noise > 0 else math.nan for noise in noises)
         found.append(Regime(time, hyper["outer_step"] / time if time else math.inf, *ratios))
     return found
 
 
-def minibatch_trace(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> float:
-    """Return tr S, the variance of a mini-batch gradient at x summed over the parameters, without dropout.
+def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[float]:
+    """Return tr S of every run, the variance of a mini-batch gradient at its point summed over the parameters.
 
-    Estimated from the whole ones of the first BATCHES batches of the run; nan where there is one batch only.
+    Without dropout, and estimated from the whole ones of the first BATCHES batches of the run; nan where there is one
+    batch only.
     """
     count = min(BATCHES, fleet.batches.evaluations_per_epoch)
     whole = [k for k in range(count) if fleet.batches.size(k) == fleet.batches.batch_size]
     if len(whole) < 2:
-        return math.nan
-    indices = fleet.batches.indices(0, count)[:, run]
-    gradients = torch.stack([_gradient(fleet.problem, x, indices[k]) for k in whole])
-    return float(gradients.var(dim=0).sum())
+        return [math.nan] * fleet.n_runs
+    batches = fleet.batches.indices(0, count)[whole].transpose(0, 1).contiguous()  # [runs, batches, examples]
+    gradients = (
+        _in_c(fleet.problem, len(whole), batches.shape[2]) if ENGINES[fleet.engine].gradient_in_c else _by_autograd
+    )
+    traces = []
+    for x, rows in zip(points, batches, strict=True):
+        found = gradients(fleet.problem, x, rows)
+        traces.append(float((found - found.mean(dim=0)).square().sum(dtype=torch.float64)) / (len(whole) - 1))
+    return traces
 
 
-def _gradient(problem: Problem, x: Float[Tensor, " d"], rows: Tensor) -> Float[Tensor, " d"]:
+Gradients = Callable[[Problem, Tensor, Tensor], Tensor]
+"""Problem, x ``[d]`` and batches ``[n, examples]`` -> gradients ``[n, d]``."""
+
+
+def _by_autograd(problem: Problem, x: Float[Tensor, " d"], batches: Tensor) -> Float[Tensor, "n d"]:
     leaf = x.detach().clone().requires_grad_()
-    inputs, targets = problem.examples(rows)
-    outputs = problem.model.apply(split(leaf, problem.model.shapes), inputs, False, None)
-    return torch.autograd.grad(problem.loss.mean(outputs, targets), leaf)[0]
+    gradients = []
+    for rows in batches:
+        inputs, targets = problem.examples(rows)
+        outputs = problem.model.apply(split(leaf, problem.model.shapes), inputs, False, None)
+        gradients.append(torch.autograd.grad(problem.loss.mean(outputs, targets), leaf)[0])
+    return torch.stack(gradients)
+
+
+def _in_c(problem: Problem, n: int, size: int) -> Gradients:
+    """Return what computes the gradients of n batches of so many examples as the native engine does: at a tenth."""
+    kernel = NativeGradient.of(problem.model, problem.loss.name, problem.inputs, problem.targets, n, size)
+    gradients = torch.empty(n, problem.d, dtype=problem.inputs.dtype)
+    loss, norm = (torch.empty(n, dtype=problem.inputs.dtype) for _ in range(2))
+
+    def gradients_at(problem: Problem, x: Tensor, batches: Tensor) -> Tensor:
+        kernel(x.detach().expand(n, -1).contiguous(), batches, gradients, loss, norm)
+        return gradients
+
+    return gradients_at

@@ -25,7 +25,7 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("rule", ["median", "halving"])
+@pytest.mark.parametrize("rule", ["median", pytest.param("halving", marks=pytest.mark.slow)])
 def test_laggards_are_stopped_and_a_killed_sweep_stops_the_same(
     rule: str, kill: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

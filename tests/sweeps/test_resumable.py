@@ -84,7 +84,7 @@ def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) ->
     assert len(steps) == 60
 
 
-@pytest.mark.parametrize("moment", [3, 25, 59])
+@pytest.mark.parametrize("moment", [25, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 59))])
 def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
     kill(60 + moment)  # in the second of two fleets
@@ -98,7 +98,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> No
         assert_same(folder, folders("killed")[name])
 
 
-@pytest.mark.parametrize("over", [1, 3, 5])
+@pytest.mark.parametrize("over", [3, *(pytest.param(over, marks=pytest.mark.slow) for over in (1, 5))])
 def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     over: int, kill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,8 +228,14 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
     assert not claims.is_claimed(folder)
 
 
-@pytest.mark.parametrize("moment", ["before any job began", "in the first fleet"])
-@pytest.mark.parametrize("name", [["sweep.name=told"], [], ["output_root='out ${puts}'"]])
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        (["sweep.name=told"], "in the first fleet"),
+        ([], "before any job began"),
+        (["output_root='out ${puts}'"], "in the first fleet"),
+    ],
+)
 def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on(
     moment: str, name: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,7 +246,9 @@ def error_of(code: int, capsys: pytest.CaptureFixture[str], expected: int = 2) -
     return shown.out, errors[0]
 
 
-@pytest.mark.parametrize("trouble", ["damaged", "locked", "removed"])
+@pytest.mark.parametrize(
+    "trouble", ["damaged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("locked", "removed"))]
+)
 def test_a_study_whose_file_fails_in_mid_search_is_one_line_and_nothing_is_lost(
     trouble: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,13 +114,19 @@ def test_native_engine_computes_what_autograd_computes(n_runs: int) -> None:
     assert torch.allclose(eager.x, native.x, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("n_runs", [1, 3])
+COMPILED = [
+    LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, integrator="leimkuhler_matthews"),
+    LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, momentum=0.5),
+    SgdConfig(momentum=0.9, nesterov=True, weight_decay=1e-3),
+]
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    ("n_runs", "optimizer"),
     [
-        LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, integrator="leimkuhler_matthews"),
-        LocalEntropyConfig(nu=1e-5, inner_steps=3, burn_in=1, momentum=0.5),
-        SgdConfig(momentum=0.9, nesterov=True, weight_decay=1e-3),
+        (3, COMPILED[0]),
+        (1, COMPILED[2]),
+        *(pytest.param(n, COMPILED[k], marks=pytest.mark.slow) for n, k in ((1, 0), (1, 1), (3, 1), (3, 2))),
     ],
 )
 def test_compiled_steps_equal_eager_steps(n_runs: int, optimizer: OptimizerConfig) -> None:

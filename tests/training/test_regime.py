@@ -16,7 +16,7 @@ from burgersgd.cli import main
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_config
-from burgersgd.training.regime import Regime, minibatch_trace, regimes
+from burgersgd.training.regime import Regime, minibatch_traces, regimes
 from tests.conftest import small_config
 
 OPTIMIZER = LocalEntropyConfig(lr=0.07, nu=3e-6, gamma=0.9, inner_steps=6, burn_in=2, outer_step=0.4, momentum=0.6)
@@ -28,10 +28,11 @@ def config(seed: int, optimizer: LocalEntropyConfig = OPTIMIZER, batch_size: int
     )
 
 
-def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop() -> None:
+@pytest.mark.parametrize("engine", ["eager", "native"])
+def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(engine: str) -> None:
     """Gradients of nn.Module on the batches of the run; the noise and the clock of the rate lr / (1 - momentum)."""
     optimizers = [OPTIMIZER, dataclasses.replace(OPTIMIZER, lr=0.2, nu=1e-4, gamma=math.inf, outer_step=0.9)]
-    prepared = prepare([config(3 + i, optimizer) for i, optimizer in enumerate(optimizers)])
+    prepared = prepare([config(3 + i, optimizer) for i, optimizer in enumerate(optimizers)], engine=engine)
     fleet = prepared.fleet()
     starts = prepared.initial(fleet.seeds)
     fleet.advance(40)
@@ -60,7 +61,7 @@ def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop() -> None:
 
 def test_batches_that_are_cut_short_do_not_count_and_one_batch_has_no_noise() -> None:
     fleets = [prepare([config(1, batch_size=size)]).fleet() for size in (1079, 900, 539)]  # of 1079 examples
-    traces = [minibatch_trace(fleet, 0, fleet.x[0]) for fleet in fleets]
+    traces = [minibatch_traces(fleet, fleet.x)[0] for fleet in fleets]
     assert math.isnan(traces[0])
     assert math.isnan(traces[1])
     assert traces[2] > 0

@@ -1,0 +1,122 @@
+"""Sinks: other programs that are told of a run beside its folder, by `trainer.sinks=[tensorboard,NAME]`.
+
+A sink is any object with three methods; ten lines connect a tracker::
+
+    class Mine:
+        def start(self, folder, config): self.tracker = tracker.init(name=folder.name, config=config)
+        def rows(self, rows): [self.tracker.log(row, step=row["evaluations"]) for row in rows]
+        def end(self, state, result): self.tracker.finish()
+
+    burgersgd.recording.sinks.register("mine", Mine)
+
+or an entry point of the group `burgersgd.sinks` in an installed package. The run folder is the truth: a sink that
+raises costs one warning, is told nothing more, and never fails a run. TensorBoard's events are written by the run
+folder itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+TENSORBOARD, MLFLOW = "tensorboard", "mlflow"
+GROUP = "burgersgd.sinks"
+_log = logging.getLogger("burgersgd")
+
+
+class Sink(Protocol):
+    """What is told of one run. Each method may raise whatever it likes, and should not take long."""
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """The run begins or goes on; config is the resolved configuration in plain values."""
+
+    def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Rows of metrics by column, about once a second; after `start` of a run that goes on, all that it had."""
+
+    def end(self, state: str, result: Mapping[str, Any]) -> None:
+        """The run is over, as status.json says, or interrupted (without a result)."""
+
+
+_registered: dict[str, Callable[[], Sink]] = {}
+_told: set[str] = set()
+"""Sinks that this process has warned of."""
+
+
+def register(name: str, make: Callable[[], Sink]) -> None:
+    """Let `trainer.sinks` have a name; make returns a new sink for every run."""
+    _registered[name] = make
+
+
+def sink_names() -> list[str]:
+    """Return all names that `trainer.sinks` may have."""
+    return [*dict.fromkeys([TENSORBOARD, MLFLOW, *_registered, *(point.name for point in entry_points(group=GROUP))])]
+
+
+def problem_with(name: str) -> str | None:
+    """Return why `trainer.sinks` cannot have a name here, None where it can."""
+    if name not in sink_names():
+        return f"{name}: must be among {', '.join(sink_names())}"
+    if name == MLFLOW and MLFLOW not in _registered and importlib.util.find_spec("mlflow") is None:
+        return f"{name}: needs the package mlflow-skinny: pip install '.[mlflow]' in the checkout"
+    return None
+
+
+def _made(name: str) -> Sink:
+    if name in _registered:
+        return _registered[name]()
+    if name == MLFLOW:
+        from burgersgd.recording.mlflow_sink import MlflowSink
+
+        return MlflowSink()
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return point.load()()
+    raise ValueError("there is no sink of that name here")
+
+
+class Sinks:
+    """The sinks of one run, those of TensorBoard apart; log is the run's own."""
+
+    def __init__(self, names: Sequence[str], log: logging.Logger) -> None:
+        self._names, self._log = [name for name in names if name != TENSORBOARD], log
+        self._open: dict[str, Sink] = {}
+        self._n_rows = 0
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Make the sinks and tell them that the run begins or goes on."""
+        for name in self._names:
+            try:
+                self._open[name] = _made(name)
+            except Exception as error:
+                self._warn(name, error)
+        self._each(lambda sink: sink.start(folder, config))
+
+    def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Tell what is new among all rows of the run."""
+        new, self._n_rows = rows[self._n_rows :], len(rows)
+        if new:
+            self._each(lambda sink: sink.rows(new))
+
+    def end(self, state: str, result: Mapping[str, Any]) -> None:
+        """Tell how the run ended."""
+        self._each(lambda sink: sink.end(state, result))
+        self._open.clear()
+
+    def _each(self, tell: Callable[[Sink], None]) -> None:
+        for name, sink in list(self._open.items()):
+            try:
+                tell(sink)
+            except Exception as error:
+                del self._open[name]
+                self._warn(name, error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        text = f"trainer.sinks: {name} failed and is told nothing more: {type(error).__name__}: {error}".splitlines()[0]
+        self._log.warning("%s", text)
+        if name not in _told:
+            _told.add(name)
+            _log.warning("%s", text)

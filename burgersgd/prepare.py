@@ -126,7 +126,7 @@ def prepare(
             chosen = engine_of(config, problem, device, len(configs), batch_size)
         else:
             chosen = engine_again(engine, device)
-    if chosen in ("eager", "native_update") and len(configs) > 1 and network.batched:
+    if len(configs) > 1 and network.batched and not ENGINES[chosen].gradient_in_c:
         importlib.import_module("torch._dynamo")  # torch does so in its first vmap, and keeps the frames, and a fleet
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(

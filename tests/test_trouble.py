@@ -32,10 +32,11 @@ from burgersgd.datasets.arrays import from_arrays
 from burgersgd.prepare import prepare
 from burgersgd.recording import run_folder
 from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
-from burgersgd.run import resume, resume_fleet, train, train_fleet
+from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
+from tests.forked import forked
 from tests.test_resume import assert_same, named
 
 EXPLODING = LocalEntropyConfig(lr=40.0, nu=1e-5, inner_steps=8)
@@ -373,3 +374,30 @@ def test_deterministic_runs_repeat_themselves_and_leave_torch_as_it_was() -> Non
         [b.metrics[k] for k in b.metrics if k != "seconds"]
     )
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_lock_file_that_is_removed_while_jobs_are_trained_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process then trains the same jobs; the first one leaves them alone at its next checkpoint."""
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2)]
+    step, codes = Fleet._steps, []
+
+    def others() -> int:
+        return int([r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] != ["completed"] * 2)
+
+    def removing(self: Fleet, k: int, stop: int) -> int:
+        if k >= 20 and not codes:
+            codes.append(None)
+            (tmp_path / "outputs/.lock").unlink()
+            codes[0] = forked(others)
+        return step(self, k, stop)
+
+    monkeypatch.setattr(Fleet, "_steps", removing)
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+        train_jobs(configs, [()] * 2, progress=False)
+    assert codes == [0]
+    monkeypatch.setattr(Fleet, "_steps", step)
+    for config in configs:
+        train(dataclasses.replace(config, run_name=f"undisturbed{config.seed}"), progress=False)
+        assert_same_to_rounding(tmp_path / f"outputs/undisturbed{config.seed}", tmp_path / f"outputs/run{config.seed}")

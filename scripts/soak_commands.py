@@ -331,8 +331,8 @@ def broken(did: dict[str, Any], place: Path) -> str | None:
     left = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     if code == 2:
         longest = LONGEST
-        if lines and lines[0].startswith("usage: ") and len(lines) < 12:  # of argparse, which repeats what was typed
-            lines, longest = lines[-1:], 3 * 6_000 + LONGEST
+        if lines and re.match(r"burgersgd \w+: error: ", lines[-1]):  # of argparse, which repeats what was typed
+            lines, longest = lines[-1:] if len(lines) < 12 else lines, 3 * 6_000 + LONGEST
         errors = [line for line in lines if "error: " in line]
         if len(lines) != 1 or len(errors) != 1:
             return f"a mistake is {len(lines)} lines, {len(errors)} of them an error: {did['err'][:300]!r}"

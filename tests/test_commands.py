@@ -31,6 +31,7 @@ def tried(place: Path, *words: str) -> dict[str, Any]:
         (["hydra.sweep.dir=${nope}", "--multirun", "seed=1,2"], "hydra.sweep.dir: Interpolation key 'nope' not found"),
         (["hydra.sweep.dir=" + "d" * 300, "--multirun", "seed=1,2"], "hydra.sweep.dir: cannot be a folder"),
         (["hydra.sweep.dir='a/b\x00'", "--multirun", "seed=1,2"], "hydra.sweep.dir: cannot be a folder"),
+        (["hydra.sweep.dir=a/" + "d" * 300, "--multirun", "seed=1,2"], "File name too long"),
         (["", "status", "x" * 300], "File name too long"),
         (["", "compare", "x" * 300], "File name too long"),
         (["hydra.searchpath=[nowhere]"], "path=nowhere is not available"),

@@ -281,16 +281,17 @@ class Sweep:
 
     def clean_up(self) -> None:
         """Remove what a sweep has left that could not train anything, where its folder is new."""
-        with contextlib.suppress(OSError):
-            if self._folder not in self._made or any(
-                path.joinpath(METRICS).exists() for path in self._folder.iterdir()
-            ):
+        if self._folder not in self._made:
+            return
+        with contextlib.suppress(OSError):  # it could not be made, but those above it
+            if any(path.joinpath(METRICS).exists() for path in self._folder.iterdir()):
                 return
             for name in (MULTIRUN, JOBS, PLAN):
                 self._folder.joinpath(name).unlink(missing_ok=True)
             shutil.rmtree(self._folder / SUBMITTED, ignore_errors=True)
             remove_lock_file(self._folder)
-            for folder in self._made:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:

@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
         print("burgersgd: interrupted", file=sys.stderr)
         return 130
     except (ValueError, ImportError, OSError) as error:
-        print(f"burgersgd: error: {error}", file=sys.stderr)
+        print(f"burgersgd: error: {error!s:.1000}", file=sys.stderr)
         return 2
     print("\n".join([*run.summary(), f"saved in {folder}: {', '.join(files)}"]))
     return 0

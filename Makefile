@@ -4,13 +4,20 @@ BIN := .venv/bin
 ARGS ?=
 READY := .venv/.ready
 
-.PHONY: train test check docs format bench gpu soak clean
+.PHONY: train test minimum check docs format bench gpu soak clean
 
 train: $(READY)
 	$(BIN)/burgersgd train optimizer=local_entropy $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow' $(ARGS)
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+minimum:
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	$(PYTHON) scripts/minimum.py > .venv-minimum/constraints.txt
+	.venv-minimum/bin/python -m pip install --quiet --constraint .venv-minimum/constraints.txt --editable ".[dev]"
+	.venv-minimum/bin/python -m pytest -q -n auto --dist worksteal -m 'not slow' $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -52,4 +59,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv build dist outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-minimum build dist outputs .pytest_cache .ruff_cache .hypothesis

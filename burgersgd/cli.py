@@ -376,10 +376,10 @@ def _look(command: str, arguments: list[str]) -> int:
             from burgersgd.analysis import listing
 
             return listing.main(arguments)
-        if command == "study":
+        if command in ("study", "bench"):
             from burgersgd.studies import command as study
 
-            return study.main(arguments)
+            return study.main(arguments) if command == "study" else study.main_bench(arguments)
         if command == "compare":
             from burgersgd.analysis import command as analysis
 
@@ -396,7 +396,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     **{
         word: functools.partial(_look, word)
-        for word in ("list", "status", "compare", "study", "evaluate", "export", "rerun")
+        for word in ("list", "status", "compare", "study", "bench", "evaluate", "export", "rerun")
     },
     "verify": _verify,
     "traffic": _traffic,

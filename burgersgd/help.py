@@ -28,6 +28,7 @@ examples:
   burgersgd status                                     how the latest runs and sweeps stand; NAME: one of them
   burgersgd compare SWEEP --by optimizer.name          means, intervals and paired differences
   burgersgd study small --quick                        tune optimizers at equal budgets, test them, report
+  burgersgd bench my_package:MyConfig --quick          an optimizer of your own against those that ship
   burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
   burgersgd export RUN                                 a predictor of raw inputs at its last x
   burgersgd rerun RUN --check                          the same run again: are the bits the same?

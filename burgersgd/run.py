@@ -33,7 +33,7 @@ from burgersgd.recording.run_folder import (
     is_half_made,
     read_config,
 )
-from burgersgd.recording.sinks import sink_names
+from burgersgd.recording.sinks import problem_with
 from burgersgd.trainer import Prune, Result, Trainer
 
 
@@ -313,11 +313,9 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has a name that there is not."""
-    known = sink_names()
-    for name in config.trainer.sinks:
-        if name not in known:
-            raise config.trainer.error("sinks", f"{name}: must be among {', '.join(known)}")
+    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    for problem in filter(None, map(problem_with, config.trainer.sinks)):
+        raise config.trainer.error("sinks", problem)
 
 
 def check_output(config: TrainConfig) -> None:

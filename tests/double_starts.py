@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from burgersgd.recording.run_folder import RunFolder, read_metrics, read_status
+from burgersgd.recording.run_folder import read_metrics, read_status
 from burgersgd.run import resume, train, train_jobs
+from burgersgd.trainer import _FleetRun
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 from tests.scheduling import Choose, paused, scheduled
@@ -98,14 +99,14 @@ def double_start(kind: str, root: Path, choose: Choose) -> tuple[list[Any], list
     """
     before = 0
     if kind == "two resumes":
-        metrics = RunFolder.metrics
+        record = _FleetRun._record
 
-        def stopping(self: RunFolder, row: Any) -> None:
-            if row["evaluations"] == 25:
+        def stopping(self: _FleetRun, point: Any) -> None:
+            if point.evaluations == 25:
                 raise StoppedError
-            metrics(self, row)
+            record(self, point)
 
-        with mock.patch.object(RunFolder, "metrics", stopping):
+        with mock.patch.object(_FleetRun, "_record", stopping):
             try:
                 _single(root)
             except StoppedError:

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+
+from scripts import minimum
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +59,15 @@ def test_the_source_distribution_has_what_people_read(tmp_path: Path) -> None:
         assert name in names
     for name in ("burgersgd/native/normals.c", "conf/train.yaml", "docs/architecture.md", "tests/conftest.py"):
         assert name in names
+
+
+def test_every_dependency_names_its_lowest_version() -> None:
+    pins = minimum.lowest(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    assert {"torch==2.11", "hydra-core==1.3.8", "optuna==4"} <= set(pins)
+    with pytest.raises(ValueError, match="numpy<3: names no lowest version"):
+        minimum.lowest(
+            {"dependencies": ["torch>=2", "numpy<3"], "optional-dependencies": {key: [] for key in minimum.EXTRAS}}
+        )
 
 
 def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path) -> None:

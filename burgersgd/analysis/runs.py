@@ -132,7 +132,7 @@ class Runs(Sequence[Run]):
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
     paths: tuple[str, ...] = field(default=(), compare=False)
-    """What was asked for."""
+    """The paths that were loaded."""
 
     def __len__(self) -> int:
         return len(self.runs)

@@ -16,13 +16,14 @@ folder itself.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-TENSORBOARD = "tensorboard"
+TENSORBOARD, MLFLOW = "tensorboard", "mlflow"
 GROUP = "burgersgd.sinks"
 _log = logging.getLogger("burgersgd")
 
@@ -52,12 +53,25 @@ def register(name: str, make: Callable[[], Sink]) -> None:
 
 def sink_names() -> list[str]:
     """Return all names that `trainer.sinks` may have."""
-    return [*dict.fromkeys([TENSORBOARD, *_registered, *(point.name for point in entry_points(group=GROUP))])]
+    return [*dict.fromkeys([TENSORBOARD, MLFLOW, *_registered, *(point.name for point in entry_points(group=GROUP))])]
+
+
+def problem_with(name: str) -> str | None:
+    """Return why `trainer.sinks` cannot have a name here, None where it can."""
+    if name not in sink_names():
+        return f"{name}: must be among {', '.join(sink_names())}"
+    if name == MLFLOW and MLFLOW not in _registered and importlib.util.find_spec("mlflow") is None:
+        return f"{name}: needs the package mlflow-skinny: pip install '.[mlflow]' in the checkout"
+    return None
 
 
 def _made(name: str) -> Sink:
     if name in _registered:
         return _registered[name]()
+    if name == MLFLOW:
+        from burgersgd.recording.mlflow_sink import MlflowSink
+
+        return MlflowSink()
     for point in entry_points(group=GROUP):
         if point.name == name:
             return point.load()()

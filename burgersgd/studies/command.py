@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from burgersgd.config import register_schemas
+import yaml
+
+from burgersgd.config import GROUPS, register_schemas
 from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
-from burgersgd.schema import ConfigError
+from burgersgd.schema import ConfigError, fields_of
 from burgersgd.studies.cells import StudyStoppedError
-from burgersgd.studies.config import read_study, studies
+from burgersgd.studies.config import StudyConfig, read_study, studies
 from burgersgd.studies.study import REPORT, run_study
 
 
@@ -24,11 +28,50 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name:<10}{read_study(name).question}")
         return 0
     study = read_study(given.study, given.words, given.quick)
-    name = given.name or Path(given.study).stem + ("-quick" if given.quick else "")
+    return _run(study, Path(given.study).stem, given, ["study", *arguments])
+
+
+def main_bench(arguments: Sequence[str]) -> int:
+    """Run `burgersgd bench PACKAGE:CLASS`: the study bench with one more optimizer. Raises ConfigError of one line."""
+    given = parser_of_bench().parse_intermixed_args(arguments)
+    registry = GROUPS["optimizer"]
+    name = registry.named(given.optimizer) if ":" in given.optimizer else given.optimizer
+    if name not in registry.names():
+        raise ConfigError(f"{name}: must be PACKAGE:CLASS or one of {', '.join(registry.names())}")
+    study = read_study("bench", given.words, given.quick)
+    space = space_of(registry[name]) if given.space is None else space_given(given.space)
+    study = dataclasses.replace(study, optimizers=study.optimizers | {name: space})
+    return _run(study, f"bench-{name}", given, ["bench", *arguments])
+
+
+def space_of(cls: type[Any]) -> dict[str, str]:
+    """Return the search space of an optimizer that nobody has given one: its rate, momentum and weight decay."""
+    lr = cls().default_lr(1.0)
+    usual = {
+        "lr": f"tag(log, interval({lr / 30:.3g}, {lr * 3:.3g}))",
+        "momentum": "interval(0, 0.95)",
+        "weight_decay": "tag(log, interval(1e-6, 1e-2))",
+    }
+    return {f"optimizer.{key}": values for key, values in usual.items() if key in fields_of(cls)}
+
+
+def space_given(text: str) -> dict[str, str]:
+    """Return the search space that a text in YAML describes. Raises ConfigError."""
+    try:
+        space = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--space {text}: is not YAML") from error
+    if not isinstance(space, dict) or not space:
+        raise ConfigError(f"--space {text}: must be {{KEY: VALUES, ...}}")
+    return {str(key): str(values) for key, values in space.items()}
+
+
+def _run(study: StudyConfig, usual_name: str, given: argparse.Namespace, words: Sequence[str]) -> int:
+    name = given.name or usual_name + ("-quick" if given.quick else "")
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name {name}: must be a folder's name")
     root = Path(given.output_root, "studies", name)
-    command = shlex.join(["burgersgd", "study", *arguments])
+    command = shlex.join(["burgersgd", *words])
     register_schemas()
     try:
         with interruptible(exit_at_once=True):
@@ -52,12 +95,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "study", nargs="?", metavar="NAME", help=f"{', '.join(studies())}, or a YAML file; none: list them"
     )
+    _add_common(made)
+    return made
+
+
+def parser_of_bench() -> argparse.ArgumentParser:
+    """Return the arguments of `burgersgd bench`."""
+    made = argparse.ArgumentParser(
+        prog="burgersgd bench", description="Compare a new optimizer with those that ship, each tuned at the same cost."
+    )
+    made.add_argument("optimizer", metavar="PACKAGE:CLASS", help="its class of settings, or the name of one that ships")
+    made.add_argument("--space", metavar="{KEY: VALUES, ...}", help="its search space; default: rate, momentum, decay")
+    _add_common(made)
+    return made
+
+
+def _add_common(made: argparse.ArgumentParser) -> None:
     made.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of the study: trials=32 width=0.005 ...")
     made.add_argument("--quick", action="store_true", help="a small version of it, in a folder of its own")
     made.add_argument("--name", help="of its folder below output_root/studies")
     made.add_argument("--output-root", default="outputs", metavar="FOLDER", help="where studies go (outputs)")
     made.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    return made
 
 
 def _tell(line: str) -> None:

@@ -94,20 +94,18 @@ def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
 
 def stein_table(cells: list[Cell]) -> Table:
     """Return the differences to the baseline with Stein's intervals and the widths that were reached."""
-    percent = all(run.percent for cell in cells for run in load(cell.test_folder)[:1])
-    form = Form(100, "points", 2) if percent else Form(1, "", 4)
     rows = []
     for cell in cells:
+        form = Form(100, "%", 2) if load(cell.test_folder)[0].percent else Form(1, "", 4)
         for name, found in cell.stein().items():
             ends = form.interval(found.interval, sign=True)
             reached = "" if not found.width > cell.study.width * (1 + 1e-9) else "no"
             numbers = form.number(found.mean, sign=True), ends, form.number(found.width), reached
             rows.append((cell.name, name, f"{found.n0}, {found.n}", *numbers))
     baseline, study = cells[0].study.baseline, cells[0].study
-    wanted = f"{form.number(study.width)} {form.unit}".strip()
-    title = f"Test error minus that of {baseline}, in two stages (Stein): wanted width {wanted}, not adjusted"
+    title = f"Test error (%, in regression RMSE) minus that of {baseline}, in two stages (Stein), not adjusted"
     columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
-    return Table(title, (*columns, "wanted width reached"), tuple(rows))
+    return Table(title, (*columns, f"width <= {study.width:g}"), tuple(rows))
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative label": ({"x": X, "y": LABELS - 1}, r"y has the label -1; labels must be 0\.\.k-1"),
     "labels from 1": ({"x": X, "y": LABELS + 1}, "y has 4 different labels from 1 to 4; .*"),
     "labels beyond int64": (
-        {"x": X, "y": np.where(LABELS == 1, 2**64 - 1, LABELS).astype(np.uint64)},
+        {"x": X, "y": np.where(LABELS == 1, np.uint64(2**64 - 1), LABELS.astype(np.uint64))},
         "y has 4 different labels from -1 to 3; .*",
     ),
     "one class": ({"x": X, "y": LABELS * 0}, "y has 1 different labels from 0 to 0; .*"),

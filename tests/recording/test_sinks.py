@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_name_that_there_is_not_is_one_line_and_creates_nothing(
     monkeypatch.chdir(tmp_path)
     for words in (["trainer.sinks=[tensorbord]"], ["--multirun", "seed=1,2", "trainer.sinks=[tensorbord]"]):
         assert main(["train", *words]) == 2
-        assert "tensorbord: must be among tensorboard, listener" in capsys.readouterr().err
+        assert "tensorbord: must be among tensorboard, mlflow, listener" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="tensorbord: must be among"):
         train(config(tmp_path / "outputs", "tensorbord"))
     assert not list(tmp_path.iterdir())
@@ -136,3 +137,38 @@ def test_a_run_whose_sink_is_not_installed_here_goes_on_without_it(
     told.end("completed", {})
     assert [what for what, _ in Listener.told] == ["start", "rows", "end"]
     assert "gone failed and is told nothing more: ValueError: there is no sink of that name here" in caplog.text
+
+
+def test_without_its_package_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"mlflow: needs the package mlflow-skinny: pip install '\.\[mlflow\]'"):
+        train(config(tmp_path / "outputs", "mlflow"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_mlflow_keeps_runs_with_parameters_metrics_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+    results = [train(config(tmp_path, "mlflow", run_name=str(seed), seed=seed), progress=False) for seed in (1, 2)]
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("burgersgd").experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert sorted(runs) == ["1", "2"]
+    for seed, result in zip((1, 2), results, strict=True):
+        run = runs[str(seed)]
+        assert (run.data.params["seed"], run.data.params["optimizer.name"]) == (str(seed), "sgd")
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test_error"] == pytest.approx(result.test_error)
+        history = client.get_metric_history(run.info.run_id, "train_loss")
+        metrics = read_metrics(tmp_path / str(seed))
+        known = [(int(e), v) for e, v in zip(metrics["evaluations"], metrics["train_loss"], strict=True) if v == v]
+        assert sorted((m.step, m.value) for m in history) == known
+    again = sinks.Sinks(["mlflow"], logging.getLogger("burgersgd.test"))  # a run that goes on is not there twice
+    again.start(tmp_path / "1", {"seed": 1})
+    again.end("interrupted", {})
+    found = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert found == {"1": "KILLED", "2": "FINISHED"}

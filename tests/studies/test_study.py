@@ -15,10 +15,12 @@ from scipy import stats
 
 from burgersgd.analysis.runs import load
 from burgersgd.cli import main
+from burgersgd.config import AdamWConfig, SgdConfig
 from burgersgd.interruption import Interrupted
 from burgersgd.schema import ConfigError
 from burgersgd.studies import cells as cells_module
 from burgersgd.studies.cells import FIRST_TEST_SEED, Cell, cells_of, spaces_word, sweep_of
+from burgersgd.studies.command import space_given, space_of
 from burgersgd.studies.config import StudyConfig, read_study, studies
 from burgersgd.sweeps.sweep import Sweep
 from tests.analysis.folders import write_run
@@ -109,14 +111,13 @@ def test_spaces_are_written_as_overrides_that_are_read_back() -> None:
 
 
 @pytest.mark.parametrize("name", studies())
-@pytest.mark.parametrize("quick", [False, True])
-def test_the_sweeps_of_the_studies_that_ship_can_be_composed(name: str, quick: bool, tmp_path: Path) -> None:
-    study = read_study(name, quick=quick)
+def test_the_sweeps_of_the_studies_that_ship_can_be_composed(name: str, tmp_path: Path) -> None:
+    study = read_study(name, ["trials=2"])
     assert study.question.endswith("?")
     cells = cells_of(study, tmp_path)
-    assert len(sweep_of(cells[0].search_words()).jobs) == len(study.optimizers) * study.trials * study.tuning_seeds
-    if not quick:
-        assert len(cells) == len(study.workloads) * len(study.budgets) * len(study.schedules)
+    assert len(sweep_of(cells[0].search_words()).jobs) == len(study.optimizers) * 2 * study.tuning_seeds
+    assert len(cells) == len(study.workloads) * len(study.budgets) * len(study.schedules)
+    assert read_study(name, quick=True).budgets < study.budgets
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_numbers_of_the_command_line_may_have_exponents() -> None:
     assert (study.width, study.trials) == (1e-3, 8)
     assert study.optimizers == {"sgd": {"optimizer.lr": "0.1"}, "adamw": {}}
     with pytest.raises(
-        ConfigError, match="study smal: must be a YAML file or one of small, valley; did you mean small"
+        ConfigError, match="study smal: must be a YAML file or one of bench, small, valley; did you mean small"
     ):
         read_study("smal")
 
@@ -230,7 +231,7 @@ def test_a_job_that_fails_stops_the_study_before_it_chooses(
 
 def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["small", "valley"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bench", "small", "valley"]
 
 
 def test_an_interrupted_study_says_how_it_goes_on(
@@ -246,3 +247,47 @@ def test_an_interrupted_study_says_how_it_goes_on(
     assert "go on with: burgersgd study small --quick -q --name mine" in capsys.readouterr().err
     assert main(["study", "small", "--quick", "--name", "a/b"]) == 2
     assert "--name a/b: must be a folder's name" in capsys.readouterr().err
+
+
+OWN = """
+from dataclasses import dataclass
+from burgersgd.config import SgdConfig
+from burgersgd.schema import named
+
+
+@dataclass
+class MineConfig(SgdConfig):
+    \"\"\"SGD by another name.\"\"\"
+
+    name: str = named("mine_of_bench")
+"""
+
+
+def test_a_new_optimizer_is_compared_with_those_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("mine_of_bench.py").write_text(OWN)
+    command = ["bench", "mine_of_bench:MineConfig", "--quick", "-q", "--space", "{optimizer.lr: 'interval(0.2,0.3)'}"]
+    others = "{sgd: {optimizer.lr: 'interval(0.1,0.2)'}, adamw: {optimizer.lr: 'interval(0.01,0.02)'}}"
+    assert main([*command, f"optimizers={others}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("diabetes,40,cosine")} == {"mine_of_bench", "adamw"}
+    runs = load("outputs/studies/bench-mine_of_bench-quick/search").where({"optimizer.name": "mine_of_bench"})
+    assert all(0.2 <= run.settings["optimizer.lr"] <= 0.3 for run in runs)
+    assert {run.settings["dataset.name"] for run in runs} == {"digits", "diabetes"}
+    assert main(["bench", "sdg"]) == 2
+    assert "sdg: must be PACKAGE:CLASS or one of" in capsys.readouterr().err
+
+
+def test_an_optimizer_without_a_space_is_searched_around_its_own_rate() -> None:
+    lr = SgdConfig().default_lr(1)
+    assert space_of(SgdConfig) == {
+        "optimizer.lr": f"tag(log, interval({lr / 30:.3g}, {3 * lr:.3g}))",
+        "optimizer.momentum": "interval(0, 0.95)",
+        "optimizer.weight_decay": "tag(log, interval(1e-6, 1e-2))",
+    }
+    assert "optimizer.momentum" not in space_of(AdamWConfig)
+    with pytest.raises(ConfigError, match=r"--space \[\]: must be"):
+        space_given("[]")

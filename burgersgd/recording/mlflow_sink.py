@@ -1,0 +1,66 @@
+# pyright: reportMissingImports=false
+# (MLflow is an extra)
+"""The sink of MLflow: trainer.sinks=[tensorboard,mlflow], with the extra `mlflow`.
+
+Runs are kept in MLFLOW_TRACKING_URI or, where that is not set, in mlflow.db (sqlite) beside the run folder, of which
+`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from burgersgd.recording.tensorboard import flat_hparams
+
+EXPERIMENT = "burgersgd"
+FOLDER = "burgersgd.folder"
+"""Tag of a run: its folder, by which a run that goes on finds what was told of it before."""
+MOST = 1000
+"""Metrics of one request."""
+MOST_PARAMS = 100
+
+
+class MlflowSink:
+    """Tells MLflow of one run: its settings as parameters, its rows as metrics, its end as the state."""
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Make the run; what was told of it before it was interrupted is removed, since its rows come again."""
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=uri)
+        known = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = self._client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
+        for earlier in self._client.search_runs([experiment], f"tags.`{FOLDER}` = '{folder}'"):
+            self._client.delete_run(earlier.info.run_id)
+        self._run = self._client.create_run(experiment, run_name=folder.name, tags={FOLDER: str(folder)}).info.run_id
+        params = [Param(name, str(value)) for name, value in flat_hparams(config).items()]
+        for i in range(0, len(params), MOST_PARAMS):
+            self._client.log_batch(self._run, params=params[i : i + MOST_PARAMS])
+
+    def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Log every number of the rows at its gradient evaluations."""
+        self._log([(name, value, int(row["evaluations"] or 0)) for row in rows for name, value in row.items()])
+
+    def end(self, state: str, result: Mapping[str, Any]) -> None:
+        """Log the final numbers and end the run; one that was interrupted is killed, as MLflow calls it."""
+        last = int(result.get("evaluations") or 0)
+        numbers = ("test_error", "test_loss", "best_test_error", "best_validation_error")
+        self._log([(name, result.get(name), last) for name in numbers])
+        how = {"completed": "FINISHED", "pruned": "FINISHED", "interrupted": "KILLED"}
+        self._client.set_terminated(self._run, how.get(state, "FAILED"))
+
+    def _log(self, values: Sequence[tuple[str, Any, int]]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        known = [(n, float(v), step) for n, v, step in values if isinstance(v, int | float) and n != "evaluations"]
+        metrics = [Metric(name, value, now, step) for name, value, step in known if not math.isnan(value)]
+        for i in range(0, len(metrics), MOST):
+            self._client.log_batch(self._run, metrics=metrics[i : i + MOST])

@@ -390,6 +390,10 @@ def _look(command: str, arguments: list[str]) -> int:
         return handlers[command](arguments)
     except ValueError as error:
         return _fail(error)
+    except OSError as error:  # of a path that was given: too long, not to be read
+        if error.filename is None:
+            raise
+        return _fail(ValueError(f"{error.filename}: {error.strerror}"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import logging
 import math
 import os
@@ -125,6 +126,8 @@ def prepare(
             chosen = engine_of(config, problem, device, len(configs), batch_size)
         else:
             chosen = engine_again(engine, device)
+    if len(configs) > 1 and network.batched and not ENGINES[chosen].gradient_in_c:
+        importlib.import_module("torch._dynamo")  # torch does so in its first vmap, and keeps the frames, and a fleet
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(
         data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())

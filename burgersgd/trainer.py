@@ -196,7 +196,7 @@ class Trainer:
         _log.warning("out of memory with %d runs at once: going on with half as many", len(lanes))
         self.bar.add(-fleet_run.counted)
         del fleet_run, prepared
-        gc.collect()  # torch keeps the frames of its first calls in cycles
+        gc.collect()  # for what a user's own module keeps in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(lanes) // 2

@@ -330,12 +330,13 @@ def broken(did: dict[str, Any], place: Path) -> str | None:
         return f"prints a traceback: {lines[-1][:300]}"
     left = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     if code == 2:
-        if lines and lines[0].startswith("usage: "):  # of argparse, whose last line it is
-            lines = lines[-1:] if len(lines) < 12 else lines
+        longest = LONGEST
+        if lines and lines[0].startswith("usage: ") and len(lines) < 12:  # of argparse, which repeats what was typed
+            lines, longest = lines[-1:], 3 * 6_000 + LONGEST
         errors = [line for line in lines if "error: " in line]
         if len(lines) != 1 or len(errors) != 1:
             return f"a mistake is {len(lines)} lines, {len(errors)} of them an error: {did['err'][:300]!r}"
-        if len(lines[0]) > LONGEST:
+        if len(lines[0]) > longest:
             return f"the error has {len(lines[0]):,} characters"
         return f"refused, and left {left[:3]}" if left else None
     lines = [line for line in lines if not re.search(r"runs +\d+%|/s", line)]  # how far it is

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import os
 import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,11 @@ from burgersgd.datasets.arrays import from_arrays
 from burgersgd.prepare import prepare
 from burgersgd.recording import run_folder
 from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
-from burgersgd.run import resume, resume_fleet, train, train_fleet
+from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
+from tests.forked import forked
 from tests.test_resume import assert_same, named
 
 EXPLODING = LocalEntropyConfig(lr=40.0, nu=1e-5, inner_steps=8)
@@ -135,6 +139,7 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
 
     monkeypatch.setattr(Fleet, "_steps", short_of_memory)
     gc.collect()
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)
     gc.disable()  # the collector seldom runs
     try:
         results = train_fleet(configs, progress=False)
@@ -150,6 +155,45 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
         assert result.config.seed == config.seed
         assert read_metrics(tmp_path / f"outputs/run{config.seed}")["evaluations"] == result.metrics["evaluations"]
+
+
+IN_LITTLE_MEMORY = """
+import gc, resource, sys
+from pathlib import Path
+from burgersgd.config import AdamWConfig, DeviceConfig, DigitsConfig, MlpConfig, TrainConfig, TrainerConfig
+from burgersgd.sweeps.chunks import Job, train_chunk
+
+def job(name, seed, width):
+    trainer = TrainerConfig(budget=2, batch_size=32, compile="off")
+    model, optimizer, device = MlpConfig(depth=1, width=width), AdamWConfig(lr=1e-3), DeviceConfig(threads=1)
+    config = TrainConfig(DigitsConfig(), model, optimizer=optimizer, trainer=trainer, device=device, seed=seed)
+    return Job(config, Path(name), ())
+
+def states(n, megabytes):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, resource.RLIM_INFINITY))
+    ended = [outcome.state for outcome in train_chunk([job(f"{n} in {megabytes}, {i}", i, 13_000) for i in range(n)])]
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return ended
+
+train_chunk([job(f"small{i}", i, 5) for i in range(2)])  # what it imports and maps counts for nothing
+gc.disable()
+gc.collect = lambda *generation: 0
+print(states(8, 200), states(1, 120))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_eight_runs_that_each_fit_into_120_megabytes_are_trained_in_200(tmp_path: Path) -> None:
+    """Without a garbage collector: what was given up is free at once."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IN_LITTLE_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.stdout.split("] [") == ["[" + ", ".join(["'completed'"] * 8), "'completed']\n"], done.stderr
+    assert "going on with half as many" in done.stderr
+    folders = [read_status(tmp_path / f"8 in 200, {i}")["state"] for i in range(8)]
+    assert folders == ["completed"] * 8
 
 
 def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -189,6 +233,7 @@ def test_a_fleet_that_failed_is_freed_before_its_halves_are_trained(
     monkeypatch.setattr(Fleet, "_steps", broken)
     chunk = [Job(small_config(seed), tmp_path / str(seed), ()) for seed in range(4)]
     gc.collect()
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)
     gc.disable()
     try:
         outcomes = train_chunk(chunk)
@@ -329,3 +374,30 @@ def test_deterministic_runs_repeat_themselves_and_leave_torch_as_it_was() -> Non
         [b.metrics[k] for k in b.metrics if k != "seconds"]
     )
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_lock_file_that_is_removed_while_jobs_are_trained_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process then trains the same jobs; the first one leaves them alone at its next checkpoint."""
+    configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2)]
+    step, codes = Fleet._steps, []
+
+    def others() -> int:
+        return int([r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] != ["completed"] * 2)
+
+    def removing(self: Fleet, k: int, stop: int) -> int:
+        if k >= 20 and not codes:
+            codes.append(None)
+            (tmp_path / "outputs/.lock").unlink()
+            codes[0] = forked(others)
+        return step(self, k, stop)
+
+    monkeypatch.setattr(Fleet, "_steps", removing)
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+        train_jobs(configs, [()] * 2, progress=False)
+    assert codes == [0]
+    monkeypatch.setattr(Fleet, "_steps", step)
+    for config in configs:
+        train(dataclasses.replace(config, run_name=f"undisturbed{config.seed}"), progress=False)
+        assert_same_to_rounding(tmp_path / f"outputs/undisturbed{config.seed}", tmp_path / f"outputs/run{config.seed}")

@@ -287,6 +287,7 @@ class RunFolder:
     def write_rows(self) -> None:
         """Write the rows that wait: with one call of the system, so that a reader sees whole lines."""
         if self._lines:
+            self._check_claim()
             if self._header_is_short:
                 self._columns = self.columns
                 header = ",".join(self._columns) + "\n"

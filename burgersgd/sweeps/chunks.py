@@ -106,7 +106,7 @@ def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) 
         return [_outcome(job.folder, result) for job, result in zip(chunk, results, strict=True)]
     except Exception as error:
         failure = without_frames(error)
-    gc.collect()  # torch keeps the frames of its first calls in cycles
+    gc.collect()  # for what a user's own module keeps in cycles
     if len(chunk) == 1:
         return [Outcome("failed", chunk[0].folder, error=failure)]
     half = len(chunk) // 2

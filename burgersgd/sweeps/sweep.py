@@ -7,6 +7,7 @@ import importlib
 import itertools
 import logging
 import math
+import os
 import re
 import shlex
 import shutil
@@ -203,10 +204,12 @@ class Sweep:
     def begin(self, folder: Path) -> None:
         """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
         try:
-            self._look(folder)
-            self._made = self._made or _missing(folder)
-        except OSError as error:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.stat(folder)
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
             raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
+        self._look(folder)
+        self._made = self._made or _missing(folder)
         with contextlib.suppress(OSError):  # then no job can be written there, and `run` says so
             folder.mkdir(parents=True, exist_ok=True)
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,16 @@ def test_the_last_of_the_workers_is_done_first() -> None:
     rates = {1: 20e3, 4: 19e3, 32: 18e3}
     assert best_size(rates, 64, workers=2, budget=2000) == 32  # each fleet is to be prepared
     assert best_size(rates, 64, workers=2, budget=10**7) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_ignores_sigint_from_its_start(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of a terminal, also one that is still importing."""
+    with pool_of(1) as pool:
+        until = time.monotonic() + 3.0
+        while time.monotonic() < until:
+            os.kill(pool.workers[0].process.pid or 0, signal.SIGINT)
+            time.sleep(0.002)
+        ((_, outcomes),) = pool.train([jobs(tmp_path, range(2))], SweepProgress(enabled=False))
+        assert [outcome.state for outcome in outcomes] == ["completed"] * 2
+        assert pool.workers[0].process.exitcode is None

@@ -27,6 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench_history
+
 SECTIONS = ("steps", "floors", "commands", "crossover", "memory")
 P1, P2 = "P1 torch SGD, DataLoader", "P2 torch SGD, in memory"
 PARTS = ("gradient", "update", "coefficients and batches", "normals")
@@ -51,6 +53,8 @@ def main() -> None:
                 if "floors" in options.sections:
                     print_floors(result)
         print_targets(measured)
+        if options.json and "steps" in options.sections:
+            bench_history.append(ratios_of(measured), rounds=options.rounds, seconds=options.seconds)
     if "commands" in options.sections:
         print_commands("Whole commands: the default `burgersgd train`", DEFAULT_COMMANDS, options.rounds_of_commands)
     if "crossover" in options.sections:
@@ -61,6 +65,16 @@ def main() -> None:
         )
     if "memory" in options.sections:
         print_memory()
+
+
+def ratios_of(measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return workload and threads -> rival -> how many times as fast as P1 it is, for the record."""
+    return {
+        f"{work}, {threads} thread{'s' if threads > 1 else ''}": {
+            name: speed_ratio(result["times"], name, P1) for name in result["names"] if name in result["times"]
+        }
+        for (work, threads), result in measured.items()
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -75,6 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="w1 and w3, 2 rounds of 0.3 s, nothing compiled by torch, no crossover"
     )
+    parser.add_argument("--json", action="store_true", help="add the ratios to docs/benchmarks/history.jsonl")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds_of_commands = options.rounds

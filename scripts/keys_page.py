@@ -8,7 +8,7 @@ from pathlib import Path
 
 from burgersgd.conf_text import shown, summary_of
 from burgersgd.config import GROUPS, PRESETS, TrainConfig
-from burgersgd.schema import Group, allowed_values, default_of, fields_of, type_name
+from burgersgd.schema import Group, OptimizerConfig, allowed_values, default_of, fields_of, type_name
 
 PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
 INTRODUCTION = """\
@@ -62,7 +62,7 @@ def _group(group: str) -> str:
 def _row(cls: type[Group], f: dataclasses.Field[object]) -> Row:
     name = f"{cls.group}.{f.name}" if cls.group else f.name
     default = "required" if f.metadata.get("required") else f"`{shown(default_of(f))}`"
-    if type_name(f) == "LearningRate":
+    if issubclass(cls, OptimizerConfig) and type_name(f) == "LearningRate":
         default += f": {cls().default_lr(1.0):g} for a small classifier"
     return f"`{name}`", default, allowed_values(f), f.metadata["meaning"]
 

@@ -21,7 +21,7 @@ from burgersgd.prepare import prepare
 from burgersgd.run import resume, train
 from burgersgd.streams import integers
 from burgersgd.training.gradients import eager_gradient
-from burgersgd.training.regime import minibatch_trace
+from burgersgd.training.regime import minibatch_traces
 from tests.conftest import small_config
 
 
@@ -190,7 +190,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits_and_convolutions_take_it(tmp_p
 
 def test_the_noise_of_a_batch_has_that_of_its_images_in_it() -> None:
     fleets = [prepare([config(augment=augment, trainer={"batch_size": 60})]).fleet() for augment in ("none", "shift")]
-    plain, changed = (minibatch_trace(fleet, 0, fleet.x[0]) for fleet in fleets)
+    plain, changed = (minibatch_traces(fleet, fleet.x)[0] for fleet in fleets)
     assert changed != plain
     assert changed == pytest.approx(plain, rel=0.5)
 

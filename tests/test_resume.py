@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd import trainer
 from burgersgd.config import (
     AdamWConfig,
     ConfigError,
@@ -326,7 +327,8 @@ def test_runs_at_different_places_go_on_in_fleets_of_their_own(kill: Any, tmp_pa
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
 
 
-def test_a_run_without_a_checkpoint_starts_anew(kill: Any, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_anew(kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "ROWS_SECONDS", 0.0)  # every row is written at once
     config = named(small_config(), "killed", log_every=3)
     kill(8)
     with pytest.raises(Killed):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import prepare as preparing
+from burgersgd import trainer
 from burgersgd.config import (
     ConfigError,
     LocalEntropyConfig,
@@ -263,6 +264,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
 def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer, "ROWS_SECONDS", 0.0)  # every row is written at once
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2, 3)]
     written = []
 
@@ -295,14 +297,14 @@ def assert_same_to_rounding(a: Path, b: Path) -> None:
 
 def test_a_folder_that_vanishes_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = [named(small_config(seed=s), f"run{s}", log_every=5) for s in (1, 2)]
-    metrics = RunFolder.metrics
+    add_row = RunFolder.add_row
 
-    def vanishing(self: RunFolder, row: Any) -> None:
-        if self.path.name == "run1" and row["evaluations"] == 20:
+    def vanishing(self: RunFolder, line: bytes, evaluations: int, event: bytes) -> None:
+        if self.path.name == "run1" and evaluations == 20:
             shutil.rmtree(self.path)
-        metrics(self, row)
+        add_row(self, line, evaluations, event)
 
-    monkeypatch.setattr(RunFolder, "metrics", vanishing)
+    monkeypatch.setattr(RunFolder, "add_row", vanishing)
     results = train_fleet(configs, progress=False)
     assert [r.state for r in results] == ["failed", "completed"]
     assert "run1/metrics.csv: No such file or directory" in (results[0].reason or "")

@@ -258,28 +258,35 @@ def digest(value: Any) -> str:
 
     Raises TypeError, ValueError or RuntimeError for tensors that are not plain.
     """
+    pieces: list[Any] = []
+    _add_pieces(value, pieces)
+    sha = hashlib.sha256()
+    for piece in pieces:  # not joined: tensors are large, and are not copied here
+        sha.update(piece)
+    return sha.hexdigest()[:32]
+
+
+def _add_pieces(value: Any, pieces: list[Any]) -> None:
+    """Add what a value is made of, as bytes.
+
+    Not a function inside of digest: one that calls itself is a cycle, which would keep the tensors' memory.
+    """
     import torch
 
-    pieces: list[Any] = []
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            pieces.append(b"{%d" % len(value))
-            for key, entry in value.items():
-                add(key)
-                add(entry)
-        elif isinstance(value, list | tuple):
-            pieces.append(b"[%d" % len(value))
-            for entry in value:
-                add(entry)
-        elif isinstance(value, torch.Tensor):
-            pieces.append(f"t{value.dtype}{list(value.shape)}".encode())
-            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-                raise ValueError("a tensor is larger than its memory")
-            pieces.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            text = repr(value).encode()
-            pieces.append(b"%s%d:%s" % (type(value).__name__.encode(), len(text), text))
-
-    add(value)
-    return hashlib.sha256(b"".join(pieces)).hexdigest()[:32]
+    if isinstance(value, dict):
+        pieces.append(b"{%d" % len(value))
+        for key, entry in value.items():
+            _add_pieces(key, pieces)
+            _add_pieces(entry, pieces)
+    elif isinstance(value, list | tuple):
+        pieces.append(b"[%d" % len(value))
+        for entry in value:
+            _add_pieces(entry, pieces)
+    elif isinstance(value, torch.Tensor):
+        pieces.append(f"t{value.dtype}{list(value.shape)}".encode())
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError("a tensor is larger than its memory")
+        pieces.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    else:
+        text = repr(value).encode()
+        pieces.append(b"%s%d:%s" % (type(value).__name__.encode(), len(text), text))

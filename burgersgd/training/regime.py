@@ -105,7 +105,7 @@ def _in_c(problem: Problem, n: int, size: int) -> Gradients:
     loss, norm = (torch.empty(n, dtype=problem.inputs.dtype) for _ in range(2))
 
     def gradients_at(problem: Problem, x: Tensor, batches: Tensor) -> Tensor:
-        kernel(x.detach().expand(n, -1).contiguous(), batches, gradients, loss, norm)
+        kernel(x.detach().expand(n, -1), batches, gradients, loss, norm)  # one x, not n copies of it
         return gradients
 
     return gradients_at

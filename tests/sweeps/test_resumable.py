@@ -161,18 +161,20 @@ def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
     steps: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*JOBS[:5], "optimizer=sgd", "optimizer.lr=0.1,1e200", "seed=1,2", "sweep.name=s"]
-    metrics = RunFolder.metrics
+    write_rows = RunFolder.write_rows
 
-    def failing(self: RunFolder, row: Any) -> None:
-        if row["evaluations"] == 30 and "seed: 2" in (self.path / ".hydra/config.yaml").read_text():
+    def failing(self: RunFolder) -> None:
+        is_second = "seed: 2" in (self.path / ".hydra/config.yaml").read_text()
+        if is_second and self._lines and self._lines[-1].startswith(b"30,"):
             shutil.copy(self.path / "metrics.csv", "kept.csv")
             from burgersgd.recording.files import RunFolderError
 
             raise RunFolderError("cannot write metrics.csv: No space left on device")
-        metrics(self, row)
+        write_rows(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "metrics", failing)
+        patch.setattr("burgersgd.trainer.ROWS_SECONDS", 0.0)  # every row is written at once
+        patch.setattr(RunFolder, "write_rows", failing)
         assert sweep(*words) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "4: 1 completed, 2 diverged, 1 failed" in out

@@ -78,6 +78,8 @@ def value_of(key: str, field: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
         values = st.floats(low, high, exclude_min=above, exclude_max=below, allow_nan=False, allow_infinity=infinite)
         usual = st.floats(max(low or 0.0, 1e-4), min(high or 2.0, 2.0), exclude_min=True, exclude_max=True)
         values = usual | values
+    elif kind == "list[str]":
+        values = st.lists(st.just("tensorboard"), max_size=1)
     else:
         values = st.text(max_size=5)
     return st.none() | values if optional else values

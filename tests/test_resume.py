@@ -296,7 +296,7 @@ def test_going_on_with_other_vector_instructions_is_said(
     resume(same, progress=False)
     assert "begun on a processor" not in caplog.text
     monkeypatch.setattr("burgersgd.lane.cpu_capability", lambda: "VSX")
-    said = f"begun on a processor with '{recorded}', going on with 'VSX': equal to rounding, not bit by bit"
+    said = f"begun on a processor with {recorded}, going on with VSX: equal to rounding, not bit by bit"
     resume(other, progress=False)
     assert caplog.text.count(f"{other}: {said}") == 1
     assert (other / "log.txt").read_text().count(said) == 1

@@ -37,7 +37,6 @@ from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
-from tests.forked import forked
 from tests.test_resume import assert_same, named
 
 EXPLODING = LocalEntropyConfig(lr=40.0, nu=1e-5, inner_steps=8)
@@ -385,14 +384,21 @@ def test_a_lock_file_that_is_removed_while_jobs_are_trained_is_noticed(
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2)]
     step, codes = Fleet._steps, []
 
-    def others() -> int:
-        return int([r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] != ["completed"] * 2)
+    program = """
+from burgersgd.run import train_jobs
+from tests.conftest import small_config
+from tests.test_resume import named
+configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2)]
+assert [r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] == ["completed"] * 2
+"""  # a process of its own, and no fork: threads of the tests before may be in this one
 
     def removing(self: Fleet, k: int, stop: int) -> int:
         if k >= 20 and not codes:
             codes.append(None)
             (tmp_path / "outputs/.lock").unlink()
-            codes[0] = forked(others)
+            environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+            command = [sys.executable, "-c", program]
+            codes[0] = subprocess.run(command, cwd=tmp_path, env=environment, check=False).returncode
         return step(self, k, stop)
 
     monkeypatch.setattr(Fleet, "_steps", removing)

@@ -361,7 +361,7 @@ def test_the_family_is_that_of_all_rows_whatever_is_shown(tmp_path: Path) -> Non
 def test_sgd_that_beats_what_contains_it_is_pointed_out(tmp_path: Path) -> None:
     better = [e - 0.004 + i % 2 / 1e3 for i, e in enumerate(ENTROPY)]
     c = asked(write_sweep(tmp_path / "a", {"sgd": better, "local_entropy": ENTROPY}))
-    assert any("sgd beats local_entropy" in note and "too small (1 settings tried" in note for note in c.notes)
+    assert any("sgd beats local_entropy" in note and "budget is too small" in note for note in c.notes)
     c = asked(write_sweep(tmp_path / "b", {"sgd": ENTROPY, "local_entropy": better}))
     assert not any("beats" in note for note in c.notes)
     c = asked(write_sweep(tmp_path / "c", {"sgd": SGD, "local_entropy": [*SGD[:5], 0.0331]}))

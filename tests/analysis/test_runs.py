@@ -153,7 +153,7 @@ def test_what_decides_nothing_is_what_the_classes_of_settings_say() -> None:
                 key = f"{group}.{f.name}"
                 if f.metadata.get("hashed_with"):
                     only_with[key] = f"{group}.{f.metadata['hashed_with']}"
-                if is_added(f) and group not in NOT_HASHED:
+                if is_added(f) and group not in NOT_HASHED and f.metadata.get("hashed", True):
                     before[key] = as_before(f)
                 if not f.metadata.get("hashed", True):
                     undeciding.add(key)

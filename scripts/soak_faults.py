@@ -143,7 +143,8 @@ def main() -> None:
                 if options.only not in kind:
                     continue
                 points = range(1, len(operations) + 1)
-                tried = sorted(chosen.sample(points, round(share * min(options.points or len(points), len(points)))))
+                n = round(share * len(points)) if options.points is None else min(options.points, len(points))
+                tried = sorted(chosen.sample(points, n))
                 bad = 0
                 for n in tried:
                     reason = disturbed(faults, root / "work", work, whole, mode, n, error)

@@ -321,7 +321,8 @@ class Sweep:
                 stopped = [end.evaluations for end in ends if end.state == "pruned"]
                 which = self.settings.objective
                 objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
-                search.tell(number, objectives, pruned_at=max(stopped, default=None))
+                folders = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
+                search.tell(number, objectives, pruned_at=max(stopped, default=None), folders=folders)
             if elsewhere:
                 raise ElsewhereError(
                     f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"

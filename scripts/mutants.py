@@ -5,10 +5,10 @@
 
 Left out of CI, since it takes hours. Mutants are drawn uniformly from all places in FOLDERS where an operator applies:
 comparisons, arithmetic, number and truth constants, and/or, negated conditions, a value returned, a statement removed.
-Docstrings, types, messages and asserts are no places. Each mutant is tried in a fork of this process, which has imported
-what the tests need but for the package itself, in a copy of the repository: first by the tests of its own module (FIRST),
-where it survives those by the tests of all that uses it (THEN). Limits are of processor time, so that a busy machine
-kills no mutant.
+Docstrings, types, messages and asserts are no places. Each mutant is tried in a copy of the repository, in a fork of
+this process, which has imported what the tests need but for the package itself: first by the tests of its own module
+(FIRST), where it survives those by the tests of all that uses it (THEN). Limits are of processor time, so that a busy
+machine kills no mutant.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Mutant(NamedTuple):
 
     @property
     def name(self) -> str:
+        """What its result is stored under."""
         return f"{self.path}:{self.line}:{self.start}:{self.operator}:{self.text}"
 
 

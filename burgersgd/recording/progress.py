@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import textwrap
@@ -16,12 +15,12 @@ from typing import TextIO
 from tqdm import tqdm
 
 from burgersgd.recording.output import Unfailing
+from burgersgd.recording.warned import NUMBER
 
 REDRAW_SECONDS = 0.1
 LINES = 20  # of a whole run, where there is no terminal
 WIDTH = 80
 LABEL_WIDTH = 22
-NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?")
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"
 
 

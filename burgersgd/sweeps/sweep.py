@@ -42,7 +42,7 @@ from burgersgd.sweeps.planning import PLAN, LocalTrainer
 from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import MOST_JOBS, Space, Words, space_of
-from burgersgd.sweeps.status import as_it_stands, note_jobs, noted_names, unwell
+from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text, unwell
 
 _log = logging.getLogger("burgersgd")
 
@@ -364,6 +364,7 @@ class Sweep:
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
+        self._note(map(tuple, jobs))  # again where another sweeper gave them to our launcher
         for words in map(tuple, jobs):
             try:
                 places.setdefault(self.place(words), set()).add(words)
@@ -434,13 +435,19 @@ class Sweep:
 
     @property
     def started(self) -> bool:
-        """Whether any job has ended (that is known: another sweeper with another launcher tells nothing)."""
-        return any(end is not None for end in self._ends.values())
+        """Whether any job has ended, or is noted in the folder: another sweeper and another launcher tell nothing."""
+        return any(end is not None for end in self._ends.values()) or bool(self._noted_states())
+
+    def _noted_states(self) -> list[JobState]:
+        """Return the jobs of another sweeper and another launcher, as the folder shows them."""
+        if self.space is not None or self._ends or not (self._folder / JOBS).exists():
+            return []
+        return job_states(self._folder)
 
     @property
     def exit_code(self) -> int:
         """Exit code of the command: of several reasons the first of 2, 75, 1, 3."""
-        states = [self._end(words).state for words in self._ends]
+        states = [self._end(words).state for words in self._ends] or [job.state for job in self._noted_states()]
         if self.error is not None:
             return RESUMABLE if isinstance(self.error, ElsewhereError) else 2
         if any(state in ("elsewhere", "interrupted", "waiting") for state in states):
@@ -453,6 +460,8 @@ class Sweep:
         """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
         if self._progress is not None:
             self._progress.close()
+        if jobs := self._noted_states():
+            return sweep_text(self._folder, jobs, every=False)
         self._look(self._folder)  # another process may have made some of them by other names
         ends = {words: self._end(words) for words in self._ends}
         errors = {words: end.error for words, end in ends.items() if end.error is not None}
@@ -491,7 +500,10 @@ def train_job(cfg: Any) -> float:
     prepared = prepare([config])
     (config,) = prepared.configs
     root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
-    folder = job_folder(root / noted_names(root).get(digits, digits))  # another sweeper notes none
+    folder = job_folder(root / noted_names(root).get(digits, digits))
+    with contextlib.suppress(OSError):  # then the run folder cannot be made either, and that says so
+        root.mkdir(parents=True, exist_ok=True)
+    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper notes none
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

@@ -81,8 +81,7 @@ class Search:
         self._repeats = list(itertools.chain.from_iterable(axis.settings for axis in repeats)) or [()]
         storage = None if folder is None else f"sqlite:///{folder / STUDY}"
         try:  # the folder may have been renamed, with the study in it
-            is_there = folder is not None and (folder / STUDY).exists()
-            before = optuna.get_all_study_names(storage) if is_there else []
+            before = optuna.get_all_study_names(storage) if storage and folder and (folder / STUDY).exists() else []
             name = before[0] if before else space.settings.name or "search"
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
         except RuntimeError as error:  # a study of another version of Optuna

@@ -177,8 +177,10 @@ def test_losses_activations_and_shapes(
 def test_full_batches_and_small_chunks() -> None:
     prepared = prepare(configs(2, RULES["momentum"], batch_size=1079))
     network = Network.of(prepared.problem.model, "cross_entropy")
-    small = network.shared_bytes(5, 16)
-    assert network.chunk(5, small) == 16
+    small = next(n for n in range(0, H100, 4) if network.plan(5, n) is not None) * 3 // 2
+    plan = network.plan(5, small)
+    assert plan is not None
+    assert plan[:3] == (16, 1, False)
     assert_close(*both(prepared, 40, shared_memory=small))
 
 

@@ -252,10 +252,17 @@ def compiled_b() -> None:
 def compiled_c() -> None:
     """Check compiled steps of the other rules, with dropout and clipping."""
     if not options.tiny:
-        for name in ("sgd", "sam", "asam", "adamw", "langevin", "paper_sde", "paper_literal"):
+        for name in ("sgd", "adamw", "langevin", "paper_sde", "paper_literal"):
             against_cpu(name, 3, rules()[name], "on", drop_last=True)
         model = C.MlpConfig(width=12, dropout=0.3)
         against_cpu("dropout and clipping", 3, RULE, "on", model=model, clip_norm=0.5, drop_last=True)
+
+
+def compiled_e() -> None:
+    """Check compiled steps of the rules that look at a norm."""
+    if not options.tiny:
+        for name in ("sam", "asam"):
+            against_cpu(name, 3, rules()[name], "on", drop_last=True)
 
 
 def compiled_d() -> None:
@@ -722,6 +729,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "compiled_b": compiled_b,
     "compiled_c": compiled_c,
     "compiled_d": compiled_d,
+    "compiled_e": compiled_e,
     "persistent": persistent,
     "augmented": augmented,
     "frozen": frozen,

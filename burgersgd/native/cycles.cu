@@ -7,7 +7,8 @@
  * GPU. training/engines/persistent.py writes before it: N_LAYERS, WIDTHS, CHUNK (examples that are in shared memory at
  * once), MOST_STEPS, N_THREADS, N_BLOCKS (of a multiprocessor), N_FIELDS, FIELD_AT (the vector at which gradients are taken),
  * ALL_SHARED, N_COEFFICIENTS, NOISE, NOISY, ACTIVATION, LOSS, and the rule's lines: RULE_COEFFICIENTS, RULE_STEP,
- * STEP_STORES(k) and CYCLE_STORES(k) (whether they change vector k), RULE_END_CYCLE. A run's numbers are the same bits alone and
+ * STEP_STORES(k) and CYCLE_STORES(k) (whether they change vector k), RULE_END_CYCLE, and RULE_NORMED, what is meant by the norm
+ * where that is not the gradient. A run's numbers are the same bits alone and
  * beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
 #ifdef __CUDACC_RTC__
 typedef unsigned char uint8_t;
@@ -486,11 +487,26 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
             const float whole = sqrtf(block_sum(square, scratch));
             if (loss <= limit && isfinite(whole)) {
                 last_loss = loss, grad_norm = whole;
-                const real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
+                real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
                 const real factor = whole > p.clip_norm ? 1 / whole * p.clip_norm : 1.0f; /* gradients.clipped */
                 (void)norm;
 #if NOISY
                 const uint64_t step = (uint64_t)(p.first + s + 1), seed = p.seeds[r];
+#endif
+#define NO_STORES(k) 0
+#ifdef RULE_NORMED
+#define NORMED                                                                                                         \
+    real gradients[2];                                                                                                 \
+    load_two(g, at, next, gradients);                                                                                  \
+    UNROLL for (int i = 0; i < 2; i++) if (j + i < D) {                                                                \
+        const real gradient = gradients[i] * factor;                                                                   \
+        RULE_NORMED                                                                                                    \
+        squares = fmaf(normed, normed, squares);                                                                       \
+    }
+                float squares = 0.0f;
+                for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) FOUR_NUMBERS(block, , NORMED, NO_STORES)
+                SYNC();
+                norm = sqrtf(block_sum(squares, scratch));
 #endif
                 if (s + 1 < p.steps) gather(p, rows + p.indices_step, 0, p.sizes[s + 1], acts, labels);
                 for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) { /* four normals each */

@@ -21,6 +21,7 @@ import torch
 from burgersgd.build import engine_of
 from burgersgd.config import (
     AdamWConfig,
+    AsamConfig,
     DeviceConfig,
     DigitsConfig,
     LangevinConfig,
@@ -58,6 +59,7 @@ RULES: dict[str, OptimizerConfig] = {
     "paper_literal": PaperLiteralConfig(period=3),
     "sgd": SgdConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "sam": SamConfig(lr=0.1, rho=0.05, momentum=0.6, weight_decay=1e-2),  # looks at the norm
+    "asam": AsamConfig(lr=0.1, rho=0.3, eta=0.02, momentum=0.6, weight_decay=1e-2),  # and at one of its own
     "adamw": AdamWConfig(),
     "langevin": LangevinConfig(temperature=1e-5, weight_decay=1e-3),
 }

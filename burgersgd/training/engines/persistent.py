@@ -109,18 +109,18 @@ def fits(rule: Rule, problem: Problem, device: torch.device) -> bool:
         return False
     some = torch.zeros(1, 1)
     fields = sum(field is not None for field in rule.init(some, some if rule.noisy else None))
-    plain = rule.replicas is None and rule.normed is None and rule.elementwise
+    plain = rule.replicas is None and rule.elementwise
     return plain and Network.of(model, loss).plan(fields, cuda.shared_memory(device)) is not None
 
 
 def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) -> str | None:
     """Return the text of the kernel; `at`: the field at which gradients are taken. None for a rule without a trace."""
     step, end = trace(rule, layout), _end_cycle(rule, layout)
-    if step is None or end is None or layout.wide or rule.replicas is not None or rule.normed is not None:
+    if step is None or end is None or layout.wide or rule.replicas is not None:
         return None
     kept = [i for i, present in enumerate(layout.present) if present]
     n = len(layout.coefficients_type._fields)
-    unused = [f"(void)s{i};" for i in kept]
+    unused, gradient = [f"(void)s{i};" for i in kept], ["const real g = gradient; (void)g;"]
 
     def lines(of: Trace, first: Sequence[str] = ()) -> str:
         """The rule's lines, where a number of vector k is v[part][k][i]."""
@@ -147,10 +147,12 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) ->
         "ACTIVATION": network.activation.upper(),
         "LOSS": network.loss.upper(),
         "RULE_COEFFICIENTS": " ".join(f"const real c{i} = c[{i} * p.runs]; (void)c{i};" for i in range(n)),
-        "RULE_STEP": lines(step, ["const real g = gradient; (void)g;"]),
+        "RULE_STEP": lines(step, gradient),
         "STEP_STORES(k)": stores_of(step),
         "CYCLE_STORES(k)": stores_of(end),
     }
+    if step.normed is not None:
+        defined["RULE_NORMED"] = f"{lines(Trace(step.normed_lines, ()), gradient)} const real normed = {step.normed};"
     if end.stores:
         defined["RULE_END_CYCLE"] = lines(end)
     head = "\n".join(f"#define {name} {value}" for name, value in defined.items())

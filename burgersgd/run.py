@@ -34,7 +34,8 @@ from burgersgd.recording.run_folder import (
     read_config,
 )
 from burgersgd.recording.sinks import problem_with
-from burgersgd.trainer import Prune, Result, Trainer
+from burgersgd.result import Result
+from burgersgd.trainer import Prune, Trainer
 
 
 def train(

@@ -136,8 +136,8 @@ class Lane:
         if self.folder is None:
             self.rows = []
         elif self.final:
-            self.rows = self.folder.rows(*position)
-            if len(self.folder.metrics_text()) != position[0]:
+            self.rows = self.folder.table.rows(*position)
+            if len(self.folder.table.text()) != position[0]:
                 raise RunFolderError(
                     f"{self.folder.path}: metrics.csv has rows behind the end of the run: it was changed"
                 )

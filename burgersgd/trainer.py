@@ -169,7 +169,7 @@ class _FleetRun:
         more = [name for name in self.fleet.diagnostics() if name not in NAMES]
         for lane in lanes:
             if lane.folder is not None:
-                lane.folder.more = more
+                lane.folder.table.more = more
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()

@@ -19,8 +19,7 @@ import pytest
 from burgersgd.cli import main
 from burgersgd.recording import claims, run_folder
 from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_status
-from burgersgd.sweeps import planning
-from burgersgd.sweeps import sweep as sweep_module
+from burgersgd.sweeps import planning, sweep_folder
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.status import job_states
 from burgersgd.training.fleet import Fleet
@@ -281,7 +280,7 @@ def test_two_unnamed_sweeps_of_the_same_second_have_folders_of_their_own(monkeyp
         def now(cls, tz: datetime.tzinfo | None = None) -> Self:
             return cls(2026, 11, 26, 12, 0, 0)
 
-    monkeypatch.setattr(sweep_module, "datetime", Still)
+    monkeypatch.setattr(sweep_folder, "datetime", Still)
     for _ in range(2):
         assert sweep(*JOBS[:-2], "seed=1,2") == 0
     folders = sorted(Path("outputs/multirun").iterdir())

@@ -164,7 +164,7 @@ def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
 
     def failing(self: RunFolder) -> None:
         is_second = "seed: 2" in (self.path / ".hydra/config.yaml").read_text()
-        if is_second and self._lines and self._lines[-1].startswith(b"30,"):
+        if is_second and self.table._lines and self.table._lines[-1].startswith(b"30,"):
             shutil.copy(self.path / "metrics.csv", "kept.csv")
             from burgersgd.recording.files import RunFolderError
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import math
 import os
 import re
 import signal
@@ -275,10 +276,10 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "folder": result.folder,
         "train_loss": None if diverged else result.metrics["train_loss"][-1],
-        "validation_error": None if diverged else result.validation_error,
+        "validation_error": None if diverged or math.isnan(result.validation_error) else result.validation_error,
         "test_error": None if diverged else result.test_error,
         "test_loss": None if diverged else result.test_loss,
-        "best_test_error": result.best_test_error,
+        "best_test_error": None if math.isnan(result.best_test_error) else result.best_test_error,
         "percent": result.task == "classification",
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,

@@ -92,6 +92,7 @@ def _command(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
+    from burgersgd.hydra_schemas import register_schemas
     from burgersgd.interruption import interruptible
     from burgersgd.keys import with_whole_numbers
     from burgersgd.registry import with_own_classes
@@ -110,7 +111,7 @@ def _train(arguments: list[str]) -> int:
             return 0
     except ValueError as error:
         return _fail(error)
-    schema.register_schemas()
+    register_schemas()
     with interruptible(exit_at_once=True):
         if any(word.startswith("resume=") for word in flags.overrides):
             flags.overrides = [word for word in flags.overrides if word not in named]

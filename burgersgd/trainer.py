@@ -72,7 +72,10 @@ class Result:
     validation_loss: float
     best_validation_error: float
     best_test_error: float
-    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at."""
+    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at.
+
+    NaN, like all that is said of validation, with dataset.validation_fraction=0.
+    """
     best_at: int
     last_loss: float
     """Mini-batch loss of the last finite gradient evaluation."""
@@ -82,9 +85,12 @@ class Result:
     reason: str | None = None
     """Why a run diverged or failed, None where it did not."""
     guess_error: float = math.nan
-    """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
+    """Error of the best answer that looks at no input, the most frequent class or the mean of the targets.
+
+    Measured on the validation part; on the test part where there is no validation part.
+    """
     no_better_than_guessing: bool = False
-    """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    """Whether a completed run's error on that part is not clearly below guess_error (training/evaluation.py)."""
     regime: Regime | None = None
     """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
@@ -126,9 +132,12 @@ class Result:
         tail = {"gradient evaluations": spent, "folder": str(self.folder)}
         if self.state in ("diverged", "failed"):
             return head | {"reason": self.reason or "", "last finite loss": f"{self.last_loss:.4g}"} | tail
+        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
+        if math.isnan(self.validation_error):
+            last = f"{shown(self.test_error)} (no validation part), loss {self.test_loss:.4g}"
+            return head | {f"test {name}": last} | warned | tail
         last = f"{shown(self.test_error)} (validation {shown(self.validation_error)}), loss {self.test_loss:.4g}"
         best = f"test {name} {shown(self.best_test_error)} after {self.best_at:,} gradient evaluations"
-        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
         return head | {f"test {name}": last, "best by validation": best} | warned | tail
 
     @property
@@ -253,7 +262,8 @@ class _FleetRun:
         """Train, record, and return the results. Raises Interrupted, everything saved, where told to stop."""
         prepared, lanes = self.prepared, self.lanes
         self.fleet = prepared.fleet()
-        self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
+        parts = {part: getattr(prepared.data, part) for part in ("validation", "test")}
+        self.evaluators = {part: prepared.evaluator(data) for part, data in parts.items() if data.n}
         self.best, self.position = _Best(self.fleet), Position()
         checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:  # before anything is changed: it may not fit
@@ -297,7 +307,7 @@ class _FleetRun:
 
         log_every, eval_every = self.choices["log_every"], self.choices["eval_every"]
         with self.interruption.deferred():
-            validation = self.evaluators["validation"]
+            validation = self.evaluators.get("validation")
             for point in fit(fleet, validation, log_every, eval_every, self.position, every, pause):
                 self.interruption.settle()
                 if point is not None:
@@ -424,16 +434,22 @@ class _FleetRun:
         known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
         if len(known) == len(self.lanes) and all(known):
             return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
-        x = self.fleet.x
-        measured = {}
-        for part in ("validation", "test"):
-            loss, error = self.evaluators[part](x)
+        x, test = self.fleet.x, self.evaluators["test"]
+        names = ("validation_loss", "validation_error", "best_test_error")  # not known where nothing is validated
+        measured = {name: [math.nan] * len(self.lanes) for name in names}
+        for part, evaluator in self.evaluators.items():
+            loss, error = evaluator(x)
             measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
-        return measured | {"best_test_error": self.evaluators["test"](self.best.x)[1].tolist()}
+        return measured if len(self.evaluators) < 2 else measured | {"best_test_error": test(self.best.x)[1].tolist()}
 
     @functools.cached_property
     def _guess(self) -> float:
-        return self.prepared.data.guess_error(self.prepared.data.validation)
+        return self.prepared.data.guess_error(getattr(self.prepared.data, self._judge))
+
+    @property
+    def _judge(self) -> str:
+        """The part that says whether a run has blown up or is guessing: validation, where there is one."""
+        return next(iter(self.evaluators))
 
     @functools.cached_property
     def _regimes(self) -> list[Regime | None]:
@@ -444,7 +460,7 @@ class _FleetRun:
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
-        if alive and not self._measured["validation_loss"][i] <= float(fleet.loss_limit[i]):
+        if alive and not self._measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
             diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
@@ -452,9 +468,9 @@ class _FleetRun:
             advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
             reason += advice
         guessing = state == "completed" and is_guessing(
-            self._measured["validation_error"][i],
+            self._measured[f"{self._judge}_error"][i],
             self._guess,
-            self.prepared.data.validation.n,
+            getattr(self.prepared.data, self._judge).n,
             self.prepared.data.task == "classification",
         )
         if guessing:
@@ -471,7 +487,7 @@ class _FleetRun:
             around={"units": data.units, "input_shape": data.input_shape, "log_odds": log_odds},
             n_parameters=self.prepared.problem.d,
             **{name: values[i] for name, values in self._measured.items()},
-            best_validation_error=float(self.best.error[i]),
+            best_validation_error=float(self.best.error[i]) if "validation" in self.evaluators else math.nan,
             best_at=int(self.best.at[i]),
             last_loss=float(fleet.last_loss[i]),
             folder=None if lane.folder is None else lane.folder.path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Ends:
     fleet: Fleet
     lanes: Sequence[Lane]
     evaluators: Mapping[str, Evaluator]
-    """By part of the data: validation and test."""
+    """By part of the data: validation, where there is such a part, and test."""
     best: Best
     position: Position
     choices: Mapping[str, Any]
@@ -66,16 +67,22 @@ class Ends:
         known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
         if len(known) == len(self.lanes) and all(known):
             return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
-        x = self.fleet.x
-        measured = {}
-        for part in ("validation", "test"):
-            loss, error = self.evaluators[part](x)
+        x, test = self.fleet.x, self.evaluators["test"]
+        names = ("validation_loss", "validation_error", "best_test_error")  # not known where nothing is validated
+        measured = {name: [math.nan] * len(self.lanes) for name in names}
+        for part, evaluator in self.evaluators.items():
+            loss, error = evaluator(x)
             measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
-        return measured | {"best_test_error": self.evaluators["test"](self.best.x)[1].tolist()}
+        return measured if len(self.evaluators) < 2 else measured | {"best_test_error": test(self.best.x)[1].tolist()}
 
     @functools.cached_property
     def _guess(self) -> float:
-        return self.prepared.data.guess_error(self.prepared.data.validation)
+        return self.prepared.data.guess_error(getattr(self.prepared.data, self._judge))
+
+    @property
+    def _judge(self) -> str:
+        """The part that says whether a run has blown up or is guessing: validation, where there is one."""
+        return next(iter(self.evaluators))
 
     @functools.cached_property
     def _regimes(self) -> list[Regime | None]:
@@ -87,7 +94,7 @@ class Ends:
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
-        if alive and not self.measured["validation_loss"][i] <= float(fleet.loss_limit[i]):
+        if alive and not self.measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
             diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
@@ -95,9 +102,9 @@ class Ends:
             advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
             reason += advice
         guessing = state == "completed" and is_guessing(
-            self.measured["validation_error"][i],
+            self.measured[f"{self._judge}_error"][i],
             self._guess,
-            self.prepared.data.validation.n,
+            getattr(self.prepared.data, self._judge).n,
             self.prepared.data.task == "classification",
         )
         if guessing:
@@ -114,7 +121,7 @@ class Ends:
             around={"units": data.units, "input_shape": data.input_shape, "log_odds": log_odds},
             n_parameters=self.prepared.problem.d,
             **{name: values[i] for name, values in self.measured.items()},
-            best_validation_error=float(self.best.error[i]),
+            best_validation_error=float(self.best.error[i]) if "validation" in self.evaluators else math.nan,
             best_at=int(self.best.at[i]),
             last_loss=float(fleet.last_loss[i]),
             folder=None if lane.folder is None else lane.folder.path,

@@ -41,7 +41,10 @@ class Result:
     validation_loss: float
     best_validation_error: float
     best_test_error: float
-    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at."""
+    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at.
+
+    NaN, like all that is said of validation, with dataset.validation_fraction=0.
+    """
     best_at: int
     last_loss: float
     """Mini-batch loss of the last finite gradient evaluation."""
@@ -51,9 +54,12 @@ class Result:
     reason: str | None = None
     """Why a run diverged or failed, None where it did not."""
     guess_error: float = math.nan
-    """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
+    """Error of the best answer that looks at no input, the most frequent class or the mean of the targets.
+
+    Measured on the validation part; on the test part where there is no validation part.
+    """
     no_better_than_guessing: bool = False
-    """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
+    """Whether a completed run's error on that part is not clearly below guess_error (training/evaluation.py)."""
     regime: Regime | None = None
     """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
@@ -95,9 +101,12 @@ class Result:
         tail = {"gradient evaluations": spent, "folder": str(self.folder)}
         if self.state in ("diverged", "failed"):
             return head | {"reason": self.reason or "", "last finite loss": f"{self.last_loss:.4g}"} | tail
+        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
+        if math.isnan(self.validation_error):
+            last = f"{shown(self.test_error)} (no validation part), loss {self.test_loss:.4g}"
+            return head | {f"test {name}": last} | warned | tail
         last = f"{shown(self.test_error)} (validation {shown(self.validation_error)}), loss {self.test_loss:.4g}"
         best = f"test {name} {shown(self.best_test_error)} after {self.best_at:,} gradient evaluations"
-        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
         return head | {f"test {name}": last, "best by validation": best} | warned | tail
 
     @property

@@ -159,7 +159,8 @@ class _FleetRun:
         """Train, record, and return the results. Raises Interrupted, everything saved, where told to stop."""
         prepared, lanes = self.prepared, self.lanes
         self.fleet = prepared.fleet()
-        self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
+        parts = {part: getattr(prepared.data, part) for part in ("validation", "test")}
+        self.evaluators = {part: prepared.evaluator(data) for part, data in parts.items() if data.n}
         self.best, self.position = Best(self.fleet), Position()
         checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:  # before anything is changed: it may not fit
@@ -205,7 +206,7 @@ class _FleetRun:
 
         log_every, eval_every = self.choices["log_every"], self.choices["eval_every"]
         with self.interruption.deferred():
-            validation = self.evaluators["validation"]
+            validation = self.evaluators.get("validation")
             for point in fit(fleet, validation, log_every, eval_every, self.position, every, pause):
                 self.interruption.settle()
                 if point is not None:

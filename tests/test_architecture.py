@@ -12,10 +12,21 @@ PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
         *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *("own_process", "analysis", "studies", "arguments", "cost", "completion", "help", "keys", "schema"),
+        *(
+            "own_process",
+            "analysis",
+            "studies",
+            "arguments",
+            "cost",
+            "completion",
+            "help",
+            "hydra_schemas",
+            "keys",
+            "schema",
+        ),
     },
     "analysis": {"recording"},
-    "studies": {"analysis", "config", "interruption", "recording", "schema", "sweeps"},
+    "studies": {"analysis", "config", "hydra_schemas", "interruption", "recording", "schema", "sweeps"},
     "cost": {"config", "identity", "prepare", "recording"},
     "revisit": {
         "build",
@@ -33,7 +44,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "sweeps": {
         "analysis",
         "native",
-        *("config", "identity", "interruption", "keys", "own_process", "prepare", "rates", "schema"),
+        *("config", "hydra_schemas", "identity", "interruption", "keys", "own_process", "prepare", "rates", "schema"),
         "recording",
         "result",
         "run",
@@ -41,6 +52,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     },
     "own_process": {"sweeps"},
     "config": {"registry", "schema"},
+    "hydra_schemas": {"config"},
     "registry": {"schema"},
     "schema": set(),
     "conf_text": {"schema"},
@@ -91,10 +103,10 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"analysis", "config", "revisit", "run"},
 }
-MOST_LINES = 400
-LONGER = {"cli.py", "config.py"}
-"""Files that are still to be divided."""
-ONLY_THESE_KNOW_HYDRA = {"arguments", "cli", "config", "sweeps"}
+ONLY_THESE_KNOW_HYDRA = {"arguments", "cli", "hydra_schemas", "sweeps"}
+LONGEST_FILE = 400
+STILL_LONGER = {"cli.py", "cycles.cu", "mlp_gradient.c"}
+"""Files that are to be divided; none may join them."""
 
 
 def imports(path: Path) -> set[str]:
@@ -139,7 +151,7 @@ def test_engines_are_compared_by_name_where_one_is_chosen_alone() -> None:
     assert offenders == []
 
 
-def test_no_file_is_long() -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {name: n for name, n in lengths.items() if n > MOST_LINES and name not in LONGER} == {}
-    assert len(lengths) > 100, "they were not found"
+def test_files_of_the_package_are_short_enough_to_be_read_in_one_sitting() -> None:
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".c", ".cu", ".h", ".js", ".css")]
+    too_long = {path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST_FILE}
+    assert too_long <= STILL_LONGER

@@ -40,12 +40,13 @@ def tuning_tables(c: Comparison) -> list[Table]:
     tables = []
     for block in c.blocks:
         form = Form(100, "%", 2) if block.percent and tuned_by(c).endswith("error") else Form(1, "", 4)
-        rows = []
+        rows, cautions = [], dict[str, None]()
         for row in block.rows:
             found = curve(c, row)
             n_all = len(found.trials)
+            cautions |= {found.caution: None} if found.caution else {}
             for n in sorted({*(2**k for k in range(20) if 2**k < n_all), n_all} - {0}):
-                remarks = [found.kind if n > found.medians_until else "median, trials diverged", found.caution]
+                kind = found.kind if n > found.medians_until else "median, trials diverged"
                 values = found.validation[n - 1], found.test[n - 1]
                 numbers = [form.number(float(v)) for v in values]
                 ends = found.ranges[n - 1]
@@ -57,7 +58,7 @@ def tuning_tables(c: Comparison) -> list[Table]:
                         numbers[0],
                         form.interval(ends),
                         numbers[1],
-                        "; ".join(filter(None, remarks)),
+                        kind,
                     )
                 )
         unit = f" {form.unit}" if form.unit else ""
@@ -70,7 +71,8 @@ def tuning_tables(c: Comparison) -> list[Table]:
             f"{reported(c).replace('_', ' ')}{unit}",
             "kind",
         )
-        tables.append(Table(_title("tuning curve", block), columns, tuple(rows)))
+        title = "; ".join([_title("tuning curve", block), *cautions])
+        tables.append(Table(title, columns, tuple(rows)))
     return tables
 
 

@@ -43,7 +43,7 @@ from burgersgd.native import cuda
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.training.engines import ENGINES, Kind, Task, persistent
 from burgersgd.training.engines.compiled import Graphed
-from burgersgd.training.engines.persistent import THREADS, Network, Persistent, args_type, text_of
+from burgersgd.training.engines.persistent import THREADS, Network, Persistent, Plan, args_type, text_of
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.state import RunState
@@ -80,10 +80,10 @@ def _library(text: str) -> ctypes.CDLL:
 class Emulated:
     """Stands for the kernel on a GPU."""
 
-    def __init__(self, text: str, shared_bytes: int, fields: int) -> None:
+    def __init__(self, text: str, plan: Plan, fields: int) -> None:
         library = _library(text)
         assert library.args_size() == ctypes.sizeof(args_type(fields))
-        assert library.shared_bytes() == shared_bytes
+        assert library.shared_bytes() == plan.shared_bytes
         self.cycles, self.launches = library.cycles, 0
 
     def __call__(self, runs: int, arguments: ctypes.Structure) -> None:
@@ -284,7 +284,8 @@ def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     made = prepare(configs(1, RULES[name], MlpConfig(depth=2, width=64))).fleet()
     found = text_of(made.stepper.task, made.runs, made.inputs, H100)  # pyright: ignore[reportAttributeAccessIssue]
     assert found is not None
-    assert found[1] <= H100
+    assert found[1].shared_bytes <= H100
+    assert f"#define N_THREADS {found[1].threads}\n" in found[0]
     monkeypatch.setenv("BURGERSGD_CACHE", str(tmp_path))
     cuda.cubin.cache_clear()
     code = cuda.cubin("cycles", found[0], "sm_90")
@@ -296,4 +297,4 @@ def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert cuda.cubin("cycles", found[0], "sm_90") == code
     with pytest.raises(cuda.CudaError, match="NVRTC failed"):
         cuda.compile_source("this is no CUDA", "sm_90")
-    assert THREADS % 32 == 0
+    assert all(n % 32 == 0 and n * blocks <= 2048 for blocks, n in THREADS.items())

@@ -2,8 +2,8 @@
 
 A run's position, gradient and activations lie in the shared memory of its multiprocessor for the whole launch, the
 rest of its state too where that does not keep a second run away (native/cycles.cu); the rule's lines come from
-tracing.py, as those of the C kernel do. A run's numbers are the
-same bits alone and beside others. What does not fit is done by the engine `graphed`.
+tracing.py, as those of the C kernel do. A run's numbers are the same bits alone and beside others. What does not fit
+is done by the engine `graphed`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from burgersgd.training.state import RunState
 
 _log = logging.getLogger("burgersgd")
 
-THREADS = 512
-"""Of a block. Measured on an H100: docs/benchmarks.md."""
+THREADS = {1: 512, 2: 384}
+"""Of a block, where so many share a multiprocessor: the fastest numbers on an H100 (docs/benchmarks.md)."""
 CHUNKS = (32, 16, 8)
 """Examples whose activations are in shared memory at once: the largest number that fits."""
 RESERVED = 1024
@@ -58,6 +58,11 @@ class Plan(NamedTuple):
     all_shared: bool
     """Whether all vectors of the state are in shared memory; otherwise only that at which gradients are taken."""
     shared_bytes: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return THREADS[self.blocks]
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) ->
         "N_LAYERS": len(network.widths) - 1,
         "WIDTHS": "{" + ", ".join(map(str, network.widths)) + "}",
         "CHUNK": plan.chunk,
-        "N_THREADS": THREADS,
+        "N_THREADS": plan.threads,
         "N_BLOCKS": plan.blocks,
         "ALL_SHARED": int(plan.all_shared),
         "N_FIELDS": len(kept),
@@ -229,15 +234,15 @@ class Persistent:
         return stop
 
 
-def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> tuple[str, int] | None:
-    """Return the text of the kernel and its bytes of shared memory; None where it has no form, or does not fit."""
+def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> tuple[str, Plan] | None:
+    """Return the text of the kernel and its plan; None where it has no form, or does not fit."""
     rule, c = task.rule, inputs.row_of(0)
     network = Network.of(task.problem.model, task.problem.loss.name)
     layout = Layout.of(state.rule, c)
     plan, point = network.plan(sum(layout.present), shared_memory), rule.gradient_at(c, state.rule)
     at = next((i for i, field in enumerate(state.rule) if field is point), None)
     text = None if plan is None or at is None else source(rule, layout, network, at, plan)
-    return None if text is None or plan is None else (text, plan.shared_bytes)
+    return None if text is None or plan is None else (text, plan)
 
 
 def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent | Graphed:
@@ -246,10 +251,10 @@ def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent |
     found = text_of(task, state, inputs, cuda.shared_memory(device))
     if found is None:
         return Graphed(task, state, inputs)
-    text, shared_bytes = found
+    text, plan = found
     try:
         code = cuda.cubin("cycles", text, cuda.architecture(device))
-        kernel = cuda.Kernel(code, "cycles", device, THREADS, shared_bytes)
+        kernel = cuda.Kernel(code, "cycles", device, plan.threads, plan.shared_bytes)
     except (OSError, cuda.CudaError) as error:
         _log.warning("the CUDA kernel is not used: %s; going on with CUDA graphs, equal to rounding only", error)
         return Graphed(task, state, inputs)

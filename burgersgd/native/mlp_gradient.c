@@ -5,12 +5,14 @@
  * convolutional layers of LeNet-5 (convolutions.c): their parameters come first, their features are the inputs.
  *
  * Eager PyTorch spends most of such a step on dispatch. Here a run is: gather the rows of the batch, three kinds of
- * matrix product per layer (Z = A W^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
+ * matrix product per layer (Z^T = W A^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
  * - Every product has the form C[i, :] = c0 + sum_k A(i, k) B[k, :]: broadcast one number of A, multiply it with a few
- *   vectors of B, keep a tile of C in registers. Activations and their gradients are batch-major with rows padded to whole
- *   vectors; W is copied (transposed for the forward product) one panel of columns at a time, which stays in cache.
+ *   vectors of B, keep a tile of C in registers. B is a panel of columns that stays in cache. Forwards it holds activations,
+ *   with a vector of examples for each feature, so that W is read as it lies in memory, once; the activations, much smaller
+ *   than W in large networks, are transposed for the backward pass. There they and their gradients are batch-major, with
+ *   rows padded to whole vectors, and a panel of a large W is copied.
  * - An element of C is always summed over k = 0, 1, 2, ...: the result does not depend on the tile it fell into, nor on
- *   the number of runs or threads (threads share out whole runs).
+ *   the number of runs or threads (which share out whole runs, or the columns, outputs and examples of one).
  * - No -ffast-math: NaN and infinity travel to the loss and the norm, on which divergence detection relies.
  * Padding lanes hold numbers nobody reads (they may become NaN); partial stores keep them out of the gradient.
  *
@@ -113,7 +115,7 @@ static void F(evaluate_run)(const Plan *plan, REAL *workspace, const REAL *param
     *loss = *wrong = 0;
     for (int64_t first = 0; first < plan->examples; first += plan->max_batch) {
         int64_t batch = plan->examples - first < plan->max_batch ? plan->examples - first : plan->max_batch;
-        REAL *outputs = F(forward)(plan, workspace, params, rows + first, batch);
+        REAL *outputs = F(forward)(plan, workspace, params, rows + first, batch, 0);
         for (int64_t i = 0; labels && i < batch; i++) {
             const REAL *z = outputs + i * stride;
             int64_t class = plan->loss == LOGISTIC ? z[0] > 0 : 0;

@@ -18,7 +18,7 @@
 #ifdef _OPENMP
 #define TEAM_FOR(count, ...)                                                                  \
     if (team > 1) {                                                                           \
-        _Pragma("omp parallel for num_threads(team) schedule(static)")                        \
+        _Pragma("omp parallel for num_threads(team) schedule(dynamic)")                        \
         for (int64_t i = 0; i < (count); i++) __VA_ARGS__                                     \
     } else                                                                                    \
         for (int64_t i = 0; i < (count); i++) __VA_ARGS__

@@ -34,7 +34,8 @@ from burgersgd.recording.run_folder import (
     read_config,
 )
 from burgersgd.recording.sinks import problem_with
-from burgersgd.trainer import Prune, Result, Trainer
+from burgersgd.result import Result
+from burgersgd.trainer import Prune, Trainer
 
 
 def train(
@@ -237,7 +238,7 @@ def _continued(
             "config_hash": config_hash(config, prepared.budget),
             "parent": {"folder": str(opened.path), **spent},
         }
-        metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
+        metrics = opened.table.text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
             new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")

@@ -16,9 +16,9 @@ from burgersgd.recording.naming import hash_of
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.result import Result
 from burgersgd.run import train_jobs
 from burgersgd.sweeps.pruning import pruning
-from burgersgd.trainer import Result
 
 
 class Job(NamedTuple):

@@ -162,11 +162,13 @@ def test_the_overview_has_means_paired_differences_and_stars_by_holm(tmp_path: P
                 settings = {"optimizer.name": name, "seed": 1000 + k, "trainer.budget": 300}
                 settings["dataset.label_noise"] = 0.1 if cell.workload == "noisy" else 0.0
                 write_run(cell.test_folder / f"{name}{k}", settings, test_error=float(error))
-    table = overview_table(comparison_of(load(tmp_path / "test"), study), study)
+    table = overview_table(comparison_of(load(tmp_path / "test"), study), cells)
     assert table.columns == ("workload, budget, schedule", "sgd", "adamw", "n")
     assert "Holm over all 2" in table.title
     stars = {}
-    for row in table.rows:
+    assert [row[0] for row in table.rows[:-1]] == [cell.name for cell in cells]
+    assert table.rows[-1] == ("better*, worse* (of 2)", "", "1, 0", "")
+    for row in table.rows[:-1]:
         base, other = errors[row[0]]
         mean = (other - base).mean()
         stars[row[0]] = row[2].endswith("*)")

@@ -46,7 +46,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass
 class Trainer:
-    """Trains lanes in as few fleets as possible; saves them in time and on signals, and halves fleets that are too large."""
+    """Trains lanes in as few fleets as possible; saves them in time, and halves those that are too large."""
 
     model: UserModel | None
     dataset: UserData | None

@@ -105,8 +105,8 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
     """Return a row per cell with the mean test error of each optimizer and its difference to the baseline.
 
     A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers;
-    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few seeds
-    may fail for some of the others.
+    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few
+    seeds may fail for some of the others.
     """
     study = cells[0].study
     names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]

@@ -95,7 +95,7 @@ def test_a_run_that_blows_up_has_diverged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "optuna"}, {"prune": "median"}, {"prune": "halving"}])
-def test_a_search_that_selects_is_refused(settings: dict[str, str]) -> None:
+def test_a_search_that_selects_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs a validation part to select by"):
         TrainConfig(dataset=DigitsConfig(validation_fraction=0.0), sweep=SweepConfig(**settings))
 

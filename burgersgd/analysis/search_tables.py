@@ -88,7 +88,7 @@ def profile_table(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None 
             of_clock = [p for p in found if p.clock == clock]
             rows.append((label, clock, *(f"{fixed(float(p.areas[i]), 3)} ({p.ranks[i]})" for p in of_clock)))
     columns = ("profile: area (place)", "clock", *(f"target x {p.relaxation:g}" for p in found if p.clock == clocks[0]))
-    title = f"performance profiles, {len(c.blocks)} data sets, up to {LONGEST:g} times the fastest"
+    title = f"performance profiles, {len(c.blocks)} problems, up to {LONGEST:g} times the fastest"
     return Table(title, columns, tuple(rows))
 
 

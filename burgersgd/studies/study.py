@@ -69,7 +69,7 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
             tell(f"test {i + 1} of {len(cells)}: {cell.name}, {n} seeds")
             train_sweep(sweep_of(cell.test_words(chosen[cell], n)), cell.test_folder, quiet)
     comparison = comparison_of(load(root / "test"), study)
-    overview = overview_table(comparison, study)
+    overview = overview_table(comparison, cells)
     answer = Answer(comparison, overview, stein_table(cells), choice_table(chosen))
     more = tuning_tables(comparison_of(load(root / "search"), study))
     profiles = profile_table(comparison)
@@ -101,24 +101,37 @@ def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
     return compare(runs, Question(by=(*within, "optimizer.name"), within=within, baseline=study.baseline))
 
 
-def overview_table(comparison: Comparison, study: StudyConfig) -> Table:
+def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
     """Return a row per cell with the mean test error of each optimizer and its difference to the baseline.
 
-    A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers.
+    A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers;
+    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few
+    seeds may fail for some of the others.
     """
+    study = cells[0].study
     names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]
     place, rows = comparison.by.index("optimizer.name"), []
-    for block in comparison.blocks:
+    stars = {name: [0, 0] for name in names}
+    blocks = {block.rows[0].runs[0].folder.parent.name: block for block in comparison.blocks}
+    for cell in cells:
+        block = blocks[cell.name]
         form, by_name = form_of(comparison, block), {row.key[place]: row for row in block.rows}
-        cells = [block.rows[0].runs[0].folder.parent.name]
+        shown = []
         for name in names:
-            row = by_name[name]
-            lost = f", {row.n_lost} diverged" if row.n_lost else ""
-            change = ""
-            if (d := row.difference) is not None:
-                change = f" ({form.number(d.mean, sign=True)}{'*' if d.p_holm < ALPHA else ''})"
-            cells.append(form.number(row.mean) + change + lost)
-        rows.append((*cells, str(len(by_name[study.baseline].runs))))
+            row, d = by_name[name], by_name[name].difference
+            shown.append(form.number(row.mean))
+            if d is not None:
+                star = d.p_holm < ALPHA
+                shown[-1] += f" ({form.number(d.mean, sign=True)}{'*' if star else ''})"
+                if star:
+                    stars[name][d.mean > 0] += 1
+            shown[-1] += f", {row.n_lost} diverged" if row.n_lost else ""
+            guessing = sum(run.status.get("no_better_than_guessing") is True for run in row.runs)
+            shown[-1] += f", {guessing} guessing" if guessing else ""
+        rows.append((cell.name, *shown, str(len(by_name[study.baseline].runs))))
+    counts = ["" if name == study.baseline else "{}, {}".format(*stars[name]) for name in names]
+    if len(rows) > 1:
+        rows.append((f"better*, worse* (of {len(rows)})", *counts, ""))
     title = (
         f"Mean test error (%, in regression RMSE) and difference to {study.baseline}, paired;"
         f" * p < {ALPHA:g} by Holm over all {comparison.family}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import math
 import os
 import re
 import signal
@@ -92,6 +93,7 @@ def _command(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     from burgersgd import config as schema
+    from burgersgd.hydra_schemas import register_schemas
     from burgersgd.interruption import interruptible
     from burgersgd.keys import with_whole_numbers
     from burgersgd.registry import with_own_classes
@@ -110,7 +112,7 @@ def _train(arguments: list[str]) -> int:
             return 0
     except ValueError as error:
         return _fail(error)
-    schema.register_schemas()
+    register_schemas()
     with interruptible(exit_at_once=True):
         if any(word.startswith("resume=") for word in flags.overrides):
             flags.overrides = [word for word in flags.overrides if word not in named]
@@ -276,10 +278,10 @@ def _summary_fields(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "folder": result.folder,
         "train_loss": None if diverged else result.metrics["train_loss"][-1],
-        "validation_error": None if diverged else result.validation_error,
+        "validation_error": None if diverged or math.isnan(result.validation_error) else result.validation_error,
         "test_error": None if diverged else result.test_error,
         "test_loss": None if diverged else result.test_loss,
-        "best_test_error": result.best_test_error,
+        "best_test_error": None if math.isnan(result.best_test_error) else result.best_test_error,
         "percent": result.task == "classification",
         "best_at": result.best_at,
         "diverged_at": result.evaluations if diverged else None,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from burgersgd.datasets.synthetic import TeacherStudentConfig as TeacherStudentConfig
     from burgersgd.datasets.synthetic import TwoSpiralsConfig as TwoSpiralsConfig
     from burgersgd.datasets.vision import VisionConfig as VisionConfig
+    from burgersgd.hydra_schemas import register_schemas as register_schemas
     from burgersgd.models.conv import LeNetConfig as LeNetConfig
     from burgersgd.models.mlp import MlpConfig as MlpConfig
     from burgersgd.optimizers.adam import AdamWConfig as AdamWConfig
@@ -81,10 +82,11 @@ _SHIPPED = {
 """Group -> name -> where its class is; to ship another one, add its line here and run scripts/write_conf.py."""
 
 _ELSEWHERE = {place.partition(":")[2]: place for names in _SHIPPED.values() for place in names.values()}
+_ELSEWHERE["register_schemas"] = "burgersgd.hydra_schemas:register_schemas"  # it was defined here in 0.1.0
 
 
 def __getattr__(name: str) -> Any:
-    """Return a class that stands beside what it configures."""
+    """Return what is defined in another module, imported when it is asked for."""
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _ELSEWHERE[name].partition(":")
@@ -365,45 +367,14 @@ class TrainConfig(Group):
             raise self.trainer.error(
                 "budget", f"must be >= optimizer.burn_in + optimizer.inner_steps = {cycle}, or x would never move"
             )
+        if getattr(self.dataset, "validation_fraction", None) == 0:
+            for key, none in (("sampler", self.sweep.sampler != "optuna"), ("prune", self.sweep.prune == "none")):
+                if not none:
+                    raise self.sweep.error(key, "needs a validation part to select by: dataset.validation_fraction > 0")
         if self.run_name is not None:
             name = Path(self.run_name)
             if name.is_absolute() or not name.parts or ".." in name.parts:
                 raise self.error("run_name", "must name a folder below output_root")
-
-
-def register_schemas() -> None:
-    """Store every class that ships under schema/GROUP/CHOICE, where the YAML files of conf/ refer to it.
-
-    Classes of others that are imported become choices of their groups. What is stored already stays: to make the nodes
-    of all classes takes a tenth of a second.
-    """
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    store = ConfigStore.instance()
-
-    def stored(group: str, name: str) -> Any:
-        folder: Any = store.repo
-        for part in [*group.split("/"), f"{name}.yaml"]:
-            folder = folder.get(part, {})
-        return OmegaConf.get_type(folder.node) if folder else None
-
-    for group, choices in GROUPS.items():
-        for name, cls in choices.items():
-            ours = name in choices.shipped
-            place = f"schema/{group}" if ours else group
-            if stored(place, name) is cls:
-                continue
-            node = OmegaConf.structured(cls)
-            if not ours:  # conf/ has no file of it
-                node.name = name
-            store.store(group=place, name=name, node=node)
-    if stored("schema", "train") is TrainConfig:
-        return
-    root = OmegaConf.structured(TrainConfig)
-    for group in GROUPS:
-        root[group] = "???"  # the choice of the defaults list decides on the class
-    store.store(group="schema", name="train", node=root)
 
 
 # `from burgersgd.config import *` gives every class, as it did when all of them were defined here.

@@ -13,8 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from burgersgd.build import UserData, UserModel
+from burgersgd.build import UserData, UserModel, dataset_of
 from burgersgd.config import Group, TrainConfig
+from burgersgd.copies import changed
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
@@ -34,7 +35,8 @@ from burgersgd.recording.run_folder import (
     read_config,
 )
 from burgersgd.recording.sinks import problem_with
-from burgersgd.trainer import Prune, Result, Trainer
+from burgersgd.result import Result
+from burgersgd.trainer import Prune, Trainer
 
 
 def train(
@@ -80,12 +82,16 @@ def train_fleet(
     Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory is
     continued as two. Raises ConfigError naming the first key that differs and must not.
     """
-    configs = [config_of(config) for config in configs]
-    if model is not None:  # then what the configuration says of a model means nothing
-        configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
-    prepared = prepare(configs, model=model, dataset=dataset)
+    prepared = _prepared([config_of(config) for config in configs], model, dataset)
     trainer = Trainer(model, dataset, prune)
     return train_prepared(prepared, overrides, record=record, progress=progress, trainer=trainer)
+
+
+def _prepared(configs: Sequence[TrainConfig], model: UserModel | None, dataset: UserData | None) -> Prepared:
+    """Return the runs of a fleet, checked and ready to start."""
+    if model is not None:  # then what the configuration says of a model means nothing
+        configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
+    return prepare(configs, model=model, dataset=dataset)
 
 
 @undisturbed()
@@ -119,21 +125,33 @@ def train_all(
 ) -> list[Result]:
     """Train runs of any kind; those that can share a fleet are trained together. Results in the same order.
 
-    All of them are checked before the first one starts. Arguments and errors as in train.
+    All of them are prepared, each once, before the first one starts. Arguments and errors as in train.
     """
     groups: dict[str, list[int]] = {}
     configs = [config_of(config) for config in configs]
     for i, config in enumerate(configs):
         groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
     fleets = [[configs[i] for i in group] for group in groups.values()]
-    with undisturbed():
-        for fleet in fleets if len(fleets) > 1 else ():
-            prepare(fleet, model=model, dataset=dataset)
+    with undisturbed():  # arrays are split once for all fleets that ask for the same split, and shared by them
+        splits = {_split(config): config for config in configs}
+        data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
+        waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
     results: dict[int, Result] = {}
-    for group, fleet in zip(groups.values(), fleets, strict=True):
-        trained = train_fleet(fleet, model=model, dataset=dataset, record=record, progress=progress)
-        results |= dict(zip(group, trained, strict=True))
+    with ExitStack() as stack:
+        if len(fleets) > 1 and not isinstance(progress, Progress):  # one bar for all of them
+            total = sum(prepared.budget * len(prepared.configs) for prepared in waiting)
+            progress = Progress(total, f"{len(configs)} runs", enabled=progress)
+            stack.callback(progress.close)
+        for group, fleet in zip(groups.values(), fleets, strict=True):
+            trainer = Trainer(model, data[_split(fleet[0])], None)
+            trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
+            results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
+
+
+def _split(config: TrainConfig) -> str:
+    """Return what decides how arrays are split and scaled, as a key."""
+    return repr(config.dataset)
 
 
 @undisturbed()
@@ -153,10 +171,12 @@ def resume(
     output_root, called run_name), and only where nothing depends on the fraction of the budget. Raises ConfigError
     where it does, RunInUseError while another process trains the run, and what train raises.
     """
-    folder = Path(folder)
+    folder, prepared = Path(folder), None
     if budget is not None:
-        folder = _continued(folder, budget, output_root, run_name, model, dataset)
-    return resume_fleet([folder], model=model, dataset=dataset, progress=progress)[0]
+        folder, prepared = _continued(folder, budget, output_root, run_name, model, dataset)
+    with RunFolder.reopen(folder) as reopened:
+        lanes = _reopened([reopened], model, dataset)
+        return Trainer(model, dataset, None).run(lanes, progress, prepared)[0]
 
 
 @undisturbed()
@@ -193,20 +213,23 @@ def _continued(
     run_name: str | None,
     model: UserModel | None,
     dataset: UserData | None,
-) -> Path:
-    """Return a new run folder that begins as a run ended (or stopped) and has a larger budget; or folder itself."""
+) -> tuple[Path, Prepared]:
+    """Return a new run folder that begins as a run ended (or stopped) and has a larger budget, and its run, prepared.
+
+    The folder is the given one where the budget is the one that the run has already.
+    """
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         lane = Lane.reopened(opened)
         root = _root_beside(folder, lane.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
-        prepared = prepare([config], model=model, dataset=dataset)
         checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
-            raise error(f"{folder} has no checkpoint to go on from; start a new run instead")
+            raise error(f"{folder} has no checkpoint to continue from; start a new run instead")
+        prepared = Trainer(model, dataset, None).prepare([dataclasses.replace(lane, config=config)])
         prepared.check_same(checkpoint, folder)
         if prepared.budget == checkpoint["choices"]["budget"]:
-            return folder
+            return folder, prepared
         if prepared.budget < lane.evaluations:
             raise error(f"must be >= {lane.evaluations}, what {folder} has spent already")
         if not lane.alive:
@@ -221,11 +244,11 @@ def _continued(
             "config_hash": config_hash(config, prepared.budget),
             "parent": {"folder": str(opened.path), **spent},
         }
-        metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
+        metrics = opened.table.text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
             new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
-            return new.path
+            return new.path, prepared
 
 
 def _root_beside(folder: Path, config: TrainConfig) -> str:
@@ -270,7 +293,7 @@ def train_jobs(
 
 
 def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
-    """Return the folder of a job, new or reopened, and whether it is new; it may be there under another name.
+    """Return the folder of a job, new or reopened, and whether it is new; an existing one may have another name.
 
     Raises RunInUseError where another process works on it.
     """
@@ -288,7 +311,7 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
 
 
 def _named(config: TrainConfig, name: str) -> TrainConfig:
-    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
+    return config if config.run_name == name else changed(config, run_name=name)
 
 
 @undisturbed()
@@ -313,7 +336,7 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    """Raise ConfigError where trainer.sinks has an unknown name, or one whose package is not installed."""
     for problem in filter(None, map(problem_with, config.trainer.sinks)):
         raise config.trainer.error("sinks", problem)
 

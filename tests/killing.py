@@ -14,7 +14,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from burgersgd.sweeps.compose import compose_job
-from burgersgd.config import register_schemas
+from burgersgd.hydra_schemas import register_schemas
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import CHECKPOINT, STATUS, read_checkpoint
 from burgersgd.run import resume, train

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from burgersgd.config import GROUPS, register_schemas
+from burgersgd.config import GROUPS
+from burgersgd.hydra_schemas import register_schemas
 from burgersgd.interruption import RESUMABLE, Interrupted, interruptible
 from burgersgd.schema import ConfigError, fields_of
 from burgersgd.studies.cells import StudyStoppedError

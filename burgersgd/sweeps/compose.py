@@ -24,7 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from burgersgd.config import CONF_DIR, GROUPS, ConfigError, SweepConfig, TrainConfig, register_schemas
+from burgersgd.config import CONF_DIR, GROUPS, ConfigError, SweepConfig, TrainConfig
+from burgersgd.hydra_schemas import register_schemas
 from burgersgd.identity import NOT_HASHED
 from burgersgd.keys import no_such_choice, no_such_key
 from burgersgd.schema import fields_of

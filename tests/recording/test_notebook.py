@@ -62,7 +62,7 @@ def shown_by(configs: list[TrainConfig], tmp_path: Path, *, widgets: bool = True
     return json.loads((tmp_path / "shown.json").read_text())
 
 
-@pytest.mark.parametrize("widths", [(12,)])
+@pytest.mark.parametrize("widths", [(12,), (12, 9)])
 def test_there_is_one_bar_and_no_line(widths: tuple[int, ...], tmp_path: Path) -> None:
     configs = [small_config() for _ in widths]
     for config, width in zip(configs, widths, strict=True):

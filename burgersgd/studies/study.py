@@ -105,7 +105,8 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
     """Return a row per cell with the mean test error of each optimizer and its difference to the baseline.
 
     A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers;
-    the last row counts the stars.
+    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few
+    seeds may fail for some of the others.
     """
     study = cells[0].study
     names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]
@@ -125,6 +126,8 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
                 if star:
                     stars[name][d.mean > 0] += 1
             shown[-1] += f", {row.n_lost} diverged" if row.n_lost else ""
+            guessing = sum(run.status.get("no_better_than_guessing") is True for run in row.runs)
+            shown[-1] += f", {guessing} guessing" if guessing else ""
         rows.append((cell.name, *shown, str(len(by_name[study.baseline].runs))))
     counts = ["" if name == study.baseline else "{}, {}".format(*stars[name]) for name in names]
     if len(rows) > 1:

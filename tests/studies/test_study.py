@@ -274,6 +274,8 @@ def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
         ("summary.md", "Chosen on validation, out of 2 trials of 2 seeds"),
     ):
         assert expected in (root / file).read_text()
+    page = (root / "report.html").read_text()
+    assert page.index("<h1>Does local entropy beat") < page.index("Mean test error") < page.index("minus sgd</th>")
     times = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.csv")}
     lost = test[0].folder
     shutil.rmtree(lost)

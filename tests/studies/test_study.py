@@ -372,7 +372,7 @@ def test_a_new_optimizer_is_compared_with_those_that_ship(
 def test_an_optimizer_without_a_space_is_searched_around_its_own_rate() -> None:
     lr = SgdConfig().default_lr(1)
     assert space_of(SgdConfig) == {
-        "optimizer.lr": f"tag(log, interval({lr / 30:.3g}, {3 * lr:.3g}))",
+        "optimizer.lr": f"tag(log, interval({lr / 300:.3g}, {3 * lr:.3g}))",
         "optimizer.momentum": "interval(0, 0.95)",
         "optimizer.weight_decay": "tag(log, interval(1e-6, 1e-2))",
     }

@@ -95,7 +95,7 @@ class Ends:
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
         if alive and not self.measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
-            diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
+            diverged_at = fleet.evaluations - 1  # the very last update diverged: no gradient was computed after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
             reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
@@ -138,8 +138,8 @@ class Ends:
 
         fleet_sizes: how many runs the fleet of each run had at its end.
 
-        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run is
-        over, because a run that is over is not looked at again.
+        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run has
+        ended, because a run that has ended is not opened again.
         """
         ends = []
         for i, (lane, result) in enumerate(zip(self.lanes, results, strict=True)):

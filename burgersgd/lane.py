@@ -51,7 +51,7 @@ class Lane:
     initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
     sinks: Sinks | None = None
-    """What is told of the run beside its folder, from its start on."""
+    """Other trackers that are informed of the run, from its start on."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -77,7 +77,7 @@ class Lane:
     def _compare_processors(self, folder: RunFolder) -> None:
         """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
         then = None
-        with contextlib.suppress(RunFolderError):  # what was edited there decides nothing
+        with contextlib.suppress(RunFolderError):  # an edited environment.json decides nothing
             then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
         if then not in (None, cpu_capability()):
             text = (

@@ -15,6 +15,7 @@ from typing import Any
 
 from burgersgd.build import UserData, UserModel, dataset_of
 from burgersgd.config import Group, TrainConfig
+from burgersgd.copies import changed
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
@@ -287,7 +288,7 @@ def train_jobs(
 
 
 def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
-    """Return the folder of a job, new or reopened, and whether it is new; it may be there under another name.
+    """Return the folder of a job, new or reopened, and whether it is new; an existing one may have another name.
 
     Raises RunInUseError where another process works on it.
     """
@@ -305,7 +306,7 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
 
 
 def _named(config: TrainConfig, name: str) -> TrainConfig:
-    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
+    return config if config.run_name == name else changed(config, run_name=name)
 
 
 @undisturbed()
@@ -330,7 +331,7 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    """Raise ConfigError where trainer.sinks has an unknown name, or one whose package is not installed."""
     for problem in filter(None, map(problem_with, config.trainer.sinks)):
         raise config.trainer.error("sinks", problem)
 

@@ -23,6 +23,7 @@ from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane, make_lasting_together
 from burgersgd.prepare import Prepared, prepare
+from burgersgd.recording.checkpoints import CommonEntries
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
@@ -45,7 +46,7 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 
 @dataclass
 class Trainer:
-    """Trains lanes: as few fleets as possible, saved in time, stopped when told to, halved when memory is short."""
+    """Trains lanes in as few fleets as possible; saves them in time, and halves those that are too large."""
 
     model: UserModel | None
     dataset: UserData | None
@@ -156,7 +157,7 @@ class _FleetRun:
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
-        """Train, record, and return the results. Raises Interrupted, everything saved, where told to stop."""
+        """Train, record, and return the results. Raises Interrupted on a signal, with every run saved."""
         prepared, lanes = self.prepared, self.lanes
         self.fleet = prepared.fleet()
         parts = {part: getattr(prepared.data, part) for part in ("validation", "test")}
@@ -215,12 +216,12 @@ class _FleetRun:
                     self.counted += (point.evaluations - spent) * len(lanes)
                     spent = point.evaluations
                 over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
-                told = self.interruption.requested is not None
+                stopping = self.interruption.requested is not None
                 due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every < fleet.points)
-                if (told or due) and not over and fleet.evaluations:
+                if (stopping or due) and not over and fleet.evaluations:
                     self._save()
                     save_at = time.monotonic() + interval
-                if told and not over:
+                if stopping and not over:
                     self.interruption.raise_if_requested()
 
     def _warn(self) -> None:
@@ -275,12 +276,13 @@ class _FleetRun:
 
     def _save(self, ended: bool = False) -> None:
         """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
-        there = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
-        recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
+        healthy = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
+        recorded = [(i, lane, folder) for i, lane, folder in healthy if folder is not None]
+        common = CommonEntries(self.prepared.network | {"data": self.prepared.data_digest})
         for i, lane, folder in recorded:
             with self._recording(lane):
                 belonging = folder.metrics_position() | {"config_digest": digest(folder.config)}
-                folder.stage_checkpoint(self._checkpoint(i, belonging, ended))
+                folder.stage_checkpoint(self._checkpoint(i, belonging, ended), common)
         make_lasting_together(self.lanes)
         for _, lane, folder in recorded:
             if lane.failure is None:
@@ -290,7 +292,7 @@ class _FleetRun:
             make_lasting_together(self.lanes)
 
     def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
-        """Return all that the run needs to go on, and what tells whether it may."""
+        """Return what the run needs to go on, but for what all runs have in common, and what tells whether it may."""
         lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
             "code": code_version(),
@@ -303,8 +305,6 @@ class _FleetRun:
             "seconds": self.position.seconds,
             **belonging,
             "measured": {name: values[i] for name, values in self.ends.measured.items()} if ended else None,
-            **self.prepared.network,
-            "data": self.prepared.data_digest,
             **self._buffers_at(i),
         }
 

@@ -4,28 +4,57 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from burgersgd.recording.checkpoint_archive import Encoded, UnusualError, archive
 from burgersgd.recording.files import RunFolderError, digest, one_line, plain_state, replacing
 from burgersgd.recording.new_folders import STAGED
 from burgersgd.recording.reading import CHECKPOINT, FORMAT, METRICS, metrics_digest, read_checkpoint
 
 
-def stage_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+class CommonEntries:
+    """Entries that the checkpoints of all runs of a fleet have in common, encoded once for all of them."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self.entries = entries
+        self.encoded = _encoded(entries)
+        """None where only torch can save them."""
+
+
+def stage_checkpoint(path: Path, state: Mapping[str, Any], common: CommonEntries | None = None) -> None:
     """Put `state` beside checkpoint.pt of the run folder `path`, complete; see RunFolder.checkpoint for what it holds.
 
-    It may become the checkpoint once it is on the disk (`make_lasting`). Raises RunFolderError.
+    common: entries that it holds besides. It may become the checkpoint once it is on the disk (`make_lasting`).
+    Raises RunFolderError, and TypeError for what a checkpoint must not hold.
     """
+    file, pieces = path / STAGED, None
+    if common is None or common.encoded is not None:
+        entries = _encoded(state, None if common is None else common.encoded)
+        with contextlib.suppress(UnusualError):
+            pieces = entries and archive(entries, {"format": FORMAT, "digest": entries.digest()})
+    with replacing(file, lasting=False) as stream:
+        if pieces is not None:
+            stream.writelines(pieces)
+        else:
+            _save_by_torch(stream, file, {**state, **(common.entries if common else {})})
+
+
+def _encoded(entries: Mapping[str, Any], shared: Encoded | None = None) -> Encoded | None:
+    """Return the entries encoded; None where they hold what only torch can save, or what is not allowed."""
+    try:
+        return Encoded(entries, shared)
+    except (UnusualError, UnicodeEncodeError):
+        return None
+
+
+def _save_by_torch(stream: BinaryIO, file: Path, state: dict[str, Any]) -> None:
     import torch
 
-    file = path / STAGED
-    plain = plain_state(dict(state), "checkpoint")
-    plain = {"format": FORMAT, "digest": digest(plain), **plain}
-    with replacing(file, lasting=False) as stream:
-        try:
-            torch.save(plain, stream)
-        except RuntimeError as error:  # torch's archive writer hides a full disk behind one of its own
-            raise RunFolderError(f"cannot write {file}: {one_line(error.__context__ or error)}") from error
+    plain = plain_state(state, "checkpoint")
+    try:
+        torch.save({"format": FORMAT, "digest": digest(plain), **plain}, stream)
+    except RuntimeError as error:  # torch's archive writer hides a full disk behind one of its own
+        raise RunFolderError(f"cannot write {file}: {one_line(error.__context__ or error)}") from error
 
 
 def commit_checkpoint(path: Path) -> None:
@@ -39,9 +68,9 @@ def commit_checkpoint(path: Path) -> None:
 def complete_checkpoints(paths: Sequence[Path]) -> None:
     """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
 
-    A fleet stages the checkpoints of all its runs before it commits the first one. So where one is committed, the
-    others are there, staged; where none is, what is staged counts for nothing. Nor does it where the run has begun
-    again by itself since: then metrics.csv lacks the rows that it knows.
+    A fleet stages the checkpoints of all its runs before it commits the first one. So if one of them is committed, the
+    others are staged and are committed here; if none is, the staged ones are ignored. A staged checkpoint is ignored,
+    too, if its run has been resumed alone since: then metrics.csv lacks the rows that the checkpoint counts.
     """
 
     def moment(path: Path, name: str) -> tuple[str, int] | None:

@@ -19,7 +19,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 class MetricsFile:
     """Reads and writes metrics.csv of the run folder `path`; the file is open only while that is done.
 
-    Lines are as they were written, and nobody else writes to it: its length and its digest are known here.
+    No other program writes to the file: its length and its digest are known from what was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,7 @@ class MetricsFile:
     def text(self, length: int | None = None, known: str | None = None) -> str:
         """Return the first so many bytes of metrics.csv, None for all; `known` is their digest, None for any.
 
-        Raises RunFolderError where there are fewer, or others.
+        Raises RunFolderError where the file is shorter, or holds other bytes.
         """
         text = read_text(self.file)
         if length is not None and len(text) < length:  # the file is plain ASCII

@@ -39,10 +39,10 @@ class FolderTakenError(RunFolderError):
 
 
 def begun(path: Path) -> bool:
-    """Whether `path` is a run folder with something in it to go on with, or to leave alone.
+    """Whether `path` is a run folder with contents: to be resumed, or to be left alone.
 
-    What a crash left half made is removed. Raises RunInUseError where another process is making it, RunFolderError
-    where it cannot be removed.
+    A folder that a crash left half made is removed. Raises RunInUseError where another process is making it,
+    RunFolderError where it cannot be removed.
     """
     if not path.is_dir() or not any(path.iterdir()):
         return False
@@ -63,10 +63,10 @@ def begun(path: Path) -> bool:
 
 
 def is_half_made(path: Path) -> bool:
-    """Whether a crash has left the run folder `path` before it held anything of worth.
+    """Whether a crash has left the run folder `path` before it held anything worth keeping.
 
-    It holds no checkpoint, does not say that it is over, lacks some of what every run folder holds, and there is
-    nothing in it but files of ours.
+    Such a folder holds no checkpoint, its status is not final, it lacks some file that every run folder has, and all of
+    its files are of the kinds that this package writes.
     """
     try:
         if (path / CHECKPOINT).exists() or not all(map(_is_ours, path.iterdir())):
@@ -112,7 +112,7 @@ def claimed_folder(path: Path) -> Iterator[None]:
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
         if ours:
             if path in missing:
-                with contextlib.suppress(OSError, ValueError):  # while it is ours: nobody else is about to use it
+                with contextlib.suppress(OSError, ValueError):  # while it is claimed: no other process uses it
                     path.rmdir()
             release(path)
         if path.parent in missing and not isinstance(error, RunInUseError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from burgersgd.recording.checkpoints import commit_checkpoint, complete_checkpoints, stage_checkpoint
+from burgersgd.recording.checkpoints import CommonEntries, commit_checkpoint, complete_checkpoints, stage_checkpoint
 from burgersgd.recording.claims import LOCK, release, still_holds, whose
 from burgersgd.recording.environment import environment_text
 from burgersgd.recording.files import (
@@ -89,6 +89,8 @@ class RunFolder:
         """The gradient evaluations that it has to spend; in status.json from the start."""
         self.table = MetricsFile(self.path)
         self._finished = False  # whether the TensorBoard view has its end
+        self._is_new = False
+        """Whether it was made by this object, and is as `create` left it."""
         self.regression = False
         """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
@@ -126,8 +128,9 @@ class RunFolder:
             folder = cls(path, config)
             folder.config_hash, folder.budget = config_hash, budget
             folder.table.kept(files[METRICS])
-            folder._events = folder._new_events()
+            folder._events = folder._new_events([])
             folder.status("running")
+            folder._is_new = not metrics
         return folder
 
     @classmethod
@@ -151,7 +154,7 @@ class RunFolder:
         return folder
 
     def _mend(self) -> None:
-        """Write anew what a crash kept from the disk: status.json, or all of a folder with nothing to go on with."""
+        """Write anew what a crash kept from the disk: status.json, or all files of a folder that is half made."""
         if not is_half_made(self.path):
             try:
                 read_status(self.path)
@@ -174,15 +177,19 @@ class RunFolder:
 
         The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice. `known` is
         what a checkpoint knows of the rows before it (metrics_position).
+        A folder that was just made has nothing to forget, and is not read.
         Raises RunFolderError where metrics.csv is shorter than that, missing, or was changed.
         """
+        if self._is_new and metrics_bytes is None and self._events is not None:
+            self._events.regression = self.regression
+            return []
         rows = self.table.rewind(metrics_bytes, known)
         try:
             end_last_line(self.path / LOG)
         except OSError as error:
             raise RunFolderError(f"cannot rewind {self.path / LOG}: {one_line(error)}") from error
         before = list(self.path.glob(EVENTS))
-        self._events = self._new_events()
+        self._events = self._new_events(before)
         self._events.regression = self.regression
         for row in rows:
             self._events.metrics(int(row["evaluations"] or 0), row)
@@ -194,9 +201,9 @@ class RunFolder:
             events.unlink(missing_ok=True)
         return rows
 
-    def _new_events(self) -> TensorBoardEvents:
-        """Return events in a file that sorts behind all that are there."""
-        stamps = [int(s) for path in self.path.glob(EVENTS) if (s := path.name.split(".")[3]).isdecimal()]
+    def _new_events(self, before: Sequence[Path]) -> TensorBoardEvents:
+        """Return events in a file that sorts behind those before."""
+        stamps = [int(s) for path in before if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
         wanted = TENSORBOARD in self.config.get("trainer", {}).get("sinks", [TENSORBOARD])
         write = functools.partial(append, events) if wanted else _discard
@@ -206,7 +213,7 @@ class RunFolder:
         """Append one row to metrics.csv and to TensorBoard; missing entries stay empty.
 
         `row` is keyed by COLUMNS and the file's `more`. A file that is continued keeps the columns that it has.
-        Floats are written so that they read back exactly. The line is on the way to the disk when this returns.
+        Floats are written so that they read back exactly. The operating system has the line when this returns.
         """
         unknown = row.keys() - {*COLUMNS, *self.table.more}
         if unknown:
@@ -221,6 +228,7 @@ class RunFolder:
     def add_row(self, line: bytes, evaluations: int, event: bytes) -> None:
         """Take a row as a line of metrics.csv and a record of the event file (see add_rows), to be written later."""
         assert self._events is not None, "a reopened folder must be rewound first"
+        self._is_new = False
         self.table.add(line)
         self._events.add(evaluations, event)
 
@@ -255,7 +263,7 @@ class RunFolder:
             content["result_digest"] = result_digest(content)
         text = to_json(content)
         self._check_claim()
-        if state in ENDED:  # nobody comes back to what is over: the view is whole before
+        if state in ENDED:  # a run that has ended is not opened again, so its TensorBoard view must be complete first
             self.finish(state, fields)
             if not synced:
                 make_lasting([self.path])
@@ -303,12 +311,13 @@ class RunFolder:
         self.commit_checkpoint()
         make_lasting([self.path])
 
-    def stage_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Put `state` beside checkpoint.pt, complete: for a fleet, whose runs change over together.
+    def stage_checkpoint(self, state: Mapping[str, Any], common: CommonEntries | None = None) -> None:
+        """Put `state`, and what all runs have in common, beside checkpoint.pt, complete: a fleet changes over together.
 
         It may become the checkpoint once it is on the disk (`make_lasting`).
         """
-        stage_checkpoint(self.path, state)
+        self._is_new = False
+        stage_checkpoint(self.path, state, common)
 
     def commit_checkpoint(self) -> None:
         """Make the staged checkpoint the checkpoint."""

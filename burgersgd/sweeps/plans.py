@@ -11,6 +11,7 @@ from burgersgd.prepare import prepare
 from burgersgd.rates import Facts, resolved
 from burgersgd.sweeps.chunks import group_name
 from burgersgd.sweeps.compose import Composer
+from burgersgd.sweeps.report import setting_of
 
 
 class Plan(NamedTuple):
@@ -33,6 +34,7 @@ class Plans:
         self._composer = composer
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._checked: dict[str, tuple[Facts, str]] = {}
+        self._settings: dict[tuple[str, ...], str] = {}
 
     def of(self, words: Sequence[str]) -> Plan:
         """Return a job, composed and checked. Raises ConfigError or DataError."""
@@ -50,6 +52,13 @@ class Plans:
             digits = config_hash(config, facts.budget)
             self._plans[key] = Plan(config, facts.budget, facts.task == "classification", digits, data)
         return self._plans[key]
+
+    def setting(self, words: tuple[str, ...]) -> str:
+        """Return what a job has in common with those that differ in nothing but the seed. Raises as of does."""
+        if words not in self._settings:
+            plan = self.of(words)
+            self._settings[words] = setting_of(plan.config, plan.budget)
+        return self._settings[words]
 
     def known(self, words: tuple[str, ...]) -> Plan | None:
         """Return a job that was composed before, None for another one."""

@@ -1,4 +1,4 @@
-"""One sweep: checked before anything is written, trained chunk by chunk, and told about at the end."""
+"""One sweep: its jobs are checked before anything is written, trained chunk by chunk, and summarised at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from burgersgd.sweeps.compose import Composer, refusing, split_words
 from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of_other_sweeper
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.plans import Plan, Plans
-from burgersgd.sweeps.report import BestMean, setting_of
+from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words, space_of
 from burgersgd.sweeps.status import as_it_stands, note_jobs, noted_names
@@ -131,7 +131,7 @@ class Sweep:
             self._folder_is_chosen = True
 
     def command(self, arguments: Sequence[str]) -> str:
-        """Return the command that goes on with the sweep that a command line began."""
+        """Return the command that resumes the sweep which a command line began."""
         words = [*arguments] if self.settings.name is not None else [self.folder.word, *arguments]
         return shlex.join(["burgersgd", "train", *dict.fromkeys(words)])
 
@@ -144,7 +144,7 @@ class Sweep:
     def place(self, words: Sequence[str]) -> Path:
         """Return where the folder of a job is or will be. Raises as plan does."""
         digits = self.plan(words).digits
-        return self.folder.place(digits, job_name(self._varied_words(words), digits))
+        return self.folder.place(digits, lambda: job_name(self._varied_words(words), digits))
 
     def clean_up(self) -> None:
         """Remove what a sweep has left that could not train anything, where its folder is new."""
@@ -242,7 +242,7 @@ class Sweep:
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
-        self._note(map(tuple, jobs))  # what trains them elsewhere learns their names from there
+        self._note(map(tuple, jobs))  # other processes that train some of them read the names of their folders there
         returns = launch(jobs, first)
         for job, ended in zip(jobs, returns, strict=True):
             if self._ends.get(tuple(job)) is None:  # of a launcher that is not ours
@@ -285,12 +285,12 @@ class Sweep:
         which = self.settings.objective
         for place, words in places.items():
             done, first = stored(place), min(words)
-            self._best.expect(self._setting(first))
+            self._best.expect(self._plans.setting(first))
             if done is None:
                 left.append(Job(self.plan(first).config, place, first))
             else:
                 end(words, done)
-                self._best.end(self._setting(first), done.objective(which))
+                self._best.end(self._plans.setting(first), done.objective(which))
                 self._done_before |= words
         self._progress = self._progress or SweepProgress(
             enabled=None if (left or self._later) and not self.quiet else False
@@ -302,7 +302,7 @@ class Sweep:
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
             for job, outcome in zip(chunk, ended, strict=True):
                 end(places[job.folder], outcome)
-                self._best.end(self._setting(job.overrides), outcome.objective(which))
+                self._best.end(self._plans.setting(job.overrides), outcome.objective(which))
             self._progress.best(self._best.value)
             self._progress.done(len(chunk), sum(self._budget(job) for job in chunk))
         return [outcomes[tuple(words)] for words in jobs]
@@ -314,9 +314,6 @@ class Sweep:
             with contextlib.suppress(ValueError):  # of a search: what it proposed does not go together
                 noted.setdefault(self.place(words).name, self._varied(words))
         note_jobs(self.folder.path, noted)
-
-    def _setting(self, words: tuple[str, ...]) -> str:
-        return setting_of(self.plan(words).config, self.plan(words).budget)
 
     def _budget(self, job: Job) -> int:
         return self.plan(job.overrides).budget

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class SweepFolder:
         self._jobs: dict[str, Path] = {}
         """Folders of jobs by hash."""
         self._made: list[Path] = []
-        """Folders that were not there before: the sweep's and those above it."""
+        """Folders that did not exist before: the sweep's and those above it."""
 
     def take(self, root: Path, name: str | None) -> None:
         """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
@@ -67,16 +68,18 @@ class SweepFolder:
             raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
         self.look(folder)
         self._made = self._made or _missing(folder)
-        with contextlib.suppress(OSError):  # then no job can be written there, and `check_writable` says so
+        with contextlib.suppress(OSError):  # then no job can be written in it, and `check_writable` says so
             folder.mkdir(parents=True, exist_ok=True)
 
     def look(self, folder: Path) -> None:
-        """Take note of the jobs that are in the folder of the sweep, by whatever names."""
+        """Take note of the jobs in the folder of the sweep; they are identified by their hashes, not by their names."""
         self.path, self._jobs = folder, job_folders(folder)
 
-    def place(self, digits: str, name: str) -> Path:
+    def place(self, digits: str, name: Callable[[], str]) -> Path:
         """Return the folder of the job with a hash; if there is none yet, it will have the name."""
-        return self._jobs.setdefault(digits, self.path / name)
+        if digits not in self._jobs:
+            self._jobs[digits] = self.path / name()
+        return self._jobs[digits]
 
     def check_writable(self) -> None:
         """Raise ConfigError where a sweep cannot write to its folder, before each of its jobs fails of that."""

@@ -58,8 +58,8 @@ def report(
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{len(c.runs)} runs, burgersgd {__version__}, {when}. Made by <code>{html.escape(command)}</code></p>",
         *(f'<p class="forced">{html.escape(warning)}</p>' for warning in c.warnings),
-        '<p><button id="recompute">Recompute</button> the tables of values and differences from the raw values below, which can'
-        ' be changed. <span id="outcome" role="status"></span></p>',
+        '<p><button id="recompute">Recompute</button> the tables of values and differences from the raw values below,'
+        ' which can be changed. <span id="outcome" role="status"></span></p>',
     ]
     parts += [f"<h2>{html.escape(table.title)}</h2>{_table(table)}" for table in first]
     thinned = _thinning(c)

@@ -234,8 +234,8 @@ class Sweep:
                 stopped = [end.evaluations for end in ends if end.state == "pruned"]
                 which = self.settings.objective
                 objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
-                folders = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
-                search.tell(number, objectives, pruned_at=max(stopped, default=None), folders=folders)
+                names = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
+                search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
                     f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
@@ -277,8 +277,7 @@ class Sweep:
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
-        if self.space is None:  # another sweeper gave them to our launcher
-            self._note(map(tuple, jobs))
+        self._note(map(tuple, jobs) if self.space is None else ())  # another sweeper has noted none
         for words in map(tuple, jobs):
             try:
                 places.setdefault(self.place(words), set()).add(words)
@@ -351,9 +350,8 @@ class Sweep:
 
     def _noted_states(self) -> list[JobState]:
         """Return the jobs of another sweeper and another launcher, as the folder shows them."""
-        if self.space is not None or self._ends or not (self.folder.path / JOBS).exists():
-            return []
-        return job_states(self.folder.path)
+        is_known = self.space is None and not self._ends and (self.folder.path / JOBS).exists()
+        return job_states(self.folder.path) if is_known else []
 
     @property
     def exit_code(self) -> int:

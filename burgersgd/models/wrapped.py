@@ -71,6 +71,10 @@ class Wrapped:
         parameters = dict(self._original.named_parameters())
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
+    def original_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of the module that was given, which is never trained itself, by name."""
+        return list(self.source.named_parameters()) if isinstance(self.source, nn.Module) else []
+
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move what is not trained to a device, its real numbers as dtype."""
         self.fixed = {name: _as(value.to(device), dtype) for name, value in self.fixed.items()}

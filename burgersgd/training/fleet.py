@@ -59,10 +59,14 @@ class Fleet:
         self.inputs = Inputs(
             self.rule, self.hyper, *schedule, self.batches, self.seeds, budget, like=x, model=self.problem.model
         )
+        given = {name: value._version for name, value in self.hyper.items()}
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         rule_state = self.rule.init(x, None if xi is None else xi[0])
         _ = self.inputs.wide  # refuses coefficients that it could not keep
-        check_rule(self.rule, self.inputs.row_of(0), rule_state)
+        c = self.inputs.row_of(0)
+        if any(value._version != given[name] for name, value in self.hyper.items()):
+            raise ValueError(f"{type(self.rule).__name__}.coefficients: writes into its arguments")
+        check_rule(self.rule, c, rule_state)
         buffers = None  # of every row: replicas gather statistics of their own
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}

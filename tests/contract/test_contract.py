@@ -13,8 +13,6 @@ from tests.contract import suite
 from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, Decays, HeavyBall, OwnSam, Parle, Two
 
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5}
-OF_THE_STEP = {"AdamW": 5e-4}
-"""In float32 the tolerance of rules that divide a gradient by its size: rounding moves x by a fraction of lr."""
 RULES = FOREIGN + SHIPPED
 PYTORCH_ALONE = {"OwnSam", "Normalised", "Unknown", "Constant"}
 """Rules that the code generator refuses: every engine applies them whole, in PyTorch."""
@@ -43,10 +41,7 @@ def test_every_engine_computes_what_the_rule_says(
     for engine in ON_THE_CPU:
         fleet = suite.fleet(rule, hyper, engine, runs, width, precision)
         fleet.advance(fleet.budget)
-        tolerance = TOLERANCE[precision]
-        if precision == "float32":
-            tolerance = OF_THE_STEP.get(type(rule).__name__, tolerance)
-        suite.assert_same(fleet.state, suite.expected(rule, hyper, runs, width, precision), tolerance)
+        suite.assert_same(fleet.state, suite.expected(rule, hyper, runs, width, precision), TOLERANCE[precision])
 
 
 @engines

@@ -21,7 +21,7 @@ _log = logging.getLogger("burgersgd")
 
 
 def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[int]) -> None:
-    """Call the user's own module, in both modes and with every size of batch, and note what it needs.
+    """Call the user's own module in both modes and with every batch size, and record what it needs.
 
     Outputs must be ``[examples, n_outputs]``. Sets Wrapped.random and Wrapped.batched. Raises ConfigError, one line,
     for a module that does not fit.
@@ -48,13 +48,13 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
 
 
 def _unmistakable(problem: Problem, n_outputs: int) -> int:
-    """Return a number of examples that is no other dimension, so that shapes cannot agree by chance."""
+    """Return a number of examples that equals no other dimension, so that shapes cannot agree by chance."""
     sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
     return next(n for n in itertools.count(3) if n not in sizes)
 
 
 def _examples(problem: Problem, n: int) -> Tensor:
-    """Return the numbers of n examples, some of them twice where there are fewer."""
+    """Return the indices of n examples, with repetitions where the data set is smaller."""
     return torch.arange(n, device=problem.inputs.device) % len(problem.inputs)
 
 
@@ -170,7 +170,7 @@ def _leaves_behind(loss: Tensor) -> list[Tensor]:
 
 
 def _works_under_vmap(problem: Problem, x: Tensor) -> bool:
-    """Whether two runs can be computed as one batch; where they cannot, it is said why."""
+    """Whether vmap can compute two runs as one batch; where it cannot, the reason is logged."""
     try:
         functional_gradient(problem, torch.stack([x, x]), _examples(problem, 6).view(2, 3), None)
     except Exception as error:

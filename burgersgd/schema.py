@@ -1,4 +1,4 @@
-"""Base of all classes of settings: groups of keys with a meaning, a type and a range, which are checked when set.
+"""Base of all configuration classes: groups of keys with a meaning, a type and a range, checked when they are set.
 
 A key is described where it is defined::
 

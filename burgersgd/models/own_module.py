@@ -1,4 +1,4 @@
-"""What may be trained of a user's own nn.Module, and an independent copy of it."""
+"""Checks whether a user's own nn.Module can be trained as its author meant, and copies it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _check_overlaps(named: list[tuple[str, Tensor]]) -> None:
 
 
 def same_values(one: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors are equal; a number that is none, as in a mask, equals another one."""
+    """Whether two tensors are equal; NaN equals NaN."""
     if other is None or one.dtype != other.dtype or one.shape != other.shape:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())

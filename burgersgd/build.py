@@ -35,7 +35,7 @@ UserModel = nn.Module | Callable[[], nn.Module]
 UserData = Dataset | tuple[Any, Any]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+"""Precision -> type of parameters and optimizer state; with bfloat16 only the network computes in bfloat16."""
 
 STATE_BYTES = 16
 """Least memory of a parameter while training: x, y, the gradient and a sum, in float32."""

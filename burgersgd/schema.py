@@ -73,7 +73,7 @@ def opt(
 
 
 LearningRate = Any
-"""A number above 0, or one of these words."""
+"""A number above 0, or one of LR_WORDS."""
 LR_WORDS = ("default", "auto")
 
 

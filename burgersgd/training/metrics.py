@@ -14,7 +14,7 @@ class Moment(NamedTuple):
     since: int
     """Gradient evaluations since the last row."""
     coefficients: dict[str, Any]
-    """Of the last evaluation, by name."""
+    """The coefficients of the last gradient evaluation, by name."""
     said: dict[str, Any]
     """The rule's diagnostics of its state (Rule.diagnostics), by name."""
     measured: tuple[Any, Any]

@@ -75,7 +75,7 @@ class RunState:
     buffers: dict[str, Tensor] | None = None
     """The buffers of the model that training changes (batch statistics), ``[runs, ...]`` by name."""
     all_alive: bool = True
-    """What the host knows of `alive`: all of it on the CPU; elsewhere it learns of deaths at log points."""
+    """Whether all runs are alive, as the host knows: exact on the CPU, updated at log points on other devices."""
 
     @classmethod
     def start(cls, rule_state: Any, points: int = 1, buffers: dict[str, Tensor] | None = None) -> RunState:

@@ -367,6 +367,10 @@ class TrainConfig(Group):
             raise self.trainer.error(
                 "budget", f"must be >= optimizer.burn_in + optimizer.inner_steps = {cycle}, or x would never move"
             )
+        if getattr(self.dataset, "validation_fraction", None) == 0:
+            for key, none in (("sampler", self.sweep.sampler != "optuna"), ("prune", self.sweep.prune == "none")):
+                if not none:
+                    raise self.sweep.error(key, "needs a validation part to select by: dataset.validation_fraction > 0")
         if self.run_name is not None:
             name = Path(self.run_name)
             if name.is_absolute() or not name.parts or ".." in name.parts:

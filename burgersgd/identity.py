@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from burgersgd.config import GROUPS, ConfigError, TrainConfig
+from burgersgd.copies import plain_values
 from burgersgd.registry import OWN
 from burgersgd.schema import Group, as_before, default_of, is_added
 
@@ -26,7 +28,7 @@ def own_record(config: TrainConfig, model: str | None, data: bool, frozen: Seque
     The hash of a run names its configuration, not a module of the user's own: two runs whose modules differ have the
     same hash. What such a run may be resumed with is decided by the module that its checkpoint describes.
     """
-    plain = dataclasses.asdict(config)
+    plain = plain_values(config)
     for group, names in GROUPS.items():
         cls = type(getattr(config, group))
         if plain[group].get("name", "default") not in names.shipped and names.base is not None:
@@ -138,19 +140,33 @@ def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = Ma
 
 def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for f in dataclasses.fields(group):
-        key = prefix + f.name
-        value = resolved[key] if key in resolved else getattr(group, f.name)
-        needed = f.metadata.get("hashed_with")
+    for name, needed, instead, before in _hashed_fields(type(group)):
+        key = prefix + name
+        value = resolved[key] if key in resolved else getattr(group, name)
         idle = needed is not None and not getattr(group, needed)
-        instead = f.metadata.get("hashed_without")
         idle |= instead is not None and bool(getattr(group, instead))
-        if not f.metadata.get("hashed", True) or idle or (is_added(f) and value == as_before(f)):
+        if idle or (before is not dataclasses.MISSING and value == before):
             continue
-        plain[f.name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
+        plain[name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
     if group.version != 1:
         plain["version of the class"] = group.version
     return plain
+
+
+@functools.cache
+def _hashed_fields(cls: type[Group]) -> list[tuple[str, str | None, str | None, Any]]:
+    """Return of every key that is hashed: its name, hashed_with, hashed_without, and the value with which it is not.
+
+    That is the value that stands for the versions before the key was added; MISSING of a key that was always there.
+    """
+    return [
+        (
+            *(f.name, f.metadata.get("hashed_with"), f.metadata.get("hashed_without")),
+            as_before(f) if is_added(f) else dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(cls)
+        if f.metadata.get("hashed", True)
+    ]
 
 
 def config_hash(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import torch
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_from, config_hash
 from burgersgd.recording.environment import code_version, cpu_capability
-from burgersgd.recording.files import RunFolderError, digest
+from burgersgd.recording.files import RunFolderError, digest, make_lasting
 from burgersgd.recording.reading import (
     CHECKPOINT,
     CONFIG,
@@ -51,7 +51,7 @@ class Lane:
     initial_choices: dict[str, Any] = field(default_factory=dict)
     """Choices of another run, to be repeated."""
     sinks: Sinks | None = None
-    """What is told of the run beside its folder, from its start on."""
+    """Other trackers that are informed of the run, from its start on."""
     final: bool = False
     """The run is over: its folder stays as it is."""
 
@@ -77,7 +77,7 @@ class Lane:
     def _compare_processors(self, folder: RunFolder) -> None:
         """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
         then = None
-        with contextlib.suppress(RunFolderError):  # what was edited there decides nothing
+        with contextlib.suppress(RunFolderError):  # an edited environment.json decides nothing
             then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
         if then not in (None, cpu_capability()):
             text = (
@@ -136,8 +136,8 @@ class Lane:
         if self.folder is None:
             self.rows = []
         elif self.final:
-            self.rows = self.folder.rows(*position)
-            if len(self.folder.metrics_text()) != position[0]:
+            self.rows = self.folder.table.rows(*position)
+            if len(self.folder.table.text()) != position[0]:
                 raise RunFolderError(
                     f"{self.folder.path}: metrics.csv has rows behind the end of the run: it was changed"
                 )
@@ -173,6 +173,20 @@ class Lane:
                 raise
             self.failure = str(error)
             self.folder.abandon(self.failure)
+
+
+def make_lasting_together(lanes: Sequence[Lane]) -> None:
+    """Let all that the runs of a fleet have recorded so far survive a power failure.
+
+    A run whose folder cannot be written fails, see Lane.recording.
+    """
+    recorded = [(lane, lane.folder.path) for lane in lanes if lane.folder is not None and lane.failure is None]
+    try:
+        make_lasting([path for _, path in recorded])
+    except RunFolderError:  # of some of them
+        for lane, path in recorded:
+            with lane.recording(alone=len(lanes) == 1):
+                make_lasting([path])
 
 
 class RecordedRun(NamedTuple):

@@ -35,6 +35,7 @@ from burgersgd.build import (
     own_start,
 )
 from burgersgd.config import ConfigError, TrainConfig
+from burgersgd.copies import plain_values
 from burgersgd.datasets import Batches, DataError, Dataset, Part
 from burgersgd.datasets.augment import augmentation_of
 from burgersgd.datasets.prepare import memory
@@ -66,7 +67,7 @@ def fleet_key(config: TrainConfig) -> dict[str, Any]:
     for part in ("optimizer", "schedule"):
         free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
     flat = {}
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in plain_values(config).items():
         flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
     return {k: v for k, v in flat.items() if k not in free} | {"update rule": config.optimizer.rule()}
 

@@ -7,12 +7,12 @@ whose network is no larger than the one it was chosen for, less for others. The 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from burgersgd.config import TrainConfig
+from burgersgd.copies import changed
 from burgersgd.training.stability import SAFE_SHARE, safe_lr
 
 SQUARED_ERROR_SHARE = 1 / 30
@@ -39,12 +39,12 @@ def with_loss(config: TrainConfig, task: str) -> TrainConfig:
     """Return the configuration with a loss, and without what means nothing to the task."""
     dataset, loss = config.dataset.recorded(), config.loss
     if loss.name == "auto":
-        loss = dataclasses.replace(loss, name="squared_error" if task == "regression" else "cross_entropy")
+        loss = changed(loss, name="squared_error" if task == "regression" else "cross_entropy")
     if task == "classification" and getattr(dataset, "standardize_targets", False):
-        dataset = dataclasses.replace(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
+        dataset = changed(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
     if (dataset, loss) == (config.dataset, config.loss):  # checking a configuration anew takes a millisecond
         return config
-    return dataclasses.replace(config, dataset=dataset, loss=loss)
+    return changed(config, dataset=dataset, loss=loss)
 
 
 def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
@@ -68,4 +68,4 @@ def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
         lr = float(f"{found:.2g}")  # two digits: another machine rounds the curvature otherwise
     else:
         return config
-    return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, lr=lr))
+    return changed(config, optimizer=changed(optimizer, lr=lr))

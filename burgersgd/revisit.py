@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,13 @@ EXPORT_FORMAT = 1
 """Version of the file that `burgersgd export` writes; it increases when the meaning of the contents changes."""
 
 
-def x_of(checkpoint: dict[str, Any], point: str) -> Tensor:
-    """Return the x ``[d]`` of a checkpoint; point is one of POINTS."""
-    return checkpoint["best"]["x"] if point == "best" else checkpoint["x"]
+def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
+    """Return the x ``[d]`` of a checkpoint; point is one of POINTS. Raises RunFolderError where there is no best x."""
+    if point == "last":
+        return checkpoint["x"]
+    if not math.isfinite(checkpoint["best"]["error"]):
+        raise RunFolderError(f"{folder}: has no best x: no validation error was measured")
+    return checkpoint["best"]["x"]
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
-    x = x_of(checkpoint, point)
+    x = x_of(folder, checkpoint, point)
     if not bool(torch.isfinite(x).all()):
         raise RunFolderError(f"{folder}: the {point} x is not finite: the run diverged")
     return x
@@ -118,18 +123,24 @@ def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | 
 def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
-    """Evaluate the last or best x of a run again; return validation and test loss and error. Raises as train does."""
+    """Evaluate the last or best x of a run again; return validation and test loss and error. Raises as train does.
+
+    A run without a validation part has no validation loss, validation error or best x.
+    """
     checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
     check_own(read_config(folder), model, dataset)
     prepared = prepare([config], model=model, dataset=dataset)
-    x = x_of(checkpoint, point)[None].to(prepared.problem.inputs.device)
+    x = x_of(folder, checkpoint, point)[None].to(prepared.problem.inputs.device)
     if x.shape[1] != prepared.problem.d:
         raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, the model {prepared.problem.d}")
     prepared.check_same(checkpoint, folder)
     measured = {}
     with prepared.torch_settings():
         for part in ("validation", "test"):
-            loss, error = prepared.evaluator(getattr(prepared.data, part))(x)
+            data = getattr(prepared.data, part)
+            if data.n == 0:
+                continue
+            loss, error = prepared.evaluator(data)(x)
             measured |= {f"{part}_loss": loss.item(), f"{part}_error": error.item()}
     return measured
 

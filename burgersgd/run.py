@@ -15,6 +15,7 @@ from typing import Any
 
 from burgersgd.build import UserData, UserModel, dataset_of
 from burgersgd.config import Group, TrainConfig
+from burgersgd.copies import changed
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
 from burgersgd.lane import Lane, depends_on_budget, with_budget
@@ -34,7 +35,8 @@ from burgersgd.recording.run_folder import (
     read_config,
 )
 from burgersgd.recording.sinks import problem_with
-from burgersgd.trainer import Prune, Result, Trainer
+from burgersgd.result import Result
+from burgersgd.trainer import Prune, Trainer
 
 
 def train(
@@ -135,10 +137,15 @@ def train_all(
         data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
         waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
     results: dict[int, Result] = {}
-    for group, fleet in zip(groups.values(), fleets, strict=True):
-        trainer = Trainer(model, data[_split(fleet[0])], None)
-        trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
-        results |= dict(zip(group, trained, strict=True))
+    with ExitStack() as stack:
+        if len(fleets) > 1 and not isinstance(progress, Progress):  # one bar for all of them
+            total = sum(prepared.budget * len(prepared.configs) for prepared in waiting)
+            progress = Progress(total, f"{len(configs)} runs", enabled=progress)
+            stack.callback(progress.close)
+        for group, fleet in zip(groups.values(), fleets, strict=True):
+            trainer = Trainer(model, data[_split(fleet[0])], None)
+            trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
+            results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
 
 
@@ -237,7 +244,7 @@ def _continued(
             "config_hash": config_hash(config, prepared.budget),
             "parent": {"folder": str(opened.path), **spent},
         }
-        metrics = opened.metrics_text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
+        metrics = opened.table.text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
             new.checkpoint(continued | {"config_digest": digest(new.config)})
             new.status("interrupted", reason=f"continues {folder}, not begun yet")
@@ -286,7 +293,7 @@ def train_jobs(
 
 
 def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
-    """Return the folder of a job, new or reopened, and whether it is new; it may be there under another name.
+    """Return the folder of a job, new or reopened, and whether it is new; an existing one may have another name.
 
     Raises RunInUseError where another process works on it.
     """
@@ -304,7 +311,7 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
 
 
 def _named(config: TrainConfig, name: str) -> TrainConfig:
-    return config if config.run_name == name else dataclasses.replace(config, run_name=name)
+    return config if config.run_name == name else changed(config, run_name=name)
 
 
 @undisturbed()
@@ -329,7 +336,7 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has a name that there is not, or that lacks its package."""
+    """Raise ConfigError where trainer.sinks has an unknown name, or one whose package is not installed."""
     for problem in filter(None, map(problem_with, config.trainer.sinks)):
         raise config.trainer.error("sinks", problem)
 

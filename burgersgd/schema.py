@@ -322,7 +322,9 @@ class DatasetConfig(Group):
     seed: int = opt(
         0, "seed of the split, the label noise and generated data; the seed of the run is the key seed", at_least=0
     )
-    validation_fraction: float = opt(0.2, "fraction of the examples that settings are selected by", above=0, below=1)
+    validation_fraction: float = opt(
+        0.2, "fraction of the examples that settings are selected by; 0 where nothing is selected", at_least=0, below=1
+    )
 
     def read(self) -> Raw:
         """Return the arrays as their source has them. Raises DataError."""

@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import gc
 import hashlib
-import html
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from burgersgd.build import UserData, UserModel
-from burgersgd.config import ConfigError, TrainConfig
+from burgersgd.config import ConfigError
+from burgersgd.ends import Ends
 from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
-from burgersgd.lane import Lane
-from burgersgd.predictor import Predictor, network_at
+from burgersgd.lane import Lane, make_lasting_together
 from burgersgd.prepare import Prepared, prepare
+from burgersgd.recording.checkpoints import CommonEntries
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.files import digest, make_lasting
+from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.rows import rows_of
 from burgersgd.recording.run_folder import RunFolderError, add_rows
-from burgersgd.training.evaluation import is_guessing
-from burgersgd.training.fleet import Fleet
+from burgersgd.result import Result
+from burgersgd.training.best import Best
 from burgersgd.training.loop import Point, Position, fit
 from burgersgd.training.metrics import NAMES
-from burgersgd.training.regime import Regime, regimes
-from burgersgd.training.stability import divergence_hint, learning_hint, lr_gamma_warnings
+from burgersgd.training.stability import lr_gamma_warnings
 
 _log = logging.getLogger("burgersgd")
 
@@ -48,98 +44,9 @@ Prune = Callable[[int], Callable[[Point], Tensor]]
 """Budget of a fleet -> what tells at each of its points which runs ``[runs]`` to stop."""
 
 
-@dataclass(frozen=True, repr=False)
-class Result:
-    """The result of a run. Errors, at x, are fractions of wrong classes; in a regression RMSE per output."""
-
-    config: TrainConfig
-    task: Literal["classification", "regression"]
-    state: Literal["completed", "diverged", "pruned", "failed"]
-    """failed: the run is over, but its folder could not be written (reason)."""
-    evaluations: int
-    """Gradient evaluations spent; of a diverged run, the one in which it became non-finite or exploded."""
-    seconds: float
-    metrics: dict[str, list[float | None]]
-    """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
-    network: Callable[[], nn.Module]
-    """Makes the network, see model: most runs of a sweep are never asked for theirs."""
-    around: Mapping[str, Any]
-    """What the predictor takes besides the network: units and shape of the raw inputs, and how outputs are read."""
-    n_parameters: int
-    test_error: float
-    test_loss: float
-    validation_error: float
-    validation_loss: float
-    best_validation_error: float
-    best_test_error: float
-    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at."""
-    best_at: int
-    last_loss: float
-    """Mini-batch loss of the last finite gradient evaluation."""
-    folder: Path | None
-    engine: str
-    """What computed a step: native, native_update, compiled or eager (docs/architecture.md)."""
-    reason: str | None = None
-    """Why a run diverged or failed, None where it did not."""
-    guess_error: float = math.nan
-    """Validation error of the best answer that looks at no input: the most frequent class, the mean of the targets."""
-    no_better_than_guessing: bool = False
-    """Whether a completed run's validation error is not clearly below guess_error (training/evaluation.py)."""
-    regime: Regime | None = None
-    """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
-    advice: str | None = None
-    """What to try, of a run that diverged or is no better than guessing."""
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The network: an ordinary module at the last x, on the CPU, in evaluation mode.
-
-        It takes inputs as it was trained on, standardised by default.
-        """
-        return self.network()
-
-    @functools.cached_property
-    def predictor(self) -> Predictor:
-        """The network behind what was done to the data: from raw inputs to class scores, or targets in their unit."""
-        return Predictor(self.model, **self.around)
-
-    def __repr__(self) -> str:
-        """Return five lines: how the run ended, its numbers, and where they are."""
-        first, *others = (f"{label}: {text}" for label, text in self._shown().items())
-        return "\n  ".join([f"Result({first}", *others]) + ")"
-
-    def _repr_html_(self) -> str:
-        """Return a small table for a notebook."""
-        rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._shown().items())
-        return f"<table>{''.join(rows)}</table>"
-
-    def _shown(self) -> dict[str, str]:
-        """Return what a reader wants to know first, label -> text."""
-        name = "error" if self.task == "classification" else "RMSE"
-
-        def shown(error: float) -> str:
-            return f"{100 * error:.2f} %" if self.task == "classification" else f"{error:.4g}"
-
-        optimizer = f"{self.config.optimizer.name}, lr {self.config.optimizer.lr:g}, seed {self.config.seed}"
-        head = {self.state if self.state != "diverged" else "DIVERGED": f"{optimizer}, {self.config.dataset.name}"}
-        spent = f"{self.evaluations:,} in {self.seconds:.1f} s ({self.engine})"
-        tail = {"gradient evaluations": spent, "folder": str(self.folder)}
-        if self.state in ("diverged", "failed"):
-            return head | {"reason": self.reason or "", "last finite loss": f"{self.last_loss:.4g}"} | tail
-        last = f"{shown(self.test_error)} (validation {shown(self.validation_error)}), loss {self.test_loss:.4g}"
-        best = f"test {name} {shown(self.best_test_error)} after {self.best_at:,} gradient evaluations"
-        warned = {"no better than guessing": self.advice or ""} if self.no_better_than_guessing else {}
-        return head | {f"test {name}": last, "best by validation": best} | warned | tail
-
-    @property
-    def objective(self) -> float:
-        """The number to minimise in a search: the validation error, +inf for a diverged run."""
-        return self.validation_error if self.state in ("completed", "pruned") else math.inf
-
-
 @dataclass
 class Trainer:
-    """Trains lanes: as few fleets as possible, saved in time, stopped when told to, halved when memory is short."""
+    """Trains lanes in as few fleets as possible; saves them in time, and halves those that are too large."""
 
     model: UserModel | None
     dataset: UserData | None
@@ -250,19 +157,21 @@ class _FleetRun:
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
-        """Train, record, and return the results. Raises Interrupted, everything saved, where told to stop."""
+        """Train, record, and return the results. Raises Interrupted on a signal, with every run saved."""
         prepared, lanes = self.prepared, self.lanes
         self.fleet = prepared.fleet()
-        self.evaluators = {part: prepared.evaluator(getattr(prepared.data, part)) for part in ("validation", "test")}
-        self.best, self.position = _Best(self.fleet), Position()
+        parts = {part: getattr(prepared.data, part) for part in ("validation", "test")}
+        self.evaluators = {part: prepared.evaluator(data) for part, data in parts.items() if data.n}
+        self.best, self.position = Best(self.fleet), Position()
         checkpoints = [lane.checkpoint for lane in lanes if lane.checkpoint is not None]
         if checkpoints:  # before anything is changed: it may not fit
             self.fleet.restore(checkpoints)
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
+        self.ends = Ends(prepared, self.fleet, lanes, self.evaluators, self.best, self.position, self.choices)
         more = [name for name in self.fleet.diagnostics() if name not in NAMES]
         for lane in lanes:
             if lane.folder is not None:
-                lane.folder.more = more
+                lane.folder.table.more = more
                 lane.folder.regression = prepared.data.task == "regression"
             with self._recording(lane):
                 lane.rewind()
@@ -271,7 +180,7 @@ class _FleetRun:
             self.best.restore([lane.best for lane in lanes])
             self._replay_into_pruner()
         else:
-            self._make_lasting()
+            make_lasting_together(self.lanes)
         if not lanes[0].final and bool(self.fleet.alive.any()):
             try:
                 self._spend()
@@ -282,7 +191,8 @@ class _FleetRun:
                 raise
         if not lanes[0].final and not all(lane.measured for lane in lanes):
             self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
-        return self._record_ends([self._result(i) for i in range(len(lanes))])
+        results = [self.ends.result(i) for i in range(len(lanes))]
+        return self.ends.record(results, [self._place(i)["size"] for i in range(len(lanes))])
 
     def _spend(self) -> None:
         fleet, lanes, trainer = self.fleet, self.lanes, self.prepared.configs[0].trainer
@@ -297,7 +207,7 @@ class _FleetRun:
 
         log_every, eval_every = self.choices["log_every"], self.choices["eval_every"]
         with self.interruption.deferred():
-            validation = self.evaluators["validation"]
+            validation = self.evaluators.get("validation")
             for point in fit(fleet, validation, log_every, eval_every, self.position, every, pause):
                 self.interruption.settle()
                 if point is not None:
@@ -306,12 +216,12 @@ class _FleetRun:
                     self.counted += (point.evaluations - spent) * len(lanes)
                     spent = point.evaluations
                 over = fleet.evaluations == fleet.budget or not bool(fleet.alive.any())
-                told = self.interruption.requested is not None
+                stopping = self.interruption.requested is not None
                 due = time.monotonic() >= save_at or (every is not None and fleet.evaluations % every < fleet.points)
-                if (told or due) and not over and fleet.evaluations:
+                if (stopping or due) and not over and fleet.evaluations:
                     self._save()
                     save_at = time.monotonic() + interval
-                if told and not over:
+                if stopping and not over:
                     self.interruption.raise_if_requested()
 
     def _warn(self) -> None:
@@ -366,32 +276,23 @@ class _FleetRun:
 
     def _save(self, ended: bool = False) -> None:
         """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
-        there = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
-        recorded = [(i, lane, folder) for i, lane, folder in there if folder is not None]
+        healthy = [(i, lane, lane.folder) for i, lane in enumerate(self.lanes) if lane.failure is None]
+        recorded = [(i, lane, folder) for i, lane, folder in healthy if folder is not None]
+        common = CommonEntries(self.prepared.network | {"data": self.prepared.data_digest})
         for i, lane, folder in recorded:
             with self._recording(lane):
                 belonging = folder.metrics_position() | {"config_digest": digest(folder.config)}
-                folder.stage_checkpoint(self._checkpoint(i, belonging, ended))
-        self._make_lasting()
+                folder.stage_checkpoint(self._checkpoint(i, belonging, ended), common)
+        make_lasting_together(self.lanes)
         for _, lane, folder in recorded:
             if lane.failure is None:
                 with self._recording(lane):
                     folder.commit_checkpoint()
         if not ended:  # else it is done with what is recorded of the end
-            self._make_lasting()
-
-    def _make_lasting(self) -> None:
-        """Let all that was recorded so far survive a power failure."""
-        there = [lane for lane in self.lanes if lane.folder is not None and lane.failure is None]
-        try:
-            make_lasting([lane.folder.path for lane in there if lane.folder is not None])
-        except RunFolderError:  # of some of them
-            for lane in there:
-                with self._recording(lane):
-                    make_lasting([lane.folder.path] if lane.folder is not None else [])
+            make_lasting_together(self.lanes)
 
     def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
-        """Return all that the run needs to go on, and what tells whether it may."""
+        """Return what the run needs to go on, but for what all runs have in common, and what tells whether it may."""
         lane = self.lanes[i]
         return self.fleet.snapshot(i) | {
             "code": code_version(),
@@ -403,9 +304,7 @@ class _FleetRun:
             "logged": self.position.logged,
             "seconds": self.position.seconds,
             **belonging,
-            "measured": {name: values[i] for name, values in self._measured.items()} if ended else None,
-            **self.prepared.network,
-            "data": self.prepared.data_digest,
+            "measured": {name: values[i] for name, values in self.ends.measured.items()} if ended else None,
             **self._buffers_at(i),
         }
 
@@ -417,168 +316,10 @@ class _FleetRun:
         points = {"last": self.fleet.x[i], "best": self.best.x[i]}
         return {"buffers_at": {name: {n: b.cpu() for n, b in buffers_at(x).items()} for name, x in points.items()}}
 
-    @functools.cached_property
-    def _measured(self) -> dict[str, list[float]]:
-        """Loss and error of all runs at the last x, and test errors at the best one; as recorded where they are."""
-        checkpoints = [lane.checkpoint or {} for lane in self.lanes]
-        known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
-        if len(known) == len(self.lanes) and all(known):
-            return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
-        x = self.fleet.x
-        measured = {}
-        for part in ("validation", "test"):
-            loss, error = self.evaluators[part](x)
-            measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
-        return measured | {"best_test_error": self.evaluators["test"](self.best.x)[1].tolist()}
-
-    @functools.cached_property
-    def _guess(self) -> float:
-        return self.prepared.data.guess_error(self.prepared.data.validation)
-
-    @functools.cached_property
-    def _regimes(self) -> list[Regime | None]:
-        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
-
-    def _result(self, i: int) -> Result:
-        fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
-        alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
-        state, reason, advice = "completed" if alive else "pruned", None, None
-        evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
-        if alive and not self._measured["validation_loss"][i] <= float(fleet.loss_limit[i]):
-            diverged_at = fleet.evaluations - 1  # the very last update blew up: no gradient was taken after it
-        if diverged_at >= 0:
-            state, evaluations = "diverged", diverged_at + 1
-            reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
-            advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
-            reason += advice
-        guessing = state == "completed" and is_guessing(
-            self._measured["validation_error"][i],
-            self._guess,
-            self.prepared.data.validation.n,
-            self.prepared.data.task == "classification",
-        )
-        if guessing:
-            advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
-        data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
-        return Result(
-            config=lane.config,
-            task=self.prepared.data.task,
-            state="failed" if lane.failure else state,
-            evaluations=evaluations,
-            seconds=self.position.seconds,
-            metrics={name: [row[name] for row in rows] for name in rows[0]},
-            network=network_at(self.prepared.problem.model, fleet.x[i], self.prepared.buffers_at),
-            around={"units": data.units, "input_shape": data.input_shape, "log_odds": log_odds},
-            n_parameters=self.prepared.problem.d,
-            **{name: values[i] for name, values in self._measured.items()},
-            best_validation_error=float(self.best.error[i]),
-            best_at=int(self.best.at[i]),
-            last_loss=float(fleet.last_loss[i]),
-            folder=None if lane.folder is None else lane.folder.path,
-            engine=self.choices["engine"],
-            reason=lane.failure or reason,
-            guess_error=self._guess,
-            no_better_than_guessing=guessing,
-            regime=self._regimes[i],
-            advice=advice,
-        )
-
     def _place(self, i: int) -> dict[str, Any]:
         """Return the fleet that a run was in, when it ended the one that it ended in."""
         lane = self.lanes[i]
         return lane.fleet if lane.measured else {"id": self.fleet_id, "size": len(self.lanes), "index": i}
-
-    def _record_ends(self, results: list[Result]) -> list[Result]:
-        """Record how the runs ended, and return the results with what then failed.
-
-        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run is
-        over, because a run that is over is not looked at again.
-        """
-        ends = []
-        for i, (lane, result) in enumerate(zip(self.lanes, results, strict=True)):
-            if lane.folder is None or lane.final or lane.failure:
-                continue
-            fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
-            fields |= {"data": self.prepared.data_digest, "n_test": self.prepared.data.test.n, "code": code_version()}
-            fields |= {"fleet_size": self._place(i)["size"], "parent": lane.parent}
-            fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
-            lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
-            if result.regime is not None:
-                fields["regime"] = result.regime.recorded()
-            if result.reason is not None:
-                fields["reason"] = result.reason
-                lines.insert(0, (logging.ERROR, result.reason))
-            if result.no_better_than_guessing:
-                lines.insert(0, (logging.WARNING, f"no better than guessing; {result.advice}"))
-            with self._recording(lane):
-                lane.folder.log_once(lines)
-                lane.folder.finish(result.state, fields)
-                ends.append((lane, lane.folder, result.state, fields))
-        self._make_lasting()
-        for lane, folder, state, fields in ends:
-            if lane.failure is None:
-                with self._recording(lane):
-                    folder.end(state, fields)
-                    lane.end_sinks(state, fields)
-        return [
-            dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
-            for lane, result in zip(self.lanes, results, strict=True)
-        ]
-
-
-_RECORDED = (
-    "task",
-    "evaluations",
-    "seconds",
-    "test_error",
-    "test_loss",
-    "validation_error",
-    "validation_loss",
-    "best_validation_error",
-    "best_test_error",
-    "best_at",
-    "last_loss",
-    "n_parameters",
-    "guess_error",
-    "no_better_than_guessing",
-    "advice",
-)
-"""What status.json says of a result."""
-
-
-class _Best:
-    """The best x of every run so far: lowest validation error; of equal ones the lowest loss, then the latest point.
-
-    On a small validation part many points share the lowest error; the earliest of them is the worst choice.
-    """
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.x = fleet.x.clone()
-        self.error = torch.full((fleet.n_runs,), math.inf, dtype=torch.float64)
-        self.loss = self.error.clone()
-        self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
-
-    def update(self, point: Point, fleet: Fleet) -> None:
-        """Look at a point that was validated."""
-        if point.validation_error is None:
-            return
-        assert point.validation_loss is not None
-        error, loss = point.validation_error.double(), point.validation_loss.double()
-        better = (error < self.error) | ((error == self.error) & (loss <= self.loss))
-        better &= point.alive & torch.isfinite(loss)
-        self.error = torch.where(better, error, self.error)
-        self.loss = torch.where(better, loss, self.loss)
-        self.at = torch.where(better, point.evaluations, self.at)
-        self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
-
-    def snapshot(self, run: int) -> dict[str, Tensor]:
-        """Return what is kept of one run."""
-        return {"x": self.x[run].cpu(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
-
-    def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from the snapshots of all runs."""
-        for name in ("x", "error", "loss", "at"):
-            getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))
 
 
 def _shown(point: Point) -> tuple[float | None, float | None]:

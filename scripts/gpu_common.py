@@ -104,6 +104,7 @@ def rules() -> dict[str, C.OptimizerConfig]:
         "sgd": C.SgdConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
         "gd": C.GdConfig(),
         "sam": C.SamConfig(lr=0.1, rho=0.03, momentum=0.6, weight_decay=1e-3),
+        "asam": C.AsamConfig(lr=0.1, rho=0.3, eta=0.02, momentum=0.6, weight_decay=1e-3),
         "adamw": C.AdamWConfig(),
         "langevin": C.LangevinConfig(temperature=1e-5, weight_decay=1e-3),
     }
@@ -130,6 +131,7 @@ def configs(
     model: C.ModelConfig | None = None,
     precision: str = "float64",
     schedule: C.ScheduleConfig | None = None,
+    augment: str = "none",
     **trainer: Any,
 ) -> list[C.TrainConfig]:
     """Return the configurations of a fleet whose runs differ in seed and learning rate."""
@@ -139,6 +141,7 @@ def configs(
             model=model or C.MlpConfig(depth=2, width=12, activation="tanh"),
             optimizer=dataclasses.replace(rule, lr=rule.hyper()["lr"] * 0.97**seed),
             schedule=schedule or C.ScheduleConfig(),
+            dataset=C.DigitsConfig(augment=augment),
             trainer=C.TrainerConfig(compile=compile, precision=precision, **trainer),
             device=C.DeviceConfig(name=device or options.device),
             seed=seed,

@@ -258,6 +258,13 @@ def compiled_c() -> None:
         against_cpu("dropout and clipping", 3, RULE, "on", model=model, clip_norm=0.5, drop_last=True)
 
 
+def compiled_e() -> None:
+    """Check compiled steps of the rules that look at a norm."""
+    if not options.tiny:
+        for name in ("sam", "asam"):
+            against_cpu(name, 3, rules()[name], "on", drop_last=True)
+
+
 def compiled_d() -> None:
     """Check compiled LeNet, float32 against eager, and that compiled steps never wait."""
     if options.tiny:
@@ -369,6 +376,37 @@ def close_to_native(name: str, n_runs: int, rule: C.OptimizerConfig, steps: int 
         kind = type(a.stepper).__name__
         healthy = torch.equal(a.alive.cpu(), b.alive) and kind == "Persistent"
         return worst < 2e-3 and healthy, f"relative difference {worst:.1e} (bound 2e-03), {kind}"
+
+
+def augmented() -> None:
+    """Check changed images: against the CPU in every engine, and that a network that would get the kernel gets none."""
+    modes = ("off", "auto") if options.tiny or not CUDA else ("off", "auto", "on")
+    mlp = C.MlpConfig(width=12, activation="relu")
+    for augment in ("shift",) if options.tiny else ("shift", "crop_flip"):
+        for mode in modes:
+            for n_runs in (1, 3):
+                more = {"augment": augment, "model": mlp, "drop_last": True}
+                against_cpu(f"mlp, {augment}", n_runs, RULE, mode, images(), steps=70, **more)
+        if not options.tiny:
+            more = {"augment": augment, "model": C.LeNetConfig()}
+            against_cpu(f"lenet, {augment}", 3, rules()["asam"], "off", images(), steps=20, **more)
+
+    @check("the same twice and cut anywhere, bit for bit")
+    def _() -> Outcome:
+        these = configs(3, RULE, "off", precision="float32", model=mlp, augment="crop_flip")
+        two = [fleet(these, images()) for _ in range(2)]
+        two[0].advance(70)
+        for n in (1, 30, 39):
+            two[1].advance(n)
+        return same(*map(bits, two)), ""
+
+    if CUDA:
+
+        @check("the engine of a float32 mlp")
+        def _() -> Outcome:
+            these = configs(1, RULE, "auto", precision="float32", model=mlp, augment="shift")
+            engine = prepare(these, dataset=images()).engine
+            return engine == "graphed", engine
 
 
 def frozen() -> None:
@@ -671,7 +709,7 @@ def commands() -> None:
 
 def run_pytest() -> None:
     """Run the tests that are marked gpu; warnings do not count (torch 2.11 warns of TF32)."""
-    marked = ["tests/test_streams.py", "tests/training", "tests/test_resume.py"]
+    marked = ["tests/test_streams.py", "tests/test_streams_orders.py", "tests/training", "tests/test_resume.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu", *marked]
     child = subprocess.run([*command, *(["-n", "4"] if CUDA else [])], cwd=PROJECT, capture_output=True, text=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -691,7 +729,9 @@ GROUPS: dict[str, Callable[[], None]] = {
     "compiled_b": compiled_b,
     "compiled_c": compiled_c,
     "compiled_d": compiled_d,
+    "compiled_e": compiled_e,
     "persistent": persistent,
+    "augmented": augmented,
     "frozen": frozen,
     "memory": memory,
     "edges": edges,

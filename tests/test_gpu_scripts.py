@@ -20,7 +20,7 @@ def run(script: str, only: str, out: Path) -> None:
 
 @pytest.mark.slow
 def test_the_check_passes_on_the_cpu(tmp_path: Path) -> None:
-    run("gpu_check.py", "base,frozen,memory", tmp_path)
+    run("gpu_check.py", "base,augmented,frozen,memory", tmp_path)
     lines = json.loads((tmp_path / "check.json").read_text())["lines"]
     assert len(lines) >= 15
     assert all(line.startswith("PASS") for line in lines)

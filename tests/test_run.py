@@ -16,7 +16,6 @@ from torch import nn
 
 import burgersgd
 from burgersgd import native
-from burgersgd import trainer as trainer_module
 from burgersgd.build import engine_of
 from burgersgd.config import (
     AdamWConfig,
@@ -37,6 +36,7 @@ from burgersgd.identity import config_hash
 from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_config, read_metrics, read_status
 from burgersgd.run import train, train_fleet
+from burgersgd.training.best import Best
 from burgersgd.training.gradients import split
 from burgersgd.training.loop import Point
 from burgersgd.training.stability import top_eigenvalue
@@ -90,10 +90,10 @@ def test_best_by_validation_is_the_minimum_of_the_recorded_curve_and_of_equal_er
     assert result.best_at != next(n for e, _, n in rows if e == min(rows)[0]), "the earliest one would do as well"
 
 
-def at_points(*points: tuple[float, float]) -> trainer_module._Best:
+def at_points(*points: tuple[float, float]) -> Best:
     """Return the best of a fleet of two runs whose x are 0, 1, 2, ... at points of such error and loss; run 1 died."""
     fleet: Any = types.SimpleNamespace(x=torch.zeros(2, 3, dtype=torch.float64), n_runs=2)
-    best = trainer_module._Best(fleet)
+    best = Best(fleet)
     for k, (error, loss) in enumerate(points):
         fleet.x = torch.full((2, 3), float(k), dtype=torch.float64)
         measured = {name: torch.tensor([value] * 2) for name, value in (("error", error), ("loss", loss))}

@@ -31,7 +31,7 @@ from burgersgd.config import (
 )
 from burgersgd.datasets.arrays import from_arrays
 from burgersgd.prepare import prepare
-from burgersgd.recording import run_folder
+from burgersgd.recording import metrics_file, run_folder
 from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
 from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.sweeps.chunks import Job, train_chunk
@@ -257,7 +257,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
             raise RunFolderError(f"cannot write {path}: No space left on device")
         append(path, data)
 
-    monkeypatch.setattr(run_folder, "append", full)
+    for module in (metrics_file, run_folder):
+        monkeypatch.setattr(module, "append", full)
 
 
 def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(

@@ -140,7 +140,7 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
         columns += [f"{part} {kind}{when}", "sd", "95 % interval (t)"]
     rows = []
     for setting in settings:
-        n, of = setting.validation.n, len(setting.runs)
+        n, of = max(setting.validation.n, setting.test.n), len(setting.runs)
         row = [_shortened(setting.label, label_width), str(n) if n == of else f"{n} of {of}"]
         for spread in (setting.validation, setting.test):
             row += [form.number(spread.mean), form.number(spread.sd), form.interval(spread.interval)]
@@ -174,6 +174,8 @@ def best_of(settings: Sequence[Setting]) -> Setting | None:
 def conclusions(settings: Sequence[Setting]) -> list[str]:
     """Return in words: the best setting, its best run, and what the numbers do not tell."""
     best = best_of(settings)
+    if not any(setting.validation.n for setting in settings) and any(setting.test.n for setting in settings):
+        return ["no setting is called the best: there is no validation part to select by"]
     if best is None:
         return ["no setting has all of its jobs over and one completed"]
     percent = best.runs[0].percent

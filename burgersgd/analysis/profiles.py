@@ -94,8 +94,9 @@ def profiles_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = 
     """Return the profiles of a comparison, for every relaxation, on the clocks that there are.
 
     The target of a data set is the mean validation error at which the baseline's picked setting ends (without a
-    baseline: the first row's), times the relaxation. cost: block -> row -> seconds of a gradient evaluation, timed
-    separately; without it there is no clock of seconds. Only rows that are on every data set take part.
+    baseline: the first row's), times the relaxation; in a comparison at target=E it is E everywhere.
+    cost: block -> row -> seconds of a gradient evaluation, timed separately; without it there is no clock of seconds.
+    Only rows that are on every data set take part.
     """
     metric = c.question.metric if c.question.metric.startswith(("validation", "train")) else "validation_error"
     common = [row.key for row in c.blocks[0].rows if all(block.baseline(row.key) for block in c.blocks)]
@@ -109,7 +110,8 @@ def profiles_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = 
     for block in c.blocks:
         reference = block.baseline(c.baseline) or block.rows[0]
         ends = np.array([measure(run, metric, At("end")) for run in reference.runs], dtype=np.float64)
-        base_targets.append(float(np.mean(ends[np.isfinite(ends)])) if np.isfinite(ends).any() else math.nan)
+        own = float(np.mean(ends[np.isfinite(ends)])) if np.isfinite(ends).any() else math.nan
+        base_targets.append(c.at.value if c.at.kind == "target" else own)
     for clock in clocks:
         for relaxation in RELAXATIONS:
             targets = tuple(relaxation * target for target in base_targets)

@@ -154,6 +154,7 @@ def row_of(
     """Return the row of a group of runs.
 
     selection: what the setting is picked by, the lowest mean (per split, where there are several); None pools all runs.
+    Raises ValueError where one of several settings is to be picked and no run has what it is picked by.
     """
     settings: dict[Setting, list[Run]] = defaultdict(list)
     for run in runs:
@@ -167,6 +168,11 @@ def row_of(
         picked, chosen = {}, []
         for split in splits:
             candidates = {s: [r for r in rs if not by_split or r.split == split] for s, rs in settings.items()}
+            if len(settings) > 1 and all(r.state == "completed" and math.isnan(selection(r)) for r in runs):
+                raise ValueError(
+                    f"{label}: one of {len(settings)} settings is to be picked, but the runs have no validation part"
+                    " (dataset.validation_fraction=0); name the keys that differ in --by, or pool all with --pick none"
+                )
             best, left_out = pick({s: rs for s, rs in candidates.items() if rs}, selection)
             picked[split] = candidates[best]
             chosen.append(best)

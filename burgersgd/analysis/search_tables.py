@@ -40,12 +40,13 @@ def tuning_tables(c: Comparison) -> list[Table]:
     tables = []
     for block in c.blocks:
         form = Form(100, "%", 2) if block.percent and tuned_by(c).endswith("error") else Form(1, "", 4)
-        rows = []
+        rows, cautions = [], dict[str, None]()
         for row in block.rows:
             found = curve(c, row)
             n_all = len(found.trials)
+            cautions |= {found.caution: None} if found.caution else {}
             for n in sorted({*(2**k for k in range(20) if 2**k < n_all), n_all} - {0}):
-                remarks = [found.kind if n > found.medians_until else "median, trials diverged", found.caution]
+                kind = found.kind if n > found.medians_until else "median, trials diverged"
                 values = found.validation[n - 1], found.test[n - 1]
                 numbers = [form.number(float(v)) for v in values]
                 ends = found.ranges[n - 1]
@@ -57,7 +58,7 @@ def tuning_tables(c: Comparison) -> list[Table]:
                         numbers[0],
                         form.interval(ends),
                         numbers[1],
-                        "; ".join(filter(None, remarks)),
+                        kind,
                     )
                 )
         unit = f" {form.unit}" if form.unit else ""
@@ -70,7 +71,8 @@ def tuning_tables(c: Comparison) -> list[Table]:
             f"{reported(c).replace('_', ' ')}{unit}",
             "kind",
         )
-        tables.append(Table(_title("tuning curve", block), columns, tuple(rows)))
+        title = "; ".join([_title("tuning curve", block), *cautions])
+        tables.append(Table(title, columns, tuple(rows)))
     return tables
 
 
@@ -86,7 +88,7 @@ def profile_table(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None 
             of_clock = [p for p in found if p.clock == clock]
             rows.append((label, clock, *(f"{fixed(float(p.areas[i]), 3)} ({p.ranks[i]})" for p in of_clock)))
     columns = ("profile: area (place)", "clock", *(f"target x {p.relaxation:g}" for p in found if p.clock == clocks[0]))
-    title = f"performance profiles, {len(c.blocks)} data sets, up to {LONGEST:g} times the fastest"
+    title = f"performance profiles, {len(c.blocks)} problems, up to {LONGEST:g} times the fastest"
     return Table(title, columns, tuple(rows))
 
 

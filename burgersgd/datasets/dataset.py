@@ -58,6 +58,7 @@ class Dataset:
     task: Task
     train: Part
     validation: Part
+    """Empty where the configuration asks for none; then nothing may be selected by it."""
     test: Part
     n_outputs: int
     """Number of classes, or of regression outputs."""

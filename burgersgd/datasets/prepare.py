@@ -49,7 +49,7 @@ class Options:
     train_size: training examples kept (None: all).
     seed: fixes the split and all of the above.
     validation_fraction, test_fraction: of the examples that validation (and test, where the source has no test part of
-        its own) are taken from.
+        its own) are taken from. Without validation (0) there is more to train on and nothing to select by.
     standardize: shift and scale inputs to mean 0 and variance 1 over the training part (those kept): images by channel,
         vectors by feature; what does not vary is only shifted.
     standardize_targets: the targets of a regression likewise, by output; the data set remembers their mean and scale.
@@ -68,9 +68,10 @@ class Options:
         """Raise DataError for a value out of range."""
         if not 0 <= self.label_noise < 1:
             raise DataError(f"dataset.label_noise={self.label_noise}: must be in [0, 1)")
-        for key in ("validation_fraction", "test_fraction"):
-            if not 0 < getattr(self, key) < 1:
-                raise DataError(f"dataset.{key}={getattr(self, key)}: must be between 0 and 1, both excluded")
+        if not 0 <= self.validation_fraction < 1:
+            raise DataError(f"dataset.validation_fraction={self.validation_fraction}: must be in [0, 1)")
+        if not 0 < self.test_fraction < 1:
+            raise DataError(f"dataset.test_fraction={self.test_fraction}: must be between 0 and 1, both excluded")
         if self.seed < 0:
             raise DataError(f"dataset.seed={self.seed}: must be at least 0")
 
@@ -115,7 +116,7 @@ def prepare(name: str, raw: Raw, options: Options) -> Dataset:
         )
     for part in (train, validation, test):
         for kind, values in (("inputs", part.inputs), ("targets", part.targets)):
-            if values.is_floating_point() and not _finite(values):
+            if part.n and values.is_floating_point() and not _finite(values):
                 allowed = "not finite in float32 once scaled; scale them down yourself"
                 raise DataError(f"dataset={name}: {kind} are {allowed}")
     return Dataset(name, raw.task, train, validation, test, raw.n_outputs, units)
@@ -144,7 +145,8 @@ def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
     n = raw.train.n
     order = torch.from_numpy(generator(options.seed, SPLIT).permutation(n))
     n_test = 0 if raw.test is not None else _share(n, "test_fraction", options)
-    n_validation = 0 if raw.validation is not None else _share(n, "validation_fraction", options)
+    given = raw.validation is not None or options.validation_fraction == 0
+    n_validation = 0 if given else _share(n, "validation_fraction", options)
     if n_test + n_validation >= n:
         raise DataError(
             f"dataset.validation_fraction={options.validation_fraction} leaves no training examples: "

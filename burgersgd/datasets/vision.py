@@ -48,7 +48,10 @@ class VisionConfig(DatasetConfig):
     root: str = opt("data", "folder of the downloaded files", hashed=False)
     download: bool = opt(True, "download files that are missing; their checksums are verified", hashed=False)
     validation_fraction: float = opt(
-        0.1, "fraction of the data set's training part; the test part is the data set's own", above=0, below=1
+        0.1,
+        "fraction of the data set's training part, 0 where nothing is selected; the test part is the data set's own",
+        at_least=0,
+        below=1,
     )
 
     def read(self) -> Raw:

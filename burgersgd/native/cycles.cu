@@ -1,62 +1,15 @@
-/* One run per block of threads: whole cycles of a rule in one launch, everything of the run in shared memory.
+/* One run per block of threads: whole cycles of a rule in one launch. The vector at which gradients are taken, the
+ * gradient and the activations are in shared memory; the other vectors of the state too (ALL_SHARED), or they stay in
+ * global memory, from which a multiprocessor's second-level cache serves them, so that two runs share a multiprocessor
+ * and hide one another's waits.
  *
- * The same source is CUDA (NVRTC) and, with a single thread, C++ for the CPU, so that its arithmetic is tested without a
- * GPU. training/engines/persistent.py writes before it: N_LAYERS, WIDTHS, CHUNK (examples that are in shared memory at
- * once), MOST_STEPS, N_THREADS, N_FIELDS, FIELD_AT (the vector at which gradients are taken), N_COEFFICIENTS, NOISE, NOISY,
- * ACTIVATION, LOSS, and the rule's lines: RULE_COEFFICIENTS, RULE_STEP, RULE_STEP_STORES, RULE_END_CYCLE. A run's numbers are the same bits alone and
- * beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
-#ifdef __CUDACC_RTC__
-typedef unsigned char uint8_t;
-typedef int int32_t;
-typedef unsigned int uint32_t;
-typedef long long int64_t;
-typedef unsigned long long uint64_t;
-#define INFINITY __int_as_float(0x7f800000)
-#else
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#endif
-
-#ifdef __CUDACC__
-#define DEVICE __device__ __forceinline__
-#define SYNC() __syncthreads()
-#define TID ((int)threadIdx.x)
-#define THREADS N_THREADS
-#define UNROLL _Pragma("unroll")
-#define UNROLL_8 _Pragma("unroll 8")
-#define SQRT(x) __fsqrt_rn(x)
-#define MULHI(a, b) __umulhi(a, b)
-#define F2I(x) __float_as_int(x)
-#define I2F(x) __int_as_float(x)
-/* What engines/tracing.py writes. */
-#define __builtin_fabs(x) fabs((double)(x))
-#define __builtin_sqrt(x) sqrt((double)(x))
-#define __builtin_exp(x) exp((double)(x))
-#define __builtin_log(x) log((double)(x))
-#define __builtin_log1p(x) log1p((double)(x))
-#define __builtin_expm1(x) expm1((double)(x))
-#define __builtin_tanh(x) tanh((double)(x))
-#define __builtin_erf(x) erf((double)(x))
-#define __builtin_pow(x, y) pow((double)(x), (double)(y))
-#define __builtin_inf() __longlong_as_double(0x7ff0000000000000)
-#define __builtin_nan(x) __longlong_as_double(0x7ff8000000000000)
-#else
-#define DEVICE static inline
-#define SYNC()
-#define TID 0
-#define THREADS 1
-#define UNROLL
-#define UNROLL_8
-#define SQRT(x) sqrtf(x)
-#define MULHI(a, b) (uint32_t)(((uint64_t)(a) * (b)) >> 32)
-static inline int32_t F2I(float x) { int32_t i; memcpy(&i, &x, 4); return i; }
-static inline float I2F(int32_t i) { float x; memcpy(&x, &i, 4); return x; }
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-#endif
-
+ * The same source is CUDA (NVRTC) and, with a single thread, C++ for the CPU, so that its arithmetic is tested without
+ * a GPU. training/engines/persistent.py writes before it device.cu, and before that N_LAYERS, WIDTHS, CHUNK (examples
+ * that are in shared memory at once), MOST_STEPS, N_THREADS, N_BLOCKS (of a multiprocessor), N_FIELDS, FIELD_AT (the
+ * vector at which gradients are taken), ALL_SHARED, N_COEFFICIENTS, NOISE, NOISY, ACTIVATION, LOSS, and the rule's
+ * lines: RULE_COEFFICIENTS, RULE_STEP, STEP_STORES(k) and CYCLE_STORES(k) (whether they change vector k),
+ * RULE_END_CYCLE, and RULE_NORMED, what is meant by the norm where that is not the gradient. A run's numbers are the
+ * same bits alone and beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
 enum activation { IDENTITY, RELU, TANH }; /* as in mlp_gradient.c */
 enum loss { CROSS_ENTROPY, SQUARED_ERROR, LOGISTIC };
 
@@ -77,8 +30,16 @@ constexpr int act_of(int l) { return l == 0 ? 0 : act_of(l - 1) + CHUNK * ROW(wi
 constexpr int ACTS = act_of(L + 1);
 constexpr int widest(int l) { return l == L ? 0 : (widths[l] > widest(l + 1) ? widths[l] : widest(l + 1)); }
 constexpr int DZ = CHUNK * ROW(widest(1));
+/* The gradients by the layers' inputs lie in a buffer of their own and, every second one, in the activations behind it,
+ * which nobody needs any more; in a second buffer where there is no room for them. */
+constexpr bool behind(int l) { return (L - 1 - l) % 2 == 1; }
+constexpr bool roomy(int l) { return l < 1 || ((!behind(l) || ACTS - act_of(l + 1) >= CHUNK * ROW(widths[l])) && roomy(l - 1)); }
+constexpr bool ROOMY = roomy(L - 1);
 constexpr int IN0 = widths[0], ROW0 = ROW(widths[0]);
-constexpr int SHARED_FLOATS = (N_FIELDS + 1) * PADDED + ACTS + 2 * DZ + 64 + CHUNK;
+constexpr int N_SHARED = ALL_SHARED ? N_FIELDS : 1;
+constexpr int SHARED_FLOATS = (N_SHARED + 1) * PADDED + ACTS + (ROOMY ? 1 : 2) * DZ + 32 + 2 * CHUNK;
+/* Whether vector k is in shared memory. */
+#define IS_SHARED(k) (ALL_SHARED || (k) == FIELD_AT)
 
 /* Where number j of the vector W_1, b_1, W_2, ... lies in shared memory. */
 template <int l> DEVICE int place_in(int j) {
@@ -130,14 +91,6 @@ typedef struct {
 } Args;
 
 /* ---------------------------------------------------------------------------------------------------- normal numbers */
-DEVICE void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
-    UNROLL for (int i = 0; i < 10; i++) {
-        const uint32_t h0 = MULHI(c[0], 0xD2511F53u), l0 = c[0] * 0xD2511F53u;
-        const uint32_t h1 = MULHI(c[2], 0xCD9E8D57u), l1 = c[2] * 0xCD9E8D57u;
-        c[0] = h1 ^ c[1] ^ k0, c[1] = l1, c[2] = h0 ^ c[3] ^ k1, c[3] = l0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
-}
 DEVICE void box_muller(uint32_t a, uint32_t b, float *cosine_out, float *sine_out) { /* native/normals.c, one lane */
     const float u = fmaf((float)a, 0x1p-32f, 0x1p-33f);
     const int32_t bits = F2I(u), exponent = (bits - 0x3f2aaaab) >> 23;
@@ -160,11 +113,25 @@ DEVICE void box_muller(uint32_t a, uint32_t b, float *cosine_out, float *sine_ou
 /* ---------------------------------------------------------------------------------------------------- matrix products */
 DEVICE float4 load4(const float *p) { return *(const float4 *)p; }
 
+/* A warp does 4 x 8 tiles, neighbours in pairs: of the addresses of 16 threads 8 and 2 differ, which is what shared memory
+ * serves at once in loads of 16 bytes. Tasks beyond the ends of rows and columns have no tile. */
+constexpr int tasks(int rows, int columns) { return (rows + 3) / 4 * ((columns + 7) / 8) * 32; }
+template <int ROWS, int COLUMNS> DEVICE bool tile_of(int task, int *row, int *column) {
+    constexpr int across = (COLUMNS + 7) / 8;
+    const int lane = task % 32, warp = task / 32;
+    *row = warp / across * 4 + lane % 2 + lane / 16 * 2, *column = warp % across * 8 + lane / 2 % 8;
+    return (ROWS % 4 == 0 || *row < ROWS) && (COLUMNS % 8 == 0 || *column < COLUMNS);
+}
+/* The first task of this thread where others before them began with thread 0. */
+DEVICE int first_after(int others) { return (TID + THREADS - others % THREADS) % THREADS; }
+
 /* Z[b, o] = bias[o] + sum_k A[b, k] W[o, k]: TB x TO numbers per thread. */
 template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, const float *a, float *z) {
-    constexpr int TB = 2, TO = OUT >= 32 ? 4 : 2, R = ROW(IN), RZ = ROW(OUT), OG = UP4(OUT) / TO;
-    for (int t = TID; t < CHUNK / TB * OG; t += THREADS) {
-        const int b0 = t / OG * TB, og = t % OG; /* rows og, og + OG, ...: neighbours read neighbouring rows */
+    constexpr int TB = 2, TO = OUT >= 32 ? 4 : 2, R = ROW(IN), RZ = ROW(OUT), BG = CHUNK / TB, OG = UP4(OUT) / TO;
+    for (int t = TID; t < tasks(BG, OG); t += THREADS) {
+        int row, og; /* rows og, og + OG, ... of W: neighbours read neighbouring rows */
+        if (!tile_of<BG, OG>(t, &row, &og)) continue;
+        const int b0 = row * TB;
         float sum[TB][TO];
         UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < TO; j++) sum[i][j] = w[(og + j * OG) * R + UP4(IN)];
         UNROLL_8 for (int k = 0; k < UP4(IN); k += 4) {
@@ -184,50 +151,70 @@ template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, cons
         }
     }
 }
-/* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones beside it; 4 x 4 numbers per thread. */
-template <int IN, int OUT> DEVICE void weights_gradient(const float *dz, const float *a, float *g, bool add) {
+/* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones beside it; 4 x 4 numbers per thread. Returns this
+ * thread's sum of squares. */
+template <int IN, int OUT> DEVICE float weights_gradient(const float *dz, const float *a, float *g, bool add, int others) {
     constexpr int R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4, OG = UP4(OUT) / 4;
-    for (int t = TID; t < OG * KG; t += THREADS) {
-        const int o0 = t / KG * 4, k0 = t % KG * 4;
-        float sum[4][4];
-        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = add ? g[(o0 + i) * R + k0 + j] : 0.0f;
+    float square = 0.0f;
+    for (int t = TID; t < tasks(OG, KG); t += THREADS) {
+        int row, column;
+        if (!tile_of<OG, KG>(t, &row, &column)) continue;
+        const int o0 = row * 4, k0 = column * 4;
+        float sum[4][4] = {};
+        if (add) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                const float4 before = load4(g + (o0 + i) * R + k0);
+                sum[i][0] = before.x, sum[i][1] = before.y, sum[i][2] = before.z, sum[i][3] = before.w;
+            }
+        }
         UNROLL_8 for (int b = 0; b < CHUNK; b++) { /* rows beyond the batch are 0 */
             const float4 d = load4(dz + b * RZ + o0), x = load4(a + b * R + k0);
             const float ds[4] = {d.x, d.y, d.z, d.w}, xs[4] = {x.x, x.y, x.z, x.w};
             UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = fmaf(ds[i], xs[j], sum[i][j]);
         }
-        UNROLL for (int i = 0; i < 4; i++) UNROLL for (int j = 0; j < 4; j++) g[(o0 + i) * R + k0 + j] = sum[i][j];
+        UNROLL for (int i = 0; i < 4; i++) {
+            const float4 row_of_four = {sum[i][0], sum[i][1], sum[i][2], sum[i][3]};
+            *(float4 *)(g + (o0 + i) * R + k0) = row_of_four;
+            UNROLL for (int j = 0; j < 4; j++) square = fmaf(sum[i][j], sum[i][j], square);
+        }
     }
-    for (int o = THREADS == 1 ? 0 : THREADS - 1 - TID; o < UP4(OUT); o += THREADS) { /* the last threads: they have no tile */
+    for (int o = first_after(tasks(OG, KG) + others); o < UP4(OUT); o += THREADS) {
         float sum = add ? g[o * R + UP4(IN)] : 0.0f;
         UNROLL_8 for (int b = 0; b < CHUNK; b++) sum += dz[b * RZ + o];
-        g[o * R + UP4(IN)] = sum;
+        g[o * R + UP4(IN)] = sum, square = fmaf(sum, sum, square);
     }
+    return square;
 }
-/* dA[b, k] = sigma'(A[b, k]) sum_o dZ[b, o] W[o, k]; the derivative is told from A = sigma(Z). */
-template <int IN, int OUT> DEVICE void inputs_gradient(const float *w, const float *dz, const float *a, float *da) {
-    constexpr int TB = 2, R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4;
-    for (int t = TID; t < CHUNK / TB * KG; t += THREADS) {
-        const int b0 = t / KG * TB, k0 = t % KG * 4;
+/* dA[b, k] = sigma'(A[b, k]) sum_o dZ[b, o] W[o, k]; the derivative is told from A = sigma(Z). Threads that have no tile of
+ * dW begin. */
+template <int IN, int OUT> DEVICE void inputs_gradient(const float *w, const float *dz, const float *a, float *da, int others) {
+    constexpr int TB = 2, R = ROW(IN), RZ = ROW(OUT), BG = CHUNK / TB, KG = UP4(IN) / 4;
+    for (int t = first_after(others); t < tasks(BG, KG); t += THREADS) {
+        int row, column;
+        if (!tile_of<BG, KG>(t, &row, &column)) continue;
+        const int b0 = row * TB, k0 = column * 4;
         float sum[TB][4] = {};
         for (int o = 0; o < UP4(OUT); o += 4) {
             float4 d[TB];
             UNROLL for (int i = 0; i < TB; i++) d[i] = load4(dz + (b0 + i) * RZ + o);
             UNROLL for (int q = 0; q < 4; q++) {
-                const float4 row = load4(w + (o + q) * R + k0);
+                const float4 ws = load4(w + (o + q) * R + k0);
                 UNROLL for (int i = 0; i < TB; i++) {
                     const float v = q == 0 ? d[i].x : q == 1 ? d[i].y : q == 2 ? d[i].z : d[i].w;
-                    sum[i][0] = fmaf(v, row.x, sum[i][0]), sum[i][1] = fmaf(v, row.y, sum[i][1]);
-                    sum[i][2] = fmaf(v, row.z, sum[i][2]), sum[i][3] = fmaf(v, row.w, sum[i][3]);
+                    sum[i][0] = fmaf(v, ws.x, sum[i][0]), sum[i][1] = fmaf(v, ws.y, sum[i][1]);
+                    sum[i][2] = fmaf(v, ws.z, sum[i][2]), sum[i][3] = fmaf(v, ws.w, sum[i][3]);
                 }
             }
         }
-        UNROLL for (int i = 0; i < TB; i++) UNROLL for (int j = 0; j < 4; j++) {
-            const float at = a[(b0 + i) * R + k0 + j];
-            float v = sum[i][j];
-            if (ACTIVATION == RELU && at <= 0) v = 0.0f;
-            if (ACTIVATION == TANH) v *= 1 - at * at;
-            da[(b0 + i) * R + k0 + j] = v;
+        UNROLL for (int i = 0; i < TB; i++) {
+            const float4 four = load4(a + (b0 + i) * R + k0);
+            const float at[4] = {four.x, four.y, four.z, four.w};
+            UNROLL for (int j = 0; j < 4; j++) {
+                if (ACTIVATION == RELU && at[j] <= 0) sum[i][j] = 0.0f;
+                if (ACTIVATION == TANH) sum[i][j] *= 1 - at[j] * at[j];
+            }
+            const float4 all = {sum[i][0], sum[i][1], sum[i][2], sum[i][3]};
+            *(float4 *)(da + (b0 + i) * R + k0) = all;
         }
     }
 }
@@ -256,14 +243,14 @@ DEVICE float logistic(float *row, float target, float scale) {
     row[0] = -target * (u > 0 ? 1.0f : e) / (1 + e) * scale;
     return (u > 0 ? u : 0.0f) + log1pf(e);
 }
-template <int OUT> DEVICE void losses_of(float *z, float *losses, const void *targets, const int64_t *rows, int batch, float scale) {
+template <int OUT> DEVICE void losses_of(float *z, float *losses, const float *labels, const void *targets, const int64_t *rows, int batch, float scale) {
     for (int b = TID; b < CHUNK; b += THREADS) {
         float *row = z + b * ROW(OUT);
         float loss = 0.0f;
         if (b < batch) {
-            if (LOSS == CROSS_ENTROPY) loss = cross_entropy(row, OUT, (int)((const int64_t *)targets)[rows[b]], scale);
+            if (LOSS == CROSS_ENTROPY) loss = cross_entropy(row, OUT, F2I(labels[b]), scale);
             if (LOSS == SQUARED_ERROR) loss = squared_error(row, OUT, (const float *)targets + rows[b] * OUT, scale);
-            if (LOSS == LOGISTIC) loss = logistic(row, ((const float *)targets)[rows[b]], scale);
+            if (LOSS == LOGISTIC) loss = logistic(row, labels[b], scale);
         }
         for (int j = b < batch ? OUT : 0; j < UP4(OUT); j++) row[j] = 0.0f;
         losses[b] = loss;
@@ -275,13 +262,18 @@ template <int l> DEVICE void all_forward(const float *y, float *acts) {
     SYNC();
     if constexpr (l + 1 < L) all_forward<l + 1>(y, acts);
 }
-template <int l> DEVICE void all_backward(const float *y, float *acts, float *dz, float *other, float *g, bool add) {
-    weights_gradient<widths[l], widths[l + 1]>(dz, acts + act_of(l), g + start_of(l), add);
+/* Returns this thread's sum of squares of the gradient. */
+template <int l> DEVICE float all_backward(const float *y, float *acts, const float *dz, float *own, float *g, bool add) {
+    constexpr int in = widths[l], out = widths[l + 1];
+    constexpr int of_weights = tasks(UP4(out) / 4, UP4(in) / 4), of_inputs = l > 0 ? tasks(CHUNK / 2, UP4(in) / 4) : 0;
+    float square = weights_gradient<in, out>(dz, acts + act_of(l), g + start_of(l), add, of_inputs);
     if constexpr (l > 0) {
-        inputs_gradient<widths[l], widths[l + 1]>(y + start_of(l), dz, acts + act_of(l), other);
+        float *da = !behind(l) ? own : ROOMY ? acts + act_of(l + 1) : own + DZ;
+        inputs_gradient<in, out>(y + start_of(l), dz, acts + act_of(l), da, of_weights);
         SYNC();
-        all_backward<l - 1>(y, acts, other, l == L - 1 ? other + DZ : dz, g, add);
+        square += all_backward<l - 1>(y, acts, da, own, g, add);
     }
+    return square;
 }
 
 DEVICE float block_sum(float value, float *scratch) {
@@ -291,9 +283,8 @@ DEVICE float block_sum(float value, float *scratch) {
     SYNC();
     value = TID % 32 < THREADS / 32 ? scratch[TID % 32] : 0.0f;
     UNROLL for (int s = 16; s > 0; s /= 2) value += __shfl_xor_sync(~0u, value, s);
-    SYNC();
 #endif
-    return value;
+    return value; /* another barrier has to come before the next sum */
 }
 
 /* Numbers k ... k + 3 of an example, zeros beyond its end. */
@@ -334,84 +325,149 @@ DEVICE void store_two(float *field, int at, int next, const real *two) {
         field[at] = two[0], field[next] = two[1];
 }
 
+/* The same of a vector in global memory, whose numbers j and j + 1 are side by side. */
+DEVICE void load_flat(const float *field, int j, bool even, real *two) {
+    if (D % 2 == 0 || (even && j + 1 < D)) {
+        const float2 v = *(const float2 *)(field + j);
+        two[0] = v.x, two[1] = v.y;
+    } else
+        two[0] = field[j], two[1] = j + 1 < D ? field[j + 1] : 0.0f;
+}
+DEVICE void store_flat(float *field, int j, bool even, const real *two) {
+    if (D % 2 == 0 || (even && j + 1 < D)) {
+        const float2 v = {two[0], two[1]};
+        *(float2 *)(field + j) = v;
+    } else {
+        field[j] = two[0];
+        if (j + 1 < D) field[j + 1] = two[1];
+    }
+}
+
+/* Inputs and labels of a chunk, from example `from` of a batch of `size`; rows beyond it are 0. */
+DEVICE void gather(const Args &p, const int64_t *rows, int from, int size, float *acts, float *labels) {
+    const int batch = size - from < CHUNK ? size - from : CHUNK;
+    for (int t = TID; t < CHUNK * (UP4(IN0) / 4); t += THREADS) {
+        const int b = t / (UP4(IN0) / 4), k = t % (UP4(IN0) / 4) * 4;
+        float4 v = {0, 0, 0, 0};
+        if (b < batch) v = some_of(p.inputs + rows[from + b] * IN0, k);
+        *(float4 *)(acts + b * ROW0 + k) = v;
+    }
+    if (LOSS != SQUARED_ERROR)
+        for (int b = TID; b < batch; b += THREADS) {
+            const int64_t row = rows[from + b];
+            labels[b] = LOSS == CROSS_ENTROPY ? I2F((int)((const int64_t *)p.targets)[row]) : ((const float *)p.targets)[row];
+        }
+}
+
+/* Calls LINES for numbers j, j + 1, j + 16 and j + 17 of the vector, whose two pairs are `part` 0 and 1, with v[k][i] the
+ * numbers of vector k, and stores the vectors for which STORES(k) is true. BEFORE comes after the loads of global memory. */
+#define FOUR_NUMBERS(block, BEFORE, LINES, STORES)                                                                  \
+    {                                                                                                                  \
+        real v[2][N_FIELDS][2];                                                                                        \
+        UNROLL for (int part = 0; part < 2; part++) {                                                                  \
+            const int j = block / 8 * 32 + block % 8 * 2 + part * 16;                                                  \
+            UNROLL for (int k = 0; k < N_FIELDS; k++) if (!IS_SHARED(k) && j < D) load_flat(fields[k], j, even, v[part][k]); \
+        }                                                                                                              \
+        BEFORE                                                                                                         \
+        UNROLL for (int part = 0; part < 2; part++) {                                                                  \
+            const int j = block / 8 * 32 + block % 8 * 2 + part * 16;                                                  \
+            if (j >= D) continue;                                                                                      \
+            int at, next;                                                                                              \
+            two_places_from<0>(j, &at, &next);                                                                         \
+            UNROLL for (int k = 0; k < N_FIELDS; k++) if (IS_SHARED(k)) load_two(fields[k], at, next, v[part][k]);     \
+            LINES                                                                                                      \
+            UNROLL for (int k = 0; k < N_FIELDS; k++) if (STORES(k)) {                                                 \
+                if (IS_SHARED(k)) store_two(fields[k], at, next, v[part][k]);                                          \
+                else store_flat(fields[k], j, even, v[part][k]);                                                       \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
 DEVICE void one_run(const Args &p, int64_t r, float *shared) {
     float *fields[N_FIELDS];
-    for (int i = 0; i < N_FIELDS; i++) fields[i] = shared + i * PADDED;
-    float *g = shared + N_FIELDS * PADDED, *acts = g + PADDED, *dz = acts + ACTS, *scratch = dz + 2 * DZ, *losses = scratch + 64;
+    UNROLL for (int k = 0; k < N_FIELDS; k++) fields[k] = IS_SHARED(k) ? shared + (ALL_SHARED ? k : 0) * PADDED : p.fields[k] + r * D;
+    float *g = shared + N_SHARED * PADDED, *acts = g + PADDED, *own = acts + ACTS;
+    float *scratch = own + (ROOMY ? 1 : 2) * DZ, *losses = scratch + 32, *labels = losses + CHUNK;
+    const bool even = D % 2 == 0 || r % 2 == 0; /* pairs of global memory can be loaded at once */
+    (void)even;
     for (int i = TID; i < SHARED_FLOATS; i += THREADS) shared[i] = 0.0f;
     SYNC();
     for (int j = TID; j < D; j += THREADS) {
         const int at = place(j);
-        for (int i = 0; i < N_FIELDS; i++) fields[i][at] = p.fields[i][r * D + j];
+        UNROLL for (int k = 0; k < N_FIELDS; k++) if (IS_SHARED(k)) fields[k][at] = p.fields[k][r * D + j];
     }
-    SYNC();
     bool alive = p.alive[r];
     float last_loss = p.last_loss[r], loss_sum = p.loss_sum[r], grad_norm = p.grad_norm[r];
     float limit = p.loss_limit[r];
-    float *y = fields[FIELD_AT];
+    const float *y = fields[FIELD_AT];
+    if (alive) gather(p, p.indices + r * p.indices_run, 0, p.sizes[0], acts, labels);
+    SYNC();
     for (int64_t s = 0; s < p.steps; s++) {
         const float *c = p.coefficients + s * p.coefficients_step + r;
         RULE_COEFFICIENTS
         if (alive) {
             const int size = p.sizes[s];
             const int64_t *rows = p.indices + s * p.indices_step + r * p.indices_run;
-            float loss = 0.0f;
+            float loss = 0.0f, square = 0.0f;
             for (int from = 0; from < size; from += CHUNK) { /* the batch in chunks that fit */
                 const int batch = size - from < CHUNK ? size - from : CHUNK;
-                for (int t = TID; t < CHUNK * (UP4(IN0) / 4); t += THREADS) {
-                    const int b = t / (UP4(IN0) / 4), k = t % (UP4(IN0) / 4) * 4;
-                    float4 v = {0, 0, 0, 0};
-                    if (b < batch) v = some_of(p.inputs + rows[from + b] * IN0, k);
-                    *(float4 *)(acts + b * ROW0 + k) = v;
+                if (from > 0) {
+                    SYNC();
+                    gather(p, rows, from, size, acts, labels);
+                    SYNC();
                 }
-                SYNC();
                 all_forward<0>(y, acts);
                 float *out = acts + act_of(L);
-                losses_of<widths[L]>(out, losses, p.targets, rows + from, batch, 1.0f / (float)size);
+                losses_of<widths[L]>(out, losses, labels, p.targets, rows + from, batch, 1.0f / (float)size);
                 SYNC();
                 loss += sum_of(losses);
-                all_backward<L - 1>(y, acts, out, dz, g, from > 0);
-                SYNC();
+                square = all_backward<L - 1>(y, acts, out, own, g, from > 0);
             }
             loss /= (float)size;
-            float square = 0.0f;
-            for (int i = 4 * TID; i < PADDED; i += 4 * THREADS) {
-                const float4 v = load4(g + i);
-                square = fmaf(v.x, v.x, square), square = fmaf(v.y, v.y, square);
-                square = fmaf(v.z, v.z, square), square = fmaf(v.w, v.w, square);
-            }
             const float whole = sqrtf(block_sum(square, scratch));
             if (loss <= limit && isfinite(whole)) {
                 last_loss = loss, grad_norm = whole;
-                const real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
+                real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
                 const real factor = whole > p.clip_norm ? 1 / whole * p.clip_norm : 1.0f; /* gradients.clipped */
                 (void)norm;
 #if NOISY
-                const uint64_t step = (uint64_t)(p.first + s + 1);
+                const uint64_t step = (uint64_t)(p.first + s + 1), seed = p.seeds[r];
 #endif
+#define NO_STORES(k) 0
+#ifdef RULE_NORMED
+#define NORMED                                                                                                         \
+    real gradients[2];                                                                                                 \
+    load_two(g, at, next, gradients);                                                                                  \
+    UNROLL for (int i = 0; i < 2; i++) if (j + i < D) {                                                                \
+        const real gradient = gradients[i] * factor;                                                                   \
+        RULE_NORMED                                                                                                    \
+        squares = fmaf(normed, normed, squares);                                                                       \
+    }
+                float squares = 0.0f;
+                for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) FOUR_NUMBERS(block, , NORMED, NO_STORES)
+                SYNC();
+                norm = sqrtf(block_sum(squares, scratch));
+#endif
+                if (s + 1 < p.steps) gather(p, rows + p.indices_step, 0, p.sizes[s + 1], acts, labels);
                 for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) { /* four normals each */
-                    real normals[4] = {0, 0, 0, 0};
+                    real normals[4] = {0, 0, 0, 0}; /* the cosines of two pairs, then their sines */
 #if NOISY
-                    uint32_t w[4] = {(uint32_t)block, (uint32_t)step, (uint32_t)(step >> 32), NOISE};
-                    philox(w, (uint32_t)p.seeds[r], (uint32_t)(p.seeds[r] >> 32));
-                    box_muller(w[0], w[1], normals, normals + 2);
-                    box_muller(w[2], w[3], normals + 1, normals + 3);
+#define NORMALS                                                                                                        \
+    uint32_t w[4] = {(uint32_t)block, (uint32_t)step, (uint32_t)(step >> 32), NOISE};                                  \
+    philox(w, (uint32_t)seed, (uint32_t)(seed >> 32));                                                                 \
+    box_muller(w[0], w[1], normals, normals + 2), box_muller(w[2], w[3], normals + 1, normals + 3);
+#else
+#define NORMALS
 #endif
-                    UNROLL for (int part = 0; part < 2; part++) { /* the cosines of two pairs, then their sines */
-                        const int j = block / 8 * 32 + block % 8 * 2 + part * 16;
-                        if (j >= D) continue;
-                        int at, next;
-                        two_places_from<0>(j, &at, &next);
-                        real v[N_FIELDS][2], gradients[2];
-                        UNROLL for (int k = 0; k < N_FIELDS; k++) load_two(fields[k], at, next, v[k]);
-                        load_two(g, at, next, gradients);
-                        UNROLL for (int i = 0; i < 2; i++) {
-                            const real xi = normals[2 * part + i], gradient = gradients[i] * factor;
-                            (void)xi;
-                            RULE_STEP
-                        }
-                        RULE_STEP_STORES
-                    }
+#define STEP                                                                                                           \
+    real gradients[2];                                                                                                 \
+    load_two(g, at, next, gradients);                                                                                  \
+    UNROLL for (int i = 0; i < 2; i++) {                                                                               \
+        const real xi = normals[2 * part + i], gradient = gradients[i] * factor;                                       \
+        (void)xi;                                                                                                      \
+        RULE_STEP                                                                                                      \
+    }
+                    FOUR_NUMBERS(block, NORMALS, STEP, STEP_STORES)
                 }
                 SYNC();
             } else {
@@ -424,23 +480,25 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
             limit = (last_loss < 1 ? 1 : last_loss) * p.explosion_factor;
             if (limit > LARGEST) limit = LARGEST;
         }
+#ifdef RULE_END_CYCLE
         if (alive && (p.first + s + 1) % p.cycle == 0) {
-            for (int j = TID; j < D; j += THREADS) {
-                const int at = place(j);
-                RULE_END_CYCLE
+            for (int block = TID; block < (D + 31) / 32 * 8; block += THREADS) {
+#define END_CYCLE UNROLL for (int i = 0; i < 2; i++) { RULE_END_CYCLE }
+                FOUR_NUMBERS(block, , END_CYCLE, CYCLE_STORES)
             }
             SYNC();
         }
+#endif
     }
     for (int j = TID; j < D; j += THREADS) {
         const int at = place(j);
-        for (int i = 0; i < N_FIELDS; i++) p.fields[i][r * D + j] = fields[i][at];
+        UNROLL for (int k = 0; k < N_FIELDS; k++) if (IS_SHARED(k)) p.fields[k][r * D + j] = fields[k][at];
     }
     if (TID == 0) p.alive[r] = alive, p.last_loss[r] = last_loss, p.loss_sum[r] = loss_sum, p.grad_norm[r] = grad_norm, p.loss_limit[r] = limit;
 }
 
 #ifdef __CUDACC__
-extern "C" __global__ void __launch_bounds__(N_THREADS, 1) cycles(const __grid_constant__ Args p) {
+extern "C" __global__ void __launch_bounds__(N_THREADS, N_BLOCKS) cycles(const __grid_constant__ Args p) {
     extern __shared__ float4 memory[];
     one_run(p, blockIdx.x, (float *)memory);
 }

@@ -1,7 +1,6 @@
-/* Activations, losses and sums, with their gradients, on batch-major arrays: part of mlp_gradient.c. */
+/* Activations, losses and sums, with their gradients: part of mlp_gradient.c. */
 
-static void F(activate)(enum activation activation, int64_t batch, int64_t stride, REAL *z) {
-    int64_t n = batch * stride;
+static void F(activate)(enum activation activation, int64_t n, REAL *z) {
     if (activation == RELU)
         for (int64_t j = 0; j < n; j += LANES) {
             Vector v = LOAD(z + j);
@@ -11,17 +10,19 @@ static void F(activate)(enum activation activation, int64_t batch, int64_t strid
         for (int64_t j = 0; j < n; j += LANES) STORE(z + j, F(vector_tanh)(LOAD(z + j)));
 }
 
-/* dz = dz * sigma'(z), told from sigma(z). */
-static void F(activate_backward)(enum activation activation, int64_t batch, int64_t stride, const REAL *z, REAL *dz) {
-    int64_t n = batch * stride;
-    if (activation == RELU)
-        for (int64_t j = 0; j < n; j += LANES)
-            STORE(dz + j, SELECT(LOAD(z + j) <= 0, (Vector){0}, LOAD(dz + j)));
-    if (activation == TANH)
-        for (int64_t j = 0; j < n; j += LANES) {
-            Vector v = LOAD(z + j);
-            STORE(dz + j, LOAD(dz + j) * ((REAL)1 - v * v));
-        }
+/* dz = dz * sigma'(z), told from sigma(z), in some columns. */
+static void F(activate_backward)(enum activation activation, int64_t batch, int64_t columns, int64_t stride, const REAL *z,
+                                 REAL *dz) {
+    for (int64_t i = 0; i < batch; i++, z += stride, dz += stride) {
+        if (activation == RELU)
+            for (int64_t j = 0; j < columns; j += LANES)
+                STORE(dz + j, SELECT(LOAD(z + j) <= 0, (Vector){0}, LOAD(dz + j)));
+        if (activation == TANH)
+            for (int64_t j = 0; j < columns; j += LANES) {
+                Vector v = LOAD(z + j);
+                STORE(dz + j, LOAD(dz + j) * ((REAL)1 - v * v));
+            }
+    }
 }
 
 /* Mean loss of the batch; outputs z [batch, stride] become their gradient. */
@@ -101,24 +102,22 @@ static void F(sum_rows)(int64_t batch, int64_t n, int64_t stride, const REAL *dz
     }
 }
 
-/* |v|^2: four vectors of partial sums over blocks of 4096 numbers, the blocks added in double. */
+enum { NORM_BLOCK = 4096 };
+
+/* |v|^2 of at most a block of numbers: four vectors of partial sums. */
 static double F(squared_norm)(int64_t n, const REAL *v) {
-    double total = 0;
-    for (int64_t block = 0; block < n; block += 4096) {
-        int64_t end = n < block + 4096 ? n : block + 4096, j = block;
-        Vector sum[4] = {{0}};
-        for (; j + 4 * LANES <= end; j += 4 * LANES)
-            UNROLL for (int k = 0; k < 4; k++) {
-                Vector x = LOAD(v + j + k * LANES);
-                sum[k] += x * x;
-            }
-        for (; j < end; j += LANES) {
-            Vector x = F(load_some)(v + j, end - j);
-            sum[0] += x * x;
+    int64_t j = 0;
+    Vector sum[4] = {{0}};
+    for (; j + 4 * LANES <= n; j += 4 * LANES)
+        UNROLL for (int k = 0; k < 4; k++) {
+            Vector x = LOAD(v + j + k * LANES);
+            sum[k] += x * x;
         }
-        Vector all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        ACROSS_LANES(all, all + other)
-        total += (double)all[0];
+    for (; j < n; j += LANES) {
+        Vector x = F(load_some)(v + j, n - j);
+        sum[0] += x * x;
     }
-    return total;
+    Vector all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    ACROSS_LANES(all, all + other)
+    return (double)all[0];
 }

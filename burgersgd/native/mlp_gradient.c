@@ -5,12 +5,14 @@
  * convolutional layers of LeNet-5 (convolutions.c): their parameters come first, their features are the inputs.
  *
  * Eager PyTorch spends most of such a step on dispatch. Here a run is: gather the rows of the batch, three kinds of
- * matrix product per layer (Z = A W^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
+ * matrix product per layer (Z^T = W A^T + b, dW = dZ^T A, dA = dZ W), and a few passes over the activations.
  * - Every product has the form C[i, :] = c0 + sum_k A(i, k) B[k, :]: broadcast one number of A, multiply it with a few
- *   vectors of B, keep a tile of C in registers. Activations and their gradients are batch-major with rows padded to whole
- *   vectors; W is copied (transposed for the forward product) one panel of columns at a time, which stays in cache.
+ *   vectors of B, keep a tile of C in registers. B is a panel of columns that stays in cache. Forwards it holds activations,
+ *   with a vector of examples for each feature, so that W is read as it lies in memory, once; the activations, much smaller
+ *   than W in large networks, are transposed for the backward pass. There they and their gradients are batch-major, with
+ *   rows padded to whole vectors, and a panel of a large W is copied.
  * - An element of C is always summed over k = 0, 1, 2, ...: the result does not depend on the tile it fell into, nor on
- *   the number of runs or threads (threads share out whole runs).
+ *   the number of runs or threads (which share out whole runs, or the columns, outputs and examples of one).
  * - No -ffast-math: NaN and infinity travel to the loss and the norm, on which divergence detection relies.
  * Padding lanes hold numbers nobody reads (they may become NaN); partial stores keep them out of the gradient.
  *
@@ -106,40 +108,38 @@ int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row
     return OK;
 }
 
-/* Sum of the losses of all examples; wrong: how many are not put into the class that labels name, where there are labels. */
-static void F(evaluate_run)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *rows, const int64_t *labels,
-                            double *loss, double *wrong) {
+/* Losses of max_batch examples, summed, and how many of them are not put into the class that labels name, where there are
+ * labels: sums[0], sums[1]. */
+static void F(evaluate_part)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *rows,
+                             const int64_t *labels, int64_t first, double *sums) {
     int64_t n = plan->widths[plan->layers], stride = F(stride)(n);
-    *loss = *wrong = 0;
-    for (int64_t first = 0; first < plan->examples; first += plan->max_batch) {
-        int64_t batch = plan->examples - first < plan->max_batch ? plan->examples - first : plan->max_batch;
-        REAL *outputs = F(forward)(plan, workspace, params, rows + first, batch);
-        for (int64_t i = 0; labels && i < batch; i++) {
-            const REAL *z = outputs + i * stride;
-            int64_t class = plan->loss == LOGISTIC ? z[0] > 0 : 0;
-            for (int64_t j = 1; j < n; j++) /* the first of the largest; NaN counts as the largest, as in torch.argmax */
-                if (z[j] > z[class] || (isnan(z[j]) && !isnan(z[class]))) class = j;
-            *wrong += class != labels[first + i];
-        }
-        *loss += F(mean_loss)(plan, rows + first, batch, outputs) * (double)batch;
+    int64_t batch = plan->examples - first < plan->max_batch ? plan->examples - first : plan->max_batch;
+    REAL *outputs = F(forward)(plan, workspace, params, rows + first, batch, 0);
+    sums[1] = 0;
+    for (int64_t i = 0; labels && i < batch; i++) {
+        const REAL *z = outputs + i * stride;
+        int64_t class = plan->loss == LOGISTIC ? z[0] > 0 : 0;
+        for (int64_t j = 1; j < n; j++) /* the first of the largest; NaN counts as the largest, as in torch.argmax */
+            if (z[j] > z[class] || (isnan(z[j]) && !isnan(z[class]))) class = j;
+        sums[1] += class != labels[first + i];
     }
+    sums[0] = F(mean_loss)(plan, rows + first, batch, outputs) * (double)batch;
 }
 
-/* Of every run; rows are 0, 1, ..., examples - 1. */
+/* Of every run; rows are 0, 1, ..., examples - 1. sums: room for 2 numbers of every part of every run. Threads share out
+ * the parts, which are added up in their order. */
 void F(mlp_evaluate)(const Plan *plan, const REAL *params, int64_t params_row, const int64_t *rows, const int64_t *labels,
-                     double *loss, double *wrong) {
-    char *workspace = plan->workspace;
-#ifdef _OPENMP
-    if (plan->threads > 1) {
-#pragma omp parallel for num_threads(plan->threads) schedule(dynamic)
-        for (int64_t r = 0; r < plan->runs; r++)
-            F(evaluate_run)(plan, (REAL *)(workspace + omp_get_thread_num() * plan->workspace_size), params + r * params_row,
-                            rows, labels, loss + r, wrong + r);
-        return;
+                     double *sums, double *loss, double *wrong) {
+    const int64_t parts = (plan->examples + plan->max_batch - 1) / plan->max_batch, team = plan->threads;
+    TEAM_FOR(plan->runs * parts, {
+        REAL *workspace = (REAL *)((char *)plan->workspace + TEAM_MEMBER * plan->workspace_size);
+        F(evaluate_part)(plan, workspace, params + i / parts * params_row, rows, labels, i % parts * plan->max_batch,
+                         sums + 2 * i);
+    })
+    for (int64_t r = 0; r < plan->runs; r++) {
+        loss[r] = wrong[r] = 0;
+        for (int64_t i = r * parts; i < (r + 1) * parts; i++) loss[r] += sums[2 * i], wrong[r] += sums[2 * i + 1];
     }
-#endif
-    for (int64_t r = 0; r < plan->runs; r++)
-        F(evaluate_run)(plan, (REAL *)workspace, params + r * params_row, rows, labels, loss + r, wrong + r);
 }
 
 /* All steps of one run, as Fleet._eager_step does them. */

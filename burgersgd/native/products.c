@@ -1,13 +1,13 @@
 /* Products of matrices, by panels of columns and tiles of registers: part of mlp_gradient.c. */
 
-/* C[i, :] = bias + sum_k A(i, k) B[k, :] for `rows` rows and `vectors` vectors of columns (both constants after
+/* C[i, :] = bias[i] + sum_k A(i, k) B[k, :] for `rows` rows and `vectors` vectors of columns (both constants after
  * inlining); A(i, k) = a[i * a_row + k * a_k]. Of the last vector only `last` lanes are stored. */
 INLINE void F(tile)(const int rows, const int vectors, int64_t depth, const REAL *restrict a, int64_t a_row, int64_t a_k,
                     const REAL *restrict b, int64_t b_k, const REAL *restrict bias, REAL *restrict c, int64_t c_row,
                     int64_t last) {
     Vector sum[12][PANEL];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = bias ? LOAD(bias + j * LANES) : (Vector){0};
+        UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = bias ? bias[i] - (Vector){0} : (Vector){0};
     for (int64_t k = 0; k < depth; k++, a += a_k, b += b_k) {
         Vector row[PANEL];
         UNROLL for (int j = 0; j < vectors; j++) row[j] = LOAD(b + j * LANES);
@@ -28,16 +28,14 @@ INLINE void F(tile)(const int rows, const int vectors, int64_t depth, const REAL
         int64_t rows, int64_t depth, const REAL *a, int64_t a_row, int64_t a_k, const REAL *b, int64_t b_k,           \
         const REAL *bias, REAL *c, int64_t c_row, int64_t last) {                                                     \
         int64_t i = 0;                                                                                                \
-        for (; i + TILE_ROWS(vectors) <= rows; i += TILE_ROWS(vectors))                                               \
-            F(tile)(TILE_ROWS(vectors), vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row,\
-                    last);                                                                                            \
-        for (; i + 4 <= rows; i += 4)                                                                                 \
-            F(tile)(4, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
-        for (; i + 2 <= rows; i += 2)                                                                                 \
-            F(tile)(2, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
-        if (i < rows)                                                                                                 \
-            F(tile)(1, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias, c + i * c_row, c_row, last);          \
+        TILES(TILE_ROWS(vectors), vectors)                                                                            \
+        TILES(4, vectors)                                                                                             \
+        TILES(2, vectors)                                                                                             \
+        TILES(1, vectors)                                                                                             \
     }
+#define TILES(n, vectors)                                                                                             \
+    for (; i + (n) <= rows; i += (n))                                                                                 \
+        F(tile)(n, vectors, depth, a + i * a_row, a_row, a_k, b, b_k, bias ? bias + i : NULL, c + i * c_row, c_row, last);
 ROWS_OF_PANEL(1)
 ROWS_OF_PANEL(2)
 #if PANEL == 4
@@ -65,20 +63,18 @@ INLINE int64_t F(panel_columns)(int64_t first, int64_t n) {
     return n - first < PANEL * LANES ? n - first : PANEL * LANES;
 }
 
-/* to[k, :] = rows first .. first + count - 1 of w [out, in] at column k: a panel of W^T, zeros in the padding. */
-static void F(transpose_panel)(const REAL *w, int64_t in, int64_t first, int64_t count, REAL *to) {
-    int64_t vectors = F(vectors)(count), width = vectors * LANES;
+/* to[k, :] = column k of `from`, of which there are `rows` rows, then zeros up to a whole vector. Rows of `from` have whole
+ * vectors, too. */
+static void F(transpose)(const REAL *from, int64_t from_row, int64_t rows, int64_t columns, REAL *to, int64_t to_row) {
     Mask lane = F(lane_numbers)();
-    for (int64_t k = 0; k < in; k += LANES)
-        for (int64_t v = 0; v < vectors; v++) {
-            int64_t rows = count - v * LANES;
-            const REAL *from = w + (first + v * LANES) * in + k;
+    for (int64_t first = 0; first < rows; first += LANES)
+        for (int64_t k = 0; k < columns; k += LANES) {
+            const REAL *corner = from + first * from_row + k;
             Vector block[LANES];
-            if (rows >= LANES && k + LANES <= in) {
-                UNROLL for (int i = 0; i < LANES; i++) block[i] = LOAD(from + i * in);
+            if (first + LANES <= rows) {
+                UNROLL for (int i = 0; i < LANES; i++) block[i] = LOAD(corner + i * from_row);
             } else {
-                UNROLL for (int i = 0; i < LANES; i++)
-                    block[i] = i < rows ? F(load_some)(from + i * in, in - k) : (Vector){0};
+                UNROLL for (int i = 0; i < LANES; i++) block[i] = first + i < rows ? LOAD(corner + i * from_row) : (Vector){0};
             }
             /* Swap the off-diagonal quarters of ever larger blocks: after the step s, bit s of row and lane are swapped. */
             UNROLL for (int s = 1; s < LANES; s *= 2) {
@@ -91,12 +87,12 @@ static void F(transpose_panel)(const REAL *w, int64_t in, int64_t first, int64_t
                         block[i + s] = F(shuffle)(upper, lower, high);
                     }
             }
-            REAL *target = to + k * width + v * LANES;
-            if (k + LANES <= in) {
-                UNROLL for (int i = 0; i < LANES; i++) STORE(target + i * width, block[i]);
+            REAL *target = to + k * to_row + first;
+            if (k + LANES <= columns) {
+                UNROLL for (int i = 0; i < LANES; i++) STORE(target + i * to_row, block[i]);
             } else {
                 UNROLL for (int i = 0; i < LANES; i++)
-                    if (k + i < in) STORE(target + i * width, block[i]);
+                    if (k + i < columns) STORE(target + i * to_row, block[i]);
             }
         }
 }

@@ -38,7 +38,7 @@ _FLOCK = {"linux": "hhqqi4x", "darwin": "qqihh"}.get(sys.platform) if sys.maxsiz
 
 @dataclass
 class _LockFile:
-    """An open lock file: its descriptors (there must never be one that is closed before the end) and bytes held."""
+    """An open lock file: its descriptors, none of which may be closed while a byte is held, and the bytes held."""
 
     key: tuple[int, int]
     descriptors: list[int]
@@ -51,6 +51,8 @@ class _LockFile:
 
 _open: dict[tuple[int, int], _LockFile] = {}  # by device and inode
 _claims: dict[Path, _LockFile | None] = {}  # see _real; None where there are no locks
+_names: dict[Path, Path] = {}
+"""Paths by which runs were claimed, where the lock file lies beside them -> their real paths, see _real."""
 _guard = threading.RLock()
 
 
@@ -59,7 +61,7 @@ def claim(run: Path) -> bool:
 
     Raises OSError where the lock file cannot be made.
     """
-    run = _real(run)
+    name, run = run, _real(run)
     if LOCK in run.parts:
         raise OSError(errno.EINVAL, f"no folder can be called {LOCK}")
     with _guard:
@@ -71,6 +73,8 @@ def claim(run: Path) -> bool:
             if lock is None:
                 return False
             lock.held.add(_byte(run))
+            if lock.is_at(name.parent / LOCK):  # not so where the name is a link to a run of another folder
+                _names[name] = run
         _claims[run] = lock
         return True
 
@@ -88,16 +92,19 @@ def whose(run: Path) -> str:
 
 def still_holds(run: Path) -> bool:
     """Whether the claim on a run still excludes others: not where the lock file was removed or replaced."""
-    run = _real(run)
     with _guard:
+        known = _claims.get(_names[run]) if run in _names else None
+        if known is not None:  # the path by which it was claimed: no need to resolve all links on the way there
+            return known.is_at(run.parent / LOCK)
+        run = _real(run)
         lock = _claims.get(run)
         return run in _claims and (lock is None or lock.is_at(run.parent / LOCK))
 
 
 def release(run: Path) -> None:
-    """Give a claim back; nothing happens where there is none."""
-    run = _real(run)
+    """Give a claim back; without a claim nothing happens."""
     with _guard:
+        run = _names.pop(run, None) or _real(run)
         lock = _claims.pop(run, None)
         if lock is not None:
             lock.held.discard(_byte(run))
@@ -171,7 +178,7 @@ def _close_unused(lock: _LockFile) -> None:
 
 
 def _holder(run: Path) -> int | None:
-    """Return the number of the other process that holds a run, 0 where it is not known, None where there is none."""
+    """Return the id of the other process that holds a run, 0 for an unknown id, None where no process holds it."""
     if fcntl is None:
         return None
     with _guard:
@@ -231,6 +238,7 @@ def _forget() -> None:
     global _guard
     _guard = threading.RLock()
     _claims.clear()
+    _names.clear()
     for lock in _open.values():
         for descriptor in lock.descriptors:
             with contextlib.suppress(OSError):

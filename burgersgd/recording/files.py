@@ -32,7 +32,7 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
 
     lasting: it survives a power failure from then on; otherwise that takes `make_lasting`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, replaced = path.with_name(f".{path.name}.tmp"), False
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -40,13 +40,15 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
                 stream.flush()
                 os.fsync(stream.fileno())
         os.replace(temporary, path)
+        replaced = True
         if lasting:
             sync_folder(path.parent)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if not replaced:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def make_lasting(folders: Sequence[Path]) -> None:
@@ -70,7 +72,7 @@ def make_lasting(folders: Sequence[Path]) -> None:
 
 @functools.cache
 def _syncfs() -> Callable[[int], int] | None:
-    """Return the system call syncfs, None where there is none; Python has no name for it."""
+    """Return the system call syncfs, for which Python has no name; None on a system that has none."""
     try:
         return ctypes.CDLL(None, use_errno=True).syncfs if sys.platform == "linux" else None
     except (OSError, AttributeError):
@@ -170,12 +172,12 @@ def to_yaml(value: Any, path: Path) -> str:
 
 def _entry(key: Any, value: Any) -> str:
     """Return the lines of one entry of a mapping; most entries of a sweep's runs are alike, and are made once."""
-    told = repr((key, value))
-    if told not in _entries:
+    name = repr((key, value))
+    if name not in _entries:
         if len(_entries) >= 256:
             _entries.clear()
-        _entries[told] = _yaml({key: value})
-    return _entries[told]
+        _entries[name] = _yaml({key: value})
+    return _entries[name]
 
 
 _entries: dict[str, str] = {}

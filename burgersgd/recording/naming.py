@@ -81,8 +81,11 @@ def other_folder(folder: Path) -> Path | None:
     if digits is None:
         return None
     with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(folder.parent)):
-            if name.endswith(digits) and name != folder.name and hash_of(name) == digits:
+        named_so = [
+            name for name in os.listdir(folder.parent) if name.endswith(digits)
+        ]  # a sweep has thousands of others
+        for name in sorted(named_so):
+            if name != folder.name and hash_of(name) == digits:
                 other = folder.with_name(name)
                 if _holds_anything(other):
                     return other

@@ -68,7 +68,8 @@ def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
     if not status["best_at"] <= status["evaluations"] <= status["budget"]:
         raise RunFolderError(f"{file}: best_at, evaluations and budget do not go together")
     errors = [status[name] for name in ("test_error", "validation_error", "best_validation_error", "best_test_error")]
-    if status["state"] == "completed" and not all(0 <= error < math.inf for error in errors[:2]):
+    unvalidated = status["best_at"] == 0 and all(math.isnan(error) for error in errors[1:])
+    if status["state"] == "completed" and not all(0 <= error < math.inf for error in errors[: 1 if unvalidated else 2]):
         raise RunFolderError(f"{file}: a completed run has finite errors, these are {errors[0]} and {errors[1]}")
     if any(error < 0 for error in errors):
         raise RunFolderError(f"{file}: an error is negative")

@@ -67,6 +67,11 @@ class Cell:
         chosen = self.study.workloads[self.workload]
         return [*self.study.common, *chosen, f"trainer.budget={self.budget}", f"schedule={self.schedule}"]
 
+    @property
+    def width(self) -> float:
+        """The wanted width of the interval of a difference in test error."""
+        return self.study.widths.get(self.workload, self.study.width)
+
     def search_words(self) -> list[str]:
         """Return the sweep of its trials: for every optimizer as many points of its space, with the same seeds."""
         study = self.study
@@ -75,7 +80,8 @@ class Cell:
 
     def test_words(self, chosen: Mapping[str, Mapping[str, str]], n: int) -> list[str]:
         """Return the sweep of the chosen settings with n fresh seeds."""
-        return [*self.words, spaces_word(chosen), f"seed=range({FIRST_TEST_SEED},{FIRST_TEST_SEED + n})"]
+        seeds = f"seed=range({FIRST_TEST_SEED},{FIRST_TEST_SEED + n})"
+        return [*self.words, *self.study.final, spaces_word(chosen), seeds]
 
     def choose(self) -> dict[str, dict[str, str]]:
         """Return each optimizer's setting of lowest mean validation error; those without a diverged run come first."""
@@ -102,7 +108,7 @@ class Cell:
         """Return N: what the optimizer with the largest deviation needs, the same for all; at most max_seeds."""
         study = self.study
         first = self.differences(study.n0)
-        needed = [pairs_for(deviation(values), len(values), study.width) for values in first.values()]
+        needed = [pairs_for(deviation(values), len(values), self.width) for values in first.values()]
         return min(study.max_seeds, max(study.n0, *needed))
 
     def stein(self) -> dict[str, Stein]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +31,8 @@ class StudyConfig(Group):
     optimizers: dict[str, dict[str, str]] = opt({}, "OPTIMIZER: {KEY: VALUES}, its search space")
     baseline: str = opt("sgd", "the optimizer that the others are compared with")
     common: list[str] = opt([], "overrides of all runs")
+    final: list[str] = opt([], "overrides of the runs that test what was chosen: [dataset.validation_fraction=0]")
+    needs: dict[str, str] = opt({}, "WORKLOAD: Python package without which it is left out")
     sampler: str = opt("sobol", "how the search spaces are sampled", choices=("sobol", "random"))
     trials: int = opt(
         16, "settings that are tried of each optimizer, in each workload, budget and schedule", at_least=1
@@ -38,6 +43,7 @@ class StudyConfig(Group):
     width: float = opt(
         0.01, "wanted width of the 95 % interval of a difference in test error (share, or RMSE)", above=0
     )
+    widths: dict[str, float] = opt({}, "WORKLOAD: its own wanted width, where that of the others does not suit it")
     quick: dict[str, Any] = opt({}, "what --quick sets instead")
 
     def __post_init__(self) -> None:
@@ -48,6 +54,13 @@ class StudyConfig(Group):
         for name in self.workloads:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise ConfigError(f"study.workloads.{name}: must be a folder's name of letters, digits and _ . -")
+        for key in ("needs", "widths"):
+            for name in getattr(self, key):
+                if name not in self.workloads:
+                    raise self.error(key, f"{name} must be one of {', '.join(self.workloads)}")
+        for name, width in self.widths.items():
+            if not 0 < width < math.inf:
+                raise ConfigError(f"study.widths.{name}={width}: must be > 0")
         for name in self.schedules:
             if name not in GROUPS["schedule"]:
                 known = GROUPS["schedule"].names()
@@ -58,6 +71,19 @@ class StudyConfig(Group):
             raise ConfigError("study.optimizers: must name two or more, one of them the baseline")
         if self.max_seeds < self.n0:
             raise self.error("max_seeds", f"must be >= study.n0 = {self.n0}")
+
+
+def installed(study: StudyConfig, tell: Callable[[str], None]) -> StudyConfig:
+    """Return the study without the workloads whose packages are not installed, which are told about.
+
+    Raises ConfigError where none is left.
+    """
+    missing = {name: package for name, package in study.needs.items() if importlib.util.find_spec(package) is None}
+    for name, package in missing.items():
+        tell(f"{name}: left out, since it needs the package {package} (pip install '.[data]')")
+    left = {name: words for name, words in study.workloads.items() if name not in missing}
+    kept = {key: {n: v for n, v in getattr(study, key).items() if n in left} for key in ("needs", "widths")}
+    return dataclasses.replace(study, workloads=left, **kept)
 
 
 def studies() -> list[str]:

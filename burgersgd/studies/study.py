@@ -13,12 +13,13 @@ from burgersgd.analysis.compare import Comparison, compare
 from burgersgd.analysis.question import Question
 from burgersgd.analysis.report import report
 from burgersgd.analysis.runs import ONLY_WITH, SEEDS, Runs, load
-from burgersgd.analysis.search_tables import tuning_tables
-from burgersgd.analysis.tables import Form, Table, all_notes, as_markdown, as_text, tables_of
+from burgersgd.analysis.search_tables import profile_table, tuning_tables
+from burgersgd.analysis.statistics import ALPHA
+from burgersgd.analysis.tables import Form, Table, all_notes, as_markdown, as_text, form_of, tables_of
 from burgersgd.recording.files import RunFolderError, read_text, replacing
-from burgersgd.schema import ConfigError
+from burgersgd.schema import ConfigError, default_of, fields_of
 from burgersgd.studies.cells import Cell, cells_of, sweep_of, train_sweep
-from burgersgd.studies.config import StudyConfig
+from burgersgd.studies.config import StudyConfig, installed
 
 SPEC = "study.yaml"
 REPORT = "report.html"
@@ -33,12 +34,13 @@ class Answer(NamedTuple):
     """What a study found."""
 
     comparison: Comparison
+    overview: Table
     stein: Table
     chosen: Table
 
     def __str__(self) -> str:
         """Return what the terminal shows."""
-        return "\n\n".join(map(as_text, (self.stein, *tables_of(self.comparison))))
+        return "\n\n".join(map(as_text, (self.overview, self.stein, *tables_of(self.comparison))))
 
 
 def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, quiet: bool = False) -> Answer:
@@ -47,9 +49,12 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
     Every cell is checked before anything is written. Raises ConfigError (of another study in that folder, too),
     StudyStoppedError and Interrupted.
     """
-    root = root.absolute()
+    root, study = root.absolute(), installed(study, tell)
     cells = cells_of(study, root)
     searches = {cell: sweep_of(cell.search_words()) for cell in cells}
+    if study.final:
+        for cell in cells:
+            sweep_of(cell.test_words({study.baseline: {}}, 1))  # the words are checked
     keep_spec(study, root)
     chosen: dict[Cell, Chosen] = {}
     for i, cell in enumerate(cells):
@@ -64,9 +69,11 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
             tell(f"test {i + 1} of {len(cells)}: {cell.name}, {n} seeds")
             train_sweep(sweep_of(cell.test_words(chosen[cell], n)), cell.test_folder, quiet)
     comparison = comparison_of(load(root / "test"), study)
-    answer = Answer(comparison, stein_table(cells), choice_table(chosen))
-    tuning = tuning_tables(comparison_of(load(root / "search"), study))
-    write(root, study, answer, tuning, command)
+    overview = overview_table(comparison, cells)
+    answer = Answer(comparison, overview, stein_table(cells), choice_table(chosen))
+    more = tuning_tables(comparison_of(load(root / "search"), study))
+    profiles = profile_table(comparison)
+    write(root, study, answer, more if profiles is None else [profiles, *more], command)
     return answer
 
 
@@ -77,7 +84,9 @@ def keep_spec(study: StudyConfig, root: Path) -> None:
         known = yaml.safe_load(read_text(root / SPEC))
     except (RunFolderError, yaml.YAMLError):
         known = None
-    if isinstance(known, dict) and known != plain:
+    if isinstance(known, dict):  # a key that came later is missing from older ones, which meant its usual value
+        known = {key: known.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
+    if known is not None and known != plain:
         other = ", ".join(key for key in plain if known.get(key) != plain[key])
         raise ConfigError(f"{root}: holds a study with other settings ({other}); choose another --name")
     root.mkdir(parents=True, exist_ok=True)
@@ -92,6 +101,44 @@ def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
     return compare(runs, Question(by=(*within, "optimizer.name"), within=within, baseline=study.baseline))
 
 
+def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
+    """Return a row per cell with the mean test error of each optimizer and its difference to the baseline.
+
+    A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers;
+    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few
+    seeds may fail for some of the others.
+    """
+    study = cells[0].study
+    names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]
+    place, rows = comparison.by.index("optimizer.name"), []
+    stars = {name: [0, 0] for name in names}
+    blocks = {block.rows[0].runs[0].folder.parent.name: block for block in comparison.blocks}
+    for cell in cells:
+        block = blocks[cell.name]
+        form, by_name = form_of(comparison, block), {row.key[place]: row for row in block.rows}
+        shown = []
+        for name in names:
+            row, d = by_name[name], by_name[name].difference
+            shown.append(form.number(row.mean))
+            if d is not None:
+                star = d.p_holm < ALPHA
+                shown[-1] += f" ({form.number(d.mean, sign=True)}{'*' if star else ''})"
+                if star:
+                    stars[name][d.mean > 0] += 1
+            shown[-1] += f", {row.n_lost} diverged" if row.n_lost else ""
+            guessing = sum(run.status.get("no_better_than_guessing") is True for run in row.runs)
+            shown[-1] += f", {guessing} guessing" if guessing else ""
+        rows.append((cell.name, *shown, str(len(by_name[study.baseline].runs))))
+    counts = ["" if name == study.baseline else "{}, {}".format(*stars[name]) for name in names]
+    if len(rows) > 1:
+        rows.append((f"better*, worse* (of {len(rows)})", *counts, ""))
+    title = (
+        f"Mean test error (%, in regression RMSE) and difference to {study.baseline}, paired;"
+        f" * p < {ALPHA:g} by Holm over all {comparison.family}"
+    )
+    return Table(title, ("workload, budget, schedule", *names, "n"), tuple(rows))
+
+
 def stein_table(cells: list[Cell]) -> Table:
     """Return the differences to the baseline with Stein's intervals and the widths that were reached."""
     rows = []
@@ -99,13 +146,13 @@ def stein_table(cells: list[Cell]) -> Table:
         form = Form(100, "%", 2) if load(cell.test_folder)[0].percent else Form(1, "", 4)
         for name, found in cell.stein().items():
             ends = form.interval(found.interval, sign=True)
-            reached = "" if not found.width > cell.study.width * (1 + 1e-9) else "no"
+            reached = "" if not found.width > cell.width * (1 + 1e-9) else "no"
             numbers = form.number(found.mean, sign=True), ends, form.number(found.width), reached
             rows.append((cell.name, name, f"{found.n0}, {found.n}", *numbers))
-    baseline, study = cells[0].study.baseline, cells[0].study
+    baseline = cells[0].study.baseline
     title = f"Test error (%, in regression RMSE) minus that of {baseline}, in two stages (Stein), not adjusted"
     columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
-    return Table(title, (*columns, f"width <= {study.width:g}"), tuple(rows))
+    return Table(title, (*columns, "as narrow as wanted"), tuple(rows))
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:
@@ -120,14 +167,14 @@ def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:
     return Table(title, ("workload, budget, schedule", "optimizer", "setting"), tuple(rows))
 
 
-def write(root: Path, study: StudyConfig, answer: Answer, tuning: Sequence[Table], command: str) -> None:
+def write(root: Path, study: StudyConfig, answer: Answer, more: Sequence[Table], command: str) -> None:
     """Write report.html and summary.md into the folder of the study."""
     comparison = answer.comparison
-    tables = [answer.stein, *tables_of(comparison), answer.chosen, *tuning]
+    tables = [answer.overview, answer.stein, *tables_of(comparison), answer.chosen, *more]
     notes = "\n".join(f"- {line}" for line in all_notes(comparison))
-    title = f"# {study.question or root.name}"
-    summary = "\n\n".join([title, f"`{command}`", *map(as_markdown, tables), notes]) + "\n"
-    page = report(comparison, command, [answer.stein, answer.chosen, *tuning])
+    title = study.question or root.name
+    summary = "\n\n".join([f"# {title}", f"`{command}`", *map(as_markdown, tables), notes]) + "\n"
+    page = report(comparison, command, [answer.stein, answer.chosen, *more], title, [answer.overview])
     for name, content in ((REPORT, page), (SUMMARY, summary)):
         with replacing(root / name, lasting=False) as stream:
             stream.write(content.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import math
 from collections.abc import Sequence
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from burgersgd.config import TrainConfig
+from burgersgd.copies import changed
 from burgersgd.prepare import fleet_key
 from burgersgd.recording.naming import hash_of
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import RunFolderError
+from burgersgd.result import Result
 from burgersgd.run import train_jobs
 from burgersgd.sweeps.pruning import pruning
-from burgersgd.trainer import Result
 
 
 class Job(NamedTuple):
@@ -99,7 +99,7 @@ def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) 
     Raises Interrupted and nothing else: where the fleet fails, its halves are trained one after the other, so that a
     job that cannot be trained costs no other job its result.
     """
-    configs = [dataclasses.replace(j.config, output_root=str(j.folder.parent), run_name=j.folder.name) for j in chunk]
+    configs = [changed(j.config, output_root=str(j.folder.parent), run_name=j.folder.name) for j in chunk]
     try:
         words, prune = [job.overrides for job in chunk], pruning(configs[0].sweep)
         results = train_jobs(configs, words, progress=progress, prune=prune)

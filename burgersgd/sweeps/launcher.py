@@ -151,7 +151,7 @@ class FleetSweeper(Sweeper):
         assert self._sweep is not None
         assert self.config is not None
         assert self.launcher is not None
-        from burgersgd.sweeps.sweep import MULTIRUN
+        from burgersgd.sweeps.sweep_folder import MULTIRUN
 
         folder = Path(self.config.hydra.sweep.dir).absolute()
         self._sweep.begin(folder)

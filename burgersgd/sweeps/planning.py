@@ -1,7 +1,7 @@
 """How the jobs of a sweep are cut into fleets and spread over processes: by what fits the memory, and is fastest.
 
-A run does not depend on its company, so only rounding depends on the choice (with the native engine, no bit). It is
-kept in `plan.json` of the sweep's folder: the same command again forms the same fleets and measures nothing.
+The other runs of a fleet do not change a run, so only rounding depends on the choice (with the native engine, no bit).
+It is kept in `plan.json` of the sweep's folder: the same command again forms the same fleets and measures nothing.
 """
 
 from __future__ import annotations

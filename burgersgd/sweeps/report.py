@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from burgersgd.analysis import by_setting
 from burgersgd.analysis.runs import Run, Runs
 from burgersgd.config import TrainConfig
+from burgersgd.copies import changed, plain_values
 from burgersgd.identity import canonical, config_hash
 from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.run_folder import read_status
@@ -20,7 +20,7 @@ from burgersgd.recording.run_folder import read_status
 
 def setting_of(config: TrainConfig, budget: int) -> str:
     """Return what jobs have in common that differ in nothing but the seed."""
-    return config_hash(dataclasses.replace(config, seed=0), budget)
+    return config_hash(changed(config, seed=0), budget)
 
 
 class BestMean:
@@ -62,7 +62,7 @@ def known_run(config: TrainConfig, budget: int, folder: Path, state: str) -> Run
     status = {}
     with contextlib.suppress(RunFolderError):
         status = read_status(folder)
-    return by_setting.run_of(dataclasses.asdict(config), canonical(config, budget), folder, status, state)
+    return by_setting.run_of(plain_values(config), canonical(config, budget), folder, status, state)
 
 
 def settings_of(folder: Path, runs: Iterable[Run], objective: str) -> Settings:

@@ -1,56 +1,45 @@
-"""One sweep: checked before anything is written, trained chunk by chunk, and told about at the end."""
+"""One sweep: its jobs are checked before anything is written, trained chunk by chunk, and summarised at the end."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import logging
 import math
-import os
-import re
 import shlex
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
-from burgersgd.rates import Facts, resolved
-from burgersgd.recording.claims import remove_lock_file, whose
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.files import one_line
-from burgersgd.recording.naming import JOBS, job_folder, job_folders, job_name
-from burgersgd.recording.progress import SweepProgress, shown_path, sweep_summary
+from burgersgd.recording.naming import JOBS, job_folder, job_name
+from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
-from burgersgd.recording.run_folder import METRICS
 from burgersgd.run import check_name, check_output
-from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, group_name, stored, train_chunk
+from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, refusing, split_words
-from burgersgd.sweeps.planning import PLAN, LocalTrainer
-from burgersgd.sweeps.report import BestMean, known_run, setting_of, settings_of
+from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of_other_sweeper
+from burgersgd.sweeps.planning import LocalTrainer
+from burgersgd.sweeps.plans import Plan, Plans
+from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, keeping
-from burgersgd.sweeps.space import MOST_JOBS, Space, Words, space_of
-from burgersgd.sweeps.status import as_it_stands, note_jobs, noted_names, unwell
+from burgersgd.sweeps.space import Space, Words, space_of
+from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text
+from burgersgd.sweeps.summary import summary
+from burgersgd.sweeps.sweep_folder import SweepFolder
 
 _log = logging.getLogger("burgersgd")
 
 IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 """Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
-PLUGIN = "hydra_plugins.burgersgd"
-MULTIRUN = "multirun.yaml"
-SUBMITTED = ".submitit"
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
 """A Hydra launcher's launch: overrides of jobs and the number of the first -> how they ended."""
 TrainChunks = Callable[[list[Chunk], SweepProgress], Iterable[tuple[Chunk, list[Outcome]]]]
@@ -58,19 +47,6 @@ TrainChunks = Callable[[list[Chunk], SweepProgress], Iterable[tuple[Chunk, list[
 
 class ElsewhereError(ConfigError):
     """The sweep cannot go on before another process has trained some of it."""
-
-
-class Plan(NamedTuple):
-    """A job that is composed and checked."""
-
-    config: TrainConfig
-    budget: int
-    percent: bool
-    """Whether its errors are shares of wrong classes."""
-    digits: str
-    """The hash of its configuration, by which its folder is found."""
-    data: str
-    """Digest of its data."""
 
 
 class Sweep:
@@ -87,13 +63,10 @@ class Sweep:
         self.added = [f"{key}=fleet" for key in ("hydra/launcher", "hydra/sweeper") if key not in chosen]
         """Overrides of Hydra's own keys that the command line lacks."""
         if self.added:
-            try:
-                importlib.import_module(PLUGIN)
-            except ImportError as error:
-                raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
+            check_plugin()
         self.composer, self._sweeper = composer or Composer([*hydra_words, *self.added]), ""
         if any(word.startswith("hydra") for word in chosen):
-            refusing(lambda: _check_launcher(self.composer.plugin("launcher")))
+            refusing(lambda: check_launcher(self.composer.plugin("launcher")))
             self._sweeper = str(self.composer.plugin("sweeper")["_target_"])
         for word in hydra_words:
             if word.lstrip("+~").startswith(IGNORED):
@@ -104,25 +77,20 @@ class Sweep:
         """Why the sweep could not go on, if it could not."""
         self.notes: list[str] = []
         """What the user should know before the sweep starts."""
-        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._plans = Plans(self.composer)
         self.quiet = False
         """Whether to show no progress."""
-        self._checked: dict[str, tuple[Facts, str]] = {}
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
         """How the jobs ended, by their overrides; None: not yet."""
         self._done_before: set[tuple[str, ...]] = set()
         self._root = Path()
-        self._folder = Path()
-        self._places: dict[str, Path] = {}
-        """Folders of jobs by hash: see place."""
-        self._made: list[Path] = []
-        """Folders that were not there before: the sweep's and those above it."""
+        self.folder = SweepFolder()
         self._progress: SweepProgress | None = None
         self._best = BestMean()
         self._later = 0  # jobs that a search will propose after those it has proposed
         if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
             self.space, self.jobs = None, []
-            self._check(_of_other_sweeper(self._sweeper, self.composer.parse(words)))
+            self._check(jobs_of_other_sweeper(self._sweeper, self.composer.parse(words)))
             return
         self.space = space_of(words, self.settings, self.composer)
         if self.settings.sampler == "optuna":
@@ -138,20 +106,7 @@ class Sweep:
 
     def plan(self, words: Sequence[str]) -> Plan:
         """Return a job, composed and checked. Raises ConfigError or DataError."""
-        key = tuple(words)
-        if key not in self._plans:
-            config = self.composer.config(words)
-            if config.run_name is not None:
-                raise config.error("run_name", "the runs of a sweep are named by their settings; use sweep.name")
-            group = group_name(config)
-            if group not in self._checked:
-                prepared = prepare([config])
-                self._checked[group] = prepared.facts, prepared.data_digest
-            facts, data = self._checked[group]
-            config = resolved(config, facts)
-            digits = config_hash(config, facts.budget)
-            self._plans[key] = Plan(config, facts.budget, facts.task == "classification", digits, data)
-        return self._plans[key]
+        return self._plans.of(words)
 
     def _check(self, jobs: list[Words]) -> None:
         for i, job in enumerate(jobs):
@@ -170,57 +125,30 @@ class Sweep:
 
     def take_folder(self) -> None:
         """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
-        if self._folder_is_chosen:
-            return
-        name = self.settings.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = (self._root / name).absolute()
-        self._made = _missing(folder)
-        if self.settings.name is None:
-            stamp, numbers = folder.name, itertools.count(2)
-            with contextlib.suppress(OSError):  # it cannot be made: `run` says so
-                while True:
-                    try:
-                        folder.mkdir(parents=True)
-                        break
-                    except FileExistsError:
-                        folder = folder.with_name(f"{stamp}_{next(numbers)}")
-                        self._made = [folder]
-        self._folder = folder
-        self.added.append(self._dir_word())
-        self._folder_is_chosen = True
-
-    def _dir_word(self) -> str:
-        folder = shown_path(self._folder)
-        quoted = QuotedString(folder.replace("${", "\\${"), Quote.single).with_quotes()
-        return f"hydra.sweep.dir={quoted if re.search('[^A-Za-z0-9_./-]', folder) else folder}"
+        if not self._folder_is_chosen:
+            self.folder.take(self._root, self.settings.name)
+            self.added.append(self.folder.word)
+            self._folder_is_chosen = True
 
     def command(self, arguments: Sequence[str]) -> str:
-        """Return the command that goes on with the sweep that a command line began."""
-        words = [*arguments] if self.settings.name is not None else [self._dir_word(), *arguments]
+        """Return the command that resumes the sweep which a command line began."""
+        words = [*arguments] if self.settings.name is not None else [self.folder.word, *arguments]
         return shlex.join(["burgersgd", "train", *dict.fromkeys(words)])
 
     # ------------------------------------------------------------------------------------------------- training
 
     def begin(self, folder: Path) -> None:
         """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
-        try:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                os.stat(folder)
-        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-            raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
-        self._look(folder)
-        self._made = self._made or _missing(folder)
-        with contextlib.suppress(OSError):  # then no job can be written there, and `run` says so
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def _look(self, folder: Path) -> None:
-        """Take note of the jobs that are in the folder of the sweep, by whatever names."""
-        self._folder, self._places = folder, job_folders(folder)
+        self.folder.begin(folder)
 
     def place(self, words: Sequence[str]) -> Path:
         """Return where the folder of a job is or will be. Raises as plan does."""
         digits = self.plan(words).digits
-        return self._places.setdefault(digits, self._folder / job_name(self._varied_words(words), digits))
+        return self.folder.place(digits, lambda: job_name(self._varied_words(words), digits))
+
+    def clean_up(self) -> None:
+        """Remove what a sweep has left that could not train anything, where its folder is new."""
+        self.folder.clean_up()
 
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch all jobs, of a search batch by batch, and return how they ended."""
@@ -229,7 +157,7 @@ class Sweep:
             self._check_stored(self.jobs)
             searching = self.settings.sampler == "optuna"
             if searching or any(stored(self.place(job)) is None for job in self.jobs):
-                _check_writable(folder)
+                self.folder.check_writable()
             if searching:
                 with keeping(folder):
                     return self._search(launch, folder)
@@ -279,21 +207,6 @@ class Sweep:
                 raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
             _log.warning("%s", text)
 
-    def clean_up(self) -> None:
-        """Remove what a sweep has left that could not train anything, where its folder is new."""
-        if self._folder not in self._made:
-            return
-        with contextlib.suppress(OSError):  # it could not be made, but those above it
-            if any(path.joinpath(METRICS).exists() for path in self._folder.iterdir()):
-                return
-            for name in (MULTIRUN, JOBS, PLAN):
-                self._folder.joinpath(name).unlink(missing_ok=True)
-            shutil.rmtree(self._folder / SUBMITTED, ignore_errors=True)
-            remove_lock_file(self._folder)
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
         """Launch what a search proposes, until it has proposed enough.
 
@@ -321,7 +234,8 @@ class Sweep:
                 stopped = [end.evaluations for end in ends if end.state == "pruned"]
                 which = self.settings.objective
                 objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
-                search.tell(number, objectives, pruned_at=max(stopped, default=None))
+                names = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
+                search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
                     f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
@@ -329,7 +243,7 @@ class Sweep:
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
-        self._note(map(tuple, jobs))  # what trains them elsewhere learns their names from there
+        self._note(map(tuple, jobs))  # other processes that train some of them read the names of their folders there
         returns = launch(jobs, first)
         for job, ended in zip(jobs, returns, strict=True):
             if self._ends.get(tuple(job)) is None:  # of a launcher that is not ours
@@ -354,7 +268,7 @@ class Sweep:
 
         A job that cannot be trained is a failed outcome and no exception.
         """
-        self._look(folder)
+        self.folder.look(folder)
         outcomes: dict[tuple[str, ...], Outcome] = {}
 
         def end(words: Iterable[tuple[str, ...]], outcome: Outcome) -> None:
@@ -363,6 +277,7 @@ class Sweep:
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
+        self._note(map(tuple, jobs) if self.space is None else ())  # another sweeper has noted none
         for words in map(tuple, jobs):
             try:
                 places.setdefault(self.place(words), set()).add(words)
@@ -372,12 +287,12 @@ class Sweep:
         which = self.settings.objective
         for place, words in places.items():
             done, first = stored(place), min(words)
-            self._best.expect(self._setting(first))
+            self._best.expect(self._plans.setting(first))
             if done is None:
                 left.append(Job(self.plan(first).config, place, first))
             else:
                 end(words, done)
-                self._best.end(self._setting(first), done.objective(which))
+                self._best.end(self._plans.setting(first), done.objective(which))
                 self._done_before |= words
         self._progress = self._progress or SweepProgress(
             enabled=None if (left or self._later) and not self.quiet else False
@@ -389,7 +304,7 @@ class Sweep:
         for chunk, ended in train_chunks(chunks_of(left, self.settings.max_runs), self._progress):
             for job, outcome in zip(chunk, ended, strict=True):
                 end(places[job.folder], outcome)
-                self._best.end(self._setting(job.overrides), outcome.objective(which))
+                self._best.end(self._plans.setting(job.overrides), outcome.objective(which))
             self._progress.best(self._best.value)
             self._progress.done(len(chunk), sum(self._budget(job) for job in chunk))
         return [outcomes[tuple(words)] for words in jobs]
@@ -400,10 +315,7 @@ class Sweep:
         for words in jobs:
             with contextlib.suppress(ValueError):  # of a search: what it proposed does not go together
                 noted.setdefault(self.place(words).name, self._varied(words))
-        note_jobs(self._folder, noted)
-
-    def _setting(self, words: tuple[str, ...]) -> str:
-        return setting_of(self.plan(words).config, self.plan(words).budget)
+        note_jobs(self.folder.path, noted)
 
     def _budget(self, job: Job) -> int:
         return self.plan(job.overrides).budget
@@ -433,13 +345,18 @@ class Sweep:
 
     @property
     def started(self) -> bool:
-        """Whether any job has ended (that is known: another sweeper with another launcher tells nothing)."""
-        return any(end is not None for end in self._ends.values())
+        """Whether any job has ended, or is noted in the folder: another sweeper and another launcher tell nothing."""
+        return any(end is not None for end in self._ends.values()) or bool(self._noted_states())
+
+    def _noted_states(self) -> list[JobState]:
+        """Return the jobs of another sweeper and another launcher, as the folder shows them."""
+        is_known = self.space is None and not self._ends and (self.folder.path / JOBS).exists()
+        return job_states(self.folder.path) if is_known else []
 
     @property
     def exit_code(self) -> int:
         """Exit code of the command: of several reasons the first of 2, 75, 1, 3."""
-        states = [self._end(words).state for words in self._ends]
+        states = [self._end(words).state for words in self._ends] or [job.state for job in self._noted_states()]
         if self.error is not None:
             return RESUMABLE if isinstance(self.error, ElsewhereError) else 2
         if any(state in ("elsewhere", "interrupted", "waiting") for state in states):
@@ -452,34 +369,17 @@ class Sweep:
         """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
         if self._progress is not None:
             self._progress.close()
-        self._look(self._folder)  # another process may have made some of them by other names
+        if jobs := self._noted_states():
+            return sweep_text(self.folder.path, jobs, every=False)
+        self.folder.look(self.folder.path)  # another process may have made some of them by other names
         ends = {words: self._end(words) for words in self._ends}
-        errors = {words: end.error for words, end in ends.items() if end.error is not None}
-        count = Counter(end.state for end in ends.values())
-        planned = {end.folder: (self._plans[words], end) for words, end in ends.items() if words in self._plans}
-        runs = (known_run(plan.config, plan.budget, folder, end.state) for folder, (plan, end) in planned.items())
-        settings = settings_of(self._folder, runs, self.settings.objective)
-        return sweep_summary(
-            states={
-                "completed": count["completed"],
-                "stopped early": count["pruned"],
-                "diverged": count["diverged"],
-                "failed": count["failed"],
-                "interrupted": count["interrupted"],
-                "not begun": count["waiting"],
-                "trained by another process": count["elsewhere"],
-            },
+        planned = {words: plan for words in ends if (plan := self._plans.known(words)) is not None}
+        return summary(
+            folder=self.folder.path,
+            ends={words: (self._varied(words), end) for words, end in ends.items()},
+            planned=planned,
+            objective=self.settings.objective,
             done_before=len(self._done_before),
-            failed=[(self._varied(words), _one_line(error)) for words, error in errors.items()],
-            unwell=unwell(
-                (self._varied(words), end.folder)
-                for words, end in ends.items()
-                if end.state in ("completed", "pruned", "diverged")
-            ),
-            elsewhere=Counter(whose(end.folder) for end in ends.values() if end.state == "elsewhere"),
-            settings=settings.text,
-            best_folder=settings.best_folder,
-            folder=self._folder,
         )
 
 
@@ -490,51 +390,11 @@ def train_job(cfg: Any) -> float:
     prepared = prepare([config])
     (config,) = prepared.configs
     root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
-    folder = job_folder(root / noted_names(root).get(digits, digits))  # another sweeper notes none
+    folder = job_folder(root / noted_names(root).get(digits, digits))
+    with contextlib.suppress(OSError):  # then the run folder cannot be made either, and that says so
+        root.mkdir(parents=True, exist_ok=True)
+    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper notes none
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error
     return outcome.objective(config.sweep.objective)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise ConfigError where a sweep cannot write to its folder, before each of its jobs fails of that."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot write there: {one_line(error)}") from error
-
-
-def _check_launcher(node: DictConfig) -> None:
-    """Raise ConfigError where a launcher of ours cannot be made with its settings; others are not looked at."""
-    settings: dict[str, Any] = OmegaConf.to_container(node)  # pyright: ignore[reportAssignmentType]
-    module, _, name = settings.pop("_target_").rpartition(".")
-    if module == PLUGIN:
-        getattr(importlib.import_module(PLUGIN), name)(**settings)
-
-
-def _of_other_sweeper(target: str, overrides: Sequence[Override]) -> list[Words]:
-    """Return the jobs of Hydra's basic sweeper, all of them; of another one a job of the first values of every list."""
-    of_each: list[list[str]] = []
-    for o in overrides:
-        if not o.is_sweep_override():
-            of_each.append([str(o.input_line)])
-        elif o.is_discrete_sweep():
-            n = MOST_JOBS + 1 if target.endswith(".BasicSweeper") else 1
-            values = itertools.islice(refusing(o.sweep_string_iterator), n)
-            of_each.append([f"{o.get_key_element()}={value}" for value in values])
-    if math.prod(map(len, of_each)) > MOST_JOBS:
-        raise ConfigError(f"the sweep has more than {MOST_JOBS:,} jobs")
-    return [list(words) for words in itertools.product(*of_each)]
-
-
-def _missing(folder: Path) -> list[Path]:
-    """Return the folder and those above it that do not exist."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -81,7 +81,9 @@ class Evaluator:
         if key not in self._kernels:
             network: Any = self.model
             at_once = min(128, max(1, len(self.labels)))
-            self._kernels[key] = NativeGradient.of(network, self.loss.name, self.inputs, self.targets, len(x), at_once)
+            self._kernels[key] = NativeGradient.of(
+                network, self.loss.name, self.inputs, self.targets, len(x), at_once, evaluates=True
+            )
         loss, wrong = self._kernels[key].evaluate(x, self.labels if self.classification else None)
         error = wrong if self.classification else loss * (1 if self.scale is None else self.scale.double() ** 2)
         return loss.to(x.dtype), error.to(x.dtype)

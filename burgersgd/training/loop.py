@@ -58,7 +58,7 @@ class Position:
 
 def fit(
     fleet: Fleet,
-    validation: Evaluator,
+    validation: Evaluator | None,
     log_every: int,
     eval_every: int,
     position: Position,
@@ -67,7 +67,8 @@ def fit(
 ) -> Iterator[Point | None]:
     """Spend the rest of the budget and yield a Point every log_every and eval_every gradient evaluations.
 
-    Validation happens at the start, at the first cycle end at or after each multiple of eval_every, and at the end.
+    Validation happens at the start, at the first cycle end at or after each multiple of eval_every, and at the end;
+    never where there is no validation part.
     Yields None, with the position up to date but nothing measured, at other multiples of save_every and where pause()
     is true. Stops early when no run is left alive.
     """

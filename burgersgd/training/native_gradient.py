@@ -124,8 +124,8 @@ class NativeGradient:
         Decided by the network and the number of runs and threads, never by a clock: the same command gives the same
         bits. Measured (docs/benchmarks.md, One step): eager autograd takes 10 times as long for 64-64-64-10 and batch
         32, 1.1 to 2 times for 784-1024-1024-10 (1.9 million weights) and batch 128, 5 times for LeNet. Threads share
-        the work of a run only between panels of columns, and not that of the convolutions: where there are more
-        threads than runs, up to 4 of them are counted on.
+        all the work of a run but the convolutions: where there are more threads than runs, up to 4 of them are counted
+        on.
         """
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         threads = torch.get_num_threads()
@@ -145,10 +145,12 @@ class NativeGradient:
         max_batch: int,
         threads: int | None = None,
         images: Images | None = None,
+        evaluates: bool = False,
     ) -> None:
         """`threads`: at most so many work on different runs, or where runs are fewer, on one; torch's number if None.
 
         `images`: the inputs are images ``[n, channels * height * width]`` that go through LeNet's convolutions first.
+        `evaluates`: this is for `evaluate`, where threads also share the examples of a run.
 
         Raises ValueError for an unsupported combination, or data of the wrong shape, type, place or range.
         """
@@ -185,8 +187,10 @@ class NativeGradient:
         self.n_params = weights + sum(widths[1:]) + (0 if images is None else images.n_params)
         self.work = weights + (0 if images is None else images.work)
         """Multiplications for the outputs of one example."""
-        self.team = threads if n_runs < threads and weights * max_batch >= TEAM_WORK else 1
+        self.team = threads if n_runs < threads and weights * max_batch >= TEAM_WORK and not evaluates else 1
         """Threads that share the work of one run."""
+        self._parts = -(-n // max_batch)
+        shares = n_runs * self._parts if evaluates and self.work * n >= TEAM_WORK else n_runs
         check_size(self.function("mlp_plan_size"), _Plan)
         self._kernel = self.function("mlp_gradient")
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -203,7 +207,7 @@ class NativeGradient:
             examples=n,
             runs=n_runs,
             max_batch=max_batch,
-            threads=min(threads, n_runs) if self.team == 1 else 1,
+            threads=max(1, min(threads, shares)) if self.team == 1 else 1,
             inputs=inputs.data_ptr(),
             targets=targets.data_ptr(),
             team=self.team,
@@ -237,10 +241,20 @@ class NativeGradient:
             raise ValueError(f"batch={batch}: must be 1 to {self.max_batch}")
 
     @classmethod
-    def of(cls, model: Any, loss: str, inputs: Tensor, targets: Tensor, n_runs: int, max_batch: int) -> NativeGradient:
+    def of(
+        cls,
+        model: Any,
+        loss: str,
+        inputs: Tensor,
+        targets: Tensor,
+        n_runs: int,
+        max_batch: int,
+        evaluates: bool = False,
+    ) -> NativeGradient:
         """Return the gradient of a model that has `widths`, `activation` and `image`."""
-        images = images_of(model)
-        return cls(model.widths, model.activation, loss, inputs.flatten(1), targets, n_runs, max_batch, images=images)
+        widths, activation, images = model.widths, model.activation, images_of(model)
+        inputs = inputs.flatten(1)
+        return cls(widths, activation, loss, inputs, targets, n_runs, max_batch, images=images, evaluates=evaluates)
 
     def __call__(
         self,
@@ -295,7 +309,8 @@ class NativeGradient:
     ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
         """Return the losses of all n examples, summed, and how many are not classified as labelled: float64 each.
 
-        max_batch examples at a time; params are contiguous.
+        max_batch examples at a time, whose sums are added in order: the bits are the same with any number of threads.
+        params are contiguous.
         """
         if params.shape != (self.n_runs, self.n_params) or params.dtype != self.dtype or not params.is_contiguous():
             raise ValueError(
@@ -305,7 +320,8 @@ class NativeGradient:
         loss, wrong = (torch.zeros(self.n_runs, dtype=torch.float64) for _ in range(2))
         rows = torch.arange(self._plan.examples)
         kernel, pointer = self.function("mlp_evaluate"), ctypes.c_void_p
-        kernel.argtypes = [pointer, pointer, ctypes.c_int64, pointer, pointer, pointer, pointer]
+        kernel.argtypes = [pointer, pointer, ctypes.c_int64, *[pointer] * 5]
+        sums = torch.empty(self.n_runs, self._parts, 2, dtype=torch.float64)
         kernel.restype = None
         kernel(
             self.plan_address,
@@ -313,6 +329,7 @@ class NativeGradient:
             self.n_params,
             rows.data_ptr(),
             None if labels is None else labels.data_ptr(),
+            sums.data_ptr(),
             loss.data_ptr(),
             wrong.data_ptr(),
         )

@@ -371,6 +371,18 @@ def test_sgd_that_beats_what_contains_it_is_pointed_out(tmp_path: Path) -> None:
     assert not any("beats" in note for note in asked(tmp_path / "d", "optimizer.name,optimizer.lr").notes)
 
 
+def test_the_note_on_inclusion_counts_the_settings_that_were_tried(tmp_path: Path) -> None:
+    better = [e - 0.004 + i % 2 / 1e3 for i, e in enumerate(ENTROPY)]
+    for lr in (0.1, 0.2, 0.3):
+        errors = {"local_entropy": [e + lr / 1e3 for e in ENTROPY]} | ({"sgd": better} if lr == 0.1 else {})
+        write_sweep(tmp_path / f"{lr}", errors, **{"optimizer.lr": lr})
+    write_sweep(tmp_path / "more", {"sgd": [e + 0.1 for e in better]}, **{"optimizer.lr": 0.4})
+    (note,) = [note for note in asked(tmp_path).notes if "sgd beats local_entropy" in note]
+    assert note.endswith("its search space or budget is too small (3 settings tried against 2)")
+    (note,) = [note for note in asked(tmp_path / "0.1").notes if "sgd beats local_entropy" in note]
+    assert note.endswith("its search space or budget is too small")
+
+
 def test_runs_that_repeat_one_another_count_once(tmp_path: Path) -> None:
     write_run(tmp_path / "a", test_error=0.2, updated="2026-11-26T10")
     write_run(tmp_path / "b", {"run_name": "again"}, test_error=0.3, updated="2026-11-26T11")

@@ -85,3 +85,18 @@ def test_profiles_of_runs_on_both_clocks_and_their_ranks(tmp_path: Path) -> None
     assert relaxed.ranks[place["sgd"]] == 2
     assert seconds.ranks[place["sgd"]] == 1
     assert {p.clock for p in profiles_of(c)} == {"evaluations"}
+
+
+def test_a_comparison_at_a_target_has_profiles_of_that_target(tmp_path: Path) -> None:
+    write_curve(tmp_path, "digits", "sgd", {100: 0.3, 200: 0.12, 600: 0.1})
+    write_curve(tmp_path, "digits", "adamw", {100: 0.11, 300: 0.1, 600: 0.1})
+    write_curve(tmp_path, "mnist1d", "sgd", {100: 0.3, 200: 0.22, 600: 0.2})
+    write_curve(tmp_path, "mnist1d", "adamw", {100: 0.21, 300: 0.24, 600: 0.24})
+    by = ("dataset.name", "optimizer.name")
+    c = compare(load(tmp_path), Question(by=by, metric="validation_error", at="target=0.22"))
+    found = {p.relaxation: p for p in profiles_of(c)}
+    assert found[1.0].targets == (0.22, 0.22)
+    assert found[1.5].targets == pytest.approx((0.33, 0.33))
+    place = {label: i for i, label in enumerate(found[1.0].labels)}
+    assert found[1.0].relative[:, place["sgd"]].tolist() == [2, 2]  # 200 against 100 on both
+    assert found[1.0].relative[:, place["adamw"]].tolist() == [1, 1]

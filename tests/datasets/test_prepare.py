@@ -202,7 +202,7 @@ def test_what_does_not_vary_is_only_shifted(constant: float) -> None:
         ({"label_noise": 1.0}, r"dataset.label_noise=1.0: must be in \[0, 1\)"),
         ({"label_noise": -0.1}, r"dataset.label_noise=-0.1: must be in \[0, 1\)"),
         ({"label_noise": float("nan")}, r"dataset.label_noise=nan: must be in \[0, 1\)"),
-        ({"validation_fraction": 0.0}, "dataset.validation_fraction=0.0: must be between 0 and 1"),
+        ({"validation_fraction": -0.1}, r"dataset.validation_fraction=-0.1: must be in \[0, 1\)"),
         ({"test_fraction": 1.0}, "dataset.test_fraction=1.0: must be between 0 and 1"),
         ({"test_fraction": 0.001}, "dataset.test_fraction=0.001: not a single one of 60 examples"),
         ({"test_fraction": 0.5, "validation_fraction": 0.5}, "dataset.validation_fraction=0.5 leaves no training"),

@@ -180,3 +180,26 @@ def test_a_forked_child_holds_nothing_and_drops_nothing(tmp_path: Path) -> None:
     assert forked(child) == 0
     assert other(run) == "False"
     claims.release(run)
+
+
+@pytest.mark.parametrize("by", ["its own path", "a link to its folder", "a link to it"])
+def test_a_claim_ends_with_its_lock_file_by_whatever_path_it_was_taken(tmp_path: Path, by: str) -> None:
+    run = tmp_path / "sweep" / "run"
+    run.mkdir(parents=True)
+    (tmp_path / "folder").symlink_to(run.parent)
+    (tmp_path / "link").symlink_to(run)
+    name = {
+        "its own path": run,
+        "a link to its folder": tmp_path / "folder" / "run",
+        "a link to it": tmp_path / "link",
+    }[by]
+    assert claims.claim(name)
+    assert claims.still_holds(name)
+    assert claims.still_holds(run)
+    (run.parent / claims.LOCK).rename(run.parent / "elsewhere")
+    assert not claims.still_holds(name)
+    (run.parent / claims.LOCK).touch()
+    assert not claims.still_holds(name), "another file of that name"
+    claims.release(name)
+    assert not claims._claims
+    assert not claims.still_holds(name)

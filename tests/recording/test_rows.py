@@ -77,7 +77,7 @@ def test_only_what_has_a_tag_and_a_value_is_an_event() -> None:
 
 def test_rows_wait_until_they_are_written_and_a_lost_folder_drops_them(tmp_path: Path) -> None:
     folders = [RunFolder.create(tmp_path / str(i), {}) for i in range(4)]
-    folders[0].more = folders[2].more = ["of_the_rule"]
+    folders[0].table.more = folders[2].table.more = ["of_the_rule"]
     for evaluations in (1, 2):
         add_rows([*folders[:3], None], {"evaluations": evaluations, "of_the_rule": [0.1, 0.2, 0.3, 0.4]})
     assert all(read_metrics(folder.path)["evaluations"] == [] for folder in folders)

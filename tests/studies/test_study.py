@@ -21,7 +21,8 @@ from burgersgd.schema import ConfigError
 from burgersgd.studies import cells as cells_module
 from burgersgd.studies.cells import FIRST_TEST_SEED, Cell, cells_of, spaces_word, sweep_of
 from burgersgd.studies.command import space_given, space_of
-from burgersgd.studies.config import StudyConfig, read_study, studies
+from burgersgd.studies.config import StudyConfig, installed, read_study, studies
+from burgersgd.studies.study import comparison_of, keep_spec, overview_table
 from burgersgd.sweeps.sweep import Sweep
 from tests.analysis.folders import write_run
 
@@ -103,6 +104,85 @@ def test_pairs_in_which_one_run_diverged_are_left_out(tmp_path: Path) -> None:
     assert cell.differences(1)["adamw"] == pytest.approx([0.1])
 
 
+def test_a_workload_may_have_a_width_of_its_own(tmp_path: Path) -> None:
+    generator = np.random.default_rng(6)
+    base = generator.normal(0.3, 0.05, 10)
+    other = base + generator.normal(0, 0.02, 10)
+    n = {}
+    for width in (0.02, 0.05):
+        cell = a_cell(tmp_path / str(width), width=0.02, widths={} if width == 0.02 else {"digits": 0.05}, max_seeds=99)
+        write_tests(cell, {"sgd": base.tolist(), "adamw": other.tolist()})
+        n[width] = cell.n_seeds()
+        sd = np.std(other - base, ddof=1)
+        assert n[width] == max(10, math.ceil((2 * stats.t.ppf(0.975, 9) * sd / width) ** 2))
+    assert n[0.02] > n[0.05]
+
+
+def test_the_tests_may_train_on_what_the_search_validated_with(tmp_path: Path) -> None:
+    cell = a_cell(tmp_path, final=["dataset.validation_fraction=0"])
+    chosen = {"sgd": {"optimizer.lr": "0.15"}, "adamw": {"optimizer.lr": "0.012"}}
+    assert all("dataset.validation_fraction=0" in job for job in sweep_of(cell.test_words(chosen, 10)).jobs)
+    assert not any("dataset.validation_fraction=0" in job for job in sweep_of(cell.search_words()).jobs)
+
+
+def test_a_workload_whose_package_is_missing_is_left_out_and_named(tmp_path: Path) -> None:
+    told: list[str] = []
+    study = StudyConfig(**STUDY, needs={"noisy": "a_package_of_nobody", "digits": "numpy"}, widths={"noisy": 0.1})
+    left = installed(study, told.append)
+    assert list(left.workloads) == ["digits"]
+    assert (left.needs, left.widths) == ({"digits": "numpy"}, {})
+    assert told == ["noisy: left out, since it needs the package a_package_of_nobody (pip install '.[data]')"]
+    with pytest.raises(ConfigError, match=r"study.workloads=.*: must name at least one"):
+        installed(StudyConfig(**STUDY, needs=dict.fromkeys(STUDY["workloads"], "a_package_of_nobody")), told.append)
+
+
+def test_a_folder_of_a_study_from_before_a_key_existed_goes_on(tmp_path: Path) -> None:
+    study = StudyConfig(**STUDY)
+    keep_spec(study, tmp_path)
+    spec = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    del spec["final"], spec["widths"]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec))
+    keep_spec(study, tmp_path)
+    assert "final" in (tmp_path / "study.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"holds a study with other settings \(final\)"):
+        keep_spec(StudyConfig(**STUDY, final=["dataset.validation_fraction=0"]), tmp_path)
+
+
+def test_the_overview_has_means_paired_differences_and_stars_by_holm(tmp_path: Path) -> None:
+    """Two cells: adamw is clearly better in the first, and in the second once in a while."""
+    study = StudyConfig(**{**STUDY, "budgets": [300], "schedules": ["constant"]})
+    cells = cells_of(study, tmp_path)
+    generator = np.random.default_rng(8)
+    errors = {}
+    for cell, shift, noise in zip(cells, (-0.05, 0.001), (0.002, 0.03), strict=True):
+        base = generator.normal(0.3, 0.01, 12)
+        errors[cell.name] = base, base + shift + generator.normal(0, noise, 12)
+        for name, values in zip(("sgd", "adamw"), errors[cell.name], strict=True):
+            for k, error in enumerate(values):
+                settings = {"optimizer.name": name, "seed": 1000 + k, "trainer.budget": 300}
+                settings["dataset.label_noise"] = 0.1 if cell.workload == "noisy" else 0.0
+                learnt = {"no_better_than_guessing": (cell.workload, name) == ("noisy", "sgd") and k in (3, 7)}
+                write_run(cell.test_folder / f"{name}{k}", settings, test_error=float(error), **learnt)
+    table = overview_table(comparison_of(load(tmp_path / "test"), study), cells)
+    assert table.columns == ("workload, budget, schedule", "sgd", "adamw", "n")
+    assert "Holm over all 2" in table.title
+    stars = {}
+    assert [row[0] for row in table.rows[:-1]] == [cell.name for cell in cells]
+    assert table.rows[-1] == ("better*, worse* (of 2)", "", "1, 0", "")
+    for row in table.rows[:-1]:
+        base, other = errors[row[0]]
+        mean = (other - base).mean()
+        stars[row[0]] = row[2].endswith("*)")
+        assert row[1] == f"{100 * base.mean():.2f}" + (", 2 guessing" if row[0].startswith("noisy") else "")
+        assert row[2].startswith(f"{100 * other.mean():.2f} ({100 * mean:+.2f}".replace("-", "\N{MINUS SIGN}")) or row[
+            2
+        ].startswith(f"{100 * other.mean():.2f} ({100 * mean:+.2f}")
+        assert row[3] == "12"
+    p = [stats.ttest_rel(other, base).pvalue for base, other in errors.values()]
+    assert (2 * min(p) < 0.05, max(p) < 0.05) == (True, False)
+    assert list(stars.values()) == [True, False]
+
+
 def test_spaces_are_written_as_overrides_that_are_read_back() -> None:
     spaces = {"sgd": {"optimizer.lr": "tag(log, interval(0.01, 1))"}, "langevin": {"optimizer.lr": "interval(1,2)"}}
     settings = Sweep([spaces_word(spaces), "sweep.sampler=random", "sweep.n_samples=1"]).settings
@@ -131,6 +211,10 @@ def test_the_sweeps_of_the_studies_that_ship_can_be_composed(name: str, tmp_path
         (["width=0"], "study.width=0.*: must be > 0"),
         (["schedules=[cosin]"], "study.schedules: cosin: must be one of constant"),
         (["budgets=[]"], "study.budgets=.*: must name at least one"),
+        (["widths={moons: 1}"], "study.widths=.*: moons must be one of digits, noisy_digits"),
+        (["widths={digits: -1}"], "study.widths.digits=-1.*: must be > 0"),
+        (["needs={moons: numpy}"], "study.needs=.*: moons must be one of digits, noisy_digits"),
+        (["final=[model.widht=3]"], "model.widht"),
         (["workloads={a/b: [dataset=digits]}"], "study.workloads.a/b: must be a folder's name"),
         (["optimizers={sgd: {optimizer.lr: 0.1}}"], "study.optimizers: must name two or more"),
         (
@@ -157,7 +241,7 @@ def test_numbers_of_the_command_line_may_have_exponents() -> None:
     assert (study.width, study.trials) == (1e-3, 8)
     assert study.optimizers == {"sgd": {"optimizer.lr": "0.1"}, "adamw": {}}
     with pytest.raises(
-        ConfigError, match="study smal: must be a YAML file or one of bench, small, valley; did you mean small"
+        ConfigError, match="study smal: must be a YAML file or one of bench, mnist1d, small, valley; did you mean small"
     ):
         read_study("smal")
 
@@ -190,6 +274,8 @@ def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
         ("summary.md", "Chosen on validation, out of 2 trials of 2 seeds"),
     ):
         assert expected in (root / file).read_text()
+    page = (root / "report.html").read_text()
+    assert page.index("<h1>Does local entropy beat") < page.index("Mean test error") < page.index("minus sgd</th>")
     times = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.csv")}
     lost = test[0].folder
     shutil.rmtree(lost)
@@ -231,7 +317,7 @@ def test_a_job_that_fails_stops_the_study_before_it_chooses(
 
 def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bench", "small", "valley"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bench", "mnist1d", "small", "valley"]
 
 
 def test_an_interrupted_study_says_how_it_goes_on(
@@ -273,7 +359,9 @@ def test_a_new_optimizer_is_compared_with_those_that_ship(
     others = "{sgd: {optimizer.lr: 'interval(0.1,0.2)'}, adamw: {optimizer.lr: 'interval(0.01,0.02)'}}"
     assert main([*command, f"optimizers={others}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[1] for line in lines if line.startswith("diabetes,40,cosine")} == {"mine_of_bench", "adamw"}
+    overview, *stein = [line.split() for line in lines if line.startswith("diabetes,40,cosine")]
+    assert {words[1] for words in stein} == {"mine_of_bench", "adamw"}
+    assert len(overview) > 4
     runs = load("outputs/studies/bench-mine_of_bench-quick/search").where({"optimizer.name": "mine_of_bench"})
     assert all(0.2 <= run.settings["optimizer.lr"] <= 0.3 for run in runs)
     assert {run.settings["dataset.name"] for run in runs} == {"digits", "diabetes"}
@@ -284,7 +372,7 @@ def test_a_new_optimizer_is_compared_with_those_that_ship(
 def test_an_optimizer_without_a_space_is_searched_around_its_own_rate() -> None:
     lr = SgdConfig().default_lr(1)
     assert space_of(SgdConfig) == {
-        "optimizer.lr": f"tag(log, interval({lr / 30:.3g}, {3 * lr:.3g}))",
+        "optimizer.lr": f"tag(log, interval({lr / 300:.3g}, {3 * lr:.3g}))",
         "optimizer.momentum": "interval(0, 0.95)",
         "optimizer.weight_decay": "tag(log, interval(1e-6, 1e-2))",
     }

@@ -19,8 +19,7 @@ import pytest
 from burgersgd.cli import main
 from burgersgd.recording import claims, run_folder
 from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_status
-from burgersgd.sweeps import planning
-from burgersgd.sweeps import sweep as sweep_module
+from burgersgd.sweeps import planning, sweep_folder
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.status import job_states
 from burgersgd.training.fleet import Fleet
@@ -165,7 +164,7 @@ def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
 
     def failing(self: RunFolder) -> None:
         is_second = "seed: 2" in (self.path / ".hydra/config.yaml").read_text()
-        if is_second and self._lines and self._lines[-1].startswith(b"30,"):
+        if is_second and self.table._lines and self.table._lines[-1].startswith(b"30,"):
             shutil.copy(self.path / "metrics.csv", "kept.csv")
             from burgersgd.recording.files import RunFolderError
 
@@ -281,7 +280,7 @@ def test_two_unnamed_sweeps_of_the_same_second_have_folders_of_their_own(monkeyp
         def now(cls, tz: datetime.tzinfo | None = None) -> Self:
             return cls(2026, 11, 26, 12, 0, 0)
 
-    monkeypatch.setattr(sweep_module, "datetime", Still)
+    monkeypatch.setattr(sweep_folder, "datetime", Still)
     for _ in range(2):
         assert sweep(*JOBS[:-2], "seed=1,2") == 0
     folders = sorted(Path("outputs/multirun").iterdir())

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from burgersgd.models.conv import LeNet
+from burgersgd.models.mlp import MlpConfig
 from burgersgd.native import library
 from burgersgd.training.gradients import split
-from burgersgd.training.native_gradient import NativeGradient
+from burgersgd.training.native_gradient import NativeGradient, images_of
 
 pytestmark = pytest.mark.skipif(library("mlp_gradient") is None, reason="the C kernel could not be compiled")
 
@@ -438,3 +439,37 @@ def test_small_runs_and_runs_for_every_thread_are_not_shared() -> None:
     assert NativeGradient(widths, "relu", "cross_entropy", inputs, targets, 2, 64, 2).team == 1
     inputs, targets = make_data(small, "cross_entropy", torch.float32)
     assert NativeGradient(small, "relu", "cross_entropy", inputs, targets, 1, 128, 2).team == 1
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("images", [False, True], ids=["mlp", "lenet"])
+def test_threads_that_share_an_evaluation_do_not_change_its_bits(images: bool, runs: int) -> None:
+    if images:
+        model, inputs, labels = lenet_case((3, 32, 32), 7, "cross_entropy", torch.float32)
+        params, at_once = lenet_params(model, runs, torch.float32), 9
+    else:
+        model, widths, at_once = MlpConfig(depth=2, width=300).network((100,), 10), [100, 300, 300, 10], 17
+        inputs, labels = make_data(widths, "cross_entropy", torch.float32)
+        params = make_params(widths, runs, torch.float32)
+    outcomes = []
+    for threads in (1, 2, 5):
+        kernel = NativeGradient(
+            model.widths,
+            model.activation,
+            "cross_entropy",
+            inputs.flatten(1),
+            labels,
+            runs,
+            at_once,
+            threads,
+            images_of(model),
+            evaluates=True,
+        )
+        assert kernel.threads == threads
+        outcomes.append(kernel.evaluate(params, labels))
+    for loss, wrong in outcomes[1:]:
+        assert torch.equal(loss, outcomes[0][0])
+        assert torch.equal(wrong, outcomes[0][1])
+    whole = NativeGradient.of(model, "cross_entropy", inputs, labels, runs, len(labels)).evaluate(params, labels)
+    torch.testing.assert_close(outcomes[0][0], whole[0], rtol=1e-6, atol=0)
+    assert torch.equal(outcomes[0][1], whole[1])

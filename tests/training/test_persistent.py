@@ -21,6 +21,7 @@ import torch
 from burgersgd.build import engine_of
 from burgersgd.config import (
     AdamWConfig,
+    AsamConfig,
     DeviceConfig,
     DigitsConfig,
     LangevinConfig,
@@ -42,7 +43,7 @@ from burgersgd.native import cuda
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.training.engines import ENGINES, Kind, Task, persistent
 from burgersgd.training.engines.compiled import Graphed
-from burgersgd.training.engines.persistent import THREADS, Network, Persistent, args_type, text_of
+from burgersgd.training.engines.persistent import THREADS, Network, Persistent, Plan, args_type, text_of
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.inputs import Inputs
 from burgersgd.training.state import RunState
@@ -58,6 +59,7 @@ RULES: dict[str, OptimizerConfig] = {
     "paper_literal": PaperLiteralConfig(period=3),
     "sgd": SgdConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "sam": SamConfig(lr=0.1, rho=0.05, momentum=0.6, weight_decay=1e-2),  # looks at the norm
+    "asam": AsamConfig(lr=0.1, rho=0.3, eta=0.02, momentum=0.6, weight_decay=1e-2),  # and at one of its own
     "adamw": AdamWConfig(),
     "langevin": LangevinConfig(temperature=1e-5, weight_decay=1e-3),
 }
@@ -78,10 +80,10 @@ def _library(text: str) -> ctypes.CDLL:
 class Emulated:
     """Stands for the kernel on a GPU."""
 
-    def __init__(self, text: str, shared_bytes: int, fields: int) -> None:
+    def __init__(self, text: str, plan: Plan, fields: int) -> None:
         library = _library(text)
         assert library.args_size() == ctypes.sizeof(args_type(fields))
-        assert library.shared_bytes() == shared_bytes
+        assert library.shared_bytes() == plan.shared_bytes
         self.cycles, self.launches = library.cycles, 0
 
     def __call__(self, runs: int, arguments: ctypes.Structure) -> None:
@@ -177,8 +179,10 @@ def test_losses_activations_and_shapes(
 def test_full_batches_and_small_chunks() -> None:
     prepared = prepare(configs(2, RULES["momentum"], batch_size=1079))
     network = Network.of(prepared.problem.model, "cross_entropy")
-    small = network.shared_bytes(5, 16)
-    assert network.chunk(5, small) == 16
+    small = next(n for n in range(0, H100, 4) if network.plan(5, n) is not None) * 3 // 2
+    plan = network.plan(5, small)
+    assert plan is not None
+    assert plan[:3] == (16, 1, False)
     assert_close(*both(prepared, 40, shared_memory=small))
 
 
@@ -280,7 +284,8 @@ def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     made = prepare(configs(1, RULES[name], MlpConfig(depth=2, width=64))).fleet()
     found = text_of(made.stepper.task, made.runs, made.inputs, H100)  # pyright: ignore[reportAttributeAccessIssue]
     assert found is not None
-    assert found[1] <= H100
+    assert found[1].shared_bytes <= H100
+    assert f"#define N_THREADS {found[1].threads}\n" in found[0]
     monkeypatch.setenv("BURGERSGD_CACHE", str(tmp_path))
     cuda.cubin.cache_clear()
     code = cuda.cubin("cycles", found[0], "sm_90")
@@ -292,4 +297,4 @@ def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert cuda.cubin("cycles", found[0], "sm_90") == code
     with pytest.raises(cuda.CudaError, match="NVRTC failed"):
         cuda.compile_source("this is no CUDA", "sm_90")
-    assert THREADS % 32 == 0
+    assert all(n % 32 == 0 and n * blocks <= 2048 for blocks, n in THREADS.items())

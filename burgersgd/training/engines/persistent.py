@@ -1,8 +1,9 @@
 """Small networks on a GPU: one run per block of threads, up to 64 gradient evaluations of all runs in one launch.
 
-The state, the gradient and the activations of a run lie in the shared memory of its multiprocessor for the whole
-launch (native/cycles.cu); the rule's lines come from tracing.py, as those of the C kernel do. A run's numbers are the
-same bits alone and beside others. What does not fit is done by the engine `graphed`.
+A run's position, gradient and activations lie in the shared memory of its multiprocessor for the whole launch, the
+rest of its state too where that does not keep a second run away (native/cycles.cu); the rule's lines come from
+tracing.py, as those of the C kernel do. A run's numbers are the same bits alone and beside others. What does not fit
+is done by the engine `graphed`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,15 +35,34 @@ from burgersgd.training.state import RunState
 
 _log = logging.getLogger("burgersgd")
 
-THREADS = 512
-"""Of a block. Measured on an H100: docs/benchmarks.md."""
+THREADS = {1: 512, 2: 384}
+"""Of a block, where so many share a multiprocessor: the fastest numbers on an H100 (docs/benchmarks.md)."""
 CHUNKS = (32, 16, 8)
 """Examples whose activations are in shared memory at once: the largest number that fits."""
+RESERVED = 1024
+"""Bytes of a multiprocessor's shared memory that every block takes for the system."""
 
 NEEDS = "on a GPU a float32 mlp that fits the shared memory of a multiprocessor, no dropout or augmentation"
 
 Launch = Callable[[int, ctypes.Structure], None]
 """(runs, arguments) -> None: advances all runs."""
+
+
+class Plan(NamedTuple):
+    """Where a run's numbers lie."""
+
+    chunk: int
+    """Examples whose activations are in shared memory at once."""
+    blocks: int
+    """Runs that share a multiprocessor."""
+    all_shared: bool
+    """Whether all vectors of the state are in shared memory; otherwise only that at which gradients are taken."""
+    shared_bytes: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return THREADS[self.blocks]
 
 
 @dataclass(frozen=True)
@@ -58,16 +78,25 @@ class Network:
         """Return the network of a model that has `widths` and `activation`."""
         return cls(tuple(model.widths), model.activation, loss)
 
-    def shared_bytes(self, fields: int, chunk: int) -> int:
+    def plan(self, fields: int, shared_memory: int) -> Plan | None:
+        """Return the best plan that fits, for so many vectors of state; None where none does."""
+        two = (shared_memory + RESERVED) // 2 - RESERVED
+        for chunk in CHUNKS:
+            for blocks, limit in ((2, two), (1, shared_memory)):
+                for all_shared in (True, False):
+                    needed = self._shared_bytes(fields if all_shared else 1, chunk)
+                    if needed <= limit:
+                        return Plan(chunk, blocks, all_shared, needed)
+        return None
+
+    def _shared_bytes(self, fields: int, chunk: int) -> int:
         """Return SHARED_FLOATS of native/cycles.cu in bytes, for so many vectors of state and examples at once."""
         rows = [_up(width) + 4 for width in self.widths]
+        last = len(rows) - 1
         padded = sum(_up(out) * row for out, row in zip(self.widths[1:], rows, strict=False))
-        gradients = 2 * chunk * (_up(max(self.widths[1:-1], default=0)) + 4)
-        return 4 * ((fields + 1) * padded + chunk * sum(rows) + gradients + 64 + chunk)
-
-    def chunk(self, fields: int, shared_memory: int) -> int | None:
-        """Return how many examples fit at once; None where not even the least number does."""
-        return next((chunk for chunk in CHUNKS if self.shared_bytes(fields, chunk) <= shared_memory), None)
+        roomy = all(sum(rows[layer + 1 :]) >= rows[layer] for layer in range(last - 2, 0, -2))
+        gradients = (1 if roomy else 2) * chunk * (_up(max(self.widths[1:-1], default=0)) + 4)
+        return 4 * ((fields + 1) * padded + chunk * sum(rows) + gradients + 32 + 2 * chunk)
 
 
 def _up(n: int) -> int:
@@ -85,31 +114,35 @@ def fits(rule: Rule, problem: Problem, device: torch.device) -> bool:
         return False
     some = torch.zeros(1, 1)
     fields = sum(field is not None for field in rule.init(some, some if rule.noisy else None))
-    plain = rule.replicas is None and rule.normed is None and rule.elementwise
-    return plain and Network.of(model, loss).chunk(fields, cuda.shared_memory(device)) is not None
+    plain = rule.replicas is None and rule.elementwise
+    return plain and Network.of(model, loss).plan(fields, cuda.shared_memory(device)) is not None
 
 
-def source(rule: Rule, layout: Layout, network: Network, at: int, chunk: int) -> str | None:
+def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) -> str | None:
     """Return the text of the kernel; `at`: the field at which gradients are taken. None for a rule without a trace."""
     step, end = trace(rule, layout), _end_cycle(rule, layout)
-    if step is None or end is None or layout.wide or rule.replicas is not None or rule.normed is not None:
+    if step is None or end is None or layout.wide or rule.replicas is not None:
         return None
     kept = [i for i, present in enumerate(layout.present) if present]
     n = len(layout.coefficients_type._fields)
-    unused = [f"(void)s{i};" for i in kept]
+    unused, gradient = [f"(void)s{i};" for i in kept], ["const real g = gradient; (void)g;"]
 
-    def lines(of: Trace, number: str, first: Sequence[str] = ()) -> str:
-        """The rule's lines, where a number of field k is named by number.format(k=k)."""
-        loads = [f"const real s{i} = {number.format(k=k)};" for k, i in enumerate(kept)]
-        stores = [f"{number.format(k=kept.index(i))} = {name};" for i, name in of.stores]
+    def lines(of: Trace, first: Sequence[str] = ()) -> str:
+        """The rule's lines, where a number of vector k is v[part][k][i]."""
+        loads = [f"const real s{i} = v[part][{k}][i];" for k, i in enumerate(kept)]
+        stores = [f"v[part][{kept.index(i)}][i] = {name};" for i, name in of.stores]
         return " ".join([*loads, *unused, *first, *of.lines, *stores])
 
-    stored = [kept.index(i) for i, _ in step.stores]
+    def stores_of(of: Trace) -> str:
+        return f"({sum(1 << kept.index(i) for i, _ in of.stores)} >> (k) & 1)"
+
     defined = {
         "N_LAYERS": len(network.widths) - 1,
         "WIDTHS": "{" + ", ".join(map(str, network.widths)) + "}",
-        "CHUNK": chunk,
-        "N_THREADS": THREADS,
+        "CHUNK": plan.chunk,
+        "N_THREADS": plan.threads,
+        "N_BLOCKS": plan.blocks,
+        "ALL_SHARED": int(plan.all_shared),
         "N_FIELDS": len(kept),
         "FIELD_AT": kept.index(at),
         "N_COEFFICIENTS": n,
@@ -119,12 +152,16 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, chunk: int) ->
         "ACTIVATION": network.activation.upper(),
         "LOSS": network.loss.upper(),
         "RULE_COEFFICIENTS": " ".join(f"const real c{i} = c[{i} * p.runs]; (void)c{i};" for i in range(n)),
-        "RULE_STEP": lines(step, "v[{k}][i]", ["const real g = gradient; (void)g;"]),
-        "RULE_STEP_STORES": " ".join(f"store_two(fields[{k}], at, next, v[{k}]);" for k in stored),
-        "RULE_END_CYCLE": lines(end, "fields[{k}][at]") if end.stores else "",
+        "RULE_STEP": lines(step, gradient),
+        "STEP_STORES(k)": stores_of(step),
+        "CYCLE_STORES(k)": stores_of(end),
     }
+    if step.normed is not None:
+        defined["RULE_NORMED"] = f"{lines(Trace(step.normed_lines, ()), gradient)} const real normed = {step.normed};"
+    if end.stores:
+        defined["RULE_END_CYCLE"] = lines(end)
     head = "\n".join(f"#define {name} {value}" for name, value in defined.items())
-    return f"{head}\n{native.source_text('cycles', suffix='.cu')}"
+    return "\n".join([head, *(native.source_text(name, suffix=".cu") for name in ("device", "cycles"))])
 
 
 @functools.cache
@@ -197,15 +234,15 @@ class Persistent:
         return stop
 
 
-def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> tuple[str, int] | None:
-    """Return the text of the kernel and its bytes of shared memory; None where it has no form, or does not fit."""
+def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> tuple[str, Plan] | None:
+    """Return the text of the kernel and its plan; None where it has no form, or does not fit."""
     rule, c = task.rule, inputs.row_of(0)
     network = Network.of(task.problem.model, task.problem.loss.name)
     layout = Layout.of(state.rule, c)
-    chunk, point = network.chunk(sum(layout.present), shared_memory), rule.gradient_at(c, state.rule)
+    plan, point = network.plan(sum(layout.present), shared_memory), rule.gradient_at(c, state.rule)
     at = next((i for i, field in enumerate(state.rule) if field is point), None)
-    text = None if chunk is None or at is None else source(rule, layout, network, at, chunk)
-    return None if text is None or chunk is None else (text, network.shared_bytes(sum(layout.present), chunk))
+    text = None if plan is None or at is None else source(rule, layout, network, at, plan)
+    return None if text is None or plan is None else (text, plan)
 
 
 def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent | Graphed:
@@ -214,10 +251,10 @@ def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent |
     found = text_of(task, state, inputs, cuda.shared_memory(device))
     if found is None:
         return Graphed(task, state, inputs)
-    text, shared_bytes = found
+    text, plan = found
     try:
         code = cuda.cubin("cycles", text, cuda.architecture(device))
-        kernel = cuda.Kernel(code, "cycles", device, THREADS, shared_bytes)
+        kernel = cuda.Kernel(code, "cycles", device, plan.threads, plan.shared_bytes)
     except (OSError, cuda.CudaError) as error:
         _log.warning("the CUDA kernel is not used: %s; going on with CUDA graphs, equal to rounding only", error)
         return Graphed(task, state, inputs)

@@ -1,0 +1,173 @@
+"""The end of the runs of a fleet: their last measurements, their results, and what is recorded of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from burgersgd.lane import Lane, make_lasting_together
+from burgersgd.predictor import network_at
+from burgersgd.prepare import Prepared
+from burgersgd.recording.environment import code_version
+from burgersgd.result import Result
+from burgersgd.training.best import Best
+from burgersgd.training.evaluation import Evaluator, is_guessing
+from burgersgd.training.fleet import Fleet
+from burgersgd.training.loop import Position
+from burgersgd.training.regime import Regime, regimes
+from burgersgd.training.stability import divergence_hint, learning_hint
+
+_RECORDED = (
+    "task",
+    "evaluations",
+    "seconds",
+    "test_error",
+    "test_loss",
+    "validation_error",
+    "validation_loss",
+    "best_validation_error",
+    "best_test_error",
+    "best_at",
+    "last_loss",
+    "n_parameters",
+    "guess_error",
+    "no_better_than_guessing",
+    "advice",
+)
+"""What status.json says of a result."""
+
+
+@dataclass
+class Ends:
+    """Measures the runs of a fleet once their budget is spent, makes their results and records how they ended."""
+
+    prepared: Prepared
+    fleet: Fleet
+    lanes: Sequence[Lane]
+    evaluators: Mapping[str, Evaluator]
+    """By part of the data: validation, where there is such a part, and test."""
+    best: Best
+    position: Position
+    choices: Mapping[str, Any]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one run only, whose failure to be recorded is an error."""
+        return len(self.lanes) == 1
+
+    @functools.cached_property
+    def measured(self) -> dict[str, list[float]]:
+        """Loss and error of all runs at the last x, and test errors at the best one; as recorded where they are."""
+        checkpoints = [lane.checkpoint or {} for lane in self.lanes]
+        known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
+        if len(known) == len(self.lanes) and all(known):
+            return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
+        x, test = self.fleet.x, self.evaluators["test"]
+        names = ("validation_loss", "validation_error", "best_test_error")  # not known where nothing is validated
+        measured = {name: [math.nan] * len(self.lanes) for name in names}
+        for part, evaluator in self.evaluators.items():
+            loss, error = evaluator(x)
+            measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
+        return measured if len(self.evaluators) < 2 else measured | {"best_test_error": test(self.best.x)[1].tolist()}
+
+    @functools.cached_property
+    def _guess(self) -> float:
+        return self.prepared.data.guess_error(getattr(self.prepared.data, self._judge))
+
+    @property
+    def _judge(self) -> str:
+        """The part that says whether a run has blown up or is guessing: validation, where there is one."""
+        return next(iter(self.evaluators))
+
+    @functools.cached_property
+    def _regimes(self) -> list[Regime | None]:
+        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
+
+    def result(self, i: int) -> Result:
+        """Return the result of a run."""
+        fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
+        alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
+        state, reason, advice = "completed" if alive else "pruned", None, None
+        evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
+        if alive and not self.measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
+            diverged_at = fleet.evaluations - 1  # the very last update diverged: no gradient was computed after it
+        if diverged_at >= 0:
+            state, evaluations = "diverged", diverged_at + 1
+            reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
+            advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
+            reason += advice
+        guessing = state == "completed" and is_guessing(
+            self.measured[f"{self._judge}_error"][i],
+            self._guess,
+            getattr(self.prepared.data, self._judge).n,
+            self.prepared.data.task == "classification",
+        )
+        if guessing:
+            advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
+        data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
+        return Result(
+            config=lane.config,
+            task=self.prepared.data.task,
+            state="failed" if lane.failure else state,
+            evaluations=evaluations,
+            seconds=self.position.seconds,
+            metrics={name: [row[name] for row in rows] for name in rows[0]},
+            network=network_at(self.prepared.problem.model, fleet.x[i], self.prepared.buffers_at),
+            around={"units": data.units, "input_shape": data.input_shape, "log_odds": log_odds},
+            n_parameters=self.prepared.problem.d,
+            **{name: values[i] for name, values in self.measured.items()},
+            best_validation_error=float(self.best.error[i]) if "validation" in self.evaluators else math.nan,
+            best_at=int(self.best.at[i]),
+            last_loss=float(fleet.last_loss[i]),
+            folder=None if lane.folder is None else lane.folder.path,
+            engine=self.choices["engine"],
+            reason=lane.failure or reason,
+            guess_error=self._guess,
+            no_better_than_guessing=guessing,
+            regime=self._regimes[i],
+            advice=advice,
+        )
+
+    def record(self, results: list[Result], fleet_sizes: Sequence[int]) -> list[Result]:
+        """Record how the runs ended, and return the results; a run that could not be recorded has failed.
+
+        fleet_sizes: how many runs the fleet of each run had at its end.
+
+        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run has
+        ended, because a run that has ended is not opened again.
+        """
+        ends = []
+        for i, (lane, result) in enumerate(zip(self.lanes, results, strict=True)):
+            if lane.folder is None or lane.final or lane.failure:
+                continue
+            fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
+            fields |= {"data": self.prepared.data_digest, "n_test": self.prepared.data.test.n, "code": code_version()}
+            fields |= {"fleet_size": fleet_sizes[i], "parent": lane.parent}
+            fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
+            lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
+            if result.regime is not None:
+                fields["regime"] = result.regime.recorded()
+            if result.reason is not None:
+                fields["reason"] = result.reason
+                lines.insert(0, (logging.ERROR, result.reason))
+            if result.no_better_than_guessing:
+                lines.insert(0, (logging.WARNING, f"no better than guessing; {result.advice}"))
+            with lane.recording(self.alone):
+                lane.folder.log_once(lines)
+                lane.folder.finish(result.state, fields)
+                ends.append((lane, lane.folder, result.state, fields))
+        make_lasting_together(self.lanes)
+        for lane, folder, state, fields in ends:
+            if lane.failure is None:
+                with lane.recording(self.alone):
+                    folder.end(state, fields)
+                    lane.end_sinks(state, fields)
+        return [
+            dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
+            for lane, result in zip(self.lanes, results, strict=True)
+        ]

@@ -1,0 +1,144 @@
+"""Makes the folder of a new run for one process alone, and recognises a folder that a crash left half made."""
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from burgersgd.recording.claims import LOCK, claim, release, remove_lock_file, whose
+from burgersgd.recording.files import RunFolderError, one_line
+from burgersgd.recording.naming import other_folder
+from burgersgd.recording.reading import (
+    CHECKPOINT,
+    CONFIG,
+    ENDED,
+    ENVIRONMENT,
+    METRICS,
+    STATUS,
+    read_config,
+    read_environment,
+    read_metrics,
+    read_status,
+)
+
+STAGED = "checkpoint.next.pt"
+LOG = "log.txt"
+EVENTS = "events.out.tfevents.*"
+_log = logging.getLogger("burgersgd")
+
+
+class RunInUseError(RunFolderError):
+    """Another process works on the run."""
+
+
+class FolderTakenError(RunFolderError):
+    """There is something already where a new run folder was to be made."""
+
+
+def begun(path: Path) -> bool:
+    """Whether `path` is a run folder with contents: to be resumed, or to be left alone.
+
+    A folder that a crash left half made is removed. Raises RunInUseError where another process is making it,
+    RunFolderError where it cannot be removed.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        return False
+    if not is_half_made(path):
+        return True
+    if not claim_run(path.absolute()):
+        raise RunInUseError(f"{path}: {whose(path)} is training this run")
+    try:
+        if not is_half_made(path):  # the other process was faster
+            return True
+        shutil.rmtree(path)
+        _log.warning("%s: a crash left it half made, it is begun again", path)
+    except OSError as error:
+        raise RunFolderError(f"cannot remove {path}: {one_line(error)}") from error
+    finally:
+        release(path)
+    return False
+
+
+def is_half_made(path: Path) -> bool:
+    """Whether a crash has left the run folder `path` before it held anything worth keeping.
+
+    Such a folder holds no checkpoint, its status is not final, it lacks some file that every run folder has, and all of
+    its files are of the kinds that this package writes.
+    """
+    try:
+        if (path / CHECKPOINT).exists() or not all(map(_is_ours, path.iterdir())):
+            return False
+    except OSError:
+        return False
+    try:
+        if read_status(path)["state"] in ENDED:
+            return False
+        read_config(path)
+        read_environment(path)
+        return "evaluations" not in read_metrics(path)
+    except RunFolderError:
+        return True
+
+
+def _is_ours(file: Path) -> bool:
+    names = {CONFIG.parts[0], ENVIRONMENT, METRICS, STATUS, STAGED, LOG}
+    return file.name in names or file.match(EVENTS) or (file.name.startswith(".") and file.suffix == ".tmp")
+
+
+@contextlib.contextmanager
+def claimed_folder(path: Path) -> Iterator[None]:
+    """Make `path` a folder that no other process can claim; on any failure inside, undo all of it."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    ours = claimed = False
+    try:
+        _make(path)
+        if any(path.iterdir()):
+            raise FileExistsError(errno.EEXIST, "the folder exists and is not empty")
+        ours = claim_run(path)
+        if not ours:
+            raise RunInUseError(f"{path}: {whose(path)} is training this run")
+        if (other := other_folder(path)) is not None:
+            raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
+        _make(path)  # the one that held it may have removed it
+        path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
+        claimed = True
+        yield
+    except BaseException as error:
+        for child in path.iterdir() if claimed else ():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        if ours:
+            if path in missing:
+                with contextlib.suppress(OSError, ValueError):  # while it is claimed: no other process uses it
+                    path.rmdir()
+            release(path)
+        if path.parent in missing and not isinstance(error, RunInUseError):
+            with contextlib.suppress(OSError, ValueError):
+                remove_lock_file(path.parent)
+        for folder in missing if not isinstance(error, RunInUseError) else ():
+            with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
+                folder.rmdir()
+        if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
+            kind = FolderTakenError if isinstance(error, FileExistsError) else RunFolderError
+            raise kind(f"cannot create run folder {path}: {one_line(error)}") from error
+        raise
+
+
+def _make(path: Path) -> None:
+    """Make a folder and those above it, also while another process removes those that it had made."""
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def claim_run(path: Path) -> bool:
+    """Claim a run folder, see claims.claim; raises RunFolderError where no lock file can be made."""
+    try:
+        return claim(path)
+    except OSError as error:
+        raise RunFolderError(f"cannot lock {path.parent / LOCK}: {one_line(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from burgersgd.config import CONF_DIR, ConfigError, SgdConfig
 from burgersgd.copies import plain_values
-from burgersgd.sweeps.compose import Composer, refusing, split_words
+from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, refusing, split_words
 
 KINDS = [
     [],
@@ -122,6 +123,24 @@ def test_numbers_are_put_into_a_copy_of_the_base_and_all_else_is_left_to_omegaco
         assert either(lambda: composer.config(words)) == slowly
     with contextlib.suppress(ConfigError):
         assert (composer._quickly(composer.parse(words)) is not None) == quick
+
+
+@pytest.mark.parametrize("word", ["seed=3", "seed=0", "a.b_1.c=-12", "trainer.budget=123456789012345678", "seed=-0"])
+def test_a_whole_number_is_parsed_as_by_hydra(word: str) -> None:
+    ours, theirs = Composer(), Composer()
+    (quickly,), (slowly,) = ours.parse([word]), theirs._parser.parse_overrides([word])
+    assert WHOLE_NUMBER.fullmatch(word)
+    assert dataclasses.replace(quickly, config_loader=None) == dataclasses.replace(slowly, config_loader=None)
+    assert type(quickly.value()) is type(slowly.value())
+    assert (quickly.config_loader is ours._loader) == (slowly.config_loader is theirs._loader)
+
+
+OTHERS = ["seed=03", "seed=1_0", "seed=+3", "Seed=3", "+seed=3", "a@b=3", "a/b=3", "seed=3 ", "seed=1e3", "seed=3.0"]
+
+
+@pytest.mark.parametrize("word", OTHERS)
+def test_what_is_not_plainly_a_whole_number_is_left_to_hydras_parser(word: str) -> None:
+    assert WHOLE_NUMBER.fullmatch(word) is None
 
 
 def test_a_base_that_refers_to_a_value_is_left_to_omegaconf(composer: Composer) -> None:

@@ -53,6 +53,7 @@ class Composer:
         self._loader = ConfigLoaderImpl(create_config_search_path(str(CONF_DIR)))
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._parsed: dict[str, Override] = {}
+        self._is_group: dict[str, bool] = {}
         self._objects: dict[tuple[str, ...], TrainConfig | None] = {}
         """What bases are as settings; None where not every key of them has a value, or one refers to another."""
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
@@ -83,10 +84,15 @@ class Composer:
 
     def config(self, words: Sequence[str]) -> TrainConfig:
         """Return the checked configuration of one job."""
-        overrides = self.parse(words)
-        return self._quickly(overrides) or refusing(
-            lambda: OmegaConf.to_object(self._node(overrides))  # pyright: ignore[reportReturnType]
-        )
+
+        def composed() -> TrainConfig:
+            overrides = self.parse(words)
+            config = self._quickly(overrides)
+            if config is None:
+                config = OmegaConf.to_object(self._node(overrides))
+            return config  # pyright: ignore[reportReturnType]
+
+        return refusing(composed)
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
@@ -139,7 +145,7 @@ class Composer:
                 given.setdefault(group, {})[name] = o.value()
         if choices not in self._objects:
             self._objects[choices] = None
-            node: DictConfig = refusing(lambda: pickle.loads(self._base(choices)))
+            node: DictConfig = pickle.loads(self._base(choices))
             with contextlib.suppress(ConfigError):
                 if "${" not in OmegaConf.to_yaml(node):
                     self._objects[choices] = refusing(lambda: OmegaConf.to_object(node))  # pyright: ignore
@@ -154,7 +160,10 @@ class Composer:
 
     def _is_choice(self, override: Override) -> bool:
         """Whether an override chooses a file of a config group, by Hydra's own rule."""
-        return self._files.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        key = override.key_or_group
+        if key not in self._is_group:
+            self._is_group[key] = self._files.group_exists(key)
+        return self._is_group[key] and not isinstance(override.value(), dict)
 
     def _base(self, choices: tuple[str, ...]) -> bytes:
         if choices not in self._bases:

@@ -70,6 +70,8 @@ def test_a_job_is_composed_as_hydra_composes_it(words: list[str], composer: Comp
         (["seed=[1"], "seed=[1: must be KEY=VALUE"),
         (["output_root=${nowhere}"], "nowhere"),
         (["dataset=npz"], "dataset.path"),
+        ([f"{'a' * 300}=1"], "too long"),
+        ([f"optimizer.{'a' * 300}=1"], "no such key"),
     ],
 )
 def test_what_hydra_refuses_is_refused_in_one_line(words: list[str], message: str, composer: Composer) -> None:

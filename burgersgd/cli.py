@@ -26,6 +26,7 @@ from burgersgd import __version__
 from burgersgd.arguments import Wishes, adding, at_home, hydra_flags, in_order, yaml_infinity
 from burgersgd.own_process import seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
+from burgersgd.recording.warned import said_once
 
 if TYPE_CHECKING:
     from burgersgd.run import Result
@@ -38,7 +39,7 @@ LONGEST_ERROR = 1_000
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
     arguments = [at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
-    with unfailing() as output:
+    with unfailing() as output, said_once():
         code = _interruptions_told(arguments)
         output.flush()
         if code == 0 and output.is_full and arguments[:1] != ["train"]:  # whose output is not what it is for

@@ -85,8 +85,9 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return a small table for a notebook."""
-        rows = (f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._shown().items())
-        return f"<table>{''.join(rows)}</table>"
+        rows = [f"<th>{html.escape(k)}</th><td>{html.escape(v)}</td>" for k, v in self._shown().items()]
+        warned = ' style="color: #b00020"' if self.state in ("diverged", "failed") else ""
+        return f"<table><tr{warned}>{'</tr><tr>'.join(rows)}</tr></table>"
 
     def _shown(self) -> dict[str, str]:
         """Return what a reader wants to know first, label -> text."""

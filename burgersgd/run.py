@@ -137,10 +137,15 @@ def train_all(
         data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
         waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
     results: dict[int, Result] = {}
-    for group, fleet in zip(groups.values(), fleets, strict=True):
-        trainer = Trainer(model, data[_split(fleet[0])], None)
-        trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
-        results |= dict(zip(group, trained, strict=True))
+    with ExitStack() as stack:
+        if len(fleets) > 1 and not isinstance(progress, Progress):  # one bar for all of them
+            total = sum(prepared.budget * len(prepared.configs) for prepared in waiting)
+            progress = Progress(total, f"{len(configs)} runs", enabled=progress)
+            stack.callback(progress.close)
+        for group, fleet in zip(groups.values(), fleets, strict=True):
+            trainer = Trainer(model, data[_split(fleet[0])], None)
+            trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
+            results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
 
 

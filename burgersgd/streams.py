@@ -149,6 +149,12 @@ def permutations(
         out = seeds.new_empty(n_epochs, seeds.numel(), n)
         if orders(_checked(out, seeds, purpose, first_epoch, 0), seeds, purpose, first_epoch):
             return out
+    if backend is None and seeds.device.type == "cuda":
+        from burgersgd import streams_orders  # not everyone has CUDA
+
+        out = _checked(seeds.new_empty(n_epochs, seeds.numel(), n), seeds, purpose, first_epoch, 0)
+        if streams_orders.fill(out, seeds, purpose, first_epoch):
+            return out
     words = integers(seeds, purpose, first_epoch, n_epochs, 2 * n, backend=backend).unflatten(-1, (n, 2))
     return torch.argsort((words[..., 0] >> 1 << 32) | words[..., 1], dim=-1, stable=True)
 

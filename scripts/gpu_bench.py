@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -421,9 +421,10 @@ def commands() -> None:
             )
 
 
-def compile_all() -> None:
-    """Compile all that will be measured, side by side, into the cache."""
-    waiting = [(name, mode, runs) for name, several in FLEETS.items() for mode, runs in several if mode == "on"]
+def compile_all(parts: Sequence[str]) -> None:
+    """Compile all that will be measured in these parts, side by side, into the cache."""
+    several = [(name, *one) for name in FLEETS.keys() & set(parts) for one in FLEETS[name]]
+    waiting = [(name, mode, runs) for name, mode, runs in several if mode == "on"]
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
     running: list[subprocess.Popen[bytes]] = []
     total = len(waiting)
@@ -451,7 +452,7 @@ def main() -> None:
         return jax_child(*options.jax)
     say(device_name(), "torch", torch.__version__, "cores", os.cpu_count())
     if CUDA and not options.tiny and FLEETS.keys() & set(parts):
-        compile_all()
+        compile_all(parts)
     table = {"floors": floors, "launches": launches, "jax": jax_part, "commands": commands}
     for part in parts:
         if left() < 10:

@@ -709,7 +709,7 @@ def commands() -> None:
 
 def run_pytest() -> None:
     """Run the tests that are marked gpu; warnings do not count (torch 2.11 warns of TF32)."""
-    marked = ["tests/test_streams.py", "tests/training", "tests/test_resume.py"]
+    marked = ["tests/test_streams.py", "tests/test_streams_orders.py", "tests/training", "tests/test_resume.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu", *marked]
     child = subprocess.run([*command, *(["-n", "4"] if CUDA else [])], cwd=PROJECT, capture_output=True, text=True)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,8 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "schedules": {"optimizers"},
     "optimizers": {"schema"},
     "recording": {"training"},  # the table of metrics
-    "streams": {"native", "streams_triton"},
+    "streams": {"native", "streams_orders", "streams_triton"},
+    "streams_orders": {"native"},
     "streams_triton": {"streams"},
     "native": set(),
     "theory": {"optimizers", "streams", "config", "datasets", "models", "losses", "training"},

@@ -45,17 +45,23 @@ MOST_ROWS = 8
 ENVIRONMENT = ("burgersgd", "torch", "numpy", "python", "platform", "cpu", "device_name", "threads", "cuda")
 
 
-def report(c: Comparison, command: str, more: Sequence[Table] = ()) -> str:
-    """Return the page; command is what made it, `more` are tables to show besides those of the comparison."""
-    title = f"{c.question.metric.replace('_', ' ')} by {', '.join(c.by) or 'run'}"
+def report(
+    c: Comparison, command: str, more: Sequence[Table] = (), title: str = "", first: Sequence[Table] = ()
+) -> str:
+    """Return the page; command is what made it.
+
+    `first` and `more` are tables to show before and after those of the comparison; title: what is compared, by default.
+    """
+    title = title or f"{c.question.metric.replace('_', ' ')} by {', '.join(c.by) or 'run'}"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{len(c.runs)} runs, burgersgd {__version__}, {when}. Made by <code>{html.escape(command)}</code></p>",
         *(f'<p class="forced">{html.escape(warning)}</p>' for warning in c.warnings),
-        '<p><button id="recompute">Recompute</button> every number of the tables from the raw values below, which can'
-        ' be changed. <span id="outcome" role="status"></span></p>',
+        '<p><button id="recompute">Recompute</button> the tables of values and differences from the raw values below,'
+        ' which can be changed. <span id="outcome" role="status"></span></p>',
     ]
+    parts += [f"<h2>{html.escape(table.title)}</h2>{_table(table)}" for table in first]
     thinned = _thinning(c)
     for b, block in enumerate(c.blocks):
         parts.append(f"<h2>{html.escape(block.label or 'Results')}</h2>")

@@ -2,16 +2,18 @@
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
-#define PANEL 4 /* vectors in a panel of columns */
-#define TILE_ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 3 ? 8 : 12) /* at most 24 of the 32 registers add up */
-#else
-#ifdef __AVX2__
+#elif defined(__AVX2__)
 #define VECTOR_BYTES 32
 #else
 #define VECTOR_BYTES 16
 #endif
+/* Vectors in a panel of columns, and rows of a tile, whose sums stay in registers with what they are made of. */
+#if defined(__AVX512F__) || defined(__aarch64__) /* 32 registers, at most 24 of them for sums */
+#define PANEL 4
+#define TILE_ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 3 ? 8 : 12)
+#else /* 16 registers, 12 of them for sums */
 #define PANEL 2
-#define TILE_ROWS(vectors) ((vectors) == 2 ? 6 : 12) /* 12 of the 16 registers */
+#define TILE_ROWS(vectors) ((vectors) == 2 ? 6 : 12)
 #endif
 
 /* for (int64_t i = 0; i < count; i++) body, shared out among the team: what it computes must not depend on that. */

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,12 +15,12 @@ from typing import TextIO
 from tqdm import tqdm
 
 from burgersgd.recording.output import Unfailing
+from burgersgd.recording.warned import NUMBER
 
 REDRAW_SECONDS = 0.1
 LINES = 20  # of a whole run, where there is no terminal
 WIDTH = 80
 LABEL_WIDTH = 22
-NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?")
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
@@ -28,12 +28,26 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (generic in the
     monitor_interval = 0  # tqdm's watching thread is of no use here: update() redraws by the clock
 
 
+def _in_notebook() -> bool:
+    return "ipykernel.zmqshell" in sys.modules  # the shell behind a page, not that of a terminal
+
+
+def _bar_class() -> type[tqdm]:  # pyright: ignore[reportMissingTypeArgument]
+    """Return what draws a bar here: in a notebook what tqdm.auto chooses, a widget where ipywidgets is installed."""
+    if not _in_notebook():
+        return _Bar
+    with warnings.catch_warnings():  # tqdm warns where ipywidgets is not installed, and draws the bar as text
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm as auto
+    return type("_NotebookBar", (auto,), {"monitor_interval": 0})
+
+
 class Progress:
     """Shows how far a run (or a fleet, by its aggregate numbers) is: a bar on a terminal, else about 20 lines.
 
     Progress is counted in gradient evaluations, `total` of them in all, `initial` of them done before (a resumed run).
     `percent` False shows errors that are not fractions (RMSE of a regression). `enabled` None decides by `stream`
-    (default stderr), True always draws the bar, False shows nothing.
+    (default stderr), True always draws the bar, False shows nothing. In a notebook it is a bar, too.
     """
 
     def __init__(
@@ -56,10 +70,11 @@ class Progress:
         self._started = time.monotonic()
         self._redraw_at = self._started
         self._shown: int | None = None
-        self._bar: _Bar | None = None
+        self._bar: tqdm | None = None  # pyright: ignore[reportMissingTypeArgument]
         self._silent = enabled is False
-        if enabled or (enabled is None and _has_room(self._stream)):
-            self._bar = _Bar(
+        in_notebook = stream is None and _in_notebook()
+        if enabled or (enabled is None and (in_notebook or _has_room(self._stream))):
+            self._bar = (_bar_class() if in_notebook else _Bar)(
                 total=total,
                 initial=initial,
                 desc=description,
@@ -101,7 +116,7 @@ class Progress:
         elif self._shown != self._evaluations:
             self._print()
 
-    def _draw(self, bar: _Bar) -> None:
+    def _draw(self, bar: tqdm) -> None:  # pyright: ignore[reportMissingTypeArgument]
         bar.set_postfix_str(", ".join(self._numbers()), refresh=False)
         bar.update(self._evaluations - bar.n)
 
@@ -152,6 +167,8 @@ class SweepProgress(Progress):
         self._total = max(self._evaluations_done + evaluations, 1)
         if self._bar is not None:
             self._bar.total = self._total
+            if (widgets := getattr(self._bar, "container", None)) is not None:  # a notebook's: text, bar, text
+                widgets.children[1].max = self._total
         self._describe()
 
     def done(self, runs: int, evaluations: int) -> None:

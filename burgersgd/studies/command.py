@@ -49,7 +49,7 @@ def space_of(cls: type[Any]) -> dict[str, str]:
     """Return the search space of an optimizer that nobody has given one: its rate, momentum and weight decay."""
     lr = cls().default_lr(1.0)
     usual = {
-        "lr": f"tag(log, interval({lr / 30:.3g}, {lr * 3:.3g}))",
+        "lr": f"tag(log, interval({lr / 300:.3g}, {lr * 3:.3g}))",
         "momentum": "interval(0, 0.95)",
         "weight_decay": "tag(log, interval(1e-6, 1e-2))",
     }

@@ -172,9 +172,9 @@ def write(root: Path, study: StudyConfig, answer: Answer, more: Sequence[Table],
     comparison = answer.comparison
     tables = [answer.overview, answer.stein, *tables_of(comparison), answer.chosen, *more]
     notes = "\n".join(f"- {line}" for line in all_notes(comparison))
-    title = f"# {study.question or root.name}"
-    summary = "\n\n".join([title, f"`{command}`", *map(as_markdown, tables), notes]) + "\n"
-    page = report(comparison, command, [answer.overview, answer.stein, answer.chosen, *more])
+    title = study.question or root.name
+    summary = "\n\n".join([f"# {title}", f"`{command}`", *map(as_markdown, tables), notes]) + "\n"
+    page = report(comparison, command, [answer.stein, answer.chosen, *more], title, [answer.overview])
     for name, content in ((REPORT, page), (SUMMARY, summary)):
         with replacing(root / name, lasting=False) as stream:
             stream.write(content.encode())

@@ -2,6 +2,10 @@
 
 What is proposed depends on sweep.seed, the number of the trial and what was told before, and on nothing else: a search
 that was interrupted and goes on proposes what it would have proposed.
+
+The study is for other programs to read, too: it has the name of the sweep, the parameters of a trial are the numbers
+that were trained (not those that the estimator drew, which are rounded) and typed choices, and the user attribute
+"folders" of a trial that is over names its run folders, beside the study's file.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from burgersgd.config import ConfigError
 from burgersgd.identity import NOT_HASHED
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STUDY = "optuna.db"
+AS_TRAINED = "parameters as trained"
+"""User attribute of studies that hold the trained values; those of version 0.1.0 hold what was drawn, and words."""
 STARTUP = 10
 """Trials that are drawn at random before the estimator knows enough; at least the first batch."""
 
@@ -72,14 +79,20 @@ class Search:
         self._failed: set[int] = set()
         repeats = [axis for axis in space.axes if "seed" in axis.keys]
         self._repeats = list(itertools.chain.from_iterable(axis.settings for axis in repeats)) or [()]
-        self._choices = {_name(axis): _labels(axis) for axis in space.axes if axis not in repeats}
-        self._ranges = {r.key: r for r in space.ranges}
-        self._distributions = _distributions(space, self._choices)
         storage = None if folder is None else f"sqlite:///{folder / STUDY}"
-        try:
-            self._study = optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
+        try:  # the folder may have been renamed, with the study in it
+            before = optuna.get_all_study_names(storage) if storage and folder and (folder / STUDY).exists() else []
+            name = before[0] if before else space.settings.name or "search"
+            self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
         except RuntimeError as error:  # a study of another version of Optuna
             raise ConfigError(f"cannot use {storage}: {error}") from error
+        if not self._study.user_attrs:
+            self._study.set_user_attr(AS_TRAINED, True)
+        self._as_trained = self._study.user_attrs.get(AS_TRAINED, False)
+        labels = _typed_labels if self._as_trained else _labels
+        self._choices = {_name(axis): labels(axis) for axis in space.axes if axis not in repeats}
+        self._ranges = {r.key: r for r in space.ranges}
+        self._distributions = _distributions(space, self._choices)
         listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
         fixed = [word for word in space.fixed if _root(word) not in NOT_HASHED]
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
@@ -115,6 +128,7 @@ class Search:
         Optuna itself writes a new trial, then choice after choice: a process that dies in between leaves half a trial.
         """
         import optuna
+        from optuna.trial import TrialState, create_trial
 
         if not numbers:
             return
@@ -122,25 +136,38 @@ class Search:
         draft.add_trials(self._trials())
         for number in numbers:
             draft.sampler = self._sampler(number)
-            draft.ask(self._distributions)
-            self._study.add_trial(draft.trials[number])
+            drawn = draft.ask(self._distributions)
+            if self._as_trained:
+                trained = {k: self._ranges[k].value(v) if k in self._ranges else v for k, v in drawn.params.items()}
+                self._study.add_trial(
+                    create_trial(state=TrialState.RUNNING, params=trained, distributions=self._distributions)
+                )
+            else:
+                self._study.add_trial(draft.trials[number])
 
-    def tell(self, number: int, objectives: Sequence[float | None], pruned_at: int | None = None) -> None:
-        """Tell how the jobs of a trial ended: their mean counts, +inf where one diverged.
+    def tell(
+        self,
+        number: int,
+        objectives: Sequence[float | None],
+        pruned_at: int | None = None,
+        folders: Sequence[str] = (),
+    ) -> None:
+        """Tell how the jobs of a trial ended, and their folders: their mean counts, +inf where one diverged.
 
         None is a failed one: its trial stays open for the next process that goes on with the search.
         pruned_at: the gradient evaluations after which the trial was stopped; the mean is what it had reached.
         """
         from optuna.trial import Trial, TrialState
 
+        trial = Trial(self._study, self._trials()[number]._trial_id)
+        trial.set_user_attr("folders", [*folders])
         values = [value for value in objectives if value is not None]
         if len(values) < len(objectives):
             self._failed.add(number)
         elif pruned_at is None:
             self._study.tell(number, float(np.mean(values)))
         else:
-            trial = self._trials()[number]
-            Trial(self._study, trial._trial_id).report(float(np.mean(values)), pruned_at)
+            trial.report(float(np.mean(values)), pruned_at)
             self._study.tell(number, state=TrialState.PRUNED)
 
     def told(self) -> list[Words]:
@@ -187,6 +214,21 @@ def _name(axis: Axis) -> str:
 def _labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
     """Return the settings of an axis by what Optuna calls them: the values after the keys."""
     return {",".join(word.partition("=")[2] for word in setting): setting for setting in axis.settings}
+
+
+def _typed_labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
+    """Return the settings of an axis by their values, of one key as numbers, truth values or None where they are.
+
+    By their words where Optuna takes no such value (a list), or takes two of them for one (1 and True).
+    """
+    words = _labels(axis)
+    typed = {_typed(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}
+    return typed if len(typed) == len(words) else words
+
+
+def _typed(label: str) -> Any:
+    value = OverridesParser.create().parse_override(f"key={label}").value()
+    return value if value is None or isinstance(value, bool | int | float | str) else label
 
 
 def _root(word: str) -> str:

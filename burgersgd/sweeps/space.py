@@ -45,9 +45,13 @@ class Range:
         return self.word(math.exp(math.log(low) + u * math.log(high / low)) if self.log else low + u * (high - low))
 
     def word(self, value: float) -> str:
-        """Return the override for a value in the range, of six digits."""
+        """Return the override for a value in the range."""
+        return f"{self.key}={self.value(value)!r}"
+
+    def value(self, value: float) -> float:
+        """Return what is trained for a value in the range: it has six digits, or is whole."""
         value = math.floor(value) if self.whole else float(f"{value:.6g}")
-        return f"{self.key}={min(max(value, self.low), self.high)!r}"
+        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)

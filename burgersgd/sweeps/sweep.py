@@ -20,7 +20,7 @@ from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.prepare import prepare
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.naming import job_folder, job_name
+from burgersgd.recording.naming import JOBS, job_folder, job_name
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.run import check_name, check_output
@@ -32,7 +32,7 @@ from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, keeping
 from burgersgd.sweeps.space import Space, Words, space_of
-from burgersgd.sweeps.status import as_it_stands, note_jobs, noted_names
+from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text
 from burgersgd.sweeps.summary import summary
 from burgersgd.sweeps.sweep_folder import SweepFolder
 
@@ -234,7 +234,8 @@ class Sweep:
                 stopped = [end.evaluations for end in ends if end.state == "pruned"]
                 which = self.settings.objective
                 objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
-                search.tell(number, objectives, pruned_at=max(stopped, default=None))
+                names = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
+                search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
                     f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
@@ -276,6 +277,7 @@ class Sweep:
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
+        self._note(map(tuple, jobs) if self.space is None else ())  # another sweeper has noted none
         for words in map(tuple, jobs):
             try:
                 places.setdefault(self.place(words), set()).add(words)
@@ -343,13 +345,18 @@ class Sweep:
 
     @property
     def started(self) -> bool:
-        """Whether any job has ended (that is known: another sweeper with another launcher tells nothing)."""
-        return any(end is not None for end in self._ends.values())
+        """Whether any job has ended, or is noted in the folder: another sweeper and another launcher tell nothing."""
+        return any(end is not None for end in self._ends.values()) or bool(self._noted_states())
+
+    def _noted_states(self) -> list[JobState]:
+        """Return the jobs of another sweeper and another launcher, as the folder shows them."""
+        is_known = self.space is None and not self._ends and (self.folder.path / JOBS).exists()
+        return job_states(self.folder.path) if is_known else []
 
     @property
     def exit_code(self) -> int:
         """Exit code of the command: of several reasons the first of 2, 75, 1, 3."""
-        states = [self._end(words).state for words in self._ends]
+        states = [self._end(words).state for words in self._ends] or [job.state for job in self._noted_states()]
         if self.error is not None:
             return RESUMABLE if isinstance(self.error, ElsewhereError) else 2
         if any(state in ("elsewhere", "interrupted", "waiting") for state in states):
@@ -362,6 +369,8 @@ class Sweep:
         """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
         if self._progress is not None:
             self._progress.close()
+        if jobs := self._noted_states():
+            return sweep_text(self.folder.path, jobs, every=False)
         self.folder.look(self.folder.path)  # another process may have made some of them by other names
         ends = {words: self._end(words) for words in self._ends}
         planned = {words: plan for words in ends if (plan := self._plans.known(words)) is not None}
@@ -381,7 +390,10 @@ def train_job(cfg: Any) -> float:
     prepared = prepare([config])
     (config,) = prepared.configs
     root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
-    folder = job_folder(root / noted_names(root).get(digits, digits))  # another sweeper notes none
+    folder = job_folder(root / noted_names(root).get(digits, digits))
+    with contextlib.suppress(OSError):  # then the run folder cannot be made either, and that says so
+        root.mkdir(parents=True, exist_ok=True)
+    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper notes none
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

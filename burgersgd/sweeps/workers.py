@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -26,7 +28,10 @@ from burgersgd import own_process
 from burgersgd.config import TrainConfig
 from burgersgd.interruption import SIGNALS, Interrupted, interruptible
 from burgersgd.recording.progress import Progress, SweepProgress
+from burgersgd.recording.warned import relay
 from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
+
+_log = logging.getLogger("burgersgd")
 
 POLL_SECONDS = 0.1
 """How long a signal may wait until the workers hear of it, and between two reports of how far one is."""
@@ -64,7 +69,9 @@ class Pool:
         answers = []
         for worker in self.workers:
             try:
-                answers.append(worker.connection.recv()[1])
+                while (message := worker.connection.recv())[0] == "logged":
+                    _log.log(*message[1:])
+                answers.append(message[1])
             except (EOFError, OSError):
                 answers.append(WorkerDiedError(worker.end()))
         for answer in answers:
@@ -107,7 +114,9 @@ class Pool:
                         error = WorkerDiedError(f"its worker process {how}, twice; the system may be out of memory")
                         yield chunk, [Outcome("failed", job.folder, error=error) for job in chunk]
                         continue
-                    if kind == "progress":
+                    if kind == "logged":
+                        _log.log(*content)
+                    elif kind == "progress":
                         worker.counted += content[0]
                         progress.percent = content[2]
                         progress.add(content[0], None, content[1])
@@ -133,7 +142,7 @@ class Pool:
                     if not worker.connection.poll(POLL_SECONDS):
                         continue
                     kind, *content = worker.connection.recv()
-                    if kind == "progress":
+                    if kind in ("progress", "logged"):
                         continue
                     if kind == "interrupted":
                         interrupted.folders += content[1]
@@ -234,6 +243,7 @@ def work(connection: Connection, threads: int, gpu: str | None) -> None:
             from burgersgd.sweeps.planning import rate_of
 
             torch.set_num_threads(threads)
+            relay(functools.partial(_send_logged, connection))
             while True:
                 kind, *content = tasks.get()
                 if kind == "measure":
@@ -246,6 +256,11 @@ def work(connection: Connection, threads: int, gpu: str | None) -> None:
             connection.send(("interrupted", interrupted.signal, interrupted.folders))
     except OSError:  # nobody is there to be told
         pass
+
+
+def _send_logged(connection: Connection, level: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # the other end is gone, and this process soon told to stop
+        connection.send(("logged", level, "%s", text))
 
 
 class _Relay(Progress):

@@ -124,8 +124,8 @@ class NativeGradient:
         Decided by the network and the number of runs and threads, never by a clock: the same command gives the same
         bits. Measured (docs/benchmarks.md, One step): eager autograd takes 10 times as long for 64-64-64-10 and batch
         32, 1.1 to 2 times for 784-1024-1024-10 (1.9 million weights) and batch 128, 5 times for LeNet. Threads share
-        the work of a run only between panels of columns, and not that of the convolutions: where there are more
-        threads than runs, up to 4 of them are counted on.
+        all the work of a run but the convolutions: where there are more threads than runs, up to 4 of them are counted
+        on.
         """
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         threads = torch.get_num_threads()

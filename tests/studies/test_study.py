@@ -274,6 +274,8 @@ def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
         ("summary.md", "Chosen on validation, out of 2 trials of 2 seeds"),
     ):
         assert expected in (root / file).read_text()
+    page = (root / "report.html").read_text()
+    assert page.index("<h1>Does local entropy beat") < page.index("Mean test error") < page.index("minus sgd</th>")
     times = {path: path.stat().st_mtime_ns for path in root.rglob("metrics.csv")}
     lost = test[0].folder
     shutil.rmtree(lost)
@@ -370,7 +372,7 @@ def test_a_new_optimizer_is_compared_with_those_that_ship(
 def test_an_optimizer_without_a_space_is_searched_around_its_own_rate() -> None:
     lr = SgdConfig().default_lr(1)
     assert space_of(SgdConfig) == {
-        "optimizer.lr": f"tag(log, interval({lr / 30:.3g}, {3 * lr:.3g}))",
+        "optimizer.lr": f"tag(log, interval({lr / 300:.3g}, {3 * lr:.3g}))",
         "optimizer.momentum": "interval(0, 0.95)",
         "optimizer.weight_decay": "tag(log, interval(1e-6, 1e-2))",
     }

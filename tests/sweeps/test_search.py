@@ -16,18 +16,20 @@ import pytest
 from burgersgd import run
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.recording.reading import read_config
 from burgersgd.recording.run_folder import RunInUseError
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.compose import Composer
 from burgersgd.sweeps.planning import LocalTrainer
-from burgersgd.sweeps.space import Space, Words
+from burgersgd.sweeps.space import Axis, Space, Words
 from tests.sweeps.test_resumable import claimed_elsewhere
 from tests.sweeps.test_sweep import fleets
 
 if importlib.util.find_spec("optuna") is None:
     pytest.skip("Optuna is not installed", allow_module_level=True)
 
-from optuna import load_study, samplers
+from optuna import create_study, get_all_study_names, load_study, samplers
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import Trial, TrialState
 
 from burgersgd.sweeps import search as search_module
@@ -61,7 +63,7 @@ def all_of(search: Search) -> list[list[Words]]:
 
 
 def trials(folder: Path) -> list[Any]:
-    return load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db").trials
+    return load_study(study_name=None, storage=f"sqlite:///{folder}/optuna.db").trials  # the only one in it
 
 
 def test_a_batch_is_asked_at_once_and_all_of_them_are_as_many_as_wanted() -> None:
@@ -379,6 +381,67 @@ def test_a_trial_that_another_process_trains_stays_open(
     assert sorted(trial.state.name for trial in trials(folder)) == ["COMPLETE", "RUNNING"]
     assert main(["train", "--multirun", *words]) == 0
     assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4
+
+
+def test_plain_optuna_reads_what_was_trained_from_the_study(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd", "seed=1,2"]
+    words += ["optimizer.lr=tag(log, interval(0.0123456789,0.5))", "trainer.batch_size=int(interval(20,60))"]
+    words += [
+        "model.depth=1,2",
+        "optimizer.momentum=0,0.55",
+        "optimizer.nesterov=false,true",
+        "loss=auto,'cross_entropy'",
+    ]
+    words += [
+        "sweep.zip=[optimizer.momentum,optimizer.nesterov]",
+        "schedule.warmup=0.25,0.5",
+        "trainer.clip_norm=null,3",
+    ]
+    words += ["sweep.sampler=optuna", "sweep.n_samples=5", "sweep.batch=2", "sweep.name=s"]
+    assert main(["train", "-m", *words]) == 0
+    storage = f"sqlite:///{FOLDER}/optuna.db"
+    assert get_all_study_names(storage) == ["s"]
+    study = load_study(study_name="s", storage=storage)
+    assert len(study.trials) == 5
+    assert study.trials[0].distributions["model.depth"] == CategoricalDistribution((1, 2))
+    assert study.trials[0].distributions["schedule.warmup"] == CategoricalDistribution((0.25, 0.5))
+    assert study.trials[0].distributions["trainer.clip_norm"] == CategoricalDistribution((None, 3))
+    assert study.trials[0].distributions["loss"] == CategoricalDistribution(("auto", "cross_entropy"))
+    zipped = study.trials[0].distributions["optimizer.momentum,optimizer.nesterov"]
+    assert zipped == CategoricalDistribution(("0,False", "0.55,True"))
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        seeds = set()
+        for name in trial.user_attrs["folders"]:
+            config = read_config(FOLDER / name)
+            seeds.add(config["seed"])
+            assert config["optimizer"]["lr"] == trial.params["optimizer.lr"]  # to the last digit
+            assert config["trainer"]["batch_size"] == trial.params["trainer.batch_size"]
+            assert config["model"]["depth"] == trial.params["model.depth"]
+            assert config["trainer"]["clip_norm"] == trial.params["trainer.clip_norm"]
+            assert config["schedule"]["warmup"] == trial.params["schedule.warmup"]
+            together = f"{config['optimizer']['momentum']:g},{config['optimizer']['nesterov']}"
+            assert together == trial.params["optimizer.momentum,optimizer.nesterov"]
+        assert seeds == {1, 2}
+
+
+def test_choices_that_optuna_takes_for_one_another_are_words() -> None:
+    assert [*search_module._typed_labels(Axis(("a",), [("a=1",), ("a=True",)]))] == ["1", "True"]
+    assert [*search_module._typed_labels(Axis(("a",), [("a=[1,2]",), ("a=3",)]))] == ["[1,2]", 3]
+    assert [*search_module._typed_labels(Axis(("a",), [("a='1,5'",), ("a=1e-4",), ("a=null",)]))] == ["1,5", 1e-4, None]
+
+
+def test_a_study_of_version_0_1_0_goes_on_as_it_began(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    old = create_study(study_name="sweep", storage=storage)
+    old.set_user_attr("of", ["model.width=8", "optimizer=sgd adamw", "sweep.objective=last"])
+    new = Search(space(n_samples=4, name="s"), tmp_path)
+    batch = new.ask()
+    (stored,) = (trial for trial in trials(tmp_path) if trial.number == 0)
+    assert len(batch) == 4
+    assert stored.distributions["optimizer"] == CategoricalDistribution(("sgd", "adamw"))
+    assert stored.params["optimizer.lr"] != float(value(batch[0][0], "optimizer.lr"))  # as drawn, to 16 digits
+    assert stored.params["optimizer.lr"] == pytest.approx(float(value(batch[0][0], "optimizer.lr")), rel=1e-5)
 
 
 def test_without_optuna_a_search_is_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from burgersgd.config import AdamWConfig, SgdConfig
 from burgersgd.identity import config_hash
 from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
+from burgersgd.recording.warned import said_once
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, stored, train_chunk
 from burgersgd.sweeps.sweep import Sweep
@@ -204,6 +207,12 @@ def test_every_launcher_and_sweeper_leaves_the_same_folders_that_their_hash_lead
         assert {seed: hash_of(path.name) for seed, path in found.items()} == names
         assert all((path.name == f"seed={seed}-{names[seed]}") == (name != "both") for seed, path in found.items())
         losses.append([read_status(found[seed])["validation_loss"] for seed in (1, 2)])
+        shown = " ".join(capfd.readouterr().out.split())
+        assert "jobs 2: 2 completed" in shown  # at the end of the command
+        assert main(["status", name, "--json"]) == 0
+        jobs = json.loads(capfd.readouterr().out)
+        assert {job["name"]: job["state"] for job in jobs} == {path.name: "completed" for path in found.values()}
+        assert all(f"seed={seed}" in job["words"] for seed, job in zip((1, 2), jobs, strict=True))
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-10)
 
@@ -343,3 +352,26 @@ def test_hydra_finds_the_plugin_without_importing_torch() -> None:
     assert Plugins.instance() is not None
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False"]
+
+
+@pytest.mark.parametrize("words", [(), ("hydra/launcher=basic",)], ids=["fleet", "basic"])
+def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
+    words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    unstable = ["optimizer.lr=0.2", "optimizer.gamma=0.1", "optimizer.inner_steps=5", "model.depth=1,2", "seed=1,2"]
+    assert sweep(*SHORT, *unstable, "sweep.name=s", *words) == 3  # two fleets, or four; all of them diverge
+    shown = capfd.readouterr()
+    assert shown.err.count("lr / gamma reaches 2 >= 2") == 1
+    assert "lr / gamma reaches" not in shown.out
+    assert "[HYDRA]" not in shown.out + shown.err
+    assert main(["train", *SHORT, *unstable[:3], "run_name=again"]) == 3  # another command says it again
+    assert capfd.readouterr().err.count("lr / gamma reaches 2 >= 2") == 1
+
+
+def test_warnings_that_differ_in_more_than_numbers_are_all_said(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("burgersgd")
+    with said_once():
+        for text in ("a 1.5 b", "a -2e-3 b", "a b", "a 7 c"):
+            log.warning("%s", text)
+    log.warning("a 8 b")
+    assert caplog.messages == ["a 1.5 b", "a b", "a 7 c", "a 8 b"]

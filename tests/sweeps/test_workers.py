@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from burgersgd.config import MlpConfig, SweepConfig, TrainerConfig
+from burgersgd.config import LocalEntropyConfig, MlpConfig, SweepConfig, TrainerConfig
 from burgersgd.interruption import Interrupted, interruptible
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
+from burgersgd.recording.warned import said_once
 from burgersgd.sweeps import planning
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, train_chunk
 from burgersgd.sweeps.planning import LocalTrainer, best_size
@@ -262,3 +263,14 @@ def test_a_worker_ignores_sigint_from_its_start(tmp_path: Path) -> None:
         ((_, outcomes),) = pool.train([jobs(tmp_path, range(2))], SweepProgress(enabled=False))
         assert [outcome.state for outcome in outcomes] == ["completed"] * 2
         assert pool.workers[0].process.exitcode is None
+
+
+def test_what_workers_warn_of_is_logged_once_by_the_process_that_started_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    optimizer = LocalEntropyConfig(lr=0.2, gamma=0.1, inner_steps=5)
+    chunks = [jobs(tmp_path, range(i, i + 1), optimizer=optimizer) for i in range(4)]
+    with said_once(), pool_of(2) as pool:
+        assert len(list(pool.train(chunks, SweepProgress(enabled=False)))) == 4
+    assert [text[:25] for text in caplog.messages] == ["lr / gamma reaches 2 >= 2"]
+    assert capfd.readouterr().err == ""

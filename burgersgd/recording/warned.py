@@ -1,0 +1,49 @@
+"""Warnings of a command: each kind is said once, however many fleets and worker processes meet it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+
+NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?")
+_log = logging.getLogger("burgersgd")
+
+
+class _Once(logging.Filter):
+    """Lets a warning through if no other one was that differs from it in numbers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = NUMBER.sub("#", record.getMessage())
+        if record.levelno < logging.WARNING:
+            return True
+        is_new = kind not in self._said
+        self._said.add(kind)
+        return is_new
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Let every kind of warning of the package be said once while the context lasts."""
+    once = _Once()
+    _log.addFilter(once)
+    try:
+        yield
+    finally:
+        _log.removeFilter(once)
+
+
+def relay(send: Callable[[int, str], None]) -> None:
+    """Have what this process logs for the package sent, level and text, instead of shown; for the rest of its life."""
+
+    class Relay(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            send(record.levelno, record.getMessage())
+
+    _log.addHandler(Relay())
+    _log.propagate = False

@@ -71,13 +71,13 @@ class Run:
     status: dict[str, Any]
     """status.json."""
     state: str
-    """Of status.json; interrupted, too, where the process of a running one died."""
+    """The state in status.json; interrupted, too, if the process of a run that was in progress died."""
     digest: str
-    """Of the prepared data; empty where none was recorded."""
+    """The digest of the prepared data; empty where none was recorded."""
 
     @property
     def seed(self) -> Any:
-        """What fixes initial weights, batches and noise."""
+        """The seed of initial weights, batches and noise."""
         return self.settings.get("seed")
 
     @property
@@ -103,7 +103,7 @@ class Run:
 
     @functools.cached_property
     def data(self) -> tuple[tuple[str, Any], ...]:
-        """What decides the data but the seed of the split."""
+        """The settings of the data set but for the seed of the split."""
         return tuple((k, v) for k, v in self.setting() if k.startswith("dataset."))
 
     @functools.cached_property

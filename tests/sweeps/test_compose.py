@@ -147,10 +147,11 @@ def test_what_is_not_plainly_a_whole_number_is_left_to_hydras_parser(word: str) 
 
 def test_a_base_that_refers_to_a_value_is_left_to_omegaconf(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "named.yaml").write_text("# @package _global_\ntrainer:\n  log_every: ${seed}\n")
+    (tmp_path / "experiment" / "named.yaml").write_text("# @package _global_\noptimizer:\n  nu: ${seed}\n")
     composer = Composer([f"hydra.searchpath=[file://{tmp_path}]"])
     for seed in (4, 5):
-        assert composer.config(["experiment=named", f"seed={seed}"]).trainer.log_every == seed
+        config = composer.config(["experiment=named", f"seed={seed}"])
+        assert config.optimizer.nu == seed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_jobs_do_not_share_their_settings(composer: Composer) -> None:

@@ -291,7 +291,7 @@ def _in_the_fork(tree: Path, tests: list[str], seconds: int, log: Path) -> None:
             "-o",
             "addopts=",
         ]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={log.with_name('tmp')}"]
         hook = "burgersgd.datasets,burgersgd.streams,burgersgd.training.evaluation,beartype.beartype"
         code = int(pytest.main([*options, f"--jaxtyping-packages={hook}", "--timeout=900", *tests]))
     except BaseException:

@@ -1,4 +1,4 @@
-"""The parts of a run, made and checked from its configuration: device, data, loss, model, budget, engine."""
+"""Builds the parts of a run from its configuration and checks them: device, data, loss, model, budget, engine."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ UserModel = nn.Module | Callable[[], nn.Module]
 UserData = Dataset | tuple[Any, Any]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Of parameters and optimizer state; bfloat16 is for the network's arithmetic alone."""
+"""Precision -> type of parameters and optimizer state; with bfloat16 only the network computes in bfloat16."""
 
 STATE_BYTES = 16
-"""Of a parameter, at the least: x, y, the gradient and a sum, in float32."""
+"""Least memory of a parameter while training: x, y, the gradient and a sum, in float32."""
 
 MOST_LABELS = 1000
-"""Real targets that are whole numbers are taken for a regression if there are more different ones."""
+"""Largest number of different whole-number targets that are suspected to be classes given as real numbers."""
 
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 80_000, ("cuda", True): 15_000}
 """compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
@@ -56,7 +56,7 @@ gradient of a network of about this bound (docs/benchmarks.md).
 
 
 def device_of(config: TrainConfig, work: int) -> torch.device:
-    """Return where to compute runs of so many parameters times examples in a batch.
+    """Return the device for runs whose work is so many parameters times examples in a batch.
 
     device=auto depends on one run alone, not on how many there are. Raises ConfigError where a device is missing.
     """
@@ -79,7 +79,7 @@ def device_of(config: TrainConfig, work: int) -> torch.device:
 
 
 class _ByRepr:
-    """A configuration as an argument of a cached function: equal if it reads the same."""
+    """A configuration as an argument of a cached function: two are equal if their representations are."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -184,7 +184,7 @@ def own_model(own: UserModel, seed: int) -> Wrapped:
 
 
 def own_start(model: Wrapped, seed: int) -> Tensor:
-    """Return where a run of a module starts: its parameters, or what its maker draws from the seed."""
+    """Return the initial parameters of a run: those of the module, or those that its maker draws from the seed."""
     if isinstance(model.source, nn.Module):
         return model.start()
     made = own_model(model.source, seed)
@@ -215,7 +215,7 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
 
 
 def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
-    """Return what computes a step (see Fleet). The choice depends on configuration and threads, never on a clock."""
+    """Return the name of the engine (see Fleet). It depends on configuration and threads, never on timing."""
     asked, model = config.trainer.compile, problem.model
     if asked == "on" and not model.batched:
         raise config.trainer.error("compile", "must be auto or off for this model, whose runs are computed one by one")
@@ -248,18 +248,18 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
 
 
 def engine_again(engine: str, device: torch.device) -> str:
-    """Return the engine that a run began with, where it works here, and eager where it does not."""
+    """Return the engine that a resumed run began with if it works here, else eager."""
     kind = ENGINES[engine]
     if kind.compiles:
         return compiled_or("eager", device)
     if kind.needs_c and native.library("normals") is None:
-        _log.warning("engine %s needs a C compiler: going on with eager, equal to rounding only", engine)
+        _log.warning("engine %s needs a C compiler: continuing with eager, equal to rounding only", engine)
         return "eager"
     return engine if kind.device in (None, device.type) else "eager"
 
 
 def compiled_or(otherwise: str, device: torch.device) -> str:
-    """Return the engine compiled where torch.compile works, else the other one, and say so."""
+    """Return the engine compiled where torch.compile works; else log the reason and return the other one."""
     reason = why_not_compiled(device.type)
     if reason is not None:
         _log.warning("torch.compile does not work here (%s): going on with engine %s", reason, otherwise)

@@ -16,6 +16,9 @@ def changed(group: G, **values: Any) -> G:
     Raises ConfigError where a value, or the combination of all of them, is not allowed.
     """
     new = copy.copy(group)
+    for name, value in vars(group).items():
+        if type(value) in (list, dict):
+            vars(new)[name] = copy.deepcopy(value)
     for name, value in values.items():
         setattr(new, name, value)
     new.__post_init__()

@@ -19,7 +19,7 @@ from burgersgd.recording.run_folder import read_config
 
 ROUNDS = 7
 SECONDS = 0.05
-"""How long one timing should take at least."""
+"""Shortest duration of one timing, in seconds."""
 
 
 def cost_of_runs(folders: Sequence[Path]) -> list[list[float]]:

@@ -53,7 +53,7 @@ class Ends:
     """By part of the data: validation, where there is such a part, and test."""
     best: Best
     position: Position
-    choices: Mapping[str, Any]
+    choices: dict[str, Any]
 
     @property
     def alone(self) -> bool:

@@ -19,22 +19,29 @@ NOT_HASHED = frozenset(f.name for f in dataclasses.fields(TrainConfig) if not f.
 """Keys and groups of a run that never decide its numbers."""
 
 
-def own_record(config: TrainConfig, model: str | None, data: bool) -> dict[str, Any]:
-    """Return a configuration as plain values; model is the class of the user's own module, data whether they are."""
+def own_record(config: TrainConfig, model: str | None, data: bool, frozen: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a configuration as plain values, as config.yaml records it.
+
+    model: the class of the user's own module, None for a model of the configuration. frozen: the names of its
+    parameters that are not trained. data: whether the data are the user's own.
+
+    The hash of a run names its configuration, not a module of the user's own: two runs whose modules differ have the
+    same hash. What such a run may be resumed with is decided by the module that its checkpoint describes.
+    """
     plain = plain_values(config)
     for group, names in GROUPS.items():
         cls = type(getattr(config, group))
         if plain[group].get("name", "default") not in names.shipped and names.base is not None:
             plain[group]["class"] = f"{cls.__module__}:{cls.__qualname__}"  # for readers; nothing imports it from there
     if model is not None:
-        plain["model"] = {"name": OWN, "class": model}
+        plain["model"] = {"name": OWN, "class": model} | ({"frozen": list(frozen)} if frozen else {})
     if data:
         plain["dataset"] |= {"name": OWN, "options_of": plain["dataset"]["name"]}
     return plain
 
 
 def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
-    """Raise ConfigError where a run was made with a model or data of the user's own, and they are not given again."""
+    """Raise ConfigError where a run was made with a module or data of the user's own that are not given again."""
     for key, given in (("model", model), ("dataset", dataset)):
         part = record.get(key)
         if isinstance(part, Mapping) and part.get("name") == OWN and given is None:

@@ -1,7 +1,7 @@
-"""What surrounds a call of this package in the user's process, and is left as it was: generators and modes of torch.
+"""Keeps the random generators and the modes of torch in the user's process as they were before a call.
 
-And whether the process can use several threads at all: in the child of a fork GNU OpenMP hangs for ever where the
-parent had used some, in the thread that forked.
+It also finds out whether the process can use several threads: in a forked child GNU OpenMP hangs for ever if the parent
+had computed with several threads.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def undisturbed() -> Iterator[None]:
 
 
 PROBE_SECONDS = 10.0
-"""After which a computation of a millisecond counts as one that hangs."""
+"""Seconds after which a computation that takes a millisecond is considered to hang."""
 _is_forked = False
 
 

@@ -1,4 +1,4 @@
-"""Losses of a mini-batch (2.5)-(2.8): what is minimised, and the error that is reported beside it."""
+"""Losses (2.5)-(2.8): the mean loss of a mini-batch, which is minimised, and the error that is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From raw inputs to class scores or targets in their own unit: a network at x, behind what was done to the data."""
+"""A network at x together with the preprocessing of its data: from raw inputs to class scores or raw targets."""
 
 from __future__ import annotations
 

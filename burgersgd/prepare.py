@@ -1,4 +1,4 @@
-"""From configurations that share a fleet to what can start: everything loaded, built and checked, nothing written."""
+"""Prepares the runs of a fleet: loads the data, builds the model and checks everything. Nothing is written yet."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def prepare(
 
 
 def _check_threads(config: TrainConfig, threads: int | None) -> None:
-    """Raise ConfigError where the threads that are asked for would hang; where none are, take one from now on."""
+    """Raise ConfigError where the number of threads that is asked for would hang; where none is asked for, use one."""
     asked = config.device.threads if threads is None else threads
     if (torch.get_num_threads() if asked is None else asked) > 1 and threads_hang():
         forked = "this process was forked from one that had computed with several, where OpenMP hangs"
@@ -163,7 +163,7 @@ def _check_threads(config: TrainConfig, threads: int | None) -> None:
 
 @contextlib.contextmanager
 def _torch_threads(n: int | None) -> Iterator[None]:
-    """Let torch use n threads of the CPU; None leaves it its own choice."""
+    """Let torch use n threads of the CPU within the block; None leaves the number as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if n is None else n)
     try:
@@ -174,10 +174,10 @@ def _torch_threads(n: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Let float32 be float32, and the same twice.
+    """Compute float32 in full precision and reproducibly within the block.
 
-    No TF32 in products and convolutions of a GPU, no bfloat16 in products of a CPU; and no algorithm of cuDNN that adds
-    in an order of its own each time.
+    Products and convolutions use neither TF32 (on a GPU) nor bfloat16 (on a CPU), and cuDNN uses deterministic
+    algorithms alone.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     deterministic = torch.backends.cudnn.deterministic
@@ -194,7 +194,7 @@ def _exact_float32() -> Iterator[None]:
 
 @dataclass
 class Prepared:
-    """Runs that are checked and ready to start."""
+    """The runs of one fleet, checked and ready to start."""
 
     configs: list[TrainConfig]
     data: Dataset
@@ -204,17 +204,17 @@ class Prepared:
     engine: str
     threads: int | None
     data_digest: str
-    """Of the prepared data, on whatever device and in whatever precision they are trained on."""
+    """Digest of the prepared data; it does not depend on the device or the precision of the training."""
     own_model: bool
-    """Whether that module was given in Python; otherwise the configuration says how it is made."""
+    """Whether the model is a module given in Python; otherwise the configuration says how it is made."""
     own_data: bool
-    """Whether the data are arrays or a Dataset of the user's own."""
+    """Whether the data are arrays or a Dataset given in Python."""
     facts: Facts
-    """What decides on the settings that a configuration leaves open."""
+    """Properties of data and model from which settings that a configuration leaves open (auto) are resolved."""
 
     @property
     def kind(self) -> Kind:
-        """What must be known of the engine."""
+        """The properties of the engine."""
         return ENGINES[self.engine]
 
     def curvature(self) -> float:
@@ -225,12 +225,12 @@ class Prepared:
 
     @property
     def gpu_work(self) -> float:
-        """Work of a step of one run: 1 is where device=auto takes a GPU."""
+        """Work of one step of one run, in units of the work from which on device=auto takes a GPU."""
         return self.problem.d * self.batch_size / GPU_FROM
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:
-        """Let torch use the threads and the algorithms that the runs ask for.
+        """Let torch use the threads and algorithms that the configuration asks for within the block.
 
         Raises ConfigError for an operation that trainer.deterministic rules out.
         """
@@ -252,7 +252,7 @@ class Prepared:
 
     @functools.cached_property
     def network(self) -> dict[str, Any]:
-        """What makes x of a checkpoint an ordinary module, and a module of raw inputs."""
+        """Description by which x of a checkpoint becomes an ordinary module, and a predictor of raw inputs."""
         problem = self.problem
         return {
             "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
@@ -260,7 +260,7 @@ class Prepared:
         }
 
     def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
-        """Raise ConfigError or DataError where a run was trained with another module, or on other data, than these."""
+        """Raise ConfigError where a run was trained with another module, DataError where on other data."""
         known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 kept neither structure nor digest
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
@@ -280,7 +280,7 @@ class Prepared:
         return model.changing if isinstance(model, Wrapped) else ()
 
     def fleet(self) -> Fleet:
-        """Return the fleet of the runs, at its start."""
+        """Return the fleet of the runs at the start of training."""
         config, device = self.configs[0], self.problem.inputs.device
         augmentation = self.problem.augmentation
         seeds = torch.tensor([c.seed for c in self.configs], dtype=torch.int64, device=device)
@@ -308,7 +308,7 @@ class Prepared:
         )
 
     def _buffers(self) -> dict[str, Tensor] | None:
-        """Return where the buffers of all runs start, for a model whose training changes any."""
+        """Return the initial buffers of all runs; None where training changes none."""
         model, n = self.problem.model, len(self.configs)
         if not (isinstance(model, Wrapped) and model.changing):
             return None
@@ -329,7 +329,7 @@ class Prepared:
         if isinstance(model, Wrapped):
             return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
-        z = torch.empty(1, len(self.configs), self.problem.d)  # drawn on the CPU: the same bits on every device
+        z = torch.empty(1, len(self.configs), self.problem.d)  # on the CPU: the same bits for every device
         if model.init_distribution == "normal":
             streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1
@@ -337,7 +337,7 @@ class Prepared:
         return (z[0] * model.init_std().to(z)).to(inputs)
 
     def evaluator(self, part: Part) -> Evaluator:
-        """Return what measures loss and error on a part of the data."""
+        """Return the evaluator of loss and error on a part of the data."""
         problem = self.problem
         targets = problem.loss.encode(part.targets, self.data.n_outputs, problem.inputs.dtype)
         classification = self.data.task == "classification"

@@ -1,17 +1,18 @@
-"""One gradient of the user's own module before anything is written: whether it fits data, loss and engines."""
+"""Calls of the user's own module before anything is written: whether it fits the data, the loss and the engines."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from burgersgd.config import ConfigError
 from burgersgd.datasets.dataset import one_line
-from burgersgd.isolation import generator_states, generators_kept
+from burgersgd.isolation import generator_states, generators_kept, seeded
 from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.training.gradients import Problem, functional_gradient, split
@@ -20,7 +21,7 @@ _log = logging.getLogger("burgersgd")
 
 
 def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[int]) -> None:
-    """Call the user's own module, in both modes and with every size of batch, and note what it needs.
+    """Call the user's own module in both modes and with every batch size, and record what it needs.
 
     Outputs must be ``[examples, n_outputs]``. Sets Wrapped.random and Wrapped.batched. Raises ConfigError, one line,
     for a module that does not fit.
@@ -35,9 +36,10 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
         for train in (True, False):
             _check_outputs(_outputs(problem, model, x, n, train), n, n_outputs, problem.loss.name)
         for size in sorted(set(batch_sizes)):
-            if size < 3:  # the other sizes differ in nothing that a module could stumble over
+            if size < 3:  # a module has no reason to treat the other sizes differently
                 _outputs(problem, model, x, size, True)
         model.random = generator_states() != states
+        _check_memory(problem, model, x, n)
         _check_gradient(problem, model, x, n)
         if model.random or model.changing:
             model.batched = False
@@ -46,38 +48,67 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
 
 
 def _unmistakable(problem: Problem, n_outputs: int) -> int:
-    """Return a number of examples that is no other dimension, so that shapes cannot agree by chance."""
+    """Return a number of examples that equals no other dimension, so that shapes cannot agree by chance."""
     sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
     return next(n for n in itertools.count(3) if n not in sizes)
 
 
 def _examples(problem: Problem, n: int) -> Tensor:
-    """Return the numbers of n examples, some of them twice where there are fewer."""
+    """Return the indices of n examples, with repetitions where the data set is smaller."""
     return torch.arange(n, device=problem.inputs.device) % len(problem.inputs)
 
 
-def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool) -> Tensor:
-    """Return the outputs of n examples."""
-    inputs = problem.inputs[_examples(problem, n)]
+def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, first: int = 0) -> Tensor:
+    """Return the outputs of n examples, from number `first` on, and note which buffers the call writes into."""
+    inputs = problem.inputs[(_examples(problem, n) + first) % len(problem.inputs)]
     buffers = {name: value.clone() for name, value in model.fixed.items()}
+    before = x.clone()
     try:
         with torch.no_grad():
             outputs = model.apply(split(x, model.shapes), inputs, train, None, buffers)
+            changed = {name for name, value in model.fixed.items() if not same_values(value, buffers[name])}
+            model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
             if train:
-                _find_changing(model, buffers, inputs)
+                _check_exchanged(model, inputs)
     except ConfigError:
         raise
     except Exception as error:  # whatever the user's module raises
         shape = list(inputs.shape)
         mode = "training" if train else "evaluation"
         raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
+    for name, old, new in zip(model.names, split(before, model.shapes), split(x, model.shapes), strict=True):
+        if not same_values(old, new):
+            raise ConfigError(
+                f"model: forward writes into the parameter {name}; compute the weight in forward instead "
+                "(torch.nn.utils.parametrize), or initialise it before training"
+            )
     return outputs
 
 
-def _find_changing(model: Wrapped, buffers: dict[str, Tensor], inputs: Tensor) -> None:
-    """Note which buffers a call in training mode has written into. Raises ConfigError where one is exchanged."""
-    changed = {name for name, value in model.fixed.items() if not same_values(value, buffers[name])}
-    model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
+def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
+    """Raise ConfigError where a call depends on the calls before it by anything but buffers.
+
+    In both modes, outputs must be the same again after a call in training mode with other examples: a run would
+    otherwise depend on the other runs of its fleet, and could not be resumed.
+    """
+
+    def outputs(train: bool, first: int = 0) -> Tensor:
+        with seeded(0):
+            return _outputs(problem, model, x, n, train, first)
+
+    before = outputs(False), outputs(True)
+    outputs(True, first=n)
+    for one, again in zip(before, (outputs(False), outputs(True)), strict=True):
+        rounding = 1e-5 * float(one.abs().nan_to_num(0, 0, 0).max())  # of GPUs, which may add in another order
+        if not torch.allclose(one, again, rtol=1e-5, atol=rounding, equal_nan=True):
+            raise ConfigError(
+                "model: its outputs depend on the calls before; what it remembers must be a buffer (register_buffer), "
+                "and random numbers must come from torch's global generator"
+            )
+
+
+def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
+    """Raise ConfigError where a call in training mode exchanges a buffer for another tensor."""
     plain = model.module().to(inputs.device, inputs.dtype).train()
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
     plain(inputs.clone())
@@ -109,6 +140,14 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
         grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
     except Exception as error:
         raise ConfigError(f"model: no gradient can be taken: {one_line(error)}") from error
+    for stranger in _leaves_behind(loss):
+        if not any(stranger is leaf for leaf in leaves):
+            names = {id(p): name for name, p in model.original_parameters()}
+            what = names.get(id(stranger), f"a tensor {list(stranger.shape)} that requires a gradient")
+            raise ConfigError(
+                f"model: {what} is used by forward but not looked up in the module, and would not be trained; "
+                "make it an nn.Parameter of the module, and reach it through self"
+            )
     if all(grad is None for grad in grads):
         raise ConfigError("model: its outputs do not depend on any trainable parameter")
     for name, grad in zip(model.names, grads, strict=False):
@@ -116,8 +155,22 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
             raise ConfigError(f"model: the gradient of {name} is sparse, must be dense (sparse=False)")
 
 
+def _leaves_behind(loss: Tensor) -> list[Tensor]:
+    """Return the tensors to which a backward pass from the loss would add gradients."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
+
+
 def _works_under_vmap(problem: Problem, x: Tensor) -> bool:
-    """Whether two runs can be computed as one batch; where they cannot, it is said why."""
+    """Whether vmap can compute two runs as one batch; where it cannot, the reason is logged."""
     try:
         functional_gradient(problem, torch.stack([x, x]), _examples(problem, 6).view(2, 3), None)
     except Exception as error:

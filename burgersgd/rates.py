@@ -16,11 +16,11 @@ from burgersgd.copies import changed
 from burgersgd.training.stability import SAFE_SHARE, safe_lr
 
 SQUARED_ERROR_SHARE = 1 / 30
-"""Of the default rate, with loss=squared_error: its curvature grows with the outputs of the network at the start."""
+"""Share of the default rate with loss=squared_error, whose curvature grows with the network's initial outputs."""
 
 
 OWN_MODEL_SHARE = 1 / 10
-"""Of the default rate, for a module of the user's own: what LeNet needs."""
+"""Share of the default rate for a module of the user's own; LeNet needs as much."""
 
 
 @dataclass

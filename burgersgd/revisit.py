@@ -1,4 +1,4 @@
-"""Runs that are over, looked at again: `burgersgd evaluate`, `export` and `rerun`."""
+"""Evaluates, exports and repeats finished runs: `burgersgd evaluate`, `export` and `rerun`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from burgersgd.run import Result, repeat
 from burgersgd.training.engines import ENGINES
 
 POINTS = ("last", "best")
-"""Which x of a run: the last one, or that of lowest validation error."""
+"""The points of a run that can be evaluated or exported: the last x, and that of lowest validation error."""
 
 EXPORT_FORMAT = 1
-"""Of the file that `burgersgd export` writes; changes when what it holds changes its meaning."""
+"""Version of the file that `burgersgd export` writes; it increases when the meaning of the contents changes."""
 
 
 def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
@@ -63,7 +63,7 @@ def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
 
 
 def _buffers(checkpoint: dict[str, Any], point: str) -> dict[str, Tensor]:
-    """Return the buffers that training changes, at an x."""
+    """Return the buffers that training changes, as they are at the last or best x."""
     return checkpoint.get("buffers_at", {}).get(point, {})
 
 
@@ -80,7 +80,7 @@ def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
 def exported(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, Any]:
-    """Return what `load_predictor` makes a Predictor of, at an x of a run: plain values and tensors.
+    """Return the contents of an exported file, from which `load_predictor` makes a Predictor: values and tensors.
 
     Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
     record its units.
@@ -123,9 +123,9 @@ def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | 
 def evaluate(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, float]:
-    """Return validation and test loss and error at an x of a run, measured anew. Raises as burgersgd.train.
+    """Evaluate the last or best x of a run again; return validation and test loss and error. Raises as train does.
 
-    Nothing of a validation part where the run has none, and no best x there.
+    A run without a validation part has no validation loss, validation error or best x.
     """
     checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
     check_own(read_config(folder), model, dataset)
@@ -153,7 +153,7 @@ class Repetition:
     differences: list[str]
     """The differences between the bits of the two runs, a line each."""
     circumstances: list[str]
-    """What was different when the run was made: versions, machine, threads, other runs of the fleet; a line each."""
+    """The circumstances that differ between the runs: versions, machine, threads, size of the fleet; a line each."""
 
 
 @undisturbed()
@@ -193,7 +193,7 @@ def rerun(
         *((field, checkpoint["state"].get(field), tensor) for field, tensor in again["state"].items()),
     ]:
         if (theirs is None) != (ours is None) or (theirs is not None and theirs.shape != ours.shape):
-            differences.append(f"{name}: is there in one of the two runs alone, or has another shape")
+            differences.append(f"{name}: exists in only one of the two runs, or has another shape")
         elif theirs is not None and not _same_bits(theirs, ours):
             differences.append(f"{name}: largest difference {float((theirs - ours).abs().max()):.3g}")
     return Repetition(result, differences, circumstances)
@@ -233,7 +233,7 @@ def _arguments(command: str, description: str, arguments: Sequence[str], check: 
 
 
 def main_evaluate(arguments: Sequence[str]) -> int:
-    """Run `burgersgd evaluate RUN`: the final evaluation again, from the checkpoint; 1 where it is not as recorded."""
+    """Run `burgersgd evaluate RUN`: repeat the final evaluation; return 1 where it differs from the record."""
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
     known = {"test_error": status.get("best_test_error")} if given.point == "best" else status

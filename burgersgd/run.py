@@ -372,8 +372,10 @@ def check_name(config: Group, key: str, path: Path) -> None:
 
 
 def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str], metrics: str = "") -> RunFolder:
-    own = type(prepared.problem.model.module()).__name__ if prepared.own_model else None
-    root, plain = Path(config.output_root), own_record(config, own, prepared.own_data)
+    module = prepared.problem.model.module() if prepared.own_model else None
+    own = None if module is None else type(module).__name__
+    frozen = [] if module is None else [name for name, p in module.named_parameters() if not p.requires_grad]
+    root, plain = Path(config.output_root), own_record(config, own, prepared.own_data, frozen)
     named: dict[str, Any] = {"device": str(prepared.problem.inputs.device), "budget": prepared.budget}
     named["config_hash"] = config_hash(config, prepared.budget)
     if config.run_name is not None:

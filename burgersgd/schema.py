@@ -1,4 +1,4 @@
-"""Base of all classes of settings: groups of keys with a meaning, a type and a range, which are checked when set.
+"""Base of all configuration classes: groups of keys with a meaning, a type and a range, checked when they are set.
 
 A key is described where it is defined::
 
@@ -73,7 +73,7 @@ def opt(
 
 
 LearningRate = Any
-"""A number above 0, or one of these words."""
+"""A number above 0, or one of LR_WORDS."""
 LR_WORDS = ("default", "auto")
 
 

@@ -56,7 +56,7 @@ class Purpose(IntEnum):
 
 
 class _Kind(IntEnum):
-    """What fill writes, and of which type; the same numbers as in native/normals.c and streams_triton.py."""
+    """The kind and type of numbers that fill writes; the same codes as in native/normals.c and streams_triton.py."""
 
     INTEGERS = 0
     UNIFORMS = 1

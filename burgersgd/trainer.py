@@ -23,9 +23,8 @@ from burgersgd.identity import config_hash
 from burgersgd.interruption import Interrupted, Interruption, interruptible
 from burgersgd.lane import Lane, make_lasting_together
 from burgersgd.prepare import Prepared, prepare
-from burgersgd.recording.checkpoints import CommonEntries
+from burgersgd.recording.checkpoints import CommonEntries, digest_of
 from burgersgd.recording.environment import code_version
-from burgersgd.recording.files import digest
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.rows import rows_of
 from burgersgd.recording.run_folder import RunFolderError, add_rows
@@ -281,7 +280,7 @@ class _FleetRun:
         common = CommonEntries(self.prepared.network | {"data": self.prepared.data_digest})
         for i, lane, folder in recorded:
             with self._recording(lane):
-                belonging = folder.metrics_position() | {"config_digest": digest(folder.config)}
+                belonging = folder.metrics_position() | {"config_digest": digest_of(folder.config)}
                 folder.stage_checkpoint(self._checkpoint(i, belonging, ended), common)
         make_lasting_together(self.lanes)
         for _, lane, folder in recorded:

@@ -42,6 +42,12 @@ def test_changed_is_replace(config: TrainConfig, values: dict[str, Any]) -> None
     assert dataclasses.asdict(config) == before
 
 
+def test_a_changed_copy_shares_no_list_with_the_original() -> None:
+    original = TrainerConfig(sinks=["tensorboard"])
+    changed(original, budget=40).sinks.append("another")
+    assert original.sinks == ["tensorboard"]
+
+
 def test_what_is_changed_is_checked_by_itself_and_together_with_the_rest() -> None:
     with pytest.raises(ConfigError, match="seed=-1"):
         changed(TrainConfig(), seed=-1)

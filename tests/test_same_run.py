@@ -16,7 +16,7 @@ from burgersgd import prepare as prepare_module
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, MlpConfig, NpzConfig
 from burgersgd.datasets import DataError, from_arrays
-from burgersgd.recording.run_folder import read_status
+from burgersgd.recording.run_folder import read_config, read_status
 from burgersgd.revisit import evaluate
 from burgersgd.run import resume, train, train_jobs
 from tests.conftest import small_config
@@ -121,6 +121,26 @@ def test_another_module_of_the_same_shapes_is_refused(model: nn.Module, other: n
         with pytest.raises(ConfigError, match=r"^model: is not the module that .*outputs/run was trained with$"):
             call(folder, model=other, dataset=(X, Y))
     assert resume(folder, model=model, dataset=(X, Y), progress=False).evaluations == 40
+
+
+def half_frozen(part: str | None) -> Tanh:
+    torch.manual_seed(1)
+    module = Tanh()
+    if part is not None:
+        getattr(module, part).requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize(("part", "other"), [("a", None), (None, "a"), ("a", "b")])
+def test_a_module_that_differs_in_what_is_frozen_is_another_module(part: str | None, other: str | None) -> None:
+    folder = stopped_run(model=half_frozen(part), dataset=(X, Y))
+    recorded = read_config(folder)["model"]
+    expected = {"frozen": [f"{part}.weight", f"{part}.bias"]} if part else {}
+    assert recorded == {"name": "own", "class": "Tanh"} | expected
+    for call in (resume, evaluate, partial(resume, budget=80)):
+        with pytest.raises(ValueError, match=r"is not the module that|parameters, the model \d+$"):
+            call(folder, model=half_frozen(other), dataset=(X, Y))
+    assert resume(folder, budget=80, model=half_frozen(part), dataset=(X, Y), progress=False).evaluations == 80
 
 
 def frozen(by: float, trained_by: float = 0.0) -> nn.Module:

@@ -40,7 +40,7 @@ OUTCOMES = (
     "best_at",
     "reason",
 )
-"""Of status.json, in results.csv."""
+"""The keys of status.json that results.csv holds."""
 
 
 class Spread(NamedTuple):

@@ -65,7 +65,7 @@ class Comparison:
     """p-values of the comparisons that `where` left out, which p_holm counts; nan where there is none."""
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    """What was forced."""
+    """Reasons against the comparison that --force has overruled."""
 
     def __str__(self) -> str:
         from burgersgd.analysis.tables import text

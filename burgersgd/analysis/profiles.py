@@ -72,7 +72,7 @@ class Profiles:
     clock: str
     relaxation: float
     targets: tuple[float, ...]
-    """Of each data set, in the metric's own unit."""
+    """The target of each data set, in the unit of the metric."""
     problems: tuple[str, ...]
     rows: tuple[Key, ...]
     labels: tuple[str, ...]

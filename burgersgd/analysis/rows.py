@@ -65,11 +65,11 @@ class Row:
     group: tuple[Run, ...]
     """All runs of the row, of whatever setting."""
     runs: tuple[Run, ...]
-    """Of the picked setting."""
+    """The runs of the picked setting."""
     settings: tuple[Setting, ...]
-    """What was picked, once for each split."""
+    """The picked setting, one for each split."""
     n_settings: int
-    """How many settings it was picked from."""
+    """Number of settings from which it was picked."""
     of: dict[Any, tuple[Run, ...]]
     """Unit -> its runs."""
     values: dict[Any, float]
@@ -79,7 +79,7 @@ class Row:
     counts: dict[str, int]
     """State -> number of runs, of the picked setting."""
     selected: tuple[float, ...]
-    """What settings are picked and rows are ordered by, of each run."""
+    """The value of each run by which settings are picked and rows are ordered."""
     bootstrap: bool = False
     difference: Difference | None = None
     notes: tuple[str, ...] = field(default=())

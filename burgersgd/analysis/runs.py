@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +71,13 @@ class Run:
     status: dict[str, Any]
     """status.json."""
     state: str
-    """Of status.json; interrupted, too, where the process of a running one died."""
+    """The state in status.json; interrupted, too, if the process of a run that was in progress died."""
     digest: str
-    """Of the prepared data; empty where none was recorded."""
+    """The digest of the prepared data; empty where none was recorded."""
 
     @property
     def seed(self) -> Any:
-        """What fixes initial weights, batches and noise."""
+        """The seed of initial weights, batches and noise."""
         return self.settings.get("seed")
 
     @property
@@ -103,7 +103,7 @@ class Run:
 
     @functools.cached_property
     def data(self) -> tuple[tuple[str, Any], ...]:
-        """What decides the data but the seed of the split."""
+        """The settings of the data set but for the seed of the split."""
         return tuple((k, v) for k, v in self.setting() if k.startswith("dataset."))
 
     @functools.cached_property
@@ -137,7 +137,11 @@ class Runs(Sequence[Run]):
     def __len__(self) -> int:
         return len(self.runs)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+    def __getitem__(self, index: int | slice) -> Run | Runs:
         return Runs(self.runs[index], self.notes, self.paths) if isinstance(index, slice) else self.runs[index]
 
     def __iter__(self) -> Iterator[Run]:

@@ -27,12 +27,12 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     codes: tuple[str, ...] = ()
-    """What each column is, for programs; empty where no program reads it."""
+    """The meaning of each column as a code for programs; empty where no program reads it."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the values of a block are shown: multiplied, with a unit, and with so many decimals."""
+    """The format of the values of a block: a factor, a unit, and the number of decimals."""
 
     factor: float
     unit: str

@@ -51,7 +51,7 @@ class TuningCurve:
     kind: str
     """expected, or running best."""
     caution: str
-    """What keeps it from being an unbiased expectation; empty where nothing does."""
+    """The reason why it is not an unbiased expectation; empty where it is one."""
     medians_until: int
     """Number of trials up to which the values are medians, since all of so many trials may diverge."""
 

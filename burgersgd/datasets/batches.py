@@ -1,4 +1,4 @@
-"""Which training examples each run sees at each gradient evaluation."""
+"""The order of training examples: which ones each run sees at each gradient evaluation."""
 
 from __future__ import annotations
 

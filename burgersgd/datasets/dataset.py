@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Units:
-    """How raw data became the numbers of a data set, in float32; tensors broadcast over examples.
+    """The scaling that turned raw data into the numbers of a data set, in float32; tensors broadcast over examples.
 
     inputs = (raw / divisor - mean) / deviation; regression targets = (raw - target_mean) / target_deviation.
     """
@@ -63,7 +63,7 @@ class Dataset:
     n_outputs: int
     """Number of classes, or of regression outputs."""
     units: Units = field(default_factory=Units)
-    """Of the raw data; the defaults say that they are used as they are."""
+    """The scaling of the raw data; by default they are used as they are."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:

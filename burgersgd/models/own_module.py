@@ -1,4 +1,4 @@
-"""What may be trained of a user's own nn.Module, and an independent copy of it."""
+"""Checks whether a user's own nn.Module can be trained as its author meant, and copies it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def check(module: nn.Module) -> None:
             raise ValueError(f"model: {kind} is a ScriptModule; give the module that it was made from")
         if kind in PARALLEL:
             raise ValueError(f"model: {kind} spreads a module over devices; give what it wraps (model.module)")
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
+            raise ValueError(
+                f"model: {kind} with max_norm writes into its weight in forward; bound the weight by "
+                "torch.nn.utils.parametrize instead"
+            )
         for name, value in vars(part).items():
             if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
                 raise ValueError(
@@ -79,26 +84,34 @@ def check(module: nn.Module) -> None:
                 f"model: {name} has a gradient hook, which would be ignored; change the weight in forward instead "
                 "(torch.nn.utils.parametrize)"
             )
-    _check_overlaps([(name, p) for name, p in named if p.requires_grad and p.numel()])
+        if p.requires_grad and p.layout != torch.strided:
+            raise ValueError(f"model: {name} is {p.layout}; trainable parameters must be dense")
+        if p.requires_grad and not _is_finite(p):
+            raise ValueError(f"model: {name} holds numbers that are not finite; initialise the module first")
+    _check_overlaps([*named, *module.named_buffers()])
 
 
-def _check_overlaps(named: list[tuple[str, nn.Parameter]]) -> None:
-    """Raise ValueError for two trainable parameters that lie in the same memory: a step would move both."""
+def _check_overlaps(named: list[tuple[str, Tensor]]) -> None:
+    """Raise ValueError for a trainable parameter in whose memory lies another tensor: a step would move both."""
     ranges = []
     for name, p in named:
-        if p.layout != torch.strided:
-            raise ValueError(f"model: {name} is {p.layout}; trainable parameters must be dense")
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-        ranges.append((p.data_ptr(), p.data_ptr() + extent * p.element_size(), name))
+        if p.layout == torch.strided and p.numel():
+            extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+            ranges.append((p.data_ptr(), p.data_ptr() + extent * p.element_size(), name, p.requires_grad))
     ranges.sort()
-    for (_, end, first), (start, _, second) in itertools.pairwise(ranges):
-        if start < end:
+    for (_, end, first, trained), (start, _, second, also) in itertools.pairwise(ranges):
+        if start < end and (trained or also):
             first, second = sorted((first, second))
             raise ValueError(f"model: {first} and {second} share memory; make them one nn.Parameter to tie them")
 
 
 def same_values(one: Tensor, other: Tensor | None) -> bool:
-    """Whether two tensors are equal; a number that is none, as in a mask, equals another one."""
+    """Whether two tensors are equal; NaN equals NaN."""
     if other is None or one.dtype != other.dtype or one.shape != other.shape:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _is_finite(p: Tensor) -> bool:
+    with torch.no_grad():
+        return bool(torch.isfinite(p).all())

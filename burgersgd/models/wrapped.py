@@ -1,4 +1,4 @@
-"""The user's own nn.Module behind the model interface."""
+"""Adapts the user's own nn.Module to the model interface."""
 
 from __future__ import annotations
 
@@ -71,8 +71,12 @@ class Wrapped:
         parameters = dict(self._original.named_parameters())
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
+    def original_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of the module that was given, which is never trained itself, by name."""
+        return list(self.source.named_parameters()) if isinstance(self.source, nn.Module) else []
+
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move what is not trained to a device, its real numbers as dtype."""
+        """Move frozen parameters and buffers to a device and convert their floating-point numbers to dtype."""
         self.fixed = {name: _as(value.to(device), dtype) for name, value in self.fixed.items()}
         self._fixed = {dtype: self.fixed}
 
@@ -96,7 +100,7 @@ class Wrapped:
         if buffers is None:
             buffers = {name: fixed[name].clone() for name in self.changing}
         tensors = {place: params[number] for place, number in self._places} | fixed | dict(buffers)
-        inputs = inputs.clone()  # the module may write into its input
+        inputs = inputs.clone()  # the module may write into its inputs
         if not self.random or (train and uniform is None):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)
         with seeded(0 if uniform is None or not train else _key(uniform)):

@@ -39,6 +39,12 @@ def stage_checkpoint(path: Path, state: Mapping[str, Any], common: CommonEntries
             _save_by_torch(stream, file, {**state, **(common.entries if common else {})})
 
 
+def digest_of(entries: Mapping[str, Any]) -> str:
+    """Return the digest of a dict of plain values, as files.digest does, in less time."""
+    encoded = _encoded(entries)
+    return digest(entries) if encoded is None else encoded.digest()
+
+
 def _encoded(entries: Mapping[str, Any], shared: Encoded | None = None) -> Encoded | None:
     """Return the entries encoded; None where they hold what only torch can save, or what is not allowed."""
     try:

@@ -35,7 +35,7 @@ def csv_lines(names: Sequence[str], table: Table, n_runs: int) -> list[bytes]:
     for name in names:
         value = table.get(name)
         same = itertools.repeat("" if isinstance(value, list) else csv_number(value), n_runs)
-        columns.append(map(csv_number, value) if isinstance(value, list) else same)
+        columns.append(map(repr, value) if isinstance(value, list) else same)
     return [(",".join(entries) + "\n").encode() for entries in zip(*columns, strict=True)]
 
 

@@ -72,7 +72,7 @@ class FleetLauncher(BasicLauncher):
         for config in configs:
             callbacks.on_job_start(config=config, task_function=self.task_function)
         outcomes = self.sweep.train(jobs, folder, self.train_chunks)
-        returns = [self._job_return(words, outcome) for words, outcome in zip(jobs, outcomes, strict=True)]
+        returns = [self._job_return(words, outcome, bool(asked)) for words, outcome in zip(jobs, outcomes, strict=True)]
         for config, job_return in zip(configs, returns, strict=bool(configs)):
             job_return.hydra_cfg = config
             callbacks.on_job_end(config=config, job_return=job_return)
@@ -91,13 +91,16 @@ class FleetLauncher(BasicLauncher):
         if self._trainer is not None:
             self._trainer.close()
 
-    def _job_return(self, words: list[str], outcome: Outcome) -> JobReturn:
-        """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB)."""
+    def _job_return(self, words: list[str], outcome: Outcome, composed: bool) -> JobReturn:
+        """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB).
+
+        composed: with the configuration of the job, which only callbacks look at.
+        """
         assert self.sweep is not None
         failed = outcome.error is not None
         job_return = JobReturn(
             overrides=words,
-            cfg=None if failed else self.sweep.composer.node(words),
+            cfg=self.sweep.composer.node(words) if composed and not failed else None,
             hydra_cfg=self.config,
             working_dir=os.getcwd(),
             task_name=JobRuntime.instance().get("name"),

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from burgersgd.theory.checks import check_finite, check_positive, float_array
 
 Function = Callable[[ndarray], ndarray]
-"""Of points: element by element in 1-D (any shape), ``[..., d]`` to ``[...]`` or to ``[..., d]`` else."""
+"""A function of points: in 1-D element by element (any shape), else ``[..., d]`` to ``[...]`` or to ``[..., d]``."""
 
 REACH = 1e3
 """The law is looked for within this distance of the given point."""

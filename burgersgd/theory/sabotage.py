@@ -95,7 +95,7 @@ def _owner(name: str) -> tuple[Any, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What became of the rows of a check that name a function, when that function was wrong."""
+    """The outcome of a check whose function was made wrong: the rows that name it, and which of them noticed."""
 
     check: str
     function: str

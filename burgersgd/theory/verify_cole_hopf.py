@@ -144,7 +144,7 @@ def heat_kernel() -> list[Row]:
 
 @check("cole_hopf")
 def initial_data() -> list[Row]:
-    """What stands at t = 0: w = F', not w = F; (4.8) from 0, not from -infinity."""
+    """The initial data are w = F', not w = F, and the integral of (4.8) begins at 0, not at -infinity."""
     t = 1e-4
     w = cole_hopf.w(POINTS, t, NU, well, slope=well_slope)
     start = [largest(w - well_slope(POINTS)), largest(w - well(POINTS))]

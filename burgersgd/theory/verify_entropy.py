@@ -172,7 +172,7 @@ def burgers_flow() -> list[Row]:
 
 @check("local_entropy")
 def monte_carlo() -> list[Row]:
-    """What training computes: the mean of y over a cycle, from chains of the optimizer itself."""
+    """The estimate of training: the mean of y over a cycle, from chains of the optimizer itself."""
     found = local_entropy.monte_carlo(
         local_entropy.DOUBLE_WELL, [0.4], 0.3, 0.1,
         lr=0.02, inner_steps=800, burn_in=200, chains=4000, integrator="leimkuhler_matthews", seed=3,

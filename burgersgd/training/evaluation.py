@@ -21,7 +21,7 @@ from burgersgd.training.native_gradient import NativeGradient
 CHUNK = 4096
 """Examples evaluated at once."""
 EXAMPLES_OF_ALL_RUNS = 1 << 18
-"""On a GPU, where runs are evaluated together: a fleet that fits while it trains is to fit here too."""
+"""Examples of all runs that a GPU evaluates at once: a fleet that fits into memory for training must fit here, too."""
 
 
 def is_guessing(error: float, guess: float, n: int, classification: bool) -> bool:
@@ -47,7 +47,7 @@ class Evaluator:
     scale: Float[Tensor, " outputs"] | None = None
     """The original unit of one unit of standardized targets; errors are reported in the original unit."""
     native: bool = False
-    """Whether to compute it in C, as the engine of that name computes gradients."""
+    """Whether the C kernel of the native engine evaluates."""
 
     buffers_at: Callable[[Tensor], dict[str, Tensor]] | None = None
     """x ``[d]`` of one run -> the model's buffers there, for models that have any."""
@@ -73,7 +73,7 @@ class Evaluator:
 
     @functools.cached_property
     def _kernels(self) -> dict[tuple[int, int], NativeGradient]:
-        """What evaluates so many runs on so many threads: checked and given memory once."""
+        """(number of runs, number of threads) -> the C kernel that evaluates them, allocated once."""
         return {}
 
     def _native_sums(self, x: Tensor) -> tuple[Tensor, Tensor]:

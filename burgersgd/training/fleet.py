@@ -1,4 +1,4 @@
-"""R runs that train together: their state, what their steps are given, and the engine that takes the steps."""
+"""R runs that train together: their state, the inputs of their steps, and the engine that computes the steps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Fleet:
     clip_norm: float | None = None
     explosion_factor: float = math.inf
     buffers: Mapping[str, Tensor] | None = None
-    """What the model changes while it trains besides its parameters, ``[runs, ...]`` by name, at the start."""
+    """Initial values of the buffers that training changes, ``[runs, ...]`` by name."""
 
     def __post_init__(self, x0: Tensor) -> None:
         """Set up the state of all runs at x0 ``[runs, d]``. Raises ValueError for a rule that breaks its contract."""
@@ -59,10 +59,14 @@ class Fleet:
         self.inputs = Inputs(
             self.rule, self.hyper, *schedule, self.batches, self.seeds, budget, like=x, model=self.problem.model
         )
+        given = {name: value._version for name, value in self.hyper.items()}
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         rule_state = self.rule.init(x, None if xi is None else xi[0])
         _ = self.inputs.wide  # refuses coefficients that it could not keep
-        check_rule(self.rule, self.inputs.row_of(0), rule_state)
+        c = self.inputs.row_of(0)
+        if any(value._version != given[name] for name, value in self.hyper.items()):
+            raise ValueError(f"{type(self.rule).__name__}.coefficients: writes into its arguments")
+        check_rule(self.rule, c, rule_state)
         buffers = None  # of every row: replicas gather statistics of their own
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
@@ -80,7 +84,7 @@ class Fleet:
 
     @property
     def x(self) -> Float[Tensor, "runs d"]:
-        """The slow points: what is evaluated and saved."""
+        """The slow points, which are evaluated and saved."""
         return evaluate_at(self.rule, self.runs.rule)
 
     @property
@@ -90,7 +94,7 @@ class Fleet:
 
     @evaluations.setter
     def evaluations(self, spent: int) -> None:
-        """Go to another place in the budget: inputs depend on it, the state stays."""
+        """Set the position in the budget; the state stays the same."""
         self.step = spent // self.points
 
     @property
@@ -105,12 +109,12 @@ class Fleet:
 
     @property
     def device(self) -> torch.device:
-        """Where the state lies."""
+        """The device of the state."""
         return self.inputs.device
 
     @property
     def alive(self) -> Bool[Tensor, " runs"]:
-        """Whether each run goes on: it has not diverged and was not stopped."""
+        """Whether each run is still being trained: it has neither diverged nor been stopped."""
         return self.runs.of_runs(self.runs.alive)
 
     @property
@@ -130,7 +134,7 @@ class Fleet:
 
     @property
     def loss_limit(self) -> Float[Tensor, " runs"]:
-        """Losses above it are a divergence."""
+        """Losses above which a run counts as diverged."""
         return self.runs.of_runs(self.runs.loss_limit)
 
     def exact_at(self, evaluation: int) -> Any:
@@ -144,7 +148,7 @@ class Fleet:
         return {name: field[:, 0] for name, field in zip(c._fields, c, strict=True) if field.shape[1] == 1}
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return the numbers that the rule has to say about its state after the last evaluation, ``[runs]`` by name."""
+        """Return the rule's diagnostics of its state after the last evaluation, ``[runs]`` by name."""
         c, state = self.inputs.coefficients_at(max(self.step - 1, 0)), self.runs.rule
         if self.rule.replicas is not None:
             c, state = apart(c, self.points), apart(state, self.points)
@@ -152,7 +156,7 @@ class Fleet:
         return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in said.items()}
 
     def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
-        """Return the mean mini-batch loss of the last n evaluations and start counting anew."""
+        """Return the mean mini-batch loss of the last n evaluations and reset the sum."""
         mean = self.runs.of_runs(self.runs.loss_sum) / (n // self.points)
         self.runs.loss_sum.zero_()
         return mean
@@ -160,11 +164,11 @@ class Fleet:
     # ------------------------------------------------------------------------------------------- stop and resume
 
     def snapshot(self, run: int) -> dict[str, Any]:
-        """Return all that one run needs to go on: evaluations, state, and what is known of its losses."""
+        """Return everything that one run needs to be resumed: evaluations, state, and records of its losses."""
         return {"evaluations": self.evaluations} | self.runs.snapshot(run, self.x)
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
         steps = {snapshot["evaluations"] for snapshot in snapshots}
         if len(snapshots) != self.n_runs or len(steps) != 1:
             raise ValueError(f"{len(snapshots)} snapshots at {sorted(steps)} evaluations for {self.n_runs} runs")
@@ -172,7 +176,7 @@ class Fleet:
         self.step = steps.pop() // self.points
 
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
-        """Freeze runs where they are: they are not alive any more, though they did not diverge."""
+        """Stop training some runs, which did not diverge; their state stays as it is."""
         self.runs.stop(runs)
 
     # ---------------------------------------------------------------------------------------------- advancing

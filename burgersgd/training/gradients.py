@@ -30,7 +30,7 @@ def split(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is minimised: a model, a loss and the training part on the device, floats in the run's precision.
+    """The function that is minimised: a model, a loss and the training part, on the device and in the run's precision.
 
     Implements Eq. (2.7).
     """
@@ -41,7 +41,7 @@ class Problem:
     targets: Tensor
     bfloat16: bool = False
     augmentation: Augmentation | None = None
-    """What is done to training images; batches then hold the numbers of changed examples."""
+    """Augmentation of training images; batches then hold the numbers of augmented examples."""
 
     @functools.cached_property
     def templates(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the steps of a fleet are given: coefficients, batches, dropout numbers and noise, all functions of the step.
+"""The inputs of a fleet's steps: coefficients, batches, dropout numbers and noise, all functions of the step.
 
 Coefficients and batches are computed for BLOCK steps at once, random numbers for as many as leave room in the cache.
 Both are aligned to multiples of their length, so that a run that is cut anywhere sees the same inputs.
@@ -27,7 +27,7 @@ BLOCK = 64
 DRAW_BYTES = 1 << 19
 """Random numbers are drawn for as many steps at once as leave room in the second-level cache."""
 DRAW_BYTES_ON_GPUS = 1 << 26
-"""There a draw costs a launch, and the memory of a few dozen steps is not missed."""
+"""On a GPU every draw costs a kernel launch, and there is memory for a few dozen steps."""
 
 
 class Block(NamedTuple):

@@ -1,4 +1,4 @@
-"""The training loop: spends the budget of a fleet and yields what there is to record."""
+"""The training loop: spends the budget of a fleet and yields the points that are recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Point:
     validation_loss: Tensor | None = None
     validation_error: Tensor | None = None
     more: dict[str, Tensor | None] = field(default_factory=dict)
-    """What else the rule says of its state."""
+    """Further diagnostics of the rule."""
 
     @functools.cached_property
     def table(self) -> dict[str, float | int | list[float] | None]:
@@ -48,12 +48,12 @@ class Point:
 
 @dataclass
 class Position:
-    """Where in its recording a fleet is: what a checkpoint needs besides the fleet's own snapshot."""
+    """The state of the recording of a fleet, which a checkpoint holds besides the fleet's own snapshot."""
 
     logged: int = -1
     """Gradient evaluations at the last Point; -1 before the first."""
     seconds: float = 0.0
-    """Time spent so far, by the processes before this one too."""
+    """Training time so far, including that of earlier processes."""
 
 
 def fit(

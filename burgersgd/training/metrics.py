@@ -1,4 +1,4 @@
-"""The metrics of a run: one table of what is logged, under which names, and when. Imported without torch."""
+"""The table of a run's metrics: their names, how they are computed, and when. It is imported without torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Literal, NamedTuple
 
 
 class Moment(NamedTuple):
-    """What there is to know of a fleet when a row is recorded."""
+    """The data from which the metrics of one row are computed."""
 
     fleet: Any
     seconds: float
     since: int
     """Gradient evaluations since the last row."""
     coefficients: dict[str, Any]
-    """Of the last evaluation, by name."""
+    """The coefficients of the last gradient evaluation, by name."""
     said: dict[str, Any]
-    """What the rule says of its state (Rule.diagnostics), by name."""
+    """The rule's diagnostics of its state (Rule.diagnostics), by name."""
     measured: tuple[Any, Any]
     """Loss and error on the validation part."""
 

@@ -1,4 +1,4 @@
-"""What a rule promises, looked at once when a fleet is built, so that a slip is one line and no wrong number."""
+"""The contract of a rule, checked once when a fleet is built: a rule that breaks it is refused in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
     """Call the functions of a rule for the first run, or all its replicas, on copies.
 
     c and state are those of all runs at the first step. Raises ValueError where a function returns what is no state or
-    no point, or writes into its arguments.
+    no point, writes into its arguments, remembers an earlier call, draws random numbers of its own, or lets one run
+    change another.
     """
     name, kind = type(rule).__name__, cast("Any", type(state))
     if not (isinstance(state, tuple) and hasattr(state, "_fields")):
@@ -93,6 +94,79 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
                 raise ValueError(
                     f"{name}.{function}: field {field} of the state is {_kind(after)}, must stay {_kind(before)}"
                 )
+    _check_runs_apart(rule, row, kind(*(None if field is None else field[:rows].clone() for field in state)))
+
+
+def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
+    """Raise ValueError where a function computes two runs together otherwise than one by one, or twice differently.
+
+    c and state are those of one run, or of all its replicas; the second run has the same ones and other gradients.
+    """
+    rows = rule.replicas or 1
+    c, state = _both(c, c), _both(state, state)
+    like = next(field for field in state if field is not None)
+    scale = torch.ones_like(like[:, :1])
+    scale[rows:] = 3.0
+    number = torch.arange(1, like.numel() + 1, device=like.device).view(like.shape).to(like.dtype)
+    grad, noise = scale * torch.cos(1.7 * number), torch.sin(0.9 * number) if rule.noisy else None
+    norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+
+    def called(function: str, run: slice, apart_from: bool) -> list[Tensor]:
+        """Return the tensors that a function gives for some of the two runs."""
+        own = slice(run.start * rows, run.stop * rows)
+        at, one = _of(c, own), _of(state, own)
+        if apart_from:
+            at, one = apart(at, rows), apart(one, rows)
+        more = () if noise is None else (noise[own],)
+        given = {
+            "normed": (at, one, grad[own]),
+            "step": (at, one, grad[own], norm[own], *(more or (None,))),
+            "evaluate_at": (one,),
+            "diagnostics": (type(at)(*(field.cpu().double() for field in at)), one),
+        }.get(function, (at, one))
+        result = getattr(rule, function)(*given)
+        values = result.values() if isinstance(result, dict) else result if isinstance(result, tuple) else [result]
+        return [value for value in values if value is not None]
+
+    with torch.no_grad():
+        for function in ("normed", *FUNCTIONS[2:], "diagnostics"):
+            if getattr(rule, function) is None:
+                continue
+            seen = rule.replicas is not None and function in ("end_cycle", "evaluate_at", "diagnostics")
+            together, again = (called(function, slice(0, 2), seen) for _ in range(2))
+            if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(together, again, strict=True)):
+                raise ValueError(
+                    f"{type(rule).__name__}.{function}: gives other numbers when it is called again; must keep nothing "
+                    "outside of the state, and take random numbers from xi"
+                )
+            alone = zip(*(called(function, slice(run, run + 1), seen) for run in range(2)), strict=True)
+            before = [field for field in state if field is not None] if function in ("step", "end_cycle") else []
+            for i, (both, parts) in enumerate(zip(together, alone, strict=True)):
+                one_by_one = torch.cat([part.reshape(-1) for part in parts]).cpu().double()
+                both = both.reshape(-1).cpu().double().expand_as(one_by_one)  # some diagnostics are one number
+                moved = (both - before[i].reshape(-1).cpu()).abs() if before else torch.zeros_like(both)
+                rounding = 32 * torch.finfo(like.dtype).eps * both.abs().nan_to_num(0, 0, 0).max()
+                allowed = 1e-3 * moved.nan_to_num(0, 0, 0).max() + rounding
+                if not bool(((both - one_by_one).abs().nan_to_num() <= allowed).all()):
+                    raise ValueError(
+                        f"{type(rule).__name__}.{function}: a run changes with the other runs of its fleet; must work "
+                        "on each row by itself (sums and norms with dim=-1, keepdim=True; no branches on values)"
+                    )
+            if function == "step":  # from here on the two runs have different states
+                stepped = iter(together)
+                fields = [None if field is None else next(stepped) for field in state]
+                state = type(state)(*(f * scale if f is not None and f.is_floating_point() else f for f in fields))
+
+
+def _both(one: Any, other: Any) -> Any:
+    """Return two states, or coefficients, as those of one fleet."""
+    fields = zip(one, other, strict=True)
+    return type(one)(*(None if a is None else torch.cat([a, b]) for a, b in fields))
+
+
+def _of(fields: Any, rows: slice) -> Any:
+    """Return some rows of a state or of coefficients; not copied, so that a second call meets what the first wrote."""
+    return type(fields)(*(None if field is None else field[rows] for field in fields))
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Why a run diverged, or will: the steps it takes against the curvature it meets (bounds of explicit Euler).
+"""Explains why a run diverged or will: compares its steps with the curvature (stability bounds of explicit Euler).
 
 On a quadratic of curvature a, y is multiplied at every step by 1 - lr (a + 1 / gamma), so that |.| < 1 asks for
 lr (a + 1 / gamma) < 2; momentum moves the bound. A loss is no quadratic, but its largest Hessian eigenvalue L, where
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from burgersgd.training.fleet import Fleet
 
 SAMPLES = 32
-"""Gradient evaluations of a budget at which the settings are looked at."""
+"""Number of gradient evaluations, spread over the budget, at which the settings are checked."""
 
 TIMID = 0.01
 """Share of the bound on lr below which steps count as small: the steepest direction takes 100 of them."""
@@ -34,7 +34,7 @@ SAFE_SHARE = 0.5
 
 
 class Settings(NamedTuple):
-    """What decides whether one step of one run is stable on a quadratic; fields as in the rules' coefficients."""
+    """The numbers that decide whether one step is stable on a quadratic; fields as in the rules' coefficients."""
 
     lr: float
     pull: float = 0.0  # 1 / gamma, 0 for rules without a fast point
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """What stiffness must stay below: 2; 2 (1 + b) for heavy-ball momentum b, 2 (1 + b) / (1 + 2 b) Nesterov's."""
+        """Stable below this stiffness: 2; 2 (1 + b) for heavy-ball momentum b, 2 (1 + b) / (1 + 2 b) for Nesterov's."""
         return 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
 
     def stiffness(self, curvature: float) -> float:
@@ -96,7 +96,7 @@ def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
 
 
 def _settings(of_all: Stability, n: int) -> list[Settings]:
-    """Return what a rule says of its stability as settings: n of them."""
+    """Return the stability numbers of a rule as n Settings."""
     columns = [f.expand(n, -1).amax(1).tolist() if isinstance(f, Tensor) else [f] * n for f in of_all]
     return [Settings(*run) for run in zip(*columns, strict=True)]
 
@@ -128,7 +128,7 @@ def safe_lr(rule: Rule, hyper: dict[str, float], budget: int, lip: float, share:
 
 
 def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
-    """Return for every run what is wrong with lr / gamma, whatever the loss, in one line; None where nothing is.
+    """Return for every run a warning of one line if lr / gamma is unstable for any loss, else None.
 
     Looks at the whole budget: scoping makes gamma smaller, schedules make lr smaller.
     """

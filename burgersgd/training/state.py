@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RECORDS = ("alive", "diverged_at", "last_loss", "loss_sum", "grad_norm", "loss_limit")
-"""What is kept of every run besides the rule's state, each ``[runs]``."""
+"""Records of every run besides the rule's state, each ``[runs]``."""
 
 
 def owned(state: Any) -> Any:
@@ -56,7 +56,7 @@ def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tens
 
 @dataclass
 class RunState:
-    """All that changes while R runs train."""
+    """Everything that changes while R runs train."""
 
     rule: Any
     """The state of the update rule: a NamedTuple of tensors ``[runs, d]`` that keep their place in memory, or None."""
@@ -73,9 +73,9 @@ class RunState:
     points: int = 1
     """Rows of a run: the replicas of its rule. All of them are alive, or none; the other records are their means."""
     buffers: dict[str, Tensor] | None = None
-    """What a model changes while it trains besides its parameters (batch statistics), ``[runs, ...]`` by name."""
+    """The buffers of the model that training changes (batch statistics), ``[runs, ...]`` by name."""
     all_alive: bool = True
-    """What the host knows of `alive`: all of it on the CPU; elsewhere it learns of deaths at log points."""
+    """Whether all runs are alive, as the host knows: exact on the CPU, updated at log points on other devices."""
 
     @classmethod
     def start(cls, rule_state: Any, points: int = 1, buffers: dict[str, Tensor] | None = None) -> RunState:
@@ -100,7 +100,7 @@ class RunState:
         return self.alive.device.type == "cpu"
 
     def records(self) -> dict[str, Tensor]:
-        """Return what is kept of every run besides the rule's state, by name."""
+        """Return the records of every run besides the rule's state, by name."""
         return {name: getattr(self, name) for name in RECORDS}
 
     def assign(self, new: Any) -> None:
@@ -134,7 +134,7 @@ class RunState:
             self.loss_limit.copy_(limit_after(loss, explosion_factor))
 
     def join(self) -> None:
-        """Let the rows of a run have one fate: what ends one ends all, and their losses count together."""
+        """Treat the rows of a run as one: if one diverges, all have diverged, and losses are averaged over them."""
         if self.points == 1:
             return
         alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = (
@@ -147,16 +147,16 @@ class RunState:
             record.copy_(record.mean(1, keepdim=True).expand_as(record))
 
     def of_runs(self, record: Tensor) -> Tensor:
-        """Return what is kept of every row, ``[rows]``, for every run, ``[runs]``."""
+        """Return a record of every row, ``[rows]``, for every run, ``[runs]``."""
         return record if self.points == 1 else record[:: self.points]
 
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
-        """Freeze runs where they are: they are not alive any more, though they did not diverge."""
+        """Stop training some runs, which did not diverge; their state stays as it is."""
         self.alive &= ~runs.to(self.alive.device).repeat_interleave(self.points)
         self.all_alive = bool(self.alive.all())
 
     def snapshot(self, run: int, x: Float[Tensor, "runs d"]) -> dict[str, Any]:
-        """Return all that one run needs to go on; tensors are copies on the CPU. x is what the rule is evaluated at.
+        """Return everything that one run needs in order to be resumed; tensors are copies on the CPU. x is evaluate_at.
 
         Random numbers, batches and coefficients are functions of the step and need no memory.
         """
@@ -168,7 +168,7 @@ class RunState:
         return saved | {name: _saved(self.of_runs(record), run) for name, record in self.records().items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]], x: Float[Tensor, "runs d"]) -> None:
-        """Go on from the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
         if len(snapshots) * self.points != len(self.alive):
             raise ValueError(f"{len(snapshots)} snapshots for {len(self.alive) // self.points} runs")
         for name, rows in _fields(self.rule):

@@ -270,7 +270,8 @@ SHIPPED: list[tuple[Any, dict[str, float]]] = [
         PaperSDEConfig(lr=0.08, nu=1e-4, gamma=0.7, epsilon=0.3),
         PaperLiteralConfig(lr=0.08, nu=1e-4, gamma=0.7, period=2),
         SgdConfig(lr=0.08, momentum=0.7, nesterov=True, weight_decay=0.02, weight_decay_on="matrices"),
-        AdamWConfig(lr=0.01, weight_decay=0.2, weight_decay_on="matrices"),
+        # eps above the rounding of a gradient: with the default, a gradient near 0 may move x by lr in either direction
+        AdamWConfig(lr=0.01, eps=1e-3, weight_decay=0.2, weight_decay_on="matrices"),
         LangevinConfig(lr=0.08, temperature=1e-4, weight_decay=0.02),
         SamConfig(lr=0.08, rho=0.3, momentum=0.7, weight_decay=0.02, weight_decay_on="matrices"),
         AsamConfig(lr=0.08, rho=0.3, eta=0.2, momentum=0.7),

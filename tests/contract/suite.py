@@ -18,12 +18,20 @@ from burgersgd.training.gradients import eager_gradient
 from tests.optimizers.driver import drive
 
 STEPS = 9
-BATCH = 300  # of 1079 training examples of digits: every fourth batch is short
+SMALL = 7
+"""Width of a network of 535 parameters."""
+LARGE = 700
+"""Width of one of 52,510 parameters: three runs are updated in pieces by rules that are element by element."""
+
+
+def batch_of(width: int) -> int:
+    """Return the batch size: of 1079 training examples, every fourth batch is short; less work in large networks."""
+    return 300 if width == SMALL else 20
 
 
 @functools.cache
 def _prepared(runs: int, width: int, precision: str, engine: str) -> Any:
-    trainer = TrainerConfig(budget=STEPS, batch_size=BATCH, precision=precision, compile="off")
+    trainer = TrainerConfig(budget=STEPS, batch_size=batch_of(width), precision=precision, compile="off")
     model = MlpConfig(width=width, depth=1, activation="tanh")
     configs = [TrainConfig(model=model, optimizer=SgdConfig(), trainer=trainer, seed=3 * s) for s in range(runs)]
     prepared = prepare(configs)
@@ -32,7 +40,7 @@ def _prepared(runs: int, width: int, precision: str, engine: str) -> Any:
 
 
 def fleet(
-    rule: Rule, hyper: dict[str, float], engine: str, runs: int = 3, width: int = 7, precision: str = "float64"
+    rule: Rule, hyper: dict[str, float], engine: str, runs: int = 3, width: int = SMALL, precision: str = "float64"
 ) -> Fleet:
     """Return runs of a rule on digits, different in their seeds and in every hyperparameter."""
     start = _prepared(runs, width, precision, engine).fleet()
@@ -74,7 +82,7 @@ class _RowByRow:
         return type(new)(*(None if f is None else f.reshape(-1, f.shape[-1]) for f in new))
 
 
-def expected(rule: Any, hyper: dict[str, float], runs: int = 3, width: int = 7, precision: str = "float64") -> Any:
+def expected(rule: Any, hyper: dict[str, float], runs: int = 3, width: int = SMALL, precision: str = "float64") -> Any:
     """Return the state of the same runs after all steps, by tests/optimizers/driver.py and autograd, row by row."""
     return _expected(rule, tuple(hyper.items()), runs, width, precision)
 
@@ -87,7 +95,7 @@ def _expected(rule: Any, hyper_items: tuple[tuple[str, float], ...], runs: int, 
     seeds = [start.seeds[row // n : row // n + 1] for row in range(runs * n)]
     purposes = [(row % n) * 65536 for row in range(runs * n)]  # replica r has r in the upper half of a word
     orders = [
-        Batches(start.batches.n, BATCH, seed, purpose=streams.Purpose.BATCHES + word)
+        Batches(start.batches.n, batch_of(width), seed, purpose=streams.Purpose.BATCHES + word)
         for seed, word in zip(seeds, purposes, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from burgersgd.recording import checkpoints
 from burgersgd.recording.checkpoint_archive import ALIGNMENT, Encoded, UnusualError, archive
-from burgersgd.recording.checkpoints import CommonEntries, stage_checkpoint
+from burgersgd.recording.checkpoints import CommonEntries, digest_of, stage_checkpoint
 from burgersgd.recording.files import digest, plain_state
 from burgersgd.recording.new_folders import STAGED
 from burgersgd.recording.reading import FORMAT, read_checkpoint
@@ -132,6 +132,12 @@ def test_what_the_runs_of_a_fleet_have_in_common_is_the_same_when_it_is_encoded_
         assert_equal(together, state | shared)
         stage_checkpoint(tmp_path, state | shared)
         assert_equal(read_checkpoint(tmp_path, name=STAGED), together)
+
+
+@pytest.mark.parametrize("odd", [{}, {"pair": (1, 2.5)}, {"none": 1 << 3000}])
+def test_the_digest_of_a_configuration_is_that_of_its_values(odd: dict[str, Any]) -> None:
+    config = {"lr": 0.1, "names": ["a", None, True], "group": {"gamma": math.inf, "n": 3}} | odd
+    assert digest_of(config) == digest(config) != digest_of(config | {"lr": 0.2})
 
 
 @pytest.mark.parametrize("place", ["own", "common"])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from burgersgd.config import CONF_DIR, ConfigError, SgdConfig
-from burgersgd.sweeps.compose import Composer, split_words
+from burgersgd.copies import plain_values
+from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, refusing, split_words
 
 KINDS = [
     [],
@@ -65,6 +70,8 @@ def test_a_job_is_composed_as_hydra_composes_it(words: list[str], composer: Comp
         (["seed=[1"], "seed=[1: must be KEY=VALUE"),
         (["output_root=${nowhere}"], "nowhere"),
         (["dataset=npz"], "dataset.path"),
+        ([f"{'a' * 300}=1"], "too long"),
+        ([f"optimizer.{'a' * 300}=1"], "no such key"),
     ],
 )
 def test_what_hydra_refuses_is_refused_in_one_line(words: list[str], message: str, composer: Composer) -> None:
@@ -74,12 +81,90 @@ def test_what_hydra_refuses_is_refused_in_one_line(words: list[str], message: st
     assert "\n" not in str(caught.value)
 
 
+QUICK = [
+    (["seed=3"], True),
+    (["optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0", "seed=3"], True),
+    (["optimizer.lr=1", "optimizer.gamma=inf", "trainer.budget=40", "schedule=cosine", "schedule.final=0.25"], True),
+    (["optimizer.lr=0.5", "optimizer.lr=2"], True),
+    (["optimizer.lr=auto"], False),  # text
+    (["run_name=5"], False),
+    (["trainer.drop_last=true"], False),
+    (["trainer.budget=null"], False),
+    (["model.widths=[8,4]"], False),
+    (["seed=3.0"], False),  # a float for an int
+    (["+optimizer.lr=0.5"], False),
+    (["++optimizer.lr=0.5"], False),
+    (["optimizer.lr=${seed}", "seed=2"], False),
+    (["seed=-1"], False),
+    (["seed=3", "trainer.budget=0"], False),
+    (["optimizer.lr=nan"], False),
+    (["optimizer.none=1"], False),
+    (["none.lr=1"], False),
+    (["optimizer.lr.none=1"], False),
+    (["optimizer.lr@here=1"], False),
+    (["dataset=npz", "seed=1"], False),  # a key without a value
+    (["trainer.budget=3", "optimizer.inner_steps=5"], False),  # refused together
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "quick"), QUICK, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_numbers_are_put_into_a_copy_of_the_base_and_all_else_is_left_to_omegaconf(
+    words: list[str], quick: bool, composer: Composer
+) -> None:
+    def either(compose_it: Callable[[], Any]) -> Any:
+        try:
+            config = compose_it()
+        except ConfigError as error:
+            return str(error)
+        return config if config is None else (config, repr(plain_values(config)))  # 1 is not 1.0
+
+    slowly = either(lambda: refusing(lambda: OmegaConf.to_object(composer.node(words))))
+    for _ in range(2):
+        assert either(lambda: composer.config(words)) == slowly
+    with contextlib.suppress(ConfigError):
+        assert (composer._quickly(composer.parse(words)) is not None) == quick
+
+
+@pytest.mark.parametrize("word", ["seed=3", "seed=0", "a.b_1.c=-12", "trainer.budget=123456789012345678", "seed=-0"])
+def test_a_whole_number_is_parsed_as_by_hydra(word: str) -> None:
+    ours, theirs = Composer(), Composer()
+    (quickly,), (slowly,) = ours.parse([word]), theirs._parser.parse_overrides([word])
+    assert WHOLE_NUMBER.fullmatch(word)
+    assert dataclasses.replace(quickly, config_loader=None) == dataclasses.replace(slowly, config_loader=None)
+    assert type(quickly.value()) is type(slowly.value())
+    assert (quickly.config_loader is ours._loader) == (slowly.config_loader is theirs._loader)
+
+
+OTHERS = ["seed=03", "seed=1_0", "seed=+3", "Seed=3", "+seed=3", "a@b=3", "a/b=3", "seed=3 ", "seed=1e3", "seed=3.0"]
+
+
+@pytest.mark.parametrize("word", OTHERS)
+def test_what_is_not_plainly_a_whole_number_is_left_to_hydras_parser(word: str) -> None:
+    assert WHOLE_NUMBER.fullmatch(word) is None
+
+
+def test_a_base_that_refers_to_a_value_is_left_to_omegaconf(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "named.yaml").write_text("# @package _global_\noptimizer:\n  nu: ${seed}\n")
+    composer = Composer([f"hydra.searchpath=[file://{tmp_path}]"])
+    for seed in (4, 5):
+        config = composer.config(["experiment=named", f"seed={seed}"])
+        assert config.optimizer.nu == seed  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_jobs_do_not_share_their_settings(composer: Composer) -> None:
     first = composer.config(["optimizer=sgd", "optimizer.lr=0.5", "model.widths=[3]"])
     second = composer.config(["optimizer=sgd"])
     assert isinstance(second.optimizer, SgdConfig)
     assert (first.optimizer.lr, second.optimizer.lr) == (0.5, "default")
     assert second.model.widths is None  # pyright: ignore[reportAttributeAccessIssue]
+    seeds = [composer.config([f"seed={seed}"]) for seed in range(2)]
+    seeds[0].trainer.sinks.append("another")
+    seeds[0].optimizer.lr = 9.0
+    assert composer.config(["seed=0"]).trainer.sinks == seeds[1].trainer.sinks == ["tensorboard"]
+    assert composer.config(["seed=0"]).optimizer.lr == "default"
 
 
 def test_one_hydra_composition_serves_all_jobs_of_a_choice(composer: Composer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What computes the steps of a fleet. Engines have names here and where one is chosen (build.py), nowhere else."""
+"""The engines, which compute the steps of a fleet. Only this module and build.py, which chooses one, know names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ENGINES", "Engine", "Kind", "Task", "make_engine"]
 
 
 class Engine(Protocol):
-    """What advances a state by gradient evaluations."""
+    """Advances a state by gradient evaluations."""
 
     @property
     def draws_noise(self) -> bool:
@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """An engine before there is one: what makes it, and what others must know to choose it and to go on with it."""
+    """The constructor of an engine, and the properties by which it is chosen and a run is resumed with it."""
 
     make: Callable[[Task, RunState, Inputs], Engine]
     device: str | None = None
@@ -42,7 +42,7 @@ class Kind:
     needs_c: bool = False
     """Whether it needs a C compiler."""
     compiles: bool = False
-    """Whether it compiles a program for every size of a fleet, so that sizes are not tried out."""
+    """Whether it compiles a program for every size of a fleet, so that the best size is not searched for."""
     gradient_in_c: bool = False
     """Whether the C kernel computes its gradients: losses on other parts of the data come from it, too, nothing is kept
     for backward passes, examples are read where they lie, and a run has the same bits alone and in a fleet."""

@@ -70,7 +70,7 @@ class Compiled:
         self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.programs: dict[int, Callable[[], None]] = {}
         self.otherwise: OneByOne | None = None
-        """What takes the steps after the compiler has failed."""
+        """The engine that computes the steps after the compiler has failed."""
         self._expected = -1  # the step that the counters on the device stand at
 
     def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:

@@ -1,6 +1,6 @@
-"""One gradient evaluation after the other, in PyTorch: where the gradient comes from and how the update is done.
+"""Computes one gradient evaluation after the other in PyTorch.
 
-The engines native and native_update take their steps here too, with a gradient or an update in C.
+The engines native and native_update use the same steps, with the gradient or the update in C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PIECE = 1 << 16
 
 
 class Task(NamedTuple):
-    """What all steps have in common."""
+    """The settings that all steps share."""
 
     problem: Problem
     rule: Rule
@@ -86,7 +86,7 @@ class OneByOne:
 
 
 def make_eager(task: Task, state: RunState, inputs: Inputs) -> OneByOne:
-    """Return the engine that does everything in PyTorch."""
+    """Return the engine that computes everything in PyTorch."""
     return OneByOne(task, Autograd(task.problem), TorchUpdate.of(task.rule, state, inputs))
 
 

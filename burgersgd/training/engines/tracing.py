@@ -1,4 +1,4 @@
-"""What a rule does to each number: `rule.step` is called once with symbols, and every operation writes a line of C.
+"""Traces an update rule: `rule.step` is called once with symbols, and every operation writes a line of C.
 
 This is also the proof that a rule is element by element: only operations that are, and only numbers of the same place,
 can be written down. A rule with a reduction, an index, a branch on values, or an operation that is not in the tables
@@ -19,7 +19,7 @@ from burgersgd.optimizers.protocol import Rule
 
 
 class UntraceableError(TypeError):
-    """The rule does what has no line of C; the message names it."""
+    """The rule uses an operation that cannot be written in C; the message names it."""
 
 
 class Layout(NamedTuple):

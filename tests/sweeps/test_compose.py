@@ -145,12 +145,13 @@ def test_what_is_not_plainly_a_whole_number_is_left_to_hydras_parser(word: str) 
     assert WHOLE_NUMBER.fullmatch(word) is None
 
 
-def test_a_base_that_refers_to_a_value_is_left_to_omegaconf(composer: Composer) -> None:
-    words = ["output_root=${dataset.name}/${seed}", "seed=4"]
-    assert composer.config(words).output_root == "digits/4"
-    composer._objects[()] = None  # as found for a file of the user's own in which a value refers to another
-    assert composer._quickly(composer.parse(["seed=4"])) is None
-    del composer._objects[()]
+def test_a_base_that_refers_to_a_value_is_left_to_omegaconf(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "named.yaml").write_text("# @package _global_\noptimizer:\n  nu: ${seed}\n")
+    composer = Composer([f"hydra.searchpath=[file://{tmp_path}]"])
+    for seed in (4, 5):
+        config = composer.config(["experiment=named", f"seed={seed}"])
+        assert config.optimizer.nu == seed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_jobs_do_not_share_their_settings(composer: Composer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from burgersgd.arguments import adding
+from burgersgd.arguments import with_plus
 from burgersgd.cli import main
 from burgersgd.config import ConfigError
 from burgersgd.recording.reading import read_config
@@ -19,7 +19,7 @@ WORDS = ["trainer.budget=40", "model.width=4"]
 
 
 def jobs(*words: str) -> list[list[str]]:
-    return Sweep([*WORDS, *map(adding, words)]).jobs
+    return Sweep([*WORDS, *map(with_plus, words)]).jobs
 
 
 def test_every_optimizer_has_its_own_space_and_as_many_trials() -> None:
@@ -91,7 +91,7 @@ def test_spaces_are_trained_and_told_by_setting(
 
 
 def test_a_sweep_is_trained_without_hydra_too(tmp_path: Path) -> None:
-    sweep = Sweep([*WORDS, adding(SPACES), "sweep.sampler=sobol", "sweep.n_samples=1", f"output_root={tmp_path}"])
+    sweep = Sweep([*WORDS, with_plus(SPACES), "sweep.sampler=sobol", "sweep.n_samples=1", f"output_root={tmp_path}"])
     sweep.quiet = True
     sweep.run_here(tmp_path / "there")
     assert sweep.exit_code == 0

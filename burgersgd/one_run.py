@@ -1,0 +1,128 @@
+"""`burgersgd train` for a single run: begun from the configuration of the command line, or resumed from its folder."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burgersgd.arguments import OwnFlags
+from burgersgd.error_line import fail
+
+if TYPE_CHECKING:
+    from burgersgd.run import Result
+
+
+def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
+    """Train a single run, in this process and without Hydra's: composed once, checked before anything is written."""
+    from burgersgd.config import ConfigError
+    from burgersgd.prepare import prepare
+    from burgersgd.recording.progress import summary
+    from burgersgd.run import check_output, train_prepared
+    from burgersgd.sweeps.compose import compose_job, split_words
+
+    hydra_words, words = split_words(flags.overrides)
+    try:
+        config = compose_job(flags.overrides)
+        if flags.resolve or flags.package:
+            raise ConfigError("--resolve and --package go with --cfg job, which shows the configuration")
+        for word in hydra_words:
+            if not word.lstrip("+~").startswith("hydra.searchpath"):
+                instead = "has no effect on a single run; output_root=... and run_name=... say where its folder goes"
+                raise ConfigError(f"{word}: {instead}")
+        check_output(config)
+        if own.dry_run:
+            from burgersgd.sweeps.dry_run import of_run
+
+            print(of_run(config))
+            return 0
+        prepared = prepare([config])
+    except ValueError as error:
+        return fail(error)
+    if own.verbose:
+        device, d = prepared.problem.inputs.device, prepared.problem.d
+        chosen = f"engine {prepared.engine} on {device}, {prepared.threads or 'torch-chosen'} threads"
+        print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
+    try:
+        (result,) = train_prepared(prepared, [words], progress=False if own.quiet else None)
+    except ValueError as error:  # what could be checked before was: this went wrong in mid-run
+        fail(error)
+        return 1
+    print(summary(**_summary_fields(result)), flush=True)
+    return 3 if result.state == "diverged" else 0
+
+
+def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
+    """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
+    from burgersgd.config import ConfigError
+    from burgersgd.interruption import RESUMABLE
+    from burgersgd.recording.progress import shown_path, summary
+    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.run_folder import RunFolderError, RunInUseError
+    from burgersgd.run import resume
+
+    words = dict(word.partition("=")[::2] for word in flags.overrides)
+    allowed = ("resume", "trainer.budget", "output_root", "run_name")
+    try:
+        if own.dry_run:
+            raise ConfigError("--dry-run: does not go with resume")
+        if flags.multirun:
+            raise ConfigError("resume: takes one run; to resume a sweep, repeat its command")
+        for key in words:
+            if key not in allowed:
+                raise ConfigError(
+                    f"{key}: the configuration is the recorded one; with resume go {', '.join(allowed[1:])}"
+                )
+        budget = words.get("trainer.budget")
+        if budget is not None and not re.fullmatch(r"[0-9_]+", budget):
+            raise ConfigError(f"trainer.budget={budget}: must be of type int")
+        folder = Path(words["resume"])
+        read_config(folder)
+        over = is_over(folder)
+        if over and budget is None:
+            print(f"{shown_path(folder)}: the run is over, nothing is left to do")
+    except ValueError as error:
+        return fail(error)
+    try:
+        result = resume(
+            folder,
+            budget=None if budget is None else int(budget),
+            output_root=words.get("output_root"),
+            run_name=words.get("run_name"),
+            progress=False if own.quiet else None,
+        )
+    except ValueError as error:
+        fail(error)
+        if isinstance(error, RunInUseError):
+            return RESUMABLE
+        return 1 if isinstance(error, RunFolderError) else 2
+    print(summary(**_summary_fields(result)), flush=True)
+    return 3 if result.state == "diverged" else 0
+
+
+def _summary_fields(result: Result) -> dict[str, Any]:
+    config, diverged = result.config, result.state == "diverged"
+    return {
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, seed {config.seed}",
+        "data": config.dataset.name,
+        "model": config.model.name,
+        "parameters": result.n_parameters,
+        "evaluations": result.evaluations,
+        "seconds": result.seconds,
+        "folder": result.folder,
+        "train_loss": None if diverged else result.metrics["train_loss"][-1],
+        "validation_error": None if diverged or math.isnan(result.validation_error) else result.validation_error,
+        "test_error": None if diverged else result.test_error,
+        "test_loss": None if diverged else result.test_loss,
+        "best_test_error": None if math.isnan(result.best_test_error) else result.best_test_error,
+        "percent": result.task == "classification",
+        "best_at": result.best_at,
+        "diverged_at": result.evaluations if diverged else None,
+        "last_finite_loss": result.last_loss if diverged else None,
+        "guess_error": result.guess_error if result.no_better_than_guessing else None,
+        "regime": None if result.regime is None else str(result.regime),
+        "advice": result.advice,
+    }

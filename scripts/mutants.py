@@ -333,7 +333,10 @@ def main() -> None:
     if not tree.exists():
         tree.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
-    chosen = sample(tree, options.first)
+    drawn = work / "sample.json"  # kept, since the tree has a mutant in it while one is tried
+    if not drawn.exists():
+        drawn.write_text(json.dumps(sample(tree, SAMPLE)), encoding="utf-8")
+    chosen = [Mutant(*mutant) for mutant in json.loads(drawn.read_text(encoding="utf-8"))][: options.first]
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     results = {line["mutant"]: line for line in map(json.loads, lines)}
     if options.report:

@@ -162,7 +162,10 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         print(f"burgersgd: {note}", file=sys.stderr)
     try:
         sweep.take_folder()
-        refusing(lambda: _run_hydra([*sweep.added, *arguments], train_job, sweep))  # overrides come first (in_order)
+        chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
+        others = "hydra/sweeper" in chosen and not chosen.get("hydra/launcher", "fleet").startswith("fleet")
+        known = None if others else sweep  # they send the task to processes, and need no sweep
+        refusing(lambda: _run_hydra([*sweep.added, *arguments], train_job, known))  # overrides come first (in_order)
     except Interrupted as interrupted:
         print(sweep.report(), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
@@ -190,7 +193,8 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sw
     def train(cfg: Any) -> float:
         return task(cfg)
 
-    train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
+    if sweep is not None:
+        train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
     saved, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["burgersgd", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here: Hydra would print them, a page each, and exit

@@ -375,3 +375,17 @@ def test_warnings_that_differ_in_more_than_numbers_are_all_said(caplog: pytest.L
             log.warning("%s", text)
     log.warning("a 8 b")
     assert caplog.messages == ["a 1.5 b", "a b", "a 7 c", "a 8 b"]
+
+
+def test_what_other_launchers_send_to_their_processes_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")  # of submitit; joblib brings its own
+    made, sent = Plugins.instantiate_launcher, []
+
+    def making(self: Any, hydra_context: Any, task_function: Any, config: Any) -> Any:
+        sent.append(cloudpickle.dumps(task_function))
+        return made(self, hydra_context, task_function, config)
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", making)
+    for words in (("hydra/launcher=basic",), ("hydra/launcher=basic", "hydra/sweeper=basic")):
+        assert sweep(*SGD, "seed=1,2", f"sweep.name=s{len(sent)}", *words) == 0
+    assert len(sent) == 2

@@ -161,7 +161,9 @@ def test_the_overview_has_means_paired_differences_and_stars_by_holm(tmp_path: P
             for k, error in enumerate(values):
                 settings = {"optimizer.name": name, "seed": 1000 + k, "trainer.budget": 300}
                 settings["dataset.label_noise"] = 0.1 if cell.workload == "noisy" else 0.0
-                learnt = {"no_better_than_guessing": (cell.workload, name) == ("noisy", "sgd") and k in (3, 7)}
+                learnt: dict[str, Any] = {
+                    "no_better_than_guessing": (cell.workload, name) == ("noisy", "sgd") and k in (3, 7)
+                }
                 write_run(cell.test_folder / f"{name}{k}", settings, test_error=float(error), **learnt)
     table = overview_table(comparison_of(load(tmp_path / "test"), study), cells)
     assert table.columns == ("workload, budget, schedule", "sgd", "adamw", "n")

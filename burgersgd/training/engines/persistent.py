@@ -161,7 +161,7 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) ->
     if end.stores:
         defined["RULE_END_CYCLE"] = lines(end)
     head = "\n".join(f"#define {name} {value}" for name, value in defined.items())
-    return "\n".join([head, *(native.source_text(name, suffix=".cu") for name in ("device", "cycles"))])
+    return "\n".join([head, *(native.source_text(name, suffix=".cu") for name in ("device", "mlp", "cycles"))])
 
 
 @functools.cache

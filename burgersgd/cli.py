@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from burgersgd import __version__
 from burgersgd.arguments import OwnFlags, hydra_flags, in_order, with_home_expanded, with_plus, yaml_infinity
 from burgersgd.error_line import fail
-from burgersgd.own_process import seldom_collecting
+from burgersgd.own_process import prepare_workers, seldom_collecting
 from burgersgd.recording.output import let_go, open_descriptors, unfailing
 from burgersgd.recording.warned import said_once
 
@@ -296,6 +296,7 @@ def run() -> None:
     """Entry point of the installed command."""
     open_descriptors()
     with seldom_collecting():
+        prepare_workers(sys.argv[1:])
         try:
             code = main()
         except SystemExit as ended:  # argparse's

@@ -1,12 +1,15 @@
-"""Garbage collection in processes that burgersgd does not share with other code: its command and its workers."""
+"""Processes that burgersgd does not share with other code: its command and its workers, how they start and end."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from burgersgd.interruption import SIGNALS
 
 COLLECT_AFTER = 50_000
 """New objects between two collections; Python's own 700 cost 0.3 s while torch is imported."""
@@ -20,6 +23,56 @@ def seldom_collecting() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+
+
+NEEDED_BY_WORKERS = ["burgersgd.own_process", "burgersgd.sweeps.workers", "burgersgd.run"]
+NO_WORKERS = ("--dry-run", "--help", "-h", "--cfg", "-c", "--info", "--hydra-help", "sweep.workers=1")
+_prepared = False
+
+
+def prepare_workers(arguments: Sequence[str]) -> None:
+    """Import PyTorch for the workers of a sweep in a process beside this one, while this one imports it for itself.
+
+    Workers are then forked from that process, which has no threads and computes nothing, in milliseconds; otherwise
+    each of them spends two seconds of a core on its imports before it trains. Only the command itself does this: in a
+    process of the user's own, workers must see changes of its environment. What is not needed after all ends with this
+    process.
+    """
+    global _prepared
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sweeps = arguments[:1] in (["study"], ["bench"]) or {"-m", "--multirun"} & set(arguments)
+    if not sweeps or cores < 2 or not hasattr(os, "fork"):
+        return
+    if set(NO_WORKERS) & set(arguments) or any(word.startswith(("device=cuda", "hydra/")) for word in arguments):
+        return
+    import multiprocessing
+    from multiprocessing import forkserver
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload(NEEDED_BY_WORKERS)
+    with signals_held():
+        forkserver.ensure_running()
+    _prepared = True
+
+
+def start_method() -> str:
+    """Return how workers are to be started: forked from what prepare_workers has started, or from nothing."""
+    return "forkserver" if _prepared else "spawn"
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Let processes that are started meanwhile hold back SIGNALS until they are ready to handle them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # which lets SIGINT through again once it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker(*arguments: Any) -> None:

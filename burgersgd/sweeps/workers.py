@@ -19,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -171,10 +170,10 @@ class _Worker:
     """One worker, seen from the process that started it."""
 
     def __init__(self, threads: int, gpu: str | None) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context("spawn" if gpu is not None else own_process.start_method())
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=own_process.worker, args=(theirs, threads, gpu), daemon=True)
-        with _signals_held():
+        with own_process.signals_held():
             self.process.start()
         theirs.close()
         self.chunk: Chunk | None = None
@@ -203,20 +202,6 @@ class _Worker:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let processes that are started meanwhile hold back SIGNALS until they are ready to handle them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # which lets SIGINT through again once it has started
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 # ------------------------------------------------------------------------------------------------- in the worker
 
 
@@ -226,7 +211,7 @@ def work(connection: Connection, threads: int, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         with interruptible() as interruption:
-            if hasattr(signal, "pthread_sigmask"):  # see _signals_held
+            if hasattr(signal, "pthread_sigmask"):  # see own_process.signals_held
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             tasks: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 

@@ -189,3 +189,12 @@ def test_a_teacher_is_linear_only_without_hidden_layers(depth: int) -> None:
     _, sum_of_squares, _, _ = np.linalg.lstsq(inputs, data.targets.double().numpy(), rcond=None)
     unexplained = sum_of_squares[0] / 1000  # of a variance of 1
     assert unexplained < 1e-8 if depth == 0 else 0.05 < unexplained < 0.95
+
+
+def test_the_curves_of_the_digits_are_as_they_were_copied() -> None:
+    sums = [sum(curve) for curve in synthetic.DIGIT_CURVES]
+    weighted = [sum(i * value for i, value in enumerate(curve)) for curve in synthetic.DIGIT_CURVES]
+    assert [curve[0] for curve in synthetic.DIGIT_CURVES] == [5] * 10
+    assert {len(curve) for curve in synthetic.DIGIT_CURVES} == {12}
+    assert sums == pytest.approx([76.5, 53.2, 60.0, 70.0, 51.6, 56.5, 43.5, 66.8, 50.0, 54.0])
+    assert weighted == pytest.approx([420.75, 318.4, 299.75, 385.0, 300.0, 342.5, 239.25, 341.6, 275.0, 307.8])

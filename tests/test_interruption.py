@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ from tests.killing import run_until_done
 from tests.test_resume import assert_same, named
 
 SHORT = ["trainer.budget=60", "model.width=8", "trainer.compile=off", "trainer.precision=float64"]
+
+
+@pytest.fixture(autouse=True)
+def _none_is_ignored() -> Iterator[None]:
+    """Handle the signals that this process was started to ignore, as nohup does with SIGHUP."""
+    ignored = [number for number in interruption.SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
@@ -211,7 +222,7 @@ def test_nested_sections_share_the_outer_one() -> None:
 @pytest.mark.slow
 def test_five_kills_at_random_file_operations_change_nothing(tmp_path: Path) -> None:
     """Real processes that die as by SIGKILL, until the run is done; the same 200 times in `make soak`."""
-    arguments = ["trainer.budget=8000", "trainer.log_every=10", "trainer.checkpoint_every=70"]
+    arguments = ["trainer.budget=8000", "trainer.log_every=10", "trainer.checkpoint_every=20"]
     assert main(["train", *arguments, "run_name=undisturbed"]) == 0
     reached = run_until_done(tmp_path / "outputs/killed", arguments, n_kills=5, longest=300, seed=5)
     assert len(reached) == 6

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd.training import rule_check
 from tests.contract import suite
 from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, HeavyBall, Parle, Rates, Two
 
@@ -144,6 +145,38 @@ def test_is_refused_in_one_line(rule: Any, message: str, runs: int, precision: s
     with pytest.raises(ValueError, match=message) as caught:
         suite.fleet(rule, HYPER, "eager", runs, precision=precision)
     assert "\n" not in str(caught.value)
+
+
+class _KnowsItsColumns(HeavyBall):
+    """Cannot be called on fewer columns than its state has."""
+
+    def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Two:
+        return Two(state.x - c.lr * (grad + 1e-3 * grad[:, 12_000, None]), state.x)
+
+
+class _KnowsItsColumnsTogether(_KnowsItsColumns):
+    def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Two:
+        return super().step(c, state, grad / grad.norm(), norm, xi)
+
+
+def test_large_states_are_looked_at_in_part_and_whole_where_a_rule_needs_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    looked = rule_check._check_runs_apart
+
+    def look(rule: Any, c: Any, state: Any) -> None:
+        sizes.append(state.x.shape[1])
+        looked(rule, c, state)
+
+    monkeypatch.setattr(rule_check, "_check_runs_apart", look)
+    d = suite.fleet(HeavyBall(), HYPER, "eager", width=suite.LARGE, precision="float32").d
+    assert set(sizes) == {10_000}
+    with pytest.raises(ValueError, match=f"_NormOfTheFleet.step: {TOGETHER}"):
+        suite.fleet(_NormOfTheFleet(), HYPER, "eager", width=suite.LARGE, precision="float32")
+    sizes.clear()
+    suite.fleet(_KnowsItsColumns(), HYPER, "eager", width=suite.LARGE, precision="float32")
+    assert sizes[-2:] == [10_000, d]
+    with pytest.raises(ValueError, match=f"_KnowsItsColumnsTogether.step: {TOGETHER}"):
+        suite.fleet(_KnowsItsColumnsTogether(), HYPER, "eager", width=suite.LARGE, precision="float32")
 
 
 def test_replicas_that_see_one_another_are_no_runs_that_do() -> None:

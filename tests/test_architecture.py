@@ -55,7 +55,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         "run",
         "trainer",
     },
-    "own_process": {"sweeps"},
+    "own_process": {"interruption", "sweeps"},
     "config": {"registry", "schema"},
     "hydra_schemas": {"config"},
     "registry": {"schema"},

@@ -320,6 +320,7 @@ def test_of_what_is_set_twice_the_last_one_counts(tmp_path: Path) -> None:
     assert sorted((config["optimizer"]["lr"], config["seed"]) for config in configs) == [(0.1, 3), (0.2, 3)]
 
 
+@pytest.mark.slow
 def test_hydras_help_is_shown_whatever_the_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(["--hydra-help", "optimizer.lr=abc"])

@@ -46,6 +46,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(words: list[str], reason: str,
     assert reason in did["err"]
 
 
+@pytest.mark.slow
 def test_a_few_of_all_categories(tmp_path: Path) -> None:
     for category, (draw, _) in CATEGORIES.items():
         chosen = random.Random(category)

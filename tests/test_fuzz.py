@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from burgersgd.run import train
@@ -12,6 +13,7 @@ from tests import fuzz
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=SLOW)
 @given(fuzz.nonsense())
 def test_nonsense_is_answered_with_one_line_and_nothing_on_the_disk(arguments: list[str]) -> None:
@@ -26,6 +28,7 @@ def test_every_command_of_allowed_values_trains(arguments: list[str]) -> None:
     assert fuzz.complaints(outcome, accepted_only=True) == [], outcome
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=SLOW)
 @given(fuzz.overrides())
 def test_every_configuration_of_allowed_values_trains(arguments: list[str]) -> None:

@@ -53,6 +53,7 @@ def point(descriptor: int, to: int) -> None:
     os.dup2(to, descriptor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [full, closed, *(pytest.param(s, marks=pytest.mark.slow) for s in (gone, unread))])
 def test_output_that_cannot_be_written_leaves_runs_and_exit_codes_as_they_are(
     state: Callable[[], None], tmp_path: Path
@@ -76,6 +77,7 @@ def test_output_that_cannot_be_written_leaves_runs_and_exit_codes_as_they_are(
     assert not (tmp_path / "crash.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_interpreter_does_not_change_the_exit_code(tmp_path: Path) -> None:
     with open("/dev/full", "w") as nowhere:
         arguments = [sys.executable, "-m", "burgersgd", "train", *SHORT, "run_name=run"]

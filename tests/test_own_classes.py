@@ -43,6 +43,7 @@ def commands(*lines: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", RUN, *argv], capture_output=True, text=True, check=False, timeout=250)
 
 
+@pytest.mark.slow
 def test_the_page_on_a_new_optimizer_does_what_it_says(tmp_path: Path) -> None:
     assert len(SIGNUM.splitlines()) <= 45
     (tmp_path / "signum.py").write_text(SIGNUM)

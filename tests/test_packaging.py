@@ -79,6 +79,7 @@ def test_the_wheel_trains_from_another_directory(installed: Path, tmp_path: Path
     assert (folder / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_the_wheel_brings_hydras_plugin_along(installed: Path, tmp_path: Path) -> None:
     words = ("--multirun", "trainer.budget=40", "seed=1,2", "sweep.name=s")
     assert "2: 2 completed" in run(installed / "burgersgd", "train", *words, cwd=tmp_path).stdout

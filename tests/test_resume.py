@@ -167,6 +167,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_compiled_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = small_config(
         optimizer=LocalEntropyConfig(lr=0.13, nu=1e-5, inner_steps=5, integrator="leimkuhler_matthews")

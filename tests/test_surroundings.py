@@ -47,6 +47,7 @@ def command(folder: Path, arguments: list[str], environment: dict[str, str]) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not READ_ONLY.joinpath("self").exists(), reason="needs Linux")
 def test_a_home_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
     done = command(tmp_path, SHORT, {"HOME": str(READ_ONLY)})
@@ -216,6 +217,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="is about GNU OpenMP")
 def test_several_threads_in_a_forked_child_are_refused_where_they_would_hang() -> None:
     kept = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}

@@ -378,6 +378,7 @@ def test_deterministic_runs_repeat_themselves_and_leave_torch_as_it_was() -> Non
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow
 def test_a_lock_file_that_is_removed_while_jobs_are_trained_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def trouble(root: Path) -> Comparison:
     return compare(load(root), Question(by=("dataset.name", "optimizer.name")))
 
 
+@pytest.mark.slow
 @in_a_browser
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_a_browser_recomputes_every_number_of_the_tables(tmp_path: Path, bootstrap: bool) -> None:

@@ -85,6 +85,7 @@ def answer(command: list[str], kernel: NativeGradient, params: Tensor, indices: 
     return numbers[: runs * d].view(runs, d), numbers[runs * d :][:runs], numbers[runs * (d + 1) :], losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_gradients(machine: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from scripts.soak_faults import Operation, after_power_failure
 SCRIPT = Path(__file__).parents[2] / "scripts" / "soak_faults.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="needs gcc and LD_PRELOAD")
 def test_a_fleet_goes_on_after_faults_and_power_failures(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--command", "fleet", "--points", "2", "--power", "3"]

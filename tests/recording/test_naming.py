@@ -128,6 +128,7 @@ def test_a_folder_of_0_1_0_is_the_job_that_its_hash_says(tmp_path: Path, monkeyp
     assert (root / "results.csv").read_text().count("completed") == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_another_process_has_made_meanwhile_by_another_name_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

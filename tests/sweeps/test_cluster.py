@@ -92,6 +92,7 @@ def test_ray_trains_the_same_although_processes_are_lost(tmp_path: Path, trouble
     assert_as_trained_here(tmp_path, "there", "seed=1,2,3,4", "sweep.max_runs=2")
 
 
+@pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray_of_two")
 def test_chunks_on_ray_are_saved_when_the_command_is_stopped_and_go_on_with_the_next(
@@ -166,6 +167,7 @@ def test_a_chunk_that_is_lost_again_and_again_has_failed(tmp_path: Path) -> None
     assert str(failed[0].error) == "job 7_0 failed, its log is 7_0_0_log.err"
 
 
+@pytest.mark.slow
 @needs_submitit
 def test_jobs_are_cancelled_when_the_command_is_stopped(
     tmp_path: Path, trouble: Callable[..., None], capfd: pytest.CaptureFixture[str]

@@ -90,6 +90,7 @@ def gone(leader: int, seconds: float = 120.0) -> bool:
     return True
 
 
+@pytest.mark.slow
 @needs_proc
 def test_forked_workers_train_the_same_bits_and_nothing_is_left_of_them(tmp_path: Path) -> None:
     results = {}

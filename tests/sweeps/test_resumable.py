@@ -97,6 +97,7 @@ def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> No
         assert_same(folder, folders("killed")[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", [3, *(pytest.param(over, marks=pytest.mark.slow) for over in (1, 5))])
 def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     over: int, kill: Any, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +230,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
     assert not claims.is_claimed(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
@@ -288,6 +290,7 @@ def test_two_unnamed_sweeps_of_the_same_second_have_folders_of_their_own(monkeyp
     assert all(len(list(folder.glob("*/status.json"))) == 2 for folder in folders)
 
 
+@pytest.mark.slow
 def test_of_several_reasons_the_first_decides_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def test_proposals_depend_on_the_seed_alone_and_more_of_them_begin_with_the_same
     assert all_of(Search(space(n_samples=8, seed=1), None)) != few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed", ["while asking", "while choosing", "while training", "while telling", "between batches"]
 )
@@ -248,6 +249,7 @@ def error_of(code: int, capsys: pytest.CaptureFixture[str], expected: int = 2) -
     return shown.out, errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble", ["damaged", *(pytest.param(name, marks=pytest.mark.slow) for name in ("locked", "removed"))]
 )
@@ -307,6 +309,7 @@ def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureF
     assert main([*SEARCH, "sweep.name=s"]) == 0  # a dead process holds nothing
 
 
+@pytest.mark.slow
 def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SEARCH, "sweep.name=s"]) == 0
     last = FOLDER / json.loads((FOLDER / "jobs.jsonl").read_text().splitlines()[-1])["name"]
@@ -324,6 +327,7 @@ def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: p
     assert [trial.state for trial in trials(FOLDER)] == [TrialState.COMPLETE] * 6
 
 
+@pytest.mark.slow
 def test_workers_are_kept_for_all_batches_of_a_search_and_then_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[LocalTrainer] = []
     used: set[LocalTrainer] = set()
@@ -383,6 +387,7 @@ def test_a_trial_that_another_process_trains_stays_open(
     assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4
 
 
+@pytest.mark.slow
 def test_plain_optuna_reads_what_was_trained_from_the_study(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd", "seed=1,2"]
     words += ["optimizer.lr=tag(log, interval(0.0123456789,0.5))", "trainer.batch_size=int(interval(20,60))"]

@@ -190,6 +190,7 @@ def test_the_objective_is_the_error_at_the_end_or_the_best_one(tmp_path: Path) -
     assert stored(tmp_path / "nothing") is None
 
 
+@pytest.mark.slow
 def test_every_launcher_and_sweeper_leaves_the_same_folders_that_their_hash_leads_to(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ class Recorder(Callback):
         Recorder.seen.append(("end", job_return.hydra_cfg.hydra.job.num, job_return.return_value, job_return.cfg.seed))  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_callbacks_and_sweepers_get_a_job_return_of_every_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     returned: list[JobReturn] = []
     launch = chunks_launcher().launch
@@ -354,6 +356,7 @@ def test_hydra_finds_the_plugin_without_importing_torch() -> None:
     assert shown.split() == ["False"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("hydra/launcher=basic",)], ids=["fleet", "basic"])
 def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
     words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
@@ -377,6 +380,7 @@ def test_warnings_that_differ_in_more_than_numbers_are_all_said(caplog: pytest.L
     assert caplog.messages == ["a 1.5 b", "a b", "a 7 c", "a 8 b"]
 
 
+@pytest.mark.slow
 def test_what_other_launchers_send_to_their_processes_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     cloudpickle = pytest.importorskip("cloudpickle")  # of submitit; joblib brings its own
     made, sent = Plugins.instantiate_launcher, []

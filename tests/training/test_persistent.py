@@ -275,6 +275,7 @@ def _images() -> Dataset:
     return Dataset("images", "classification", part, part, part, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["local_entropy", "adamw"])
 def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from burgersgd import own_process
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
 from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.files import read_bytes, replacing, to_json
@@ -35,6 +36,8 @@ from burgersgd.sweeps.workers import Pool
 PLAN = "plan.json"
 REPAID_SECONDS = 10.0
 """A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
+REPAID_FORKED_SECONDS = 3.0
+"""The same for workers that are forked from a process which has imported PyTorch."""
 MEASURE_FROM_SECONDS = 1.0
 """Estimated time of a group, by the speed of a processor, below which its speed is not measured."""
 LOOK_SECONDS = 0.1
@@ -354,7 +357,8 @@ def gpu_hint(groups: Sequence[Group]) -> str | None:
 
 def _long(groups: Sequence[Group]) -> bool:
     """Whether measurements and workers are repaid."""
-    return sum(group.seconds_per_run * len(group.jobs) for group in groups) > REPAID_SECONDS
+    least = REPAID_FORKED_SECONDS if own_process.start_method() == "forkserver" else REPAID_SECONDS
+    return sum(group.seconds_per_run * len(group.jobs) for group in groups) > least
 
 
 def _run_bytes_if_they_matter(prepared: Prepared) -> int:

@@ -131,7 +131,7 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
         rows.append((cell.name, *shown, str(len(by_name[study.baseline].runs))))
     counts = ["" if name == study.baseline else "{}, {}".format(*stars[name]) for name in names]
     if len(rows) > 1:
-        rows.append((f"better*, worse* (of {len(rows)})", *counts, ""))
+        rows.append((f"with a star: better, worse (of {len(rows)})", *counts, ""))
     title = (
         f"Mean test error (%, in regression RMSE) and difference to {study.baseline}, paired;"
         f" * p < {ALPHA:g} by Holm over all {comparison.family}"

@@ -170,7 +170,7 @@ def test_the_overview_has_means_paired_differences_and_stars_by_holm(tmp_path: P
     assert "Holm over all 2" in table.title
     stars = {}
     assert [row[0] for row in table.rows[:-1]] == [cell.name for cell in cells]
-    assert table.rows[-1] == ("better*, worse* (of 2)", "", "1, 0", "")
+    assert table.rows[-1] == ("with a star: better, worse (of 2)", "", "1, 0", "")
     for row in table.rows[:-1]:
         base, other = errors[row[0]]
         mean = (other - base).mean()

@@ -108,10 +108,12 @@ def profiles_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = 
     clocks = ("evaluations", "seconds") if cost is not None else ("evaluations",)
     base_targets = []
     for block in c.blocks:
+        if c.at.kind == "target":
+            base_targets.append(c.at.value)
+            continue
         reference = block.baseline(c.baseline) or block.rows[0]
         ends = np.array([measure(run, metric, At("end")) for run in reference.runs], dtype=np.float64)
-        own = float(np.mean(ends[np.isfinite(ends)])) if np.isfinite(ends).any() else math.nan
-        base_targets.append(c.at.value if c.at.kind == "target" else own)
+        base_targets.append(float(np.mean(ends[np.isfinite(ends)])) if np.isfinite(ends).any() else math.nan)
     for clock in clocks:
         for relaxation in RELAXATIONS:
             targets = tuple(relaxation * target for target in base_targets)

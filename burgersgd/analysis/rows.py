@@ -164,15 +164,15 @@ def row_of(
         picked = {None: list(runs)}
         chosen: list[Setting] = list(settings)
     else:
+        if len(settings) > 1 and all(r.state == "completed" and math.isnan(selection(r)) for r in runs):
+            raise ValueError(
+                f"{label}: one of {len(settings)} settings is to be picked, but the runs have no validation part"
+                " (dataset.validation_fraction=0); name the keys that differ in --by, or pool all with --pick none"
+            )
         splits = dict.fromkeys(run.split for run in runs) if by_split else {None: None}
         picked, chosen = {}, []
         for split in splits:
             candidates = {s: [r for r in rs if not by_split or r.split == split] for s, rs in settings.items()}
-            if len(settings) > 1 and all(r.state == "completed" and math.isnan(selection(r)) for r in runs):
-                raise ValueError(
-                    f"{label}: one of {len(settings)} settings is to be picked, but the runs have no validation part"
-                    " (dataset.validation_fraction=0); name the keys that differ in --by, or pool all with --pick none"
-                )
             best, left_out = pick({s: rs for s, rs in candidates.items() if rs}, selection)
             picked[split] = candidates[best]
             chosen.append(best)

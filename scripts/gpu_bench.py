@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import DeviceConfig, LocalEntropyConfig
-from burgersgd.prepare import prepare
 from burgersgd.streams import Purpose
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import burgersgd.config as C
+from burgersgd.build.prepared import prepare
 from burgersgd.datasets import Dataset, Part
-from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 
 MARK = "@@ "

@@ -43,8 +43,8 @@ from torch import Tensor, nn
 import burgersgd
 import burgersgd.config as C
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.datasets import Dataset
-from burgersgd.prepare import prepare
 from burgersgd.sweeps.planning import rate_of, run_bytes
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.stability import top_eigenvalue

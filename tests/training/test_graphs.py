@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from burgersgd.build import engine_of
+from burgersgd.build.parts import engine_of
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     DeviceConfig,
@@ -27,7 +28,6 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.native import cuda
-from burgersgd.prepare import prepare
 from burgersgd.training.engines import compiled
 from burgersgd.training.engines.compiled import Graphed
 from burgersgd.training.fleet import Fleet
@@ -196,7 +196,7 @@ def test_a_diverging_run_is_frozen_in_its_step_alone() -> None:
 
 def test_a_gpu_gets_graphs_at_once_and_a_compiler_for_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare([TrainConfig()])
-    monkeypatch.setattr("burgersgd.build.why_not_compiled", lambda device: None)
+    monkeypatch.setattr("burgersgd.build.parts.why_not_compiled", lambda device: None)
     monkeypatch.setattr(cuda, "shared_memory", lambda device: 0)  # no room for the persistent kernel
     gpu = torch.device("cuda")
 

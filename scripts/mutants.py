@@ -1,14 +1,17 @@
 """Change one place of the package at a time and see which tests notice: a fixed, seeded sample of 400 changes.
 
     python scripts/mutants.py --work build/mutants            # goes on where it stopped; results.jsonl, one line each
+    python scripts/mutants.py --work build/mutants --again    # after new tests: those that survived, once more
     python scripts/mutants.py --work build/mutants --report   # how many survived, which, and the exact interval
 
-Left out of CI, since it takes hours. Mutants are drawn uniformly from all places in FOLDERS where an operator applies:
-comparisons, arithmetic, number and truth constants, and/or, negated conditions, a value returned, a statement removed.
-Docstrings, types, messages and asserts are no places. Each mutant is tried in a copy of the repository, in a fork of
-this process, which has imported what the tests need but for the package itself: first by the tests of its own module
-(FIRST), where it survives those by the tests of all that uses it (THEN). Limits are of processor time, so that a busy
-machine kills no mutant.
+Left out of CI, since it takes hours of processor time. Mutants are drawn uniformly from all places in FOLDERS where an
+operator applies: comparisons, arithmetic, number and truth constants, and/or, negated conditions, a value returned, a
+statement removed. Docstrings, types, messages and asserts are no places. First the suite is run once and coverage.py
+notes which tests execute which lines, and how long they take. Each mutant is tried in a copy of the repository, in a
+fork of this process, which has imported what the tests need but for the package itself: first by the tests of its own
+module (FIRST) that execute its line, then by all others that do, the quickest first, up to a limit of seconds. Lines
+that run at import are executed by every test: they are tried by the files of FIRST, then of THEN. Limits are of
+processor time, so that a busy machine kills no mutant.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import ast
 import contextlib
 import copy
 import json
+import math
 import os
 import random
 import resource
@@ -30,12 +34,17 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import coverage
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("optimizers", "training", "datasets", "sweeps", "recording", "analysis", "recorder.py")
+FOLDERS = ("optimizers", "training", "datasets", "sweeps", "recording", "recorder.py", "run_record.py", "ends.py")
 SEED, SAMPLE = 20261127, 400
 SECONDS, LONGEST = (300, 1_500), 3_600
 """Of processor time, by stage, and of the clock, after which a mutant runs forever."""
+TESTS_SECONDS = 240.0
+"""Tests of other modules are tried until those before them take so long where nothing is changed."""
 NOT_TRIED = 97
 IMPORTS = (
     "torch",
@@ -50,14 +59,6 @@ IMPORTS = (
 IMPORTS = (*IMPORTS, "msgspec", "tqdm.auto", "yaml", "pytest", "hypothesis")
 
 FIRST = {
-    "analysis/charts.py": "analysis/test_report.py",
-    "analysis/command.py": "analysis/test_compare.py analysis/test_report.py",
-    "analysis/notes.py": "analysis/test_compare.py",
-    "analysis/question.py": "analysis/test_compare.py",
-    "analysis/rows.py": "analysis/test_compare.py analysis/test_runs.py",
-    "analysis/search_tables.py": "analysis/test_tuning.py analysis/test_importance.py",
-    "analysis/tables.py": "analysis/test_compare.py",
-    "analysis/values.py": "analysis/test_runs.py analysis/test_compare.py",
     "datasets/dataset.py": "datasets/test_preprocess.py datasets/test_batches.py",
     "optimizers/adam.py": "optimizers/test_adamw.py",
     "optimizers/asam.py": "optimizers/test_sam.py",
@@ -76,6 +77,8 @@ FIRST = {
     "sweeps/planning.py": "sweeps/test_workers.py sweeps/test_speeds.py sweeps/test_sweep.py",
     "sweeps/status_command.py": "sweeps/test_status.py",
     "recorder.py": "test_run.py test_resume.py test_interruption.py",
+    "run_record.py": "test_resume.py recording/test_run_folder.py",
+    "ends.py": "test_run.py test_resume.py",
     "training/engines/__init__.py": "training/test_engines.py",
     "training/engines/compiled.py": "training/test_graphs.py",
     "training/engines/eager.py": "training/test_engines.py training/test_fleet.py",
@@ -90,8 +93,9 @@ FIRST = {
     "training/state.py": "training/test_fleet.py",
 }
 """Tests of a module, where they are not in tests/.../test_MODULE.py."""
+NOT_FOR_MUTANTS = ("test_docs.py", "test_packaging.py", "test_types.py")
+"""These install packages, check types or follow the documents: they would repeat what others test."""
 THEN = {
-    "analysis": "analysis test_statistics.py studies",
     "datasets": "test_config.py datasets test_run.py test_predictor.py",
     "optimizers": "test_config.py optimizers contract/test_contract.py training/test_fleet.py test_run.py "
     "training/test_stability.py",
@@ -216,23 +220,87 @@ def python_files(places: list[Path]) -> Iterator[Path]:
         yield from place.rglob("*.py") if place.is_dir() else [place]
 
 
-def tests_of(tree: Path, path: str, stage: int) -> list[str]:
-    """Return the test files that try a module, first those that are its own."""
-    folder, _, file = path.rpartition("/")
-    own = f"{folder}/test_{file}".replace("engines/", "").lstrip("/")
-    words = FIRST.get(path, own) if stage == 0 else THEN[path.partition("/")[0]]
-    found = [f"tests/{word}" for word in words.split()]
-    return [word for word in found if (tree / word).exists()] or tests_of(tree, path, 1)
+class Tests:
+    """Which tests execute which lines, and how long they take: one run of the suite with coverage.py."""
+
+    def __init__(self, tree: Path, work: Path) -> None:
+        """Run the suite where that was not done, and read what it left."""
+        self.tree, data, times = tree, work / "coverage", work / "junit.xml"
+        if not times.exists():
+            _run_with_coverage(tree, data, times)
+        self.data = coverage.CoverageData(str(data))
+        self.data.read()
+        self.seconds: dict[str, float] = {}
+        for case in ElementTree.parse(times).iter("testcase"):
+            name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+            self.seconds[name] = float(case.get("time", 0.0))
+
+    def own_files(self, mutant: Mutant) -> list[str]:
+        """Return the files of the tests of a mutant's module."""
+        folder, _, file = mutant.path.rpartition("/")
+        return self._existing(FIRST.get(mutant.path, f"{folder}/test_{file}".replace("engines/", "").lstrip("/")))
+
+    def _existing(self, words: str) -> list[str]:
+        return [f"tests/{word}" for word in words.split() if (self.tree / "tests" / word).exists()]
+
+    def of(self, mutant: Mutant, stage: int) -> list[str]:
+        """Return the tests that try a mutant: those of its own module, then (stage 1) all others."""
+        own_files, covering = self.own_files(mutant), self._covering(mutant)
+        then_files = self._existing(THEN.get(mutant.path.partition("/")[0], THEN["recorder.py"]))
+        if not covering:
+            return (own_files or then_files) if stage == 0 else [*own_files, *then_files]
+        in_own = [name for name in covering if name.partition("::")[0] in own_files]
+        if stage == 0:
+            return self._quickest(in_own or covering, math.inf if in_own else TESTS_SECONDS / 4)
+        unseen = [name for name in self.seconds if name.partition("::")[0] in own_files and name not in covering]
+        others = self._quickest([name for name in covering if name not in in_own], TESTS_SECONDS)
+        return [*others, *self._quickest(unseen, TESTS_SECONDS / 2)]  # those that start processes of their own
+
+    def _covering(self, mutant: Mutant) -> list[str]:
+        lines = self.data.contexts_by_lineno(str(self.tree / "burgersgd" / mutant.path))
+        source = (self.tree / "burgersgd" / mutant.path).read_text(encoding="utf-8")
+        last = source.count("\n", 0, mutant.stop) + 1
+        contexts = {context for line in range(mutant.line, last + 1) for context in lines.get(line, ())}
+        if "" in contexts:  # at import
+            return []
+        return sorted({context.rpartition("|")[0] for context in contexts} & self.seconds.keys())
+
+    def _quickest(self, names: list[str], limit: float) -> list[str]:
+        chosen, spent = [], 0.0
+        for name in sorted(names, key=lambda name: (self.seconds[name], name)):
+            spent += self.seconds[name]
+            if spent > limit and chosen:
+                break
+            chosen.append(name)
+        return chosen
 
 
-def tried(tree: Path, mutant: Mutant, stage: int, log: Path) -> str:
+def _run_with_coverage(tree: Path, data: Path, times: Path) -> None:
+    settings = data.with_name("coveragerc")
+    settings.write_text(
+        f"[run]\nsource = burgersgd\nparallel = True\ndata_file = {data}\ndisable_warnings = module-not-measured, "
+        "no-data-collected, already-imported, module-not-imported\n",
+        encoding="utf-8",
+    )
+    paths = ["optimizers", "training", "datasets", "contract", "recording", "sweeps"]
+    paths += [file.name for file in sorted((tree / "tests").glob("test_*.py")) if file.name not in NOT_FOR_MUTANTS]
+    options = ["--cov=burgersgd", "--cov-context=test", f"--cov-config={settings}", "--cov-report="]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "-m", "not slow and not gpu"]
+    partial = times.with_suffix(".part")
+    command += [*options, f"--junitxml={partial}", *(f"tests/{path}" for path in paths)]
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tree, env=environment, check=False)  # a test that coverage disturbs is no harm
+    partial.rename(times)
+
+
+def tried(tree: Path, mutant: Mutant, tests: list[str], seconds: int, log: Path) -> str:
     """Return "killed by TEST", "killed by time" or "survived"."""
     file = tree / "burgersgd" / mutant.path
     source = file.read_text(encoding="utf-8")
     try:
         file.write_text(source[: mutant.start] + mutant.text + source[mutant.stop :], encoding="utf-8")
         _touch(file)
-        return _by_tests(tree, tests_of(tree, mutant.path, stage), SECONDS[stage], log)
+        return _by_tests(tree, tests, seconds, log)
     finally:
         file.write_text(source, encoding="utf-8")
         _touch(file)
@@ -293,7 +361,7 @@ def _in_the_fork(tree: Path, tests: list[str], seconds: int, log: Path) -> None:
             "-o",
             "addopts=",
         ]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={log.with_name('tmp')}"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={log.with_suffix('.tmp')}"]
         hook = "burgersgd.datasets,burgersgd.streams,burgersgd.training.evaluation,beartype.beartype"
         code = int(pytest.main([*options, f"--jaxtyping-packages={hook}", "--timeout=900", *tests]))
     except BaseException:
@@ -323,43 +391,64 @@ def report(tree: Path, results: dict[str, dict[str, Any]], chosen: list[Mutant])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/mutants"), help="copy of the repository, and results")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/mutants"), help="copies of the repository, and results"
+    )
     parser.add_argument("--first", type=int, default=SAMPLE, help="try so many, in the order of the sample")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--again", action="store_true", help="try those once more that survived, after changed tests")
     parser.add_argument("--report", action="store_true", help="print what is known and try nothing")
     options = parser.parse_args()
     work = options.work.resolve()
-    tree, file = work / "tree", work / "results.jsonl"
-    if not tree.exists():
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
-    drawn = work / "sample.json"  # kept, since the tree has a mutant in it while one is tried
-    if not drawn.exists():
-        drawn.write_text(json.dumps(sample(tree, SAMPLE)), encoding="utf-8")
-    chosen = [Mutant(*mutant) for mutant in json.loads(drawn.read_text(encoding="utf-8"))][: options.first]
+    trees = [work / f"tree-{k}" for k in range(options.jobs + 1)]  # the first one is never changed
+    for tree in trees:
+        if not tree.exists():
+            work.mkdir(parents=True, exist_ok=True)
+            subprocess.run(
+                ["git", "clone", "--quiet", str(ROOT if tree == trees[0] else trees[0]), str(tree)], check=True
+            )
+    chosen, file = sample(trees[0], SAMPLE)[: options.first], work / "results.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     results = {line["mutant"]: line for line in map(json.loads, lines)}
     if options.report:
-        report(tree, results, chosen)
+        report(trees[0], results, chosen)
         return
+    tests = Tests(trees[0], work)
     if options.again:
-        shutil.copytree(ROOT / "tests", tree / "tests", dirs_exist_ok=True)
         results = {name: line for name, line in results.items() if line["end"] != "survived"}
-    os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "BURGERSGD_CACHE": str(work / "cache")}
     for name in IMPORTS:
         __import__(name)
+    children = []
+    for k, tree in enumerate(trees[1:]):
+        if options.again:
+            shutil.copytree(ROOT / "tests", tree / "tests", dirs_exist_ok=True)
+        if (child := os.fork()) == 0:
+            os.environ |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "BURGERSGD_CACHE": str(work / f"cache-{k}")}
+            _try(tree, chosen[k :: options.jobs], results, tests, file, options.again)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _try(
+    tree: Path, chosen: list[Mutant], results: dict[str, dict[str, Any]], tests: Tests, file: Path, again: bool
+) -> None:
+    """Try mutants in a tree of their own and append what came out, a line each."""
     for stage in (0, 1):  # all by the tests of their own modules first: most are dead then
-        for i, mutant in enumerate(chosen):
+        for mutant in chosen:
             known = results.get(mutant.name, {"end": "new", "stage": -1})
             if known["end"] not in ("new", "survived") or known["stage"] >= stage:
                 continue
             started = time.monotonic()
-            end = tried(tree, mutant, stage, work / "log.txt")
+            by = tests.own_files(mutant) if again and stage == 0 else tests.of(mutant, stage)
+            end = tried(tree, mutant, by, SECONDS[stage], file.with_name(f"{tree.name}.log")) if by else "survived"
             seconds = round(time.monotonic() - started, 1)
-            line = results[mutant.name] = {"mutant": mutant.name, "end": end, "stage": stage, "seconds": seconds}
+            line = {"mutant": mutant.name, "end": end, "stage": stage, "tests": len(by), "seconds": seconds}
+            results[mutant.name] = line
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(line) + "\n")
-            print(f"{i + 1:3} {seconds:6.1f} s {mutant.path}:{mutant.line} {mutant.operator}: {end}", flush=True)
+            print(f"{seconds:6.1f} s {mutant.path}:{mutant.line} {mutant.operator}: {end}", flush=True)
 
 
 if __name__ == "__main__":

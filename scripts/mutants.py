@@ -9,9 +9,9 @@ operator applies: comparisons, arithmetic, number and truth constants, and/or, n
 statement removed. Docstrings, types, messages and asserts are no places. First the suite is run once and coverage.py
 notes which tests execute which lines, and how long they take. Each mutant is tried in a copy of the repository, in a
 fork of this process, which has imported what the tests need but for the package itself: first by the tests of its own
-module (FIRST) that execute its line, then by all others that do, the quickest first, up to a limit of seconds. Lines
-that run at import are executed by every test: they are tried by the files of FIRST, then of THEN. Limits are of
-processor time, so that a busy machine kills no mutant.
+module (FIRST) that execute its line, then by all others that do, the quickest first, up to a limit of seconds, and by
+those of its own module that execute it in another process, if they do. Lines that run at import only are tried by the
+files of FIRST, then of THEN. Limits are of processor time, so that a busy machine kills no mutant.
 """
 
 from __future__ import annotations
@@ -261,8 +261,6 @@ class Tests:
         source = (self.tree / "burgersgd" / mutant.path).read_text(encoding="utf-8")
         last = source.count("\n", 0, mutant.stop) + 1
         contexts = {context for line in range(mutant.line, last + 1) for context in lines.get(line, ())}
-        if "" in contexts:  # at import
-            return []
         return sorted({context.rpartition("|")[0] for context in contexts} & self.seconds.keys())
 
     def _quickest(self, names: list[str], limit: float) -> list[str]:

@@ -142,7 +142,7 @@ class _Slips(HeavyBall):
 
     def init(self, x: Any, xi: Any) -> Any:
         slip: Any = getattr(self, "slip")  # noqa: B009
-        return {"a list": [x, x], "a number": Two(x, x[:, :1])}.get(slip, Two(x, x))
+        return {"a list": [x, x], "a plain tuple": (x, x), "a number": Two(x, x[:, :1])}.get(slip, Two(x, x))
 
     def step(self, c: Any, state: Any, grad: Any, norm: Any, xi: Any) -> Any:
         x, slip = state.x - c.lr * grad, getattr(self, "slip")  # noqa: B009
@@ -172,6 +172,7 @@ class _Slips(HeavyBall):
     ("slip", "message"),
     [
         ("a list", r"_Slips.init: must return a NamedTuple of tensors \[runs, d\] or None, not list"),
+        ("a plain tuple", r"_Slips.init: must return a NamedTuple of tensors \[runs, d\] or None, not tuple"),
         ("a number", r"_Slips.init: must return tensors \[runs, d\], not Two\(float64 \[3, 535\], float64 \[3, 1\]\)"),
         ("in place", "_Slips.step: writes into its arguments; must return new tensors"),
         ("the gradient", "_Slips.step: writes into its arguments"),

@@ -273,6 +273,15 @@ def test_the_keys_that_are_there_are_named_where_ours_are_missing(tmp_path: Path
         load(NpzConfig(path=str(path)))
 
 
+def test_of_many_foreign_keys_twenty_are_named(tmp_path: Path) -> None:
+    for n, more in ((20, ""), (21, " and 1 more"), (27, " and 7 more")):
+        path = tmp_path / f"{n}.npz"
+        np.savez(path, **{f"a{i:02}": X for i in range(n)})  # pyright: ignore[reportArgumentType]
+        names = ", ".join(f"a{i:02}" for i in range(20))
+        with pytest.raises(DataError, match=rf"key x_train is missing; there is {names}{more}; needed are"):
+            load(NpzConfig(path=str(path)))
+
+
 @pytest.mark.parametrize(("shape", "named"), [((40, 9, 9, 3), True), ((40, 28, 28, 1), True), ((40, 3, 9, 9), False)])
 def test_images_with_channels_last_are_named(shape: tuple[int, ...], named: bool) -> None:
     x = np.zeros(shape)

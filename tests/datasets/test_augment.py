@@ -111,6 +111,14 @@ def expected(prepared: Any, optimizer: Any, budget: int) -> Tensor:
     return x[0]
 
 
+@pytest.mark.parametrize(("side", "reach"), [(32, 4), (28, 4), (8, 1), (40, 5), (3, 1)])
+def test_images_are_moved_by_an_eighth_of_their_side(side: int, reach: int) -> None:
+    data = from_arrays(np.zeros((20, 1, side, 2 * side), np.uint8), np.arange(20) % 2)
+    change = augmentation_of("shift", data)
+    assert change is not None
+    assert change.reach == (reach, round(2 * side / 8))
+
+
 @pytest.mark.parametrize(
     "engine", ["eager", "native_update", "graphed", pytest.param("compiled", marks=pytest.mark.slow)]
 )

@@ -26,6 +26,7 @@ from burgersgd.config import (
     MlpConfig,
     OptimizerConfig,
     PaperSDEConfig,
+    SamConfig,
     SgdConfig,
     TeacherStudentConfig,
     TrainConfig,
@@ -406,6 +407,35 @@ def test_bfloat16_networks_keep_a_float32_state() -> None:
         assert fleet.x.dtype == torch.float32
     difference = (fleets[0].x - fleets[1].x).norm() / fleets[0].x.norm()
     assert 1e-5 < difference < 0.05  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("optimizer", [SamConfig(lr=0.1, rho=0.3), LocalEntropyConfig(inner_steps=3)])
+def test_dropout_masks_are_held_as_long_as_the_batch_in_every_draw(optimizer: OptimizerConfig) -> None:
+    fleet = fleet_of([small_config(seed=9, model=MlpConfig(depth=1, width=200, dropout=0.5), optimizer=optimizer)])
+    n, held = fleet.inputs.draw_length, fleet.rule.gradients_per_batch
+    for first in (0, n, 5 * n + 1):
+        drawn = fleet.inputs.draw(first).uniform
+        assert drawn is not None
+        for i in range(n):
+            own = torch.empty(1, 1, 30 * 200)
+            streams.uniform_(own, fleet.seeds, streams.Purpose.DROPOUT, (first + i) // held)
+            assert torch.equal(drawn[i].flatten(), own.flatten())
+
+
+@pytest.mark.parametrize("change", ["longer", "single", "none"])
+def test_a_snapshot_of_another_state_is_refused(change: str) -> None:
+    fleet = fleet_of([small_config(optimizer=LocalEntropyConfig(inner_steps=3)) for _ in range(2)])
+    snapshots = [fleet.snapshot(i) for i in range(2)]
+    fleet.restore(snapshots)
+    y = snapshots[1]["state"]["y"]
+    snapshots[1]["state"]["y"] = {"longer": torch.cat([y, y]), "single": y.float(), "none": None}[change]
+    message = {
+        "longer": rf"y of the snapshot is torch.float64 \[{2 * fleet.d}\], the state differs",
+        "single": rf"y of the snapshot is torch.float32 \[{fleet.d}\], the state differs",
+        "none": "the state has a y, the snapshot differs",
+    }[change]
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        fleet.restore(snapshots)
 
 
 def test_beyond_the_budget_is_an_error() -> None:

@@ -5,14 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 from jaxtyping import TypeCheckError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import MlpConfig
 from burgersgd.native import library
 from burgersgd.training.gradients import split
-from burgersgd.training.native_gradient import NativeGradient, images_of
+from burgersgd.training.native_gradient import Images, NativeGradient, images_of
 
 pytestmark = pytest.mark.skipif(library("mlp_gradient") is None, reason="the C kernel could not be compiled")
 
@@ -381,6 +381,18 @@ def test_lenet_equals_autograd(shape: tuple[int, ...], n_out: int, loss: str, dt
             scale = float(expected_grad.norm())
             assert float((grad[r] - expected_grad).norm()) < TOLERANCE[dtype] * scale
             assert abs(float(norm[r]) - scale) < TOLERANCE[dtype] * scale
+
+
+@pytest.mark.parametrize(("channels", "side", "padding"), [(1, 28, 2), (3, 32, 0), (2, 20, 2)])
+def test_sizes_of_lenet_are_those_of_its_layers(channels: int, side: int, padding: int) -> None:
+    first, second = nn.Conv2d(channels, 6, 5, padding=padding), nn.Conv2d(6, 16, 5)
+    a = first(torch.zeros(1, channels, side, side))
+    b = second(nn.functional.max_pool2d(a, 2))
+    images = Images(channels, side, side, padding)
+    assert images.work == a.numel() * channels * 25 + b.numel() * 6 * 25
+    assert images.features == nn.functional.max_pool2d(b, 2).numel()
+    assert images.n_params == sum(p.numel() for layer in (first, second) for p in layer.parameters())
+    assert images.pixels == channels * side * side
 
 
 def test_lenet_takes_the_first_of_equal_pixels_as_torch_does() -> None:

@@ -264,3 +264,25 @@ def test_inputs_that_overflow_when_they_are_scaled_are_refused() -> None:
     assert make(raw).n_train == 24
     with pytest.raises(DataError, match=r"^dataset=numbered: inputs are not finite in float32 once scaled; .*$"):
         make(raw, standardize=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("label_noise", 1.0, r"must be in \[0, 1\)"),
+        ("label_noise", -0.1, r"must be in \[0, 1\)"),
+        ("validation_fraction", 1.0, r"must be in \[0, 1\)"),
+        ("validation_fraction", -0.1, r"must be in \[0, 1\)"),
+        ("test_fraction", 0.0, "must be between 0 and 1, both excluded"),
+        ("test_fraction", 1.0, "must be between 0 and 1, both excluded"),
+        ("seed", -1, "must be at least 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, value: float, allowed: str) -> None:
+    with pytest.raises(DataError, match=f"^dataset.{name}={value}: {allowed}$"):
+        Options(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_options_at_the_ends_of_their_ranges_are_taken() -> None:
+    Options(label_noise=0.0, validation_fraction=0.0, test_fraction=1e-9, seed=0)
+    Options(label_noise=0.99, validation_fraction=0.99, test_fraction=0.99)

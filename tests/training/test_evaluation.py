@@ -26,6 +26,7 @@ PROBLEMS: list[tuple[str, DatasetConfig]] = [
     ("cross_entropy", DigitsConfig()),
     ("squared_error", DigitsConfig()),
     ("squared_error", TeacherStudentConfig()),
+    ("squared_error", TeacherStudentConfig(standardize_targets=False)),
     ("logistic", TwoSpiralsConfig()),
 ]
 

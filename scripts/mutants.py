@@ -361,7 +361,7 @@ def _in_the_fork(tree: Path, tests: list[str], seconds: int, log: Path) -> None:
         ]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", f"--basetemp={log.with_suffix('.tmp')}"]
         hook = "burgersgd.datasets,burgersgd.streams,burgersgd.training.evaluation,beartype.beartype"
-        code = int(pytest.main([*options, f"--jaxtyping-packages={hook}", "--timeout=900", *tests]))
+        code = int(pytest.main([*options, f"--jaxtyping-packages={hook}", "--timeout=120", *tests]))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -46,6 +46,8 @@ SECONDS, LONGEST = (300, 1_500), 3_600
 TESTS_SECONDS = 60.0
 """Tests of other modules are tried until those before them take so long where nothing is changed."""
 NOT_TRIED = 97
+EQUIVALENT = "equivalent: "
+"""How the end of a mutant begins that nobody can notice; the argument follows. Such lines are written by hand."""
 IMPORTS = (
     "torch",
     "torch._dynamo",
@@ -375,16 +377,18 @@ def report(tree: Path, results: dict[str, dict[str, Any]], chosen: list[Mutant])
     from scipy.stats import binomtest
 
     done = [mutant for mutant in chosen if mutant.name in results]
+    equivalent = [mutant for mutant in done if results[mutant.name]["end"].startswith(EQUIVALENT)]
     alive = [mutant for mutant in done if results[mutant.name]["end"] == "survived"]
-    print(f"{len(done)} of {len(chosen)} tried")
-    if done:
-        interval = binomtest(len(alive), len(done)).proportion_ci(0.95, "exact")
+    print(f"{len(done)} of {len(chosen)} tried, {len(equivalent)} of them equivalent")
+    if n := len(done) - len(equivalent):
+        interval = binomtest(len(alive), n).proportion_ci(0.95, "exact")
         shown = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %"
-        print(f"{len(alive)} survived: {100 * len(alive) / len(done):.1f} %, {shown}")
-    for mutant in alive:
+        print(f"{len(alive)} of the other {n} survived: {100 * len(alive) / n:.1f} %, {shown}")
+    for mutant in (*alive, *equivalent):
         source = (tree / "burgersgd" / mutant.path).read_text(encoding="utf-8")
         old = " ".join(source[mutant.start : mutant.stop].split())
-        print(f"{mutant.path}:{mutant.line}: {mutant.operator}: {old}  ->  {mutant.text}")
+        end = results[mutant.name]["end"]
+        print(f"{mutant.path}:{mutant.line}: {mutant.operator}: {old}  ->  {mutant.text}  ({end})")
 
 
 def main() -> None:

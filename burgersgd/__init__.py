@@ -16,8 +16,8 @@ from burgersgd.config import ConfigError, TrainConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from burgersgd.analysis.runs import load
+    from burgersgd.api import Result, resume, train, train_all, train_fleet
     from burgersgd.revisit import load_predictor
-    from burgersgd.run import Result, resume, train, train_all, train_fleet
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,9 +39,9 @@ if not TYPE_CHECKING:  # a checker would take every misspelt name for one of the
 
     def __getattr__(name: str) -> Any:
         if name in ("Result", "resume", "train", "train_all", "train_fleet"):  # torch takes a second to import
-            from burgersgd import run
+            from burgersgd import api
 
-            return getattr(run, name)
+            return getattr(api, name)
         if name == "load":
             from burgersgd.analysis import runs
 

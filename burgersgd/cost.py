@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from burgersgd.build.prepared import Prepared, prepare
 from burgersgd.config import TrainConfig
 from burgersgd.identity import check_own, config_from
-from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.run_folder import read_config
 
 ROUNDS = 7

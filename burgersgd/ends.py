@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from burgersgd.lane import Lane, make_lasting_together
+from burgersgd.build.prepared import Prepared
 from burgersgd.predictor import network_at
-from burgersgd.prepare import Prepared
 from burgersgd.recording.environment import code_version
 from burgersgd.result import Result
+from burgersgd.run_record import RunRecord, make_lasting_together
 from burgersgd.training.best import Best
 from burgersgd.training.evaluation import Evaluator, is_guessing
-from burgersgd.training.fleet import Fleet
-from burgersgd.training.loop import Position
+from burgersgd.training.fleet import Fleet, Position
 from burgersgd.training.regime import Regime, regimes
 from burgersgd.training.stability import divergence_hint, learning_hint
 
@@ -48,7 +47,7 @@ class Ends:
 
     prepared: Prepared
     fleet: Fleet
-    lanes: Sequence[Lane]
+    runs: Sequence[RunRecord]
     evaluators: Mapping[str, Evaluator]
     """By part of the data: validation, where there is such a part, and test."""
     best: Best
@@ -58,18 +57,18 @@ class Ends:
     @property
     def alone(self) -> bool:
         """Whether there is one run only, whose failure to be recorded is an error."""
-        return len(self.lanes) == 1
+        return len(self.runs) == 1
 
     @functools.cached_property
     def measured(self) -> dict[str, list[float]]:
         """Loss and error of all runs at the last x, and test errors at the best one; as recorded where they are."""
-        checkpoints = [lane.checkpoint or {} for lane in self.lanes]
+        checkpoints = [run.checkpoint or {} for run in self.runs]
         known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
-        if len(known) == len(self.lanes) and all(known):
+        if len(known) == len(self.runs) and all(known):
             return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
         x, test = self.fleet.x, self.evaluators["test"]
         names = ("validation_loss", "validation_error", "best_test_error")  # not known where nothing is validated
-        measured = {name: [math.nan] * len(self.lanes) for name in names}
+        measured = {name: [math.nan] * len(self.runs) for name in names}
         for part, evaluator in self.evaluators.items():
             loss, error = evaluator(x)
             measured |= {f"{part}_loss": loss.tolist(), f"{part}_error": error.tolist()}
@@ -90,7 +89,7 @@ class Ends:
 
     def result(self, i: int) -> Result:
         """Return the result of a run."""
-        fleet, lane, rows = self.fleet, self.lanes[i], self.lanes[i].rows
+        fleet, run, rows = self.fleet, self.runs[i], self.runs[i].rows
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
@@ -111,9 +110,9 @@ class Ends:
             advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
         data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
         return Result(
-            config=lane.config,
+            config=run.config,
             task=self.prepared.data.task,
-            state="failed" if lane.failure else state,
+            state="failed" if run.failure else state,
             evaluations=evaluations,
             seconds=self.position.seconds,
             metrics={name: [row[name] for row in rows] for name in rows[0]},
@@ -124,9 +123,9 @@ class Ends:
             best_validation_error=float(self.best.error[i]) if "validation" in self.evaluators else math.nan,
             best_at=int(self.best.at[i]),
             last_loss=float(fleet.last_loss[i]),
-            folder=None if lane.folder is None else lane.folder.path,
+            folder=None if run.folder is None else run.folder.path,
             engine=self.choices["engine"],
-            reason=lane.failure or reason,
+            reason=run.failure or reason,
             guess_error=self._guess,
             no_better_than_guessing=guessing,
             regime=self._regimes[i],
@@ -142,12 +141,12 @@ class Ends:
         ended, because a run that has ended is not opened again.
         """
         ends = []
-        for i, (lane, result) in enumerate(zip(self.lanes, results, strict=True)):
-            if lane.folder is None or lane.final or lane.failure:
+        for i, (run, result) in enumerate(zip(self.runs, results, strict=True)):
+            if run.folder is None or run.final or run.failure:
                 continue
             fields = {name: getattr(result, name) for name in _RECORDED} | self.choices
             fields |= {"data": self.prepared.data_digest, "n_test": self.prepared.data.test.n, "code": code_version()}
-            fields |= {"fleet_size": fleet_sizes[i], "parent": lane.parent}
+            fields |= {"fleet_size": fleet_sizes[i], "parent": run.parent}
             fields["errors_are"] = "RMSE" if result.task == "regression" else "shares of wrong classes"
             lines = [(logging.INFO, f"{result.state} after {result.evaluations} gradient evaluations")]
             if result.regime is not None:
@@ -157,17 +156,17 @@ class Ends:
                 lines.insert(0, (logging.ERROR, result.reason))
             if result.no_better_than_guessing:
                 lines.insert(0, (logging.WARNING, f"no better than guessing; {result.advice}"))
-            with lane.recording(self.alone):
-                lane.folder.log_once(lines)
-                lane.folder.finish(result.state, fields)
-                ends.append((lane, lane.folder, result.state, fields))
-        make_lasting_together(self.lanes)
-        for lane, folder, state, fields in ends:
-            if lane.failure is None:
-                with lane.recording(self.alone):
+            with run.recording(self.alone):
+                run.folder.log_once(lines)
+                run.folder.finish(result.state, fields)
+                ends.append((run, run.folder, result.state, fields))
+        make_lasting_together(self.runs)
+        for run, folder, state, fields in ends:
+            if run.failure is None:
+                with run.recording(self.alone):
                     folder.end(state, fields)
-                    lane.end_sinks(state, fields)
+                    run.end_sinks(state, fields)
         return [
-            dataclasses.replace(result, state="failed", reason=lane.failure) if lane.failure else result
-            for lane, result in zip(self.lanes, results, strict=True)
+            dataclasses.replace(result, state="failed", reason=run.failure) if run.failure else result
+            for run, result in zip(self.runs, results, strict=True)
         ]

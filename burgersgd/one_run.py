@@ -13,15 +13,15 @@ from burgersgd.arguments import OwnFlags
 from burgersgd.error_line import fail
 
 if TYPE_CHECKING:
-    from burgersgd.run import Result
+    from burgersgd.api import Result
 
 
 def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     """Train a single run, in this process and without Hydra's: composed once, checked before anything is written."""
+    from burgersgd.api import check_output, train_prepared
+    from burgersgd.build.prepared import prepare
     from burgersgd.config import ConfigError
-    from burgersgd.prepare import prepare
     from burgersgd.recording.progress import summary
-    from burgersgd.run import check_output, train_prepared
     from burgersgd.sweeps.compose import compose_job, split_words
 
     hydra_words, words = split_words(flags.overrides)
@@ -57,12 +57,12 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
 
 def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
+    from burgersgd.api import resume
     from burgersgd.config import ConfigError
     from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
     from burgersgd.recording.reading import is_over, read_config
     from burgersgd.recording.run_folder import RunFolderError, RunInUseError
-    from burgersgd.run import resume
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
     allowed = ("resume", "trainer.budget", "output_root", "run_name")

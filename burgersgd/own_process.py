@@ -25,7 +25,7 @@ def seldom_collecting() -> Iterator[None]:
         gc.freeze()
 
 
-NEEDED_BY_WORKERS = ["burgersgd.own_process", "burgersgd.sweeps.workers", "burgersgd.run"]
+NEEDED_BY_WORKERS = ["burgersgd.own_process", "burgersgd.sweeps.workers", "burgersgd.api"]
 NO_WORKERS = ("--dry-run", "--help", "-h", "--cfg", "-c", "--info", "--hydra-help", "sweep.workers=1")
 _prepared = False
 

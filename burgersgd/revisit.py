@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burgersgd.build import UserData, UserModel
+from burgersgd.api import Result, repeat
+from burgersgd.build.parts import UserData, UserModel
+from burgersgd.build.prepared import prepare
 from burgersgd.config import ConfigError
 from burgersgd.datasets.dataset import one_line
 from burgersgd.identity import OWN, check_own
 from burgersgd.isolation import undisturbed
-from burgersgd.lane import read_run
 from burgersgd.predictor import Predictor, network_state, rebuilt
-from burgersgd.prepare import prepare
 from burgersgd.recording.progress import shown_path
 from burgersgd.recording.run_folder import (
     ENDED,
@@ -31,7 +31,7 @@ from burgersgd.recording.run_folder import (
     read_status,
 )
 from burgersgd.recording.schema import PredictorRecord, checked
-from burgersgd.run import Result, repeat
+from burgersgd.run_record import read_run
 from burgersgd.training.engines import ENGINES
 
 POINTS = ("last", "best")
@@ -85,12 +85,12 @@ def exported(
     Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
     record its units.
     """
-    run = read_run(folder, looking=True)
-    checkpoint = run.checkpoint or read_checkpoint(folder)
+    stored = read_run(folder, looking=True)
+    checkpoint = stored.checkpoint or read_checkpoint(folder)
     description = checkpoint.get("predictor")
     if description is None:
         check_own(read_config(folder), model, dataset)
-        prepared = prepare([run.config], model=model, dataset=dataset)
+        prepared = prepare([stored.config], model=model, dataset=dataset)
         description = prepared.network["predictor"]
     state = network_state(
         description, checkpoint["parameters"], _finite_x(folder, checkpoint, point), _buffers(checkpoint, point)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import nn
 
-    from burgersgd.datasets.prepare import Raw
+    from burgersgd.datasets.preprocess import Raw
     from burgersgd.models import Model
     from burgersgd.optimizers.protocol import Rule
 
@@ -78,7 +78,7 @@ LR_WORDS = ("default", "auto")
 
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
-    """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/rates.py)."""
+    """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/build/rates.py)."""
     text = f"{meaning}; default: the rule's own, scaled for model and loss; auto: from the curvature at the start"
     return opt("default", text, above=0)
 

@@ -18,6 +18,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     DeviceConfig,
     LeNetConfig,
@@ -28,7 +29,6 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets import Dataset, Part
-from burgersgd.prepare import prepare
 
 BATCH, EXAMPLES, LR = 128, 1000, 0.01
 SECONDS = 1.0

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     ConfigError,
     LocalEntropyConfig,
@@ -33,7 +34,6 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets import Dataset, Part
-from burgersgd.prepare import prepare
 from burgersgd.streams import Purpose
 from burgersgd.training.engines.eager import OneByOne
 from burgersgd.training.engines.native import Native

@@ -332,7 +332,7 @@ DEFAULT_COMMANDS = {
 
 
 def crossover_commands() -> dict[str, tuple[list[str], bool]]:
-    from burgersgd.build import COMPILE_FROM
+    from burgersgd.build.parts import COMPILE_FROM
 
     base = ["model.activation=gelu", f"trainer.budget={round(1.05 * COMPILE_FROM['cpu', False])}"]
     return {

@@ -16,6 +16,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
+from burgersgd.api import Result, train_fleet
 from burgersgd.config import (
     AdamWConfig,
     LangevinConfig,
@@ -25,7 +26,6 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.run import Result, train_fleet
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "local_entropy": LocalEntropyConfig(),

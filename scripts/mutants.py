@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("optimizers", "training", "datasets", "sweeps", "recording", "analysis", "trainer.py")
+FOLDERS = ("optimizers", "training", "datasets", "sweeps", "recording", "analysis", "recorder.py")
 SEED, SAMPLE = 20261127, 400
 SECONDS, LONGEST = (300, 1_500), 3_600
 """Of processor time, by stage, and of the clock, after which a mutant runs forever."""
@@ -58,7 +58,7 @@ FIRST = {
     "analysis/search_tables.py": "analysis/test_tuning.py analysis/test_importance.py",
     "analysis/tables.py": "analysis/test_compare.py",
     "analysis/values.py": "analysis/test_runs.py analysis/test_compare.py",
-    "datasets/dataset.py": "datasets/test_prepare.py datasets/test_batches.py",
+    "datasets/dataset.py": "datasets/test_preprocess.py datasets/test_batches.py",
     "optimizers/adam.py": "optimizers/test_adamw.py",
     "optimizers/asam.py": "optimizers/test_sam.py",
     "optimizers/local_entropy.py": "optimizers/test_local_entropy.py optimizers/test_momentum_temperature.py "
@@ -75,7 +75,7 @@ FIRST = {
     "sweeps/launcher.py": "sweeps/test_sweep.py",
     "sweeps/planning.py": "sweeps/test_workers.py sweeps/test_speeds.py sweeps/test_sweep.py",
     "sweeps/status_command.py": "sweeps/test_status.py",
-    "trainer.py": "test_run.py test_resume.py test_interruption.py",
+    "recorder.py": "test_run.py test_resume.py test_interruption.py",
     "training/engines/__init__.py": "training/test_engines.py",
     "training/engines/compiled.py": "training/test_graphs.py",
     "training/engines/eager.py": "training/test_engines.py training/test_fleet.py",
@@ -84,7 +84,7 @@ FIRST = {
     "training/engines/tracing.py": "training/test_codegen.py",
     "training/gradients.py": "training/test_engines.py training/test_fleet.py",
     "training/inputs.py": "training/test_fleet.py training/test_engines.py",
-    "training/loop.py": "test_run.py",
+    "training/fleet.py": "test_run.py",
     "training/replicas.py": "contract/test_contract.py",
     "training/rule_check.py": "contract/test_contract.py",
     "training/state.py": "training/test_fleet.py",
@@ -97,7 +97,7 @@ THEN = {
     "training/test_stability.py",
     "recording": "recording test_run.py test_resume.py test_cli.py test_output.py sweeps/test_status.py",
     "sweeps": "sweeps test_cli.py test_help.py",
-    "trainer.py": "sweeps/test_sweep.py test_own_modules.py test_device.py test_trouble.py test_state_machine.py "
+    "recorder.py": "sweeps/test_sweep.py test_own_modules.py test_device.py test_trouble.py test_state_machine.py "
     "test_revisit.py training/test_fleet.py",
     "training": "test_config.py training contract/test_contract.py test_run.py test_resume.py test_own_modules.py "
     "test_device.py",

@@ -16,6 +16,7 @@ import statistics
 from typing import Any
 
 from burgersgd.analysis.tuning import Trial, tuning_curve
+from burgersgd.api import train_fleet
 from burgersgd.config import (
     AdamWConfig,
     GdConfig,
@@ -28,7 +29,6 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.run import train_fleet
 
 RATES = (0.03, 0.1, 0.3)
 GRIDS: list[tuple[OptimizerConfig, dict[str, tuple[Any, ...]]]] = [

@@ -1,4 +1,4 @@
-"""The search behind the shares of the default learning rate (burgersgd/rates.py): prints the table of docs/defaults.md.
+"""The search for the shares of the default learning rate (build/rates.py): prints a table of docs/defaults.md.
 
 Every rule is trained with every rate on networks of growing depth, on LeNet, with both losses and on other data, and
 judged on the validation part. A cell is the worst of the seeds: error (RMSE), D for each seed that diverged.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from burgersgd.api import train_fleet
 from burgersgd.config import (
     AdamWConfig,
     DatasetConfig,
@@ -31,7 +32,6 @@ from burgersgd.config import (
     TrainerConfig,
     TwoSpiralsConfig,
 )
-from burgersgd.run import train_fleet
 
 RATES = (0.6, 0.3, 0.2, 0.1, 0.06, 0.03, 0.01)
 RULES: dict[str, OptimizerConfig] = {

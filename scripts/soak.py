@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from burgersgd.api import train
 from burgersgd.cli import main as burgersgd
 from burgersgd.config import (
     AdamWConfig,
@@ -42,7 +43,6 @@ from burgersgd.config import (
     TrainerConfig,
     TwoSpiralsConfig,
 )
-from burgersgd.run import train
 from tests import fuzz
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

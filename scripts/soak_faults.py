@@ -46,10 +46,10 @@ SECONDS = 120
 
 def config(name: str, seed: int = 0) -> Any:
     """Return a run that saves four times before its end."""
-    from burgersgd import trainer as training
+    from burgersgd import recorder
     from burgersgd.config import DigitsConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 
-    training.ROWS_SECONDS = 0.0  # rows are written at once: the operations have the same numbers on a slow machine
+    recorder.ROWS_SECONDS = 0.0  # rows are written at once: the operations have the same numbers on a slow machine
     trainer = TrainerConfig(budget=15, batch_size=16, eval_every=3, log_every=2, checkpoint_every=3, compile="native")
     return TrainConfig(
         dataset=DigitsConfig(train_size=60),
@@ -64,8 +64,8 @@ def config(name: str, seed: int = 0) -> Any:
 
 def a_run() -> list[Any]:
     """Train a run, or go on with it where its folder is there already."""
+    from burgersgd.api import resume, train
     from burgersgd.recording.run_folder import FolderTakenError
-    from burgersgd.run import resume, train
 
     try:
         return [train(config("run"), progress=False)]
@@ -75,7 +75,7 @@ def a_run() -> list[Any]:
 
 def a_fleet() -> list[Any]:
     """Train five runs together, as a sweep does: each from wherever its folder stands."""
-    from burgersgd.run import train_jobs
+    from burgersgd.api import train_jobs
 
     return list(train_jobs([config(f"job{seed}", seed) for seed in range(5)], [()] * 5, progress=False))
 

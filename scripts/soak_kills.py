@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the comparison is the tests' own
 
 from burgersgd import native
+from burgersgd.api import train_jobs
 from burgersgd.config import (
     AdamWConfig,
     LocalEntropyConfig,
@@ -31,7 +32,6 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.recording.run_folder import CHECKPOINT, STAGED, read_status
-from burgersgd.run import train_jobs
 from tests.test_resume import assert_same
 
 RULES = {

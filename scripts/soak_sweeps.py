@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the comparison i
 
 import hydra_plugins.burgersgd  # noqa: F401  (the children find it imported)
 from burgersgd import native
+from burgersgd.api import train_fleet
 from burgersgd.cli import main as burgersgd
 from burgersgd.config import SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.recording.run_folder import ENDED, STAGED, RunFolderError, read_status
-from burgersgd.run import train_fleet
 from burgersgd.sweeps import sweep as _imported_for_the_children  # noqa: F401
 from burgersgd.sweeps.status import job_states
 from tests.test_resume import assert_same

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from burgersgd.api import resume, train, train_jobs
+from burgersgd.recorder import _FleetRun
 from burgersgd.recording.run_folder import read_metrics, read_status
-from burgersgd.run import resume, train, train_jobs
-from burgersgd.trainer import _FleetRun
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 from tests.scheduling import Choose, paused, scheduled

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from burgersgd.sweeps.compose import compose_job
 from burgersgd.hydra_schemas import register_schemas
-from burgersgd.prepare import prepare
+from burgersgd.build.prepared import prepare
 from burgersgd.recording.run_folder import CHECKPOINT, STATUS, read_checkpoint
-from burgersgd.run import resume, train
+from burgersgd.api import resume, train
 from tests.killing import OPERATIONS
 folder, moments, *arguments = Path(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:]
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> run -> {datasets, models, losses, optimizers, training, recording}."""
+"""Imports point one way: cli -> api -> {datasets, models, losses, optimizers, training, recording}."""
 
 from __future__ import annotations
 
@@ -11,49 +11,22 @@ from burgersgd.training.engines import ENGINES
 PACKAGE = Path(burgersgd.__file__).parent
 ROOM_ALLOWS: dict[str, set[str]] = {
     "cli": {
-        *("config", "registry", "interruption", "prepare", "run", "recording", "native", "revisit", "sweeps", "theory"),
-        *(
-            "own_process",
-            "analysis",
-            "studies",
-            "arguments",
-            "cost",
-            "completion",
-            "help",
-            "hydra_schemas",
-            "keys",
-            "schema",
-            "error_line",
-            "one_run",
-        ),
+        *("analysis", "api", "arguments", "build", "completion", "config", "cost", "error_line", "help"),
+        *("hydra_schemas", "interruption", "keys", "native", "one_run", "own_process", "recording"),
+        *("registry", "revisit", "schema", "studies", "sweeps", "theory"),
     },
-    "one_run": {"arguments", "config", "error_line", "interruption", "prepare", "recording", "run", "sweeps"},
+    "one_run": {"api", "arguments", "build", "config", "error_line", "interruption", "recording", "sweeps"},
     "error_line": {"help"},
     "analysis": {"recording"},
     "studies": {"analysis", "config", "hydra_schemas", "interruption", "recording", "schema", "sweeps"},
-    "cost": {"config", "identity", "prepare", "recording"},
+    "cost": {"build", "config", "identity", "recording"},
     "revisit": {
-        "build",
-        "config",
-        "datasets",
-        "identity",
-        "isolation",
-        "lane",
-        "predictor",
-        "prepare",
-        "recording",
-        "run",
-        "training",
+        *("api", "build", "config", "datasets", "identity", "isolation", "predictor", "recording"),
+        *("run_record", "training"),
     },
     "sweeps": {
-        "analysis",
-        "copies",
-        "native",
-        *("config", "hydra_schemas", "identity", "interruption", "keys", "own_process", "prepare", "rates", "schema"),
-        "recording",
-        "result",
-        "run",
-        "trainer",
+        *("analysis", "api", "build", "config", "copies", "hydra_schemas", "identity", "interruption"),
+        *("keys", "native", "own_process", "recorder", "recording", "result", "schema"),
     },
     "own_process": {"interruption", "sweeps"},
     "config": {"registry", "schema"},
@@ -68,48 +41,34 @@ ROOM_ALLOWS: dict[str, set[str]] = {
     "arguments": {"help", "keys", "schema"},
     "identity": {"config", "copies", "registry", "schema"},
     "interruption": set(),
-    "rates": {"config", "copies", "training"},
-    "prepare": {
-        "copies",
-        "rates",
-        "build",
-        "predictor",
-        "probe",
-        "config",
-        "datasets",
-        "isolation",
-        "losses",
-        "models",
-        "training",
-        "streams",
-        "native",
+    "build": {
+        *("config", "copies", "datasets", "isolation", "losses", "models", "native", "predictor", "streams"),
+        *("training",),
     },
-    "lane": {"config", "identity", "recording"},
+    "run_record": {"config", "identity", "recording"},
     "result": {"config", "predictor", "training"},
-    "ends": {"lane", "predictor", "prepare", "recording", "result", "training"},
-    "trainer": {
-        *("build", "config", "ends", "identity", "interruption", "lane", "prepare", "recording", "result"),
-        "training",
+    "ends": {"build", "predictor", "recording", "result", "run_record", "training"},
+    "recorder": {
+        *("build", "config", "ends", "identity", "interruption", "recording", "result", "run_record"),
+        *("training",),
     },
-    "run": {"build", "config", "copies", "identity", "isolation", "lane", "prepare", "recording", "result", "trainer"},
-    "build": {"config", "datasets", "isolation", "models", "losses", "training", "native"},
-    "training": {"datasets", "models", "losses", "optimizers", "schedules", "streams", "native"},
+    "api": {"build", "config", "copies", "identity", "isolation", "recorder", "recording", "result", "run_record"},
+    "training": {"datasets", "losses", "models", "native", "optimizers", "schedules", "streams"},
     "datasets": {"schema", "streams"},
     "models": {"isolation", "schema"},
     "isolation": set(),
     "predictor": {"config", "datasets", "identity", "losses", "models", "schema"},
-    "probe": {"config", "datasets", "isolation", "models", "training"},
     "losses": set(),
     "schedules": {"optimizers"},
     "optimizers": {"schema"},
-    "recording": {"training"},  # the table of metrics
+    "recording": {"training"},
     "streams": {"native", "streams_orders", "streams_triton"},
     "streams_orders": {"native"},
     "streams_triton": {"streams"},
     "native": set(),
-    "theory": {"optimizers", "streams", "config", "datasets", "models", "losses", "training"},
+    "theory": {"config", "datasets", "losses", "models", "optimizers", "streams", "training"},
     "__main__": {"cli"},
-    "__init__": {"analysis", "config", "revisit", "run"},
+    "__init__": {"analysis", "api", "config", "revisit"},
 }
 ONLY_THESE_KNOW_HYDRA = {"arguments", "cli", "hydra_schemas", "sweeps"}
 LONGEST_FILE = 400
@@ -148,7 +107,7 @@ def test_engines_are_compared_by_name_where_one_is_chosen_alone() -> None:
     """Elsewhere a property of the kind of engine decides. In streams, native is a backend of random numbers."""
     offenders = []
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("build.py", "streams.py"):
+        if path.name in ("parts.py", "streams.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):

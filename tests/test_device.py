@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from burgersgd import streams
-from burgersgd.build import GPU_FROM, device_of
+from burgersgd.build.parts import GPU_FROM, device_of
+from burgersgd.build.prepared import prepare
 from burgersgd.config import DeviceConfig, TrainConfig
-from burgersgd.prepare import prepare
 from burgersgd.sweeps.planning import Group, gpu_hint
 from tests.conftest import small_config
 

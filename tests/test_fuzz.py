@@ -7,7 +7,7 @@ import math
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from burgersgd.run import train
+from burgersgd.api import train
 from tests import fuzz
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from burgersgd import interruption
+from burgersgd.api import resume, train, train_fleet
 from burgersgd.cli import main
 from burgersgd.interruption import Interrupted, interruptible
 from burgersgd.recording.run_folder import read_checkpoint, read_status
-from burgersgd.run import resume, train, train_fleet
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 from tests.killing import run_until_done
@@ -142,12 +142,12 @@ def test_a_signal_in_the_last_step_completes_the_run(at_step: Callable[..., None
 
 
 def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burgersgd import prepare
+    from burgersgd.build import prepared
 
     def interrupted_prepare(*arguments: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(prepare, "prepare", interrupted_prepare)
+    monkeypatch.setattr(prepared, "prepare", interrupted_prepare)
     assert main(["train", *SHORT]) == 75
     assert not (tmp_path / "outputs").exists()
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from burgersgd.api import train
+from burgersgd.build.prepared import prepare
 from burgersgd.config import GROUPS, DatasetConfig, NpzConfig, TrainConfig
-from burgersgd.prepare import prepare
-from burgersgd.run import train
 from tests.datasets.test_vision import CIFAR, IDX, Publisher, sign
 
 OPTIMIZERS = [name for name in GROUPS["optimizer"].shipped if name != "paper_literal"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from burgersgd.api import train_fleet
 from burgersgd.config import ConfigError
-from burgersgd.run import train_fleet
 from tests.test_own_modules import LABELS, X, by_hand, config, largest_difference, net, run
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from burgersgd.api import train
 from burgersgd.cli import main
 from burgersgd.recording.output import Unfailing
 from burgersgd.recording.run_folder import read_status
-from burgersgd.run import train
 from tests.conftest import small_config
 from tests.forked import command, forked
 

@@ -112,7 +112,7 @@ from torch import nn
 
 from burgersgd.config import ModelConfig, SplitDatasetConfig, named, opt
 from burgersgd.datasets import Part
-from burgersgd.datasets.prepare import Raw
+from burgersgd.datasets.preprocess import Raw
 
 
 @dataclass

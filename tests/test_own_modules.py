@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from burgersgd.api import Result, train, train_fleet
+from burgersgd.build.prepared import prepare
 from burgersgd.config import ConfigError, LeNetConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.datasets import DataError, Dataset, from_arrays
-from burgersgd.prepare import prepare
-from burgersgd.run import Result, train, train_fleet
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(70, 5)) + 2.0

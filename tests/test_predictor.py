@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import datasets
+from burgersgd.api import Result, train, train_fleet
 from burgersgd.cli import main
 from burgersgd.config import (
     GROUPS,
@@ -29,12 +30,11 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets.dataset import Part
-from burgersgd.datasets.prepare import Options, Raw, _split
+from burgersgd.datasets.preprocess import Options, Raw, _split
 from burgersgd.datasets.vision import VisionConfig
 from burgersgd.predictor import Predictor
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.revisit import exported, load_predictor, state_dict
-from burgersgd.run import Result, train, train_fleet
 
 FRESH = """
 import json, sys

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import burgersgd
-from burgersgd import build, prepare
+from burgersgd.build import parts, prepared
 from burgersgd.config import AdamWConfig, LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 
 
@@ -34,8 +34,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, counting)
 
-    count(prepare, "probe")
-    count(build, "from_arrays")
+    count(prepared, "probe")
+    count(parts, "from_arrays")
     return calls
 
 

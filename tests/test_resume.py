@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from burgersgd import trainer
+from burgersgd import recorder
+from burgersgd.api import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.config import (
     AdamWConfig,
     ConfigError,
@@ -26,7 +27,6 @@ from burgersgd.config import (
     SgdConfig,
     TrainConfig,
 )
-from burgersgd.lane import Lane
 from burgersgd.recording.claims import release
 from burgersgd.recording.run_folder import (
     STAGED,
@@ -37,7 +37,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
-from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
+from burgersgd.run_record import RunRecord
 from burgersgd.training.engines.compiled import Compiled
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.inputs import Inputs
@@ -295,9 +295,9 @@ def test_going_on_with_other_vector_instructions_is_said(
     recorded = json.loads((same / "environment.json").read_text())["cpu_capability"]
     assert recorded == torch.backends.cpu.get_cpu_capability()
     resume(same, progress=False)
-    assert "begun on a processor" not in caplog.text
-    monkeypatch.setattr("burgersgd.lane.cpu_capability", lambda: "VSX")
-    said = f"begun on a processor with {recorded}, going on with VSX: equal to rounding, not bit by bit"
+    assert "began on a processor" not in caplog.text
+    monkeypatch.setattr("burgersgd.run_record.cpu_capability", lambda: "VSX")
+    said = f"began on a processor with {recorded}, resumed on VSX: equal to rounding, not bit by bit"
     resume(other, progress=False)
     assert caplog.text.count(f"{other}: {said}") == 1
     assert (other / "log.txt").read_text().count(said) == 1
@@ -329,7 +329,7 @@ def test_runs_at_different_places_go_on_in_fleets_of_their_own(kill: Any, tmp_pa
 
 
 def test_a_run_without_a_checkpoint_starts_anew(kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "ROWS_SECONDS", 0.0)  # every row is written at once
+    monkeypatch.setattr(recorder, "ROWS_SECONDS", 0.0)  # every row is written at once
     config = named(small_config(), "killed", log_every=3)
     kill(8)
     with pytest.raises(Killed):
@@ -360,9 +360,9 @@ def test_a_checkpoint_of_version_0_1_0_finds_the_loss_of_its_best_x_in_the_metri
     known = old["best"].pop("loss")
     torch.save({k: v for k, v in old.items() if "digest" not in k} | {"format": 1}, path)
     with RunFolder.reopen(path.parent) as folder:
-        lane = Lane.reopened(folder)
-        lane.rewind()
-        assert torch.equal(lane.best["loss"], known)
+        run = RunRecord.reopened(folder)
+        run.rewind()
+        assert torch.equal(run.best["loss"], known)
         assert known < 3
     train(named(config, "undisturbed"), progress=False)
     resume(path.parent, progress=False)

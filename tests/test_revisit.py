@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from burgersgd.api import resume, train, train_fleet
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, LocalEntropyConfig, MlpConfig, TwoSpiralsConfig
 from burgersgd.models.mlp import Mlp
 from burgersgd.recording.run_folder import RunFolderError, read_checkpoint, read_config, read_status
 from burgersgd.revisit import evaluate, rerun, state_dict
-from burgersgd.run import resume, train, train_fleet
 from tests.conftest import small_config
 from tests.recording.editing import rewrite_checkpoint
 from tests.test_resume import named

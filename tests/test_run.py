@@ -16,7 +16,9 @@ from torch import nn
 
 import burgersgd
 from burgersgd import native
-from burgersgd.build import engine_of
+from burgersgd.api import train, train_fleet
+from burgersgd.build.parts import engine_of
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     ConfigError,
@@ -33,12 +35,10 @@ from burgersgd.config import (
 )
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays
 from burgersgd.identity import config_hash
-from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_checkpoint, read_config, read_metrics, read_status
-from burgersgd.run import train, train_fleet
 from burgersgd.training.best import Best
+from burgersgd.training.fleet import Point
 from burgersgd.training.gradients import split
-from burgersgd.training.loop import Point
 from burgersgd.training.stability import top_eigenvalue
 from tests.conftest import small_config
 

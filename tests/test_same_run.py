@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from burgersgd import prepare as prepare_module
+from burgersgd.api import resume, train, train_jobs
+from burgersgd.build import prepared as prepare_module
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, MlpConfig, NpzConfig
 from burgersgd.datasets import DataError, from_arrays
 from burgersgd.recording.run_folder import read_config, read_status
 from burgersgd.revisit import evaluate
-from burgersgd.run import resume, train, train_jobs
 from tests.conftest import small_config
 
 RNG = np.random.default_rng(2)
@@ -66,7 +66,7 @@ def test_other_data_behind_the_same_path_are_refused() -> None:
     folder = Path("outputs/run")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     saved(changed())
-    from burgersgd.build import _load
+    from burgersgd.build.parts import _load
     from burgersgd.datasets import load
 
     _load.cache_clear()
@@ -202,7 +202,7 @@ def test_a_named_sweep_keeps_to_its_data_and_says_whose_code_trained(
         assert {"data", "code"} <= read_status(path.parent).keys()
     status = json.loads(first.read_text())
     first.write_text(json.dumps(status | {"code": "burgersgd 0.0.9"}))
-    from burgersgd.build import _load
+    from burgersgd.build.parts import _load
 
     assert sweep("seed=1,2,3", "sweep.code=same") == 2
     error = capsys.readouterr().err

@@ -14,12 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from burgersgd.api import resume, train
 from burgersgd.config import LocalEntropyConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.interruption import Interrupted
 from burgersgd.recording.claims import is_claimed, release
 from burgersgd.recording.run_folder import RunFolder, read_checkpoint, read_metrics, read_status
 from burgersgd.revisit import state_dict
-from burgersgd.run import resume, train
 from burgersgd.training.fleet import Fleet
 from tests.test_resume import Killed, assert_same, named
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from burgersgd.api import resume, train, train_fleet
+from burgersgd.build.prepared import prepare
 from burgersgd.config import ConfigError, LocalEntropyConfig, SgdConfig, TrainConfig, TrainerConfig
-from burgersgd.prepare import prepare
 from burgersgd.revisit import evaluate, load_predictor, state_dict
-from burgersgd.run import resume, train, train_fleet
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(90, 5)) * 1.7 + 0.4

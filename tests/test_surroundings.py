@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd.api import resume, train
+from burgersgd.build.prepared import prepare
 from burgersgd.config import ConfigError, MlpConfig, TrainConfig, TrainerConfig
 from burgersgd.interruption import Interrupted
-from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_metrics, read_status
-from burgersgd.run import resume, train
 from burgersgd.training.engines import compiled
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
@@ -178,7 +178,7 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(monkeypatch: pyte
         def now(cls, tz: Any = None) -> Stopped:
             return cls(2030, 1, 2, 3, 4, 5, tzinfo=tz)
 
-    monkeypatch.setattr("burgersgd.run.datetime", Stopped)
+    monkeypatch.setattr("burgersgd.api.datetime", Stopped)
     folders = [train(small_config(seed=seed), progress=False).folder for seed in range(3)]
     name = "2030-01-02_03-04-05_local_entropy_digits"
     assert [folder and folder.name for folder in folders] == [name, f"{name}_2", f"{name}_3"]
@@ -189,7 +189,7 @@ import os, signal, sys, threading
 import torch
 from burgersgd import isolation
 from burgersgd.config import DeviceConfig, DigitsConfig, MlpConfig, SgdConfig, TrainConfig, TrainerConfig
-from burgersgd.run import train
+from burgersgd.api import train
 
 isolation.PROBE_SECONDS = 3.0
 sizes = dict(dataset=DigitsConfig(train_size=300), model=MlpConfig(depth=1, width=64), optimizer=SgdConfig(lr=0.1))

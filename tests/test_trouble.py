@@ -18,8 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from burgersgd import prepare as preparing
-from burgersgd import trainer
+from burgersgd import recorder
+from burgersgd.api import resume, resume_fleet, train, train_fleet, train_jobs
+from burgersgd.build import prepared as preparing
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     ConfigError,
     LocalEntropyConfig,
@@ -30,10 +32,8 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets.arrays import from_arrays
-from burgersgd.prepare import prepare
 from burgersgd.recording import metrics_file, run_folder
 from burgersgd.recording.run_folder import STAGED, RunFolder, RunFolderError, read_checkpoint, read_metrics, read_status
-from burgersgd.run import resume, resume_fleet, train, train_fleet, train_jobs
 from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
@@ -147,7 +147,7 @@ def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
         gc.enable()
     assert len(dropped) == 2
     assert {type(found) for found in alive} == {type(None)}  # the memory of the fleet was free for its halves
-    assert "out of memory with 5 runs at once: going on with half as many" in caplog.text
+    assert "out of memory with 5 runs at once: continuing with half as many" in caplog.text
     assert [r.state for r in results] == ["completed"] * 5
     assert min(k for n, k in steps if n == 2) == 11  # from the checkpoint
     for config, result in zip(configs, results, strict=True):
@@ -191,7 +191,7 @@ def test_eight_runs_that_each_fit_into_120_megabytes_are_trained_in_200(tmp_path
     command = [sys.executable, "-c", IN_LITTLE_MEMORY]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.stdout.split("] [") == ["[" + ", ".join(["'completed'"] * 8), "'completed']\n"], done.stderr
-    assert "going on with half as many" in done.stderr
+    assert "continuing with half as many" in done.stderr
     folders = [read_status(tmp_path / f"8 in 200, {i}")["state"] for i in range(8)]
     assert folders == ["completed"] * 8
 
@@ -264,7 +264,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
 def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "ROWS_SECONDS", 0.0)  # every row is written at once
+    monkeypatch.setattr(recorder, "ROWS_SECONDS", 0.0)  # every row is written at once
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2, 3)]
     written = []
 
@@ -387,7 +387,7 @@ def test_a_lock_file_that_is_removed_while_jobs_are_trained_is_noticed(
     step, codes = Fleet._steps, []
 
     program = """
-from burgersgd.run import train_jobs
+from burgersgd.api import train_jobs
 from tests.conftest import small_config
 from tests.test_resume import named
 configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11, log_every=5) for s in (1, 2)]

@@ -11,6 +11,7 @@ import pytest
 
 import burgersgd
 from burgersgd import datasets
+from burgersgd.api import Result
 from burgersgd.cli import main
 from burgersgd.config import (
     ConfigError,
@@ -25,7 +26,6 @@ from burgersgd.config import (
 )
 from burgersgd.recording.files import RunFolderError
 from burgersgd.revisit import evaluate
-from burgersgd.run import Result
 
 WORDS = ["dataset=digits", "dataset.train_size=100", "model.width=8", "trainer.budget=40", "trainer.log_every=10"]
 

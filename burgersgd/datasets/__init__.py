@@ -7,7 +7,7 @@ import numpy as np
 from burgersgd.datasets.arrays import from_arrays
 from burgersgd.datasets.batches import Batches
 from burgersgd.datasets.dataset import DataError, Dataset, Part, Units
-from burgersgd.datasets.prepare import Options, prepare
+from burgersgd.datasets.preprocess import Options, preprocess
 from burgersgd.schema import DatasetConfig
 
 __all__ = ["Batches", "DataError", "Dataset", "Options", "Part", "Units", "from_arrays", "load"]
@@ -18,4 +18,4 @@ def load(config: DatasetConfig) -> Dataset:
     options = Options.of(config)  # checked before anything is read or downloaded
     with np.errstate(over="ignore", invalid="ignore"):  # prepare refuses what is not finite
         raw = config.read()
-    return prepare(config.name, raw, options)
+    return preprocess(config.name, raw, options)

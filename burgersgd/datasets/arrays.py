@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from burgersgd.datasets.dataset import DataError, Dataset, Part, Targets, one_line
-from burgersgd.datasets.prepare import Options, Raw, memory, prepare
+from burgersgd.datasets.preprocess import Options, Raw, memory, preprocess
 from burgersgd.schema import SplitDatasetConfig, named, opt
 
 LARGE = 256 << 20
@@ -53,7 +53,7 @@ def from_arrays(
     """
     given = {"x": x, "y": y, "x_val": x_val, "y_val": y_val, "x_test": x_test, "y_test": y_test}
     arrays = {key: _array(key, value) for key, value in given.items() if value is not None}
-    return prepare(name, _raw(arrays), Options(**options))
+    return preprocess(name, _raw(arrays), Options(**options))
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from burgersgd.datasets.dataset import DataError, Part
-from burgersgd.datasets.prepare import Raw
+from burgersgd.datasets.preprocess import Raw
 from burgersgd.schema import SplitDatasetConfig, named
 
 SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the unpacked file

@@ -17,7 +17,7 @@ import torch
 from numpy import ndarray
 
 from burgersgd.datasets.dataset import DataError, Part
-from burgersgd.datasets.prepare import Raw
+from burgersgd.datasets.preprocess import Raw
 from burgersgd.schema import SplitDatasetConfig, named
 
 LARGEST = 1 << 24

@@ -13,7 +13,7 @@ from numpy import ndarray
 from numpy.lib.stride_tricks import sliding_window_view
 
 from burgersgd.datasets.dataset import DataError, Part
-from burgersgd.datasets.prepare import NOISE, POINTS, TEACHER, Raw, generator, memory
+from burgersgd.datasets.preprocess import NOISE, POINTS, TEACHER, Raw, generator, memory
 from burgersgd.schema import SplitDatasetConfig, named, opt
 
 

@@ -30,7 +30,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from burgersgd.datasets.dataset import DataError, Part, one_line
-from burgersgd.datasets.prepare import Raw
+from burgersgd.datasets.preprocess import Raw
 from burgersgd.schema import DatasetConfig, named, opt
 
 

@@ -10,7 +10,7 @@ from burgersgd.recording.files import append
 
 def run_log(file: Path) -> logging.Logger:
     """Return a logger of the run whose log.txt is `file`; it is not in logging's registry, which would keep it."""
-    log = logging.Logger("burgersgd.run", logging.INFO)
+    log = logging.Logger("burgersgd.api", logging.INFO)
     log.addHandler(_AppendingHandler(file))
     return log
 

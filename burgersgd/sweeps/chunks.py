@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from burgersgd.api import train_jobs
+from burgersgd.build.prepared import fleet_key
 from burgersgd.config import TrainConfig
 from burgersgd.copies import changed
-from burgersgd.prepare import fleet_key
 from burgersgd.recording.naming import hash_of
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.recording.run_folder import RunFolderError
 from burgersgd.result import Result
-from burgersgd.run import train_jobs
 from burgersgd.sweeps.pruning import pruning
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import TrainConfig
-from burgersgd.prepare import prepare
 from burgersgd.recording.naming import job_folders
 from burgersgd.sweeps.chunks import Job, chunks_of, stored
 from burgersgd.sweeps.planning import rate_of

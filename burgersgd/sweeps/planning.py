@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from burgersgd import own_process
+from burgersgd.build.prepared import Prepared, prepare
 from burgersgd.config import ConfigError, SweepConfig, TrainConfig
-from burgersgd.prepare import Prepared, prepare
 from burgersgd.recording.files import read_bytes, replacing, to_json
 from burgersgd.recording.naming import same_job
 from burgersgd.recording.progress import SweepProgress

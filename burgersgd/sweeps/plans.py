@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from burgersgd.build.prepared import prepare
+from burgersgd.build.rates import Facts, resolved
 from burgersgd.config import TrainConfig
 from burgersgd.identity import config_hash
-from burgersgd.prepare import prepare
-from burgersgd.rates import Facts, resolved
 from burgersgd.sweeps.chunks import group_name
 from burgersgd.sweeps.compose import Composer
 from burgersgd.sweeps.report import setting_of

@@ -18,7 +18,7 @@ from burgersgd.config import SweepConfig
 
 
 class Point(Protocol):
-    """What a rule looks at: see training/loop.py."""
+    """What a rule looks at: see training/fleet.py."""
 
     @property
     def evaluations(self) -> int:

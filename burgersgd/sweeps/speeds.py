@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from burgersgd import native
-from burgersgd.prepare import Prepared
+from burgersgd.build.prepared import Prepared
 from burgersgd.recording.environment import code_version, machine_of
 from burgersgd.recording.files import RunFolderError, read_bytes, replacing, to_json
 from burgersgd.recording.schema import Speeds, checked, decoded

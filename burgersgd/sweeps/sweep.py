@@ -15,15 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
+from burgersgd.api import check_name, check_output
+from burgersgd.build.prepared import prepare
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
-from burgersgd.prepare import prepare
 from burgersgd.recording.environment import code_version
 from burgersgd.recording.naming import JOBS, job_folder, job_name
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
-from burgersgd.run import check_name, check_output
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, stored, train_chunk
 from burgersgd.sweeps.compose import Composer, refusing, split_words
 from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of_other_sweeper

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from burgersgd.training.fleet import Fleet
-from burgersgd.training.loop import Point
+from burgersgd.training.fleet import Fleet, Point
 
 
 class Best:

@@ -291,7 +291,7 @@ def test_what_depends_on_the_budget_is_what_the_trainer_says() -> None:
         StepScheduleConfig,
         TrainConfig,
     )
-    from burgersgd.lane import depends_on_budget as of_the_trainer
+    from burgersgd.run_record import depends_on_budget as of_the_trainer
 
     schedules = [ScheduleConfig(), ScheduleConfig(warmup=0.2), StepScheduleConfig(), LinearScheduleConfig()]
     schedules += [CosineScheduleConfig(), CosineScheduleConfig(warmup=0.2)]

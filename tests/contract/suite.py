@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import MlpConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.datasets import Batches
 from burgersgd.optimizers.protocol import Rule
-from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient
 from tests.optimizers.driver import drive

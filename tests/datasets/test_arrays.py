@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import LossConfig, NpzConfig, TrainConfig, TrainerConfig
 from burgersgd.datasets import DataError, arrays, from_arrays, load
 from burgersgd.identity import config_hash
-from burgersgd.prepare import prepare
 from tests.datasets.damage import Damage, damages, refused_or_harmless
 
 rng = np.random.default_rng(0)

@@ -13,12 +13,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from burgersgd.api import resume, train
+from burgersgd.build.prepared import prepare
 from burgersgd.config import DigitsConfig, LeNetConfig, SamConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.datasets import Batches, DataError, from_arrays
 from burgersgd.datasets.augment import Augmentation, augmentation_of
 from burgersgd.identity import config_hash
-from burgersgd.prepare import prepare
-from burgersgd.run import resume, train
 from burgersgd.streams import integers
 from burgersgd.training.gradients import eager_gradient
 from burgersgd.training.regime import minibatch_traces

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from burgersgd.config import DatasetConfig, Mnist1dConfig, TeacherStudentConfig, TwoSpiralsConfig
 from burgersgd.datasets import load, synthetic
-from burgersgd.datasets.prepare import Raw
+from burgersgd.datasets.preprocess import Raw
 
 CASES: list[tuple[Callable[[Any], Raw], DatasetConfig]] = [
     (synthetic.mnist1d, Mnist1dConfig(n_samples=200)),

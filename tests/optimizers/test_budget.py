@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from burgersgd.build import budget_of
+from burgersgd.build.parts import budget_of
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     ConfigError,
@@ -23,7 +24,6 @@ from burgersgd.config import (
     TrainConfig,
     TrainerConfig,
 )
-from burgersgd.prepare import prepare
 from burgersgd.training.engines.native import NativeSteps
 
 CYCLES = [

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import CosineScheduleConfig, LocalEntropyConfig, MlpConfig, TrainConfig, TrainerConfig
-from burgersgd.prepare import prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: dict[str, dict[str, Any]] = {

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import LocalEntropyConfig, MlpConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.sgd import Sgd
-from burgersgd.prepare import prepare
 from tests import reference
 from tests.optimizers.driver import coefficients, drive, given, last, of_runs, trajectory, wavy
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from numpy import ndarray
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import LocalEntropyConfig, TrainerConfig
 from burgersgd.optimizers.local_entropy import LocalEntropy
-from burgersgd.prepare import prepare
 from tests import reference
 from tests.conftest import small_config
 from tests.optimizers.driver import M, assert_fails, drive, last, normals

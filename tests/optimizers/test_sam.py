@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import AsamConfig, MlpConfig, SamConfig, SgdConfig, TrainConfig, TrainerConfig
-from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import GdConfig, MlpConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.optimizers.sgd import Sgd
-from burgersgd.prepare import prepare
 from tests import reference
 from tests.optimizers.driver import drive, of_runs, wavy
 

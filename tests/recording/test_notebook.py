@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from burgersgd import run
+from burgersgd import api
 from burgersgd.config import SgdConfig, TrainConfig
 from burgersgd.recording import progress
 from tests.conftest import small_config
@@ -47,7 +47,7 @@ def shown_by(configs: list[TrainConfig], tmp_path: Path, *, widgets: bool = True
     def action() -> int:
         displayed = become_a_notebook(widgets=widgets)
         sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
-        run.train_all(configs)
+        api.train_all(configs)
         bars = [
             {"style": bar.bar_style, "at": bar.value, "end": bar.max, "words": [text.value for text in (left, right)]}
             for left, bar, right in (box.children for box in displayed)
@@ -102,7 +102,7 @@ def test_the_bar_of_a_sweep_knows_its_total(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverged_looks_like_it() -> None:
-    good, diverged = run.train_all([small_config(), small_config(optimizer=SgdConfig(lr=1e30))], progress=False)
+    good, diverged = api.train_all([small_config(), small_config(optimizer=SgdConfig(lr=1e30))], progress=False)
     assert "color" not in good._repr_html_()
     assert '<tr style="color: #b00020"><th>DIVERGED</th><td>sgd, lr 1e+30' in diverged._repr_html_()
     assert diverged._repr_html_().count("color") == 1

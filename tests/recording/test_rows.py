@@ -14,11 +14,11 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from burgersgd import trainer
+from burgersgd import recorder
+from burgersgd.api import train_fleet
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainerConfig
 from burgersgd.recording.rows import Table, csv_lines, rows_of, scalar_records, tagged
 from burgersgd.recording.run_folder import RunFolder, add_rows, read_metrics
-from burgersgd.run import train_fleet
 from tests.conftest import small_config
 
 NUMBERS = [0.1 + 0.2, -0.0, math.nan, math.inf, -math.inf, 1e300, 5e-324, 1 / 3]
@@ -117,19 +117,19 @@ def test_a_fleet_leaves_what_a_naive_recorder_does(
         at = texts[0][0].split(",").index("seconds")
         return [[",".join(e for k, e in enumerate(line.split(",")) if k != at) for line in text] for text in texts]
 
-    monkeypatch.setattr(trainer, "ROWS_SECONDS", seconds)
+    monkeypatch.setattr(recorder, "ROWS_SECONDS", seconds)
     together = recorded("together")
-    monkeypatch.setattr(trainer, "add_rows", naive)
+    monkeypatch.setattr(recorder, "add_rows", naive)
     assert together == recorded("naive")
     assert len(together[0]) > len(together[1]) > 1
 
 
 def test_an_exception_in_mid_run_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "ROWS_SECONDS", math.inf)
+    monkeypatch.setattr(recorder, "ROWS_SECONDS", math.inf)
     told: list[int] = []
 
     def prune(budget: int):
-        def stop(point: trainer.Point):
+        def stop(point: recorder.Point):
             told.append(point.evaluations)
             if point.evaluations >= 20:
                 raise RuntimeError("in mid-run")

@@ -467,7 +467,7 @@ def test_each_folder_has_its_own_log(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert first.path.joinpath("log.txt").read_text(encoding="utf-8").endswith(" INFO größe 1\n")
     assert second.path.joinpath("log.txt").read_text(encoding="utf-8").count("\n") == 1
     assert caplog.records == []  # neither the root logger's business
-    assert "burgersgd.run" not in logging.Logger.manager.loggerDict  # nor kept for the life of the process
+    assert "burgersgd.api" not in logging.Logger.manager.loggerDict  # nor kept for the life of the process
 
 
 def test_exception_is_recorded_as_failed_with_its_reason(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from burgersgd.api import train, train_fleet
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.identity import config_hash
 from burgersgd.recording import sinks
 from burgersgd.recording.reading import read_config, read_metrics, read_status
-from burgersgd.run import train, train_fleet
 from burgersgd.training.fleet import Fleet
 
 

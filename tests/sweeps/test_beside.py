@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from burgersgd.api import resume
 from burgersgd.cli import main
 from burgersgd.revisit import rerun
-from burgersgd.run import resume
 from burgersgd.sweeps.status import job_states
 
 SWEEP = Path("outputs/multirun/s")

@@ -173,7 +173,7 @@ def test_failed_jobs_are_tried_again_and_diverged_ones_are_not(
         write_rows(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr("burgersgd.trainer.ROWS_SECONDS", 0.0)  # every row is written at once
+        patch.setattr("burgersgd.recorder.ROWS_SECONDS", 0.0)  # every row is written at once
         patch.setattr(RunFolder, "write_rows", failing)
         assert sweep(*words) == 1
     out = " ".join(capsys.readouterr().out.split())

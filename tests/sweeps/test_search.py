@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from burgersgd import run
+from burgersgd import api
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SweepConfig
 from burgersgd.recording.reading import read_config
@@ -367,7 +367,7 @@ def test_a_trial_that_another_process_trains_stays_open(
 ) -> None:
     words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd"]
     words += ["sweep.sampler=optuna", LR, "sweep.batch=2", "sweep.n_samples=4", "sweep.name=s"]
-    original, folder = run.begun, tmp_path / "outputs" / "multirun" / "s"
+    original, folder = api.begun, tmp_path / "outputs" / "multirun" / "s"
     met: list[Path] = []
 
     def begun(path: Path) -> bool:
@@ -377,7 +377,7 @@ def test_a_trial_that_another_process_trains_stays_open(
         return original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "begun", begun)
+        patch.setattr(api, "begun", begun)
         assert main(["train", "--multirun", *words]) == 75
     shown = capsys.readouterr()
     assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import MlpConfig, SgdConfig, SweepConfig, TrainerConfig
-from burgersgd.prepare import prepare
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.sweeps import planning, speeds
 from burgersgd.sweeps.chunks import Job

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from burgersgd.api import train
 from burgersgd.cli import main
 from burgersgd.config import SgdConfig, TrainConfig
 from burgersgd.recording.claims import claim, release
@@ -16,7 +17,6 @@ from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.naming import JOBS
 from burgersgd.recording.reading import LAST_BYTES, METRICS, STATUS, read_status, spent_so_far
 from burgersgd.recording.run_folder import RunFolder
-from burgersgd.run import train
 from burgersgd.sweeps.status import job_states, progress_of
 from burgersgd.sweeps.status_command import main as status
 

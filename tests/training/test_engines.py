@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from burgersgd import build
+from burgersgd.build import parts
+from burgersgd.build.prepared import prepare
 from burgersgd.config import DigitsConfig, SgdConfig, TrainerConfig
-from burgersgd.prepare import prepare
 from burgersgd.training.engines import ENGINES
 from burgersgd.training.engines.codegen import FusedUpdate
 from burgersgd.training.engines.compiled import Compiled
@@ -49,13 +49,13 @@ def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
 
 def test_an_engine_that_does_not_work_here_is_replaced_by_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert {name: build.engine_again(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
+    assert {name: parts.engine_again(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
         name: "eager" for name, kind in ENGINES.items() if kind.device == "cuda"
     }
-    assert build.engine_again("native", torch.device("cuda")) == "eager"
-    monkeypatch.setattr(build.native, "library", lambda _: None)
-    monkeypatch.setattr(build, "why_not_compiled", lambda _: "there is no compiler")
-    assert {build.engine_again(name, cpu) for name in ENGINES} == {"eager"}
+    assert parts.engine_again("native", torch.device("cuda")) == "eager"
+    monkeypatch.setattr(parts.native, "library", lambda _: None)
+    monkeypatch.setattr(parts, "why_not_compiled", lambda _: "there is no compiler")
+    assert {parts.engine_again(name, cpu) for name in ENGINES} == {"eager"}
 
 
 def test_an_engine_that_reads_examples_where_they_lie_refuses_changed_ones() -> None:
@@ -128,7 +128,7 @@ def test_there_is_one_openmp_runtime() -> None:
 import re
 from pathlib import Path
 from burgersgd.config import MlpConfig, TrainConfig, TrainerConfig
-from burgersgd.prepare import prepare
+from burgersgd.build.prepared import prepare
 config = TrainConfig(model=MlpConfig(width=8), trainer=TrainerConfig(budget=40, compile="native"))
 prepare([config]).fleet().advance(9)
 mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}

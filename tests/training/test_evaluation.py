@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from burgersgd.build.prepared import Prepared, prepare
 from burgersgd.config import (
     DatasetConfig,
     DigitsConfig,
@@ -19,7 +20,6 @@ from burgersgd.config import (
     TwoSpiralsConfig,
 )
 from burgersgd.datasets import load
-from burgersgd.prepare import Prepared, prepare
 from burgersgd.training.evaluation import is_guessing
 
 PROBLEMS: list[tuple[str, DatasetConfig]] = [

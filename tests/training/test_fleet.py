@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from burgersgd import streams
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     CosineScheduleConfig,
@@ -33,7 +34,6 @@ from burgersgd.config import (
 )
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import library
-from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import eager_gradient, functional_gradient, split
 from burgersgd.training.state import limit_after

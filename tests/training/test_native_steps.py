@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     LangevinConfig,
@@ -19,7 +20,6 @@ from burgersgd.config import (
     SgdConfig,
     TrainerConfig,
 )
-from burgersgd.prepare import prepare
 from burgersgd.training.engines.native import Native
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.state import RECORDS

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from burgersgd.build import engine_of
+from burgersgd.build.parts import engine_of
+from burgersgd.build.prepared import Prepared, prepare
 from burgersgd.config import (
     AdamWConfig,
     AsamConfig,
@@ -40,7 +41,6 @@ from burgersgd.config import (
 )
 from burgersgd.datasets import Dataset, Part
 from burgersgd.native import cuda
-from burgersgd.prepare import Prepared, prepare
 from burgersgd.training.engines import ENGINES, Kind, Task, persistent
 from burgersgd.training.engines.compiled import Graphed
 from burgersgd.training.engines.persistent import THREADS, Network, Persistent, Plan, args_type, text_of
@@ -237,7 +237,7 @@ def test_where_the_kernel_cannot_be_had_graphs_do_the_work(
 
 def test_which_runs_get_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "shared_memory", lambda device: H100)
-    monkeypatch.setattr("burgersgd.build.why_not_compiled", lambda device: None)
+    monkeypatch.setattr("burgersgd.build.parts.why_not_compiled", lambda device: None)
 
     def engine(compile: str = "auto", optimizer: OptimizerConfig | None = None, **model: Any) -> str:
         precision = model.pop("precision", "float32")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from burgersgd.build.prepared import prepare
 from burgersgd.cli import main
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainConfig, TrainerConfig
-from burgersgd.prepare import prepare
 from burgersgd.recording.run_folder import read_config
 from burgersgd.training.regime import Regime, minibatch_traces, regimes
 from tests.conftest import small_config

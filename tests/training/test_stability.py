@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from burgersgd.build.prepared import prepare
 from burgersgd.config import (
     AdamWConfig,
     CosineScheduleConfig,
@@ -27,7 +28,6 @@ from burgersgd.losses import LOSSES
 from burgersgd.models.conv import LeNet
 from burgersgd.models.mlp import Mlp
 from burgersgd.models.wrapped import Wrapped
-from burgersgd.prepare import prepare
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.gradients import Problem, split
 from burgersgd.training.stability import (

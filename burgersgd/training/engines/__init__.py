@@ -1,4 +1,4 @@
-"""The engines, which compute the steps of a fleet. Only this module and build.py, which chooses one, know names."""
+"""The engines, which compute the steps of a fleet. Only this module and build/parts.py (it chooses one) know names."""
 
 from __future__ import annotations
 

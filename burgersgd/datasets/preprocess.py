@@ -82,7 +82,7 @@ class Options:
         return cls(**{name: getattr(config, name) for name in names})
 
 
-def prepare(name: str, raw: Raw, options: Options) -> Dataset:
+def preprocess(name: str, raw: Raw, options: Options) -> Dataset:
     """Return the data set called name made of raw; raises DataError for unfit data or an option that does not fit."""
     for part in (raw.train, raw.validation, raw.test):
         if part is not None:

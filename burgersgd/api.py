@@ -13,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from burgersgd.build import UserData, UserModel, dataset_of
+from burgersgd.build.parts import UserData, UserModel, dataset_of
+from burgersgd.build.prepared import Prepared, fleet_key, prepare
 from burgersgd.config import Group, TrainConfig
 from burgersgd.copies import changed
 from burgersgd.identity import check_own, config_from, config_hash, config_of, own_record
 from burgersgd.isolation import undisturbed
-from burgersgd.lane import Lane, depends_on_budget, with_budget
-from burgersgd.prepare import Prepared, fleet_key, prepare
+from burgersgd.recorder import Prune, Recorder
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
 from burgersgd.recording.naming import JOBS, job_folder
@@ -36,7 +36,7 @@ from burgersgd.recording.run_folder import (
 )
 from burgersgd.recording.sinks import problem_with
 from burgersgd.result import Result
-from burgersgd.trainer import Prune, Trainer
+from burgersgd.run_record import RunRecord, depends_on_budget, with_budget
 
 
 def train(
@@ -83,8 +83,8 @@ def train_fleet(
     continued as two. Raises ConfigError naming the first key that differs and must not.
     """
     prepared = _prepared([config_of(config) for config in configs], model, dataset)
-    trainer = Trainer(model, dataset, prune)
-    return train_prepared(prepared, overrides, record=record, progress=progress, trainer=trainer)
+    recorder = Recorder(model, dataset, prune)
+    return train_prepared(prepared, overrides, record=record, progress=progress, recorder=recorder)
 
 
 def _prepared(configs: Sequence[TrainConfig], model: UserModel | None, dataset: UserData | None) -> Prepared:
@@ -101,18 +101,18 @@ def train_prepared(
     *,
     record: bool = True,
     progress: bool | Progress | None = None,
-    trainer: Trainer | None = None,
+    recorder: Recorder | None = None,
 ) -> list[Result]:
-    """Train runs that are checked already; results in the same order. trainer: of the same model and data, if own."""
-    trainer = Trainer(None, None, None) if trainer is None else trainer
+    """Train runs that are checked already; results in the same order. recorder: of the same model and data, if own."""
+    recorder = Recorder(None, None, None) if recorder is None else recorder
     check_sinks(prepared.configs[0])  # all runs of a fleet have the same
     with ExitStack() as stack:
-        lanes = [Lane(config) for config in prepared.configs]
+        runs = [RunRecord(config) for config in prepared.configs]
         if record:
             with prepared.torch_settings():  # whose number of threads is recorded
-                for lane, words in zip(lanes, overrides or [()] * len(lanes), strict=True):
-                    lane.folder = stack.enter_context(_new_folder(prepared, lane.config, words))
-        return trainer.run(lanes, progress, prepared)
+                for run, words in zip(runs, overrides or [()] * len(runs), strict=True):
+                    run.folder = stack.enter_context(_new_folder(prepared, run.config, words))
+        return recorder.train(runs, progress, prepared)
 
 
 def train_all(
@@ -143,8 +143,8 @@ def train_all(
             progress = Progress(total, f"{len(configs)} runs", enabled=progress)
             stack.callback(progress.close)
         for group, fleet in zip(groups.values(), fleets, strict=True):
-            trainer = Trainer(model, data[_split(fleet[0])], None)
-            trained = train_prepared(waiting.pop(0), record=record, progress=progress, trainer=trainer)
+            recorder = Recorder(model, data[_split(fleet[0])], None)
+            trained = train_prepared(waiting.pop(0), record=record, progress=progress, recorder=recorder)
             results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
 
@@ -175,8 +175,8 @@ def resume(
     if budget is not None:
         folder, prepared = _continued(folder, budget, output_root, run_name, model, dataset)
     with RunFolder.reopen(folder) as reopened:
-        lanes = _reopened([reopened], model, dataset)
-        return Trainer(model, dataset, None).run(lanes, progress, prepared)[0]
+        runs = _reopened([reopened], model, dataset)
+        return Recorder(model, dataset, None).train(runs, progress, prepared)[0]
 
 
 @undisturbed()
@@ -195,15 +195,15 @@ def resume_fleet(
     """
     with ExitStack() as stack:
         reopened = [stack.enter_context(RunFolder.reopen(folder)) for folder in folders]
-        return Trainer(model, dataset, prune).run(_reopened(reopened, model, dataset), progress)
+        return Recorder(model, dataset, prune).train(_reopened(reopened, model, dataset), progress)
 
 
-def _reopened(folders: Sequence[RunFolder], model: Any = None, dataset: Any = None) -> list[Lane]:
+def _reopened(folders: Sequence[RunFolder], model: Any = None, dataset: Any = None) -> list[RunRecord]:
     """Return the runs of reopened folders; those of one fleet stand at the same evaluation. Raises as resume."""
     complete_checkpoints([folder.path for folder in folders])
     for folder in folders:
         check_own(folder.config, model, dataset)
-    return [Lane.reopened(folder) for folder in folders]
+    return [RunRecord.reopened(folder) for folder in folders]
 
 
 def _continued(
@@ -220,19 +220,19 @@ def _continued(
     """
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
-        lane = Lane.reopened(opened)
-        root = _root_beside(folder, lane.config) if output_root is None else output_root
-        config = dataclasses.replace(with_budget(lane.config, budget), output_root=root, run_name=run_name)
-        checkpoint, error = lane.checkpoint, functools.partial(config.trainer.error, "budget")
+        run = RunRecord.reopened(opened)
+        root = _root_beside(folder, run.config) if output_root is None else output_root
+        config = dataclasses.replace(with_budget(run.config, budget), output_root=root, run_name=run_name)
+        checkpoint, error = run.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
             raise error(f"{folder} has no checkpoint to continue from; start a new run instead")
-        prepared = Trainer(model, dataset, None).prepare([dataclasses.replace(lane, config=config)])
+        prepared = Recorder(model, dataset, None).prepare([dataclasses.replace(run, config=config)])
         prepared.check_same(checkpoint, folder)
         if prepared.budget == checkpoint["choices"]["budget"]:
             return folder, prepared
-        if prepared.budget < lane.evaluations:
-            raise error(f"must be >= {lane.evaluations}, what {folder} has spent already")
-        if not lane.alive:
+        if prepared.budget < run.evaluations:
+            raise error(f"must be >= {run.evaluations}, what {folder} has spent already")
+        if not run.alive:
             raise error(f"{folder} has diverged, it cannot go on")
         key = depends_on_budget(config)
         if key is not None:
@@ -272,7 +272,7 @@ def train_jobs(
     """
     prepared = prepare(configs)
     with ExitStack() as stack:
-        lanes: dict[int, Lane] = {}
+        runs: dict[int, RunRecord] = {}
         earlier: dict[int, RunFolder] = {}
         for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
@@ -280,16 +280,16 @@ def train_jobs(
                 stack.enter_context(opened)
                 config = _named(config, opened.path.name)
                 if is_new:
-                    lanes[i] = Lane(config, opened)
+                    runs[i] = RunRecord(config, opened)
                     continue
                 earlier[i] = opened
                 theirs = config_from(opened.config)
                 if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
                     raise RunFolderError(f"{opened.path}: its configuration is that of another run")
-        all_new = len(lanes) == len(configs)
-        lanes = dict(sorted((lanes | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
-        results = Trainer(None, None, prune).run(list(lanes.values()), progress, prepared if all_new else None)
-        return [dict(zip(lanes, results, strict=True)).get(i) for i in range(len(configs))]
+        all_new = len(runs) == len(configs)
+        runs = dict(sorted((runs | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
+        results = Recorder(None, None, prune).train(list(runs.values()), progress, prepared if all_new else None)
+        return [dict(zip(runs, results, strict=True)).get(i) for i in range(len(configs))]
 
 
 def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
@@ -323,16 +323,16 @@ def repeat(
     dataset: UserData | None = None,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Train the configuration of a run folder again, from its start, in a new folder, with given choices (see Lane)."""
+    """Train the configuration of a run folder again, from its start, in a new folder, with given choices."""
     record = read_config(folder)
     check_own(record, model, dataset)
     config = config_from(record)
     config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
-    lane, trainer = Lane(config, initial_choices=choices), Trainer(model, dataset, None)
-    prepared = trainer.prepare([lane])
+    run, recorder = RunRecord(config, initial_choices=choices), Recorder(model, dataset, None)
+    prepared = recorder.prepare([run])
     with prepared.torch_settings(), ExitStack() as stack:
-        lane.folder = stack.enter_context(_new_folder(prepared, config, ()))
-        return trainer.run([lane], progress, prepared)[0]
+        run.folder = stack.enter_context(_new_folder(prepared, config, ()))
+        return recorder.train([run], progress, prepared)[0]
 
 
 def check_sinks(config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from burgersgd.datasets import DataError, Dataset, Options, Part
-from burgersgd.datasets.prepare import Raw, prepare
+from burgersgd.datasets.preprocess import Raw, preprocess
 
 N, CLASSES = 60, 4
 TEST_OF_SEED_0 = [16, 27, 20, 8, 42, 34]
@@ -26,7 +26,7 @@ def numbered(n: int = N, classes: int = CLASSES, start: int = 0) -> Part:
 def make(raw: Raw | None = None, **options: Any) -> Dataset:
     """Return numbered examples (unscaled unless said otherwise) prepared with options."""
     raw = raw or Raw("classification", CLASSES, numbered())
-    return prepare("numbered", raw, Options(**{"standardize": False} | options))
+    return preprocess("numbered", raw, Options(**{"standardize": False} | options))
 
 
 def numbers(part: Part) -> list[int]:

@@ -17,7 +17,7 @@ from burgersgd.config import GROUPS, LARGEST_BUDGET, ConfigError, TrainConfig
 from burgersgd.datasets import DataError, Dataset, Options, from_arrays, load
 from burgersgd.datasets.batches import evaluations_per_epoch
 from burgersgd.datasets.dataset import one_line
-from burgersgd.datasets.prepare import memory
+from burgersgd.datasets.preprocess import memory
 from burgersgd.isolation import seeded
 from burgersgd.losses import LOSSES, Loss
 from burgersgd.models import Model

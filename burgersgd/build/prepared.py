@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from burgersgd import streams
-from burgersgd.build import (
+from burgersgd.build.parts import (
     DTYPES,
     GPU_FROM,
     UserData,
@@ -38,7 +38,7 @@ from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.copies import plain_values
 from burgersgd.datasets import Batches, DataError, Dataset, Part
 from burgersgd.datasets.augment import augmentation_of
-from burgersgd.datasets.prepare import memory
+from burgersgd.datasets.preprocess import memory
 from burgersgd.isolation import threads_hang
 from burgersgd.losses import SquaredError
 from burgersgd.models.conv import LeNet
@@ -46,8 +46,8 @@ from burgersgd.models.mlp import Mlp
 from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
-from burgersgd.probe import probe
-from burgersgd.rates import Facts, resolved, with_loss
+from burgersgd.build.probe import probe
+from burgersgd.build.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator

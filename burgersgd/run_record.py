@@ -1,4 +1,4 @@
-"""A lane: one run of a fleet, with all that is needed to record, stop and resume it."""
+"""The record of a run: one run of a fleet, with all that is needed to record, stop and resume it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger("burgersgd")
 
 
 @dataclass
-class Lane:
+class RunRecord:
     """One run: its configuration, its folder (None: not recorded), the checkpoint to go on from (None: the start)."""
 
     config: TrainConfig
@@ -56,23 +56,23 @@ class Lane:
     """The run is over: its folder stays as it is."""
 
     @classmethod
-    def reopened(cls, folder: RunFolder) -> Lane:
-        """Return the lane of a reopened run folder, as its last checkpoint left it.
+    def reopened(cls, folder: RunFolder) -> RunRecord:
+        """Return the run of a reopened run folder, as its last checkpoint left it.
 
         Raises RunFolderError where folder and checkpoint do not fit, ConfigError for the configuration of another
         version.
         """
-        run = read_run(folder.path)
-        lane = cls(run.config, folder, run.checkpoint)
-        if run.checkpoint is None:
-            return lane
-        lane.final = run.end is not None
-        lane.parent = run.checkpoint["parent"]
-        if run.checkpoint["code"] != code_version() and not lane.final:
-            folder.log.warning("going on with %s, begun with %s", code_version(), run.checkpoint["code"])
-        if not lane.final:
-            lane._compare_processors(folder)
-        return lane
+        stored = read_run(folder.path)
+        run = cls(stored.config, folder, stored.checkpoint)
+        if stored.checkpoint is None:
+            return run
+        run.final = stored.end is not None
+        run.parent = stored.checkpoint["parent"]
+        if stored.checkpoint["code"] != code_version() and not run.final:
+            folder.log.warning("resumed with %s; it began with %s", code_version(), stored.checkpoint["code"])
+        if not run.final:
+            run._compare_processors(folder)
+        return run
 
     def _compare_processors(self, folder: RunFolder) -> None:
         """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
@@ -80,9 +80,7 @@ class Lane:
         with contextlib.suppress(RunFolderError):  # an edited environment.json decides nothing
             then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
         if then not in (None, cpu_capability()):
-            text = (
-                f"begun on a processor with {then}, going on with {cpu_capability()}: equal to rounding, not bit by bit"
-            )
+            text = f"began on a processor with {then}, resumed on {cpu_capability()}: equal to rounding, not bit by bit"
             folder.log.warning("%s", text)
             _log.warning("%s: %s", folder.path, text)
 
@@ -175,21 +173,21 @@ class Lane:
             self.folder.abandon(self.failure)
 
 
-def make_lasting_together(lanes: Sequence[Lane]) -> None:
+def make_lasting_together(runs: Sequence[RunRecord]) -> None:
     """Let all that the runs of a fleet have recorded so far survive a power failure.
 
-    A run whose folder cannot be written fails, see Lane.recording.
+    A run whose folder cannot be written fails, see RunRecord.recording.
     """
-    recorded = [(lane, lane.folder.path) for lane in lanes if lane.folder is not None and lane.failure is None]
+    recorded = [(run, run.folder.path) for run in runs if run.folder is not None and run.failure is None]
     try:
         make_lasting([path for _, path in recorded])
     except RunFolderError:  # of some of them
-        for lane, path in recorded:
-            with lane.recording(alone=len(lanes) == 1):
+        for run, path in recorded:
+            with run.recording(alone=len(runs) == 1):
                 make_lasting([path])
 
 
-class RecordedRun(NamedTuple):
+class StoredRun(NamedTuple):
     """The contents of a run folder, checked for consistency."""
 
     config: TrainConfig
@@ -199,7 +197,7 @@ class RecordedRun(NamedTuple):
     """status.json of a finished run, None for a run that is not finished."""
 
 
-def read_run(path: Path, looking: bool = False) -> RecordedRun:
+def read_run(path: Path, looking: bool = False) -> StoredRun:
     """Return the run of a folder after checking that its files are whole and belong together.
 
     looking: nothing is trained, so that it does not matter if this version would train it otherwise.
@@ -211,7 +209,7 @@ def read_run(path: Path, looking: bool = False) -> RecordedRun:
     if not (path / CHECKPOINT).exists():
         if end is not None:
             raise RunFolderError(f"{path}: the run is {end['state']}, and its checkpoint.pt is missing")
-        return RecordedRun(config, None, None)
+        return StoredRun(config, None, None)
     file, checkpoint = path / CHECKPOINT, read_checkpoint(path)
     _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
     untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 kept none
@@ -223,7 +221,7 @@ def read_run(path: Path, looking: bool = False) -> RecordedRun:
         raise RunFolderError(f"{path}: status.json is that of another run")
     if end is not None and (checkpoint["measured"] is None or not _ended_there(end, checkpoint)):
         raise RunFolderError(f"{path}: status.json and checkpoint.pt are not of the same end of the run")
-    return RecordedRun(config, checkpoint, end)
+    return StoredRun(config, checkpoint, end)
 
 
 def _ended_there(end: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:

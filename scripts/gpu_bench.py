@@ -165,10 +165,8 @@ FLEETS = {
     ],
     "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("off", 1)],
     "w3": [("on", 1), ("on", 16), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
-    "graphs_w1": [
-        *((mode, runs) for runs in (1, 16) for mode in ("graph, single", "graph", "on, single", "on", "off")),
-    ],
-    "graphs_w3": [(mode, 1) for mode in ("graph, single", "graph", "on, single", "on", "off")],
+    "graphs_w1": [(mode, runs) for runs in (1, 16) for mode in ("graph, single", "graph", "on, single", "on")],
+    "graphs_w3": [(mode, 1) for mode in ("graph, single", "graph", "on, single", "on")],
 }
 """Part -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured.
 

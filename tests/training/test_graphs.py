@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,7 +155,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(Compiled, "__init__", of_capture)
     monkeypatch.setattr(Compiled, "_piece", noted)
     monkeypatch.setattr(Compiled, "_program", wrapped)
-    monkeypatch.setattr(Compiled, "_end_cycle", lambda self: now_or_later(functools.partial(end_cycle, self)))
+    monkeypatch.setattr(
+        Compiled, "_end_cycle", lambda self: now_or_later(functools.partial(end_cycle, weakref.proxy(self)))
+    )
     return seen
 
 
@@ -351,6 +355,20 @@ def test_everything_that_graphs_read_stays_where_it_is() -> None:
     one.restore([one.snapshot(run) for run in range(3)])
     one.advance(70)
     assert places() == before
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_dropped_fleet_is_freed_at_once_with_its_graphs() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        one = fleet("graphed", ENTROPY, 2)
+        one.advance(20)
+        gone = [weakref.ref(one), weakref.ref(one.stepper), weakref.ref(one.state.x), weakref.ref(one.inputs)]
+        del one
+        assert [ref() for ref in gone] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_a_gpu_gets_graphs_at_once_and_a_compiler_for_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,16 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_type_is_named_where_omegaconf_shows_causes_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does under a debugger."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    for key, kind in (("optimizer.nesterov=maybe", "bool"), ("seed=1.5", "int")):
+        assert run([key]) == 2
+        assert f"{key}: must be of type {kind}" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")
 def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["device=cuda"]) == 2

@@ -274,10 +274,12 @@ def refusing(compose: Callable[[], T]) -> T:
 
 def one_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf complains about, in one line."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text, reason = str(error), (str(cause).splitlines() or [""])[0]
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    while len(causes) > 1 and isinstance(causes[-1], ValueError) and isinstance(causes[-2], OmegaConfBaseException):
+        causes.pop()  # under a debugger and with OC_CAUSE=1, OmegaConf shows what int("maybe") raised as well
+    text, reason = str(error), (str(causes[-1]).splitlines() or [""])[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"
     options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)

@@ -26,7 +26,9 @@ from tests.conftest import small_config
 from tests.training.test_codegen import RULES, block
 
 
-@pytest.mark.parametrize("engine", ["eager", "native", "native_update"])
+@pytest.mark.parametrize(
+    "engine", ["eager", "graphed", "native", "native_update", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
     prepared = prepare([small_config(seed=s) for s in range(2)])
     prepared.engine = engine

@@ -46,7 +46,7 @@ class Listener:
 @pytest.fixture(autouse=True)
 def listener(monkeypatch: pytest.MonkeyPatch) -> type[Listener]:
     monkeypatch.setattr(sinks, "_registered", {})
-    monkeypatch.setattr(sinks, "_told", set())
+    monkeypatch.setattr(sinks, "_reported", set())
     sinks.register("listener", Listener)
     Listener.told, Listener.raising = [], None
     return Listener
@@ -90,7 +90,7 @@ def test_a_sink_that_fails_costs_one_warning_and_no_run(
         results = train_fleet(configs, progress=False)
     assert [result.state for result in results] == ["completed"] * 3
     warned = [record.getMessage() for record in caplog.records if "trainer.sinks" in record.getMessage()]
-    assert warned == ["trainer.sinks: listener failed and is told nothing more: OSError: the tracker is"]
+    assert warned == ["trainer.sinks: listener failed and receives nothing more: OSError: the tracker is"]
     for seed in range(3):
         assert "listener failed" in (tmp_path / str(seed) / "log.txt").read_text()
         assert read_status(tmp_path / str(seed))["state"] == "completed"
@@ -139,7 +139,7 @@ def test_a_run_whose_sink_is_not_installed_here_goes_on_without_it(
     told.rows([{"evaluations": 1}])
     told.end("completed", {})
     assert [what for what, _ in Listener.told] == ["start", "rows", "end"]
-    assert "gone failed and is told nothing more: ValueError: there is no sink of that name here" in caplog.text
+    assert "gone failed and receives nothing more: ValueError: no sink of that name is registered" in caplog.text
 
 
 def test_without_its_package_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(Compiled, "_program", wrapped)
 
     def ended(self: Any) -> None:
-        now_or_later(functools.partial(end_cycle, weakref.proxy(self)))
+        engine: Any = weakref.proxy(self)
+        now_or_later(functools.partial(end_cycle, engine))
 
     monkeypatch.setattr(Compiled, "_end_cycle", ended)
     return seen

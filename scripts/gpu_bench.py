@@ -41,6 +41,7 @@ from burgersgd.build.prepared import prepare
 from burgersgd.config import DeviceConfig, LocalEntropyConfig
 from burgersgd.streams import Purpose
 from burgersgd.training.engines.compiled import Compiled
+from burgersgd.training.inputs import BLOCK
 
 
 def _parse() -> argparse.Namespace:
@@ -139,7 +140,7 @@ class Ours:
 
     def __init__(self, work: Workload, mode: str, runs: int) -> None:
         rule = LocalEntropyConfig(lr=rivals.LR, gamma=rivals.GAMMA, nu=rivals.NU, inner_steps=rivals.INNER_STEPS)
-        mode, *single = mode.split(", ")
+        mode, _, steps = mode.partition(", ")
         config = work.config(rule, "off" if mode == "graph" else mode)
         trainer = dataclasses.replace(config.trainer, drop_last=True)
         config = dataclasses.replace(config, device=DeviceConfig(name=DEVICE), trainer=trainer)
@@ -148,14 +149,16 @@ class Ours:
             self.prepared.engine = "graphed"
         # In so many steps all graphs have been captured: they repeat after 5 blocks, the epochs beside them after 34.
         self.fleet, self.runs, self.warm_up = self.prepared.fleet(), runs, work.epoch + 65 + 640 * CUDA
-        if single and isinstance(self.fleet.stepper, Compiled):
-            self.fleet.stepper.most = 1
+        if steps and isinstance(self.fleet.stepper, Compiled):
+            self.fleet.stepper.most = {"single": 1, "many": BLOCK}[steps]
 
     def advance(self, n: int) -> None:
         """Spend n evaluations on each run."""
         self.fleet.advance(n)
 
 
+GRAPHS = ("graph, single", "graph, many", "on, single", "on, many")
+"""Modes whose CUDA graphs hold one step, and up to a block of them."""
 FLEETS = {
     "w1": [
         *(("native", runs) for runs in (1, 16, 132, 256, 1024)),
@@ -165,13 +168,10 @@ FLEETS = {
     ],
     "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("off", 1)],
     "w3": [("on", 1), ("on", 16), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
-    "graphs_w1": [(mode, runs) for runs in (1, 16) for mode in ("graph, single", "graph", "on, single", "on")],
-    "graphs_w3": [(mode, 1) for mode in ("graph, single", "graph", "on, single", "on")],
+    "graphs_w1": [(mode, runs) for runs in (1, 16) for mode in GRAPHS],
+    "graphs_w3": [(mode, 1) for mode in GRAPHS],
 }
-"""Part -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured.
-
-single: a graph holds one step only.
-"""
+"""Part -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured."""
 
 
 def fleets(name: str) -> list[tuple[str, int]]:
@@ -440,7 +440,7 @@ def commands() -> None:
 def compile_all(parts: Sequence[str]) -> None:
     """Compile all that will be measured in these parts, side by side, into the cache."""
     several = [(name, *one) for name in FLEETS.keys() & set(parts) for one in FLEETS[name]]
-    waiting = [(name, mode, runs) for name, mode, runs in several if mode == "on"]
+    waiting = [(name, mode, runs) for name, mode, runs in several if mode in ("on", "on, many")]
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
     running: list[subprocess.Popen[bytes]] = []
     total = len(waiting)

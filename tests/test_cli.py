@@ -142,7 +142,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["output_root=" + 300 * "x"], "xxx: cannot be a folder: File name too long"),
         (["run_name='two\nlines'"], "must be text without control characters"),
         (["optimizer.lr='\n'"], "optimizer.lr="),
-        ([260 * "k" + "=1"], "no such key, and too long for one"),
+        ([260 * "k" + "=1"], "no such key; a key cannot be that long"),
         (["optimizer.lr=" + 400 * "[" + "1" + 400 * "]"], "a value is nested too deeply"),
         (["dataset=npz", "dataset.path=" + 2500 * "b/"], "no such file"),
         (["run_name=.lock/x"], "run_name=.lock/x: no folder can be called .lock"),

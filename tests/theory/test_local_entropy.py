@@ -117,25 +117,6 @@ def test_hessian_lies_within_its_bounds() -> None:
 # Limit nu -> 0 ------------------------------------------------------------------------------------------------------
 
 
-def test_vanishing_viscosity_is_the_moreau_envelope_with_a_logarithmic_correction() -> None:
-    """MATH 1: the double well from x = 0.6, gamma = 0.3."""
-    x, gamma = 0.6, 0.3
-    limit = moreau(DOUBLE_WELL.value, x, gamma)
-    assert abs(limit.prox - 0.86353) < 5e-6
-    correction = math.log(1 + gamma * (12 * limit.prox**2 - 4))
-    for nu, gap in ((0.01, 0.00905), (0.001, 0.00091)):
-        assert abs(local_entropy(DOUBLE_WELL.value, x, gamma, nu).value - limit.value - gap) < 5e-6
-    assert abs(0.01 * correction - 0.00910) < 5e-6
-
-    def errors(nu: float) -> tuple[float, float]:
-        at = local_entropy(DOUBLE_WELL.value, x, gamma, nu)
-        return abs(float(at.value - limit.value) - nu * correction), abs(float(at.mean - limit.prox))
-
-    (value, mean), (half_value, half_mean) = errors(2e-4), errors(1e-4)
-    assert abs(math.log2(value / half_value) - 2) < 0.05  # without the correction: 1
-    assert abs(math.log2(mean / half_mean) - 1) < 0.05
-
-
 def test_moreau_envelopes_known_in_closed_form() -> None:
     x = np.array([-2.0, -0.2, 0.1, 3.0])
     huber = moreau(np.abs, x, gamma=0.5)

@@ -37,6 +37,7 @@ from burgersgd.native import cuda
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.training.engines.compiled import Compiled, Graphed, Piece
 from burgersgd.training.fleet import Fleet
+from burgersgd.training.inputs import BLOCK
 from tests.contract import suite
 from tests.contract.rules import ENTROPY as HYPER
 from tests.contract.rules import PARLE, Parle
@@ -104,6 +105,8 @@ class Seen:
     replayed: list[Piece] = field(default_factory=list)
     pools: list[str | None] = field(default_factory=list)
     """Where the graphs have their memory, None: in a pool of their own."""
+    most: int = BLOCK
+    """Steps that a graph of the next fleets may hold."""
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def of_capture(self: Compiled, *arguments: Any) -> None:
         start(self, *arguments)
-        self.captures = True
+        self.captures, self.most = True, seen.most
 
     def noted(self: Compiled, first: int, stop: int) -> Piece:
         seen.replayed.append(piece(self, first, stop))
@@ -150,14 +153,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def wrapped(self: Compiled, size: int) -> Callable[[], None]:
         return functools.partial(now_or_later, program(self, size))
 
-    for engine in (Compiled, Graphed):
-        monkeypatch.setattr(engine, "repaid_after", 1)
     monkeypatch.setattr(Compiled, "__init__", of_capture)
     monkeypatch.setattr(Compiled, "_piece", noted)
     monkeypatch.setattr(Compiled, "_program", wrapped)
-    monkeypatch.setattr(
-        Compiled, "_end_cycle", lambda self: now_or_later(functools.partial(end_cycle, weakref.proxy(self)))
-    )
+
+    def ended(self: Any) -> None:
+        engine: Any = weakref.proxy(self)
+        now_or_later(functools.partial(end_cycle, engine))
+
+    monkeypatch.setattr(Compiled, "_end_cycle", ended)
     return seen
 
 
@@ -251,7 +255,14 @@ def _sick(real: Any, sick: int) -> Any:
 
 @pytest.mark.parametrize(
     ("rule", "n_runs", "sick"),
-    [(CYCLES[0], 3, 1), (CYCLES[1], 17, 16), (CYCLES[2], 1, None), (CYCLES[2], 3, 0), (CYCLES[3], 1, 0)]
+    [
+        (CYCLES[0], 3, 1),
+        (CYCLES[1], 17, 16),
+        (CYCLES[1], 1, None),
+        (CYCLES[2], 1, None),
+        (CYCLES[2], 3, 0),
+        (CYCLES[3], 1, 0),
+    ]
     + [(CYCLES[4], 3, 1), (CYCLES[5], 1, None), (CYCLES[5], 17, 3)],
     ids=lambda given: f"{given.name}-{given.rule().gradients_per_cycle}" if hasattr(given, "rule") else str(given),
 )
@@ -262,11 +273,11 @@ def test_many_steps_in_a_graph_are_the_steps_one_by_one(
     if sick is not None:
         monkeypatch.setattr(schedules, "factor", _sick(schedules.factor, sick))
 
-    def made(repaid_after: int) -> Fleet:
-        monkeypatch.setattr(Graphed, "repaid_after", repaid_after)
+    def made(most: int) -> Fleet:
+        graphs.most = most
         return fleet("graphed", rule, n_runs, batch_size=35, dropout=0.1)
 
-    one, many, restored = made(1000), made(1), made(1)
+    one, many, restored = made(1), made(BLOCK), made(BLOCK)
     one.advance(130)
     assert {piece.steps for piece in graphs.replayed} == {1}
     many.advance(41)
@@ -296,8 +307,8 @@ def test_compiled_steps_in_graphs_are_those_of_the_cpu(rule: OptimizerConfig, gr
 
 def test_one_dead_replica_ends_its_run_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graphed, "repaid_after", 1)
-    replicas: Any = suite.fleet(Parle(**PARLE), HYPER, "graphed").stepper
-    alone: Any = suite.fleet(LocalEntropy(**PARLE), HYPER, "graphed").stepper
+    replicas: Any = suite.fleet(Parle(**PARLE), HYPER, "graphed", runs=1).stepper
+    alone: Any = suite.fleet(LocalEntropy(**PARLE), HYPER, "graphed", runs=1).stepper
     assert (replicas.most, alone.most) == (1, suite.STEPS)
 
 
@@ -336,9 +347,11 @@ def test_pieces_are_of_one_batch_size_within_the_loaded_steps_and_end_cycles_whe
 
 @pytest.mark.parametrize(("budget", "most"), [(399, 1), (400, 2), (4000, 20), (10**6, 64)])
 def test_graphs_are_as_long_as_the_budget_repays(budget: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Graphed, "repaid_after", 200)
-    engine: Any = fleet("graphed", RULES["sgd"], budget=budget).stepper
-    assert engine.most == most
+    for kind in (Compiled, Graphed):
+        monkeypatch.setattr(kind, "repaid_after", 200)
+    for engine, n_runs in (("graphed", 1), ("compiled", 1), ("graphed", 2), ("compiled", 2)):
+        stepper: Any = fleet(engine, RULES["sgd"], n_runs, budget=budget).stepper
+        assert stepper.most == (most if n_runs == 1 else 1)
 
 
 def test_everything_that_graphs_read_stays_where_it_is() -> None:

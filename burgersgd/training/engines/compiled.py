@@ -64,15 +64,15 @@ class Compiled:
 
     Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
     device. There is one program for each batch size (a short last batch). The end of a cycle is part of the program
-    where every step ends one, and else done in PyTorch. On CUDA, up to a block of steps is captured as a graph, ends of
-    cycles included, and replayed. Where the compiler fails, the steps are taken one by one in PyTorch, and that is said
-    once.
+    where every step ends one, and else done in PyTorch. On CUDA a step and the end of its cycle, of single runs up to a
+    block of steps, are captured as a graph and replayed. Where the compiler fails, the steps are taken one by one in
+    PyTorch, and that is said once.
     """
 
     draws_noise = False
     compiles = True
-    repaid_after = 200
-    """Steps that repay the capture of one step: graphs hold no more of them than the budget repays."""
+    repaid_after = 2000
+    """Steps that repay the capture of one step (docs/benchmarks.md): graphs hold no more than the budget repays."""
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
         self.task, self.state, self.inputs = task, state, inputs
@@ -84,10 +84,8 @@ class Compiled:
         """A step by the size of its batch."""
         self.graphs: dict[Piece, Callable[[], None]] = {}
         self.capture = Capture(inputs.device)
-        self.most = max(1, min(BLOCK, inputs.budget // self.repaid_after))
-        """Steps of a graph, at most."""
-        if task.rule.replicas is not None:  # after every step, one dead replica ends its run
-            self.most = 1
+        self.most = max(1, min(BLOCK, inputs.budget // self.repaid_after)) if inputs.n_runs == 1 else 1
+        """Steps of a graph, at most: one for several rows, which are slower with more; replicas die together."""
         self.otherwise: OneByOne | None = None
         """The engine that computes the steps after the compiler has failed."""
         self._expected = -1  # the step that the counters on the device stand at
@@ -107,7 +105,7 @@ class Compiled:
                 if inputs.device.type != "cpu":
                     raise
                 reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
-                _log.warning("torch.compile failed (%s): going on without it, equal to rounding only", reason)
+                _log.warning("torch.compile failed (%s): continuing without it, equal to rounding only", reason)
                 self.otherwise = make_eager(self.task, state, inputs)
                 return self.otherwise.advance(state, inputs, first, stop)
         if first == inputs.block.first or first != self._expected:
@@ -227,7 +225,7 @@ class Graphed(Compiled):
     """
 
     compiles = False
-    repaid_after = 2000
+    repaid_after = 10_000
 
 
 def _power_of_two(n: int) -> int:

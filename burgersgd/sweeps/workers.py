@@ -81,8 +81,8 @@ class Pool:
     def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """Yield every chunk with its outcomes, as soon as it is trained.
 
-        The chunk of a worker that dies is begun once more, from its checkpoints; then its jobs have failed. Raises
-        Interrupted where this process or a worker is told to stop, after all workers have saved their runs.
+        The chunk of a worker that dies is started once more, from its checkpoints; after that its jobs count as failed.
+        Raises Interrupted where this process or a worker is asked to stop, after all workers have saved their runs.
         """
         waiting = deque(chunks)
         lost: set[int] = set()  # chunks whose worker has died, by identity

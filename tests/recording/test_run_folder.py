@@ -499,6 +499,26 @@ def test_an_engine_has_a_name_of_at_most_40_letters(folder: RunFolder) -> None:
             read_status(folder.path)
 
 
+def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configuration_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder.create(path, CONFIG) as folder:
+        config = (path / ".hydra" / "config.yaml").read_bytes()
+        folder.status("completed")
+    for file in (*path.glob("events*"), path / "environment.json", path / "metrics.csv", path / "log.txt"):
+        file.unlink(missing_ok=True)
+    (path / "status.json").write_bytes(b"")
+    (path / ".hydra" / "config.yaml").write_bytes(config.removesuffix(b"...\n"))
+    with pytest.raises(RunFolderError, match=r"a crash left it half made; repeat the command that trains it"):
+        RunFolder.reopen(path)
+    (path / ".hydra" / "config.yaml").write_bytes(config)
+    with RunFolder.reopen(path) as folder:
+        assert folder.rewind(None) == []
+        assert read_metrics(path)["evaluations"] == []
+        assert read_status(path)["state"] == "running"
+        assert "half made: the run begins again" in (path / "log.txt").read_text()
+        folder.status("completed")
+
+
 # --- log and context
 
 

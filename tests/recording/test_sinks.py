@@ -143,7 +143,8 @@ def test_a_run_whose_sink_is_not_installed_here_goes_on_without_it(
 
 
 def test_without_its_package_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None if name == "mlflow" else find_spec(name))
     with pytest.raises(ConfigError, match=r"mlflow: needs the package mlflow-skinny: pip install '\.\[mlflow\]'"):
         train(config(tmp_path / "outputs", "mlflow"))
     assert not list(tmp_path.iterdir())

@@ -393,3 +393,27 @@ def test_what_other_launchers_send_to_their_processes_can_be_pickled(monkeypatch
     for words in (("hydra/launcher=basic",), ("hydra/launcher=basic", "hydra/sweeper=basic")):
         assert sweep(*SGD, "seed=1,2", f"sweep.name=s{len(sent)}", *words) == 0
     assert len(sent) == 2
+
+
+def test_an_error_is_kept_without_the_frames_that_it_and_its_causes_came_through() -> None:
+    def failing(error: Exception, cause: Exception | None) -> None:
+        raise error from cause
+
+    raised: list[Exception] = []
+    for error in (KeyError("first"), ValueError("second"), TypeError("third")):
+        try:
+            failing(error, raised[-1] if raised else None)
+        except Exception as met:
+            raised.append(met)
+    assert all(error.__traceback__ is not None for error in raised)
+    assert chunks.without_frames(raised[-1]) is raised[-1]
+    assert [error.__traceback__ for error in raised] == [None] * 3
+    assert raised[2].__cause__ is raised[1]
+
+
+def test_a_job_that_was_not_trained_has_spent_nothing() -> None:
+    outcome = Outcome("failed", Path("x"))
+    assert (outcome.evaluations, outcome.seconds, outcome.error) == (0, 0.0, None)
+    assert math.isnan(outcome.validation_error)
+    assert math.isnan(outcome.best_validation_error)
+    assert math.isnan(outcome.test_error)

@@ -161,5 +161,5 @@ def test_where_the_compiler_fails_the_steps_go_on_without_it(
             f.advance(9)
     assert torch.equal(compiled.x, eager.x)
     assert torch.equal(compiled.runs.loss_sum, eager.runs.loss_sum)
-    message = "torch.compile failed (CppCompileError: C++ compile error): going on without it, equal to rounding only"
+    message = "torch.compile failed (CppCompileError: C++ compile error): continuing without it, equal to rounding only"
     assert [record.getMessage() for record in caplog.records] == [message]

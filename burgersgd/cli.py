@@ -120,7 +120,7 @@ def _train(arguments: list[str]) -> int:
 def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
     from burgersgd import native
     from burgersgd.one_run import train_run
-    from burgersgd.sweeps.compose import compose_job, refusing
+    from burgersgd.sweeps.compose import as_config_error, compose_job
 
     flags = hydra_flags(arguments)
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
@@ -135,7 +135,7 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
         else:
             native.compile_ahead("normals", "mlp_gradient")
             return _sweep(arguments, own) if flags.multirun else train_run(flags, own)
-        refusing(lambda: _run_hydra(arguments, lambda cfg: 0.0))  # flags that do not go together
+        as_config_error(lambda: _run_hydra(arguments, lambda cfg: 0.0))  # flags that do not go together
     except ValueError as error:  # ConfigError, DataError: one line that says what to do
         return fail(error)
     return 0
@@ -144,7 +144,7 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
 def _sweep(arguments: list[str], own: OwnFlags) -> int:
     """Check every job of a sweep, train them, and show how they ended."""
     from burgersgd.interruption import RESUMABLE, Interrupted
-    from burgersgd.sweeps.compose import refusing
+    from burgersgd.sweeps.compose import as_config_error
     from burgersgd.sweeps.sweep import Sweep, train_job
 
     words = hydra_flags(arguments).overrides
@@ -165,7 +165,9 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
         others = "hydra/sweeper" in chosen and not chosen.get("hydra/launcher", "fleet").startswith("fleet")
         known = None if others else sweep  # they send the task to processes, and need no sweep
-        refusing(lambda: _run_hydra([*sweep.added, *arguments], train_job, known))  # overrides come first (in_order)
+        as_config_error(
+            lambda: _run_hydra([*sweep.added, *arguments], train_job, known)
+        )  # overrides come first (in_order)
     except Interrupted as interrupted:
         print(sweep.report(), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)

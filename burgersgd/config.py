@@ -205,7 +205,7 @@ class TrainerConfig(Group):
     )
     sinks: list[str] = opt(
         ["tensorboard"],
-        "what is told of a run, besides its folder; see burgersgd/recording/sinks.py",
+        "programs that receive the metrics of a run, besides its folder; see burgersgd/recording/sinks.py",
         since="0.2",
         hashed=False,
     )
@@ -247,7 +247,7 @@ class DeviceConfig(Group):
 
 @dataclass
 class SweepConfig(Group):
-    """What --multirun tries.
+    """The settings of a sweep (--multirun).
 
     KEY=a,b,c and KEY=range(3) list values; 'KEY=interval(a,b)' is a range to sample from, 'KEY=tag(log, interval(a,b))'
     one on a logarithmic scale, 'KEY=int(interval(a,b))' one of whole numbers.

@@ -135,6 +135,8 @@ class _FleetRun:
         self.counted = 0
         """Gradient evaluations that the progress bar has counted."""
         self.write_at = time.monotonic() + ROWS_SECONDS
+        self.waiting: list[tuple[float, Point]] = []
+        """Points that are not formatted yet, and when they were measured."""
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = runs[0].choices.get("budget", budget)
         if known != budget:
@@ -182,7 +184,10 @@ class _FleetRun:
             make_lasting_together(self.runs)
         if not runs[0].final and bool(self.fleet.alive.any()):
             try:
-                self._spend()
+                try:
+                    self._spend()
+                finally:
+                    self._take_rows()
             except Interrupted as interrupted:
                 interrupted.folders = [run.folder.path for run in runs if run.folder is not None]
                 for run in runs:
@@ -236,12 +241,7 @@ class _FleetRun:
 
     def _record(self, point: Point) -> None:
         self.best.update(point, self.fleet)
-        alive = point.alive.tolist()  # a diverged run has no metrics after its end
-        for run, row, is_alive in zip(self.runs, rows_of(point.table, len(alive)), alive, strict=True):
-            if is_alive:
-                run.rows.append(row)
-        recorded = (run.folder if run.failure is None else None for run in self.runs)
-        add_rows([folder if is_alive else None for folder, is_alive in zip(recorded, alive, strict=True)], point.table)
+        self.waiting.append((time.time(), point))
         if time.monotonic() >= self.write_at:
             self._write_rows()
         if all(run.failure is not None for run in self.runs):
@@ -249,7 +249,20 @@ class _FleetRun:
         if self.prune is not None:
             self.fleet.stop(self.prune(point))
 
+    def _take_rows(self) -> None:
+        """Format the points that wait: many at once, because between steps this code is in no cache."""
+        for now, point in self.waiting:
+            alive = point.alive.tolist()  # a diverged run has no metrics after its end
+            for run, row, is_alive in zip(self.runs, rows_of(point.table, len(alive)), alive, strict=True):
+                if is_alive:
+                    run.rows.append(row)
+            recorded = (run.folder if run.failure is None else None for run in self.runs)
+            folders = [folder if is_alive else None for folder, is_alive in zip(recorded, alive, strict=True)]
+            add_rows(folders, point.table, now)
+        self.waiting.clear()
+
     def _write_rows(self) -> None:
+        self._take_rows()
         for run in self.runs:
             if run.folder is not None and run.failure is None:
                 with self._recording(run):
@@ -275,6 +288,7 @@ class _FleetRun:
 
     def _save(self, ended: bool = False) -> None:
         """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
+        self._take_rows()
         healthy = [(i, run, run.folder) for i, run in enumerate(self.runs) if run.failure is None]
         recorded = [(i, run, folder) for i, run, folder in healthy if folder is not None]
         common = CommonEntries(self.prepared.network | {"data": self.prepared.data_digest})
@@ -323,7 +337,11 @@ class _FleetRun:
 
 def _shown(point: Point) -> tuple[float | None, float | None]:
     """Return what the progress bar shows: mean loss, and lowest validation error of the living runs."""
-    alive = point.alive
-    loss = None if point.train_loss is None or not alive.any() else float(point.train_loss[alive].mean())
-    error = point.validation_error
-    return loss, None if error is None or not alive.any() else float(error[alive].min())
+    alive, table = point.alive.tolist(), point.table
+
+    def living(name: str) -> list[float]:
+        values = table[name]
+        return [v for v, is_alive in zip(values, alive, strict=True) if is_alive] if isinstance(values, list) else []
+
+    losses, errors = living("train_loss"), living("validation_error")
+    return sum(losses) / len(losses) if losses else None, min(errors) if errors else None

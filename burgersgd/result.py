@@ -61,9 +61,9 @@ class Result:
     no_better_than_guessing: bool = False
     """Whether a completed run's error on that part is not clearly below guess_error (training/evaluation.py)."""
     regime: Regime | None = None
-    """Of local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
+    """For local_entropy: L lr / gamma, epsilon, and nu over the noise of the mini-batches (training/regime.py)."""
     advice: str | None = None
-    """What to try, of a run that diverged or is no better than guessing."""
+    """What to try next, for a run that diverged or predicts no better than guessing."""
 
     @functools.cached_property
     def model(self) -> nn.Module:

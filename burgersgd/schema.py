@@ -21,7 +21,7 @@ import numbers
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,8 +72,11 @@ def opt(
     return field(default=default, metadata=metadata)
 
 
-LearningRate = Any
-"""A number above 0, or one of LR_WORDS."""
+if TYPE_CHECKING:
+    LearningRate = float | Literal["default", "auto"]
+else:
+    LearningRate = Any
+"""A number above 0, or one of LR_WORDS. Hydra sees Any; this module checks the value."""
 LR_WORDS = ("default", "auto")
 
 

@@ -19,7 +19,7 @@ from burgersgd.native import cuda
 _log = logging.getLogger("burgersgd")
 
 THREADS = 256
-"""Of a block."""
+"""Number of threads of a block."""
 
 
 class Orders(ctypes.Structure):
@@ -36,7 +36,7 @@ class Orders(ctypes.Structure):
 
 
 def request(out: Int64[Tensor, "epochs runs n"], seeds: Tensor, purpose: int, first_epoch: int) -> Orders:
-    """Return what the kernel is told."""
+    """Return the arguments of the kernel."""
     return Orders(out.data_ptr(), seeds.data_ptr(), first_epoch, out.shape[1], out.shape[2], purpose)
 
 

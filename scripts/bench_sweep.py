@@ -2,7 +2,8 @@
 
 Sections: compose (ms per job before anything is trained), fleets (a gradient evaluation of R runs together, nothing
 recorded, one thread), sweeps (the launcher's own way of training jobs, everything recorded, against the same jobs one
-after the other and under joblib), command (a whole `burgersgd train --multirun`). Rivals take turns, round by round;
+after the other and under joblib), profile (the share of CPU time that is preparing and recording), command (a whole
+`burgersgd train --multirun`). Rivals take turns, round by round;
 ratios are computed per round. Tables go to stdout, progress to stderr.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from bench_rivals import INNER_STEPS, WORKLOADS, Burgers, JaxEntropySgd, Rival, TorchSgd, Workload, loaded_batches
@@ -31,8 +34,10 @@ from burgersgd.recording.progress import SweepProgress
 from burgersgd.sweeps.chunks import Job, train_chunk
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.sweep import Sweep
+from burgersgd.training.evaluation import Evaluator
+from burgersgd.training.fleet import Fleet
 
-SECTIONS = ("compose", "fleets", "sweeps", "command")
+SECTIONS = ("compose", "fleets", "sweeps", "profile", "command")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 P1 = "P1 torch SGD, DataLoader"
 OURS, IN_TURN, JOBLIB = "burgersgd --multirun", "one after the other", "joblib"
@@ -51,6 +56,8 @@ def main() -> None:
             print_fleets(options, work)
         if "sweeps" in options.sections:
             print_sweeps(options, work)
+        if "profile" in options.sections and not work.mnist_shaped:
+            print_profile(options, work)
     if "command" in options.sections:
         print_command(3 if options.quick else options.rounds)
 
@@ -209,6 +216,49 @@ def print_sweeps(options: argparse.Namespace, work: Workload) -> None:
         times = take_turns(makers, options.rounds, options.seconds)
         title = f"{work.title}: {runs} jobs of {budget:,} evaluations, recorded, {CORES} processes"
         print_times(title, times, (IN_TURN, JOBLIB))
+
+
+# ----------------------------------------------------------------------------------------------------------- profile
+
+
+def print_profile(options: argparse.Namespace, work: Workload, runs: int = 32, budget: int = 2000) -> None:
+    """Print what one fleet of recorded jobs spends on all but steps and evaluation: CPU time of one process."""
+    spent = [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[0] += time.process_time() - start
+
+        return measured
+
+    whole: list[float] = []
+
+    def train(jobs: list[Job]) -> None:
+        device, start = DeviceConfig(name="cpu", threads=1), time.process_time()
+        _checked(train_chunk([job._replace(config=dataclasses.replace(job.config, device=device)) for job in jobs]))
+        whole.append(time.process_time() - start)
+
+    sweep, rest = RecordedSweep(work, runs, budget, train), []
+    steps = mock.patch.object(Fleet, "advance", timed(Fleet.advance))
+    evaluation = mock.patch.object(Evaluator, "__call__", timed(Evaluator.__call__))
+    with steps, evaluation:
+        for _ in range(options.rounds + 1):  # imports are in the first one
+            spent[0] = 0.0
+            sweep.advance(budget)
+            rest.append(whole[-1] - spent[0])
+    shares = [100 * r / all_of_it for r, all_of_it in zip(rest[1:], whole[1:], strict=True)]
+    each = [1e3 * r / runs for r in rest[1:]]
+    print(
+        f"\n- {work.title}: {runs} recorded jobs of {budget:,} evaluations, CPU time of one process: preparing and",
+        end=" ",
+    )
+    print(f"recording are {median(shares):.1f} % ({min(shares):.1f}-{max(shares):.1f}),", end=" ")
+    print(f"{median(each):.1f} ms a run ({min(each):.1f}-{max(each):.1f})", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- command

@@ -3,9 +3,9 @@
     python scripts/gpu_bench.py                        # on a machine with a GPU, five minutes at most
     python scripts/gpu_bench.py --device cpu --tiny    # shows without a GPU that the script itself is right
 
-Parts, in this order: floors, w1 (digits, batch 32), launches, w3 (MNIST-shaped), w2 (batch 128), jax, commands. A table
-is printed as it goes and the whole again last; bench.json goes to --out. What is not measured in time is left out, and
-said.
+Parts, in this order: floors, w1 (digits, batch 32), launches, w3 (MNIST-shaped), w2 (batch 128), jax, commands. Only
+where they are asked for: graphs_w1, graphs_w3 (CUDA graphs of single steps and of many). A table is printed as it goes
+and the whole again last; bench.json goes to --out. What is not measured in time is left out, and said.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any
 import bench_rivals as rivals
 import torch
 from bench_rivals import Workload
+from gpu_launches import launches_per_step
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,6 +40,8 @@ from burgersgd import streams
 from burgersgd.build.prepared import prepare
 from burgersgd.config import DeviceConfig, LocalEntropyConfig
 from burgersgd.streams import Purpose
+from burgersgd.training.engines.compiled import Compiled
+from burgersgd.training.inputs import BLOCK
 
 
 def _parse() -> argparse.Namespace:
@@ -137,19 +140,25 @@ class Ours:
 
     def __init__(self, work: Workload, mode: str, runs: int) -> None:
         rule = LocalEntropyConfig(lr=rivals.LR, gamma=rivals.GAMMA, nu=rivals.NU, inner_steps=rivals.INNER_STEPS)
+        mode, _, steps = mode.partition(", ")
         config = work.config(rule, "off" if mode == "graph" else mode)
         trainer = dataclasses.replace(config.trainer, drop_last=True)
         config = dataclasses.replace(config, device=DeviceConfig(name=DEVICE), trainer=trainer)
         self.prepared = prepare([dataclasses.replace(config, seed=s) for s in range(runs)], dataset=work.data)
         if mode == "graph" and CUDA:
             self.prepared.engine = "graphed"
-        self.fleet, self.runs, self.warm_up = self.prepared.fleet(), runs, work.epoch + 65
+        # In so many steps all graphs have been captured: they repeat after 5 blocks, the epochs beside them after 34.
+        self.fleet, self.runs, self.warm_up = self.prepared.fleet(), runs, work.epoch + 65 + 640 * CUDA
+        if steps and isinstance(self.fleet.stepper, Compiled):
+            self.fleet.stepper.most = {"single": 1, "many": BLOCK}[steps]
 
     def advance(self, n: int) -> None:
         """Spend n evaluations on each run."""
         self.fleet.advance(n)
 
 
+GRAPHS = ("graph, single", "graph, many", "on, single", "on, many")
+"""Modes whose CUDA graphs hold one step, and up to a block of them."""
 FLEETS = {
     "w1": [
         *(("native", runs) for runs in (1, 16, 132, 256, 1024)),
@@ -159,8 +168,10 @@ FLEETS = {
     ],
     "w2": [("native", 1), ("native", 132), ("native", 1024), ("on", 1), ("on", 1024), ("off", 1)],
     "w3": [("on", 1), ("on", 16), ("off", 1), ("off", 16), ("graph", 1), ("graph", 16)],
+    "graphs_w1": [(mode, runs) for runs in (1, 16) for mode in GRAPHS],
+    "graphs_w3": [(mode, 1) for mode in GRAPHS],
 }
-"""Workload -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured."""
+"""Part -> trainer.compile (native: the persistent kernel; graph: CUDA graphs) and the runs of what is measured."""
 
 
 def fleets(name: str) -> list[tuple[str, int]]:
@@ -170,13 +181,14 @@ def fleets(name: str) -> list[tuple[str, int]]:
 
 def measured(part: str, work: Workload) -> None:
     """Build all rivals of a workload, then let them take turns; the rate of each is kept after every round."""
-    makers = torch_rivals(work) | {
+    makers = ({} if part.startswith("graphs") else torch_rivals(work)) | {
         f"burgersgd {mode}, R={runs}": (lambda mode=mode, runs=runs: Ours(work, mode, runs))
         for mode, runs in fleets(part)
     }
     built: dict[str, tuple[Any, int]] = {}
     times: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
+    host: dict[str, float] = {}
     for name, make in makers.items():
         if left() < 12:
             say(part, name, "left out: no time")
@@ -190,6 +202,7 @@ def measured(part: str, work: Workload) -> None:
             rival.advance(rival.warm_up)
             synchronize()
             memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20 if CUDA else 0.0
+            host[name] = launches_per_step(rival.fleet, 320) if part.startswith("graphs") else math.nan
             n, took = rival.unit, 0.0
             while took < STRETCH / 6:
                 n *= 2 if took else 1
@@ -218,6 +231,7 @@ def measured(part: str, work: Workload) -> None:
             highest=max(rates),
             rounds=len(rates),
             memory_mib=memory[name],
+            host_launches_per_step=host[name],
             alive=bool(rival.fleet.alive.all()) if isinstance(rival, Ours) else True,
         )
     show(part)
@@ -242,7 +256,9 @@ def show(part: str) -> None:
             ratio = v["evaluations_per_s"] / base
             ends = "" if v["alive"] else "  DIVERGED"
             numbers = f"{v['evaluations_per_s']:14,.0f} {spread} {v['us_per_step']:10,.1f} {ratio:8.1f}"
-            print(f"  {name:34s} {numbers} {v['memory_mib']:8.0f}{ends}")
+            host = v["host_launches_per_step"]
+            launched = "" if math.isnan(host) else f" {host:8.2f} launches a step"
+            print(f"  {name:34s} {numbers} {v['memory_mib']:8.0f}{launched}{ends}")
         else:
             print(f"  {name:34s} {v}")
     print(flush=True)
@@ -424,7 +440,7 @@ def commands() -> None:
 def compile_all(parts: Sequence[str]) -> None:
     """Compile all that will be measured in these parts, side by side, into the cache."""
     several = [(name, *one) for name in FLEETS.keys() & set(parts) for one in FLEETS[name]]
-    waiting = [(name, mode, runs) for name, mode, runs in several if mode == "on"]
+    waiting = [(name, mode, runs) for name, mode, runs in several if mode in ("on", "on, many")]
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "2", "OMP_NUM_THREADS": "1"}
     running: list[subprocess.Popen[bytes]] = []
     total = len(waiting)
@@ -446,7 +462,7 @@ def main() -> None:
     parts = options.only.split(",")
     if options.warm:
         name, mode, runs = options.warm
-        Ours(rivals.WORKLOADS[name], mode, int(runs)).advance(2)
+        Ours(rivals.WORKLOADS[name.removeprefix("graphs_")], mode, int(runs)).advance(2)
         return synchronize()
     if options.jax:
         return jax_child(*options.jax)
@@ -462,7 +478,7 @@ def main() -> None:
             if part in table:
                 table[part]()
             else:
-                measured(part, rivals.WORKLOADS[part])
+                measured(part, rivals.WORKLOADS[part.removeprefix("graphs_")])
         except Exception as error:
             say(part, "FAILED", type(error).__name__, " ".join(str(error).split())[:400])
         gc.collect()

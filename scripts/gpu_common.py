@@ -19,6 +19,7 @@ from torch import Tensor
 import burgersgd.config as C
 from burgersgd.build.prepared import prepare
 from burgersgd.datasets import Dataset, Part
+from burgersgd.training.engines.compiled import Compiled
 from burgersgd.training.fleet import Fleet
 
 MARK = "@@ "
@@ -155,9 +156,12 @@ def as_in_a_run() -> contextlib.AbstractContextManager[None]:
     return prepare(configs(1, RULE)).torch_settings()
 
 
-def fleet(of: list[C.TrainConfig], data: Dataset | None = None) -> Fleet:
-    """Return the fleet at its start."""
-    return prepare(of, dataset=data).fleet()
+def fleet(of: list[C.TrainConfig], data: Dataset | None = None, most: int | None = None) -> Fleet:
+    """Return the fleet at its start; most: steps of a CUDA graph, None: as many as the budget repays."""
+    made = prepare(of, dataset=data).fleet()
+    if most is not None and isinstance(made.stepper, Compiled):
+        made.stepper.most = most
+    return made
 
 
 def bits(of: Fleet) -> list[Tensor]:
@@ -184,6 +188,7 @@ def against_cpu(
     mode: str,
     data: Dataset | None = None,
     steps: int = 130,
+    most: int | None = None,
     **more: Any,
 ) -> None:
     """Check that float64 on the device gives the numbers of the CPU's eager engine."""
@@ -193,7 +198,7 @@ def against_cpu(
     @check(f"{name}, {mode}, R={n_runs}: float64 equals the CPU's")
     def _() -> Outcome:
         cpu = fleet(configs(n_runs, rule, "off", "cpu", **more), data)
-        device = fleet(configs(n_runs, rule, mode, **more), data)
+        device = fleet(configs(n_runs, rule, mode, **more), data, most)
         for each in (cpu, device):
             each.advance(40 if options.tiny else steps)
         fields = [(a, b) for a, b in zip(device.state, cpu.state, strict=True) if b is not None and float(b.norm()) > 0]

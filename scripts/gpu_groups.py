@@ -38,6 +38,7 @@ from gpu_common import (
     synchronize,
     words,
 )
+from gpu_launches import launches_per_step
 from torch import Tensor, nn
 
 import burgersgd
@@ -47,6 +48,7 @@ from burgersgd.build.prepared import prepare
 from burgersgd.datasets import Dataset
 from burgersgd.sweeps.planning import rate_of, run_bytes
 from burgersgd.training.fleet import Fleet
+from burgersgd.training.inputs import BLOCK
 from burgersgd.training.stability import top_eigenvalue
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -291,6 +293,82 @@ def compiled_d() -> None:
             two.append(bits(one))
             waits += seen
         return same(*two) and not waits, f"{waits[:4]}"
+
+
+def graphs() -> None:
+    """Check graphs of many steps: float64 against the CPU, the bits of single steps, waits, launches and memory."""
+    entropy = rules()["local_entropy"]
+    cases = {"local_entropy, cycle 8": entropy, "sgd": rules()["sgd"], "sam": rules()["sam"]}
+    for steps in (7, 20, 64, 90):
+        cases[f"local_entropy, cycle {steps}"] = dataclasses.replace(entropy, inner_steps=steps - 2, burn_in=2)
+    for name, rule in cases.items():
+        for n_runs in (1, 17) if options.tiny else (1, 3, 17):
+            against_cpu(f"{name}, graphs of {BLOCK}", n_runs, rule, "auto", most=BLOCK)
+    for mode, n_runs in (("auto", 1), ("auto", 3), *([("on", 3)] if CUDA else [])):
+        for rule in (entropy, rules()["sgd"]) if mode == "auto" else (entropy,):
+
+            @check(
+                f"{rule.name}, {mode}, R={n_runs}: graphs of many steps, cut and restored, have the bits of single ones"
+            )
+            def _(mode: str = mode, n_runs: int = n_runs, rule: C.OptimizerConfig = rule) -> Outcome:
+                these = configs(n_runs, rule, mode, precision="float32", model=C.MlpConfig(width=300))
+                one, many, restored = fleet(these, most=1), fleet(these, most=BLOCK), fleet(these, most=BLOCK)
+                one.advance(260)
+                many.advance(37)
+                restored.restore([many.snapshot(i) for i in range(n_runs)])
+                for n in (3, 200, 20):
+                    restored.advance(n)
+                lengths = [sorted({piece.steps for piece in getattr(f.stepper, "graphs", ())}) for f in (one, restored)]
+                longer = not CUDA or (lengths[0] == [1] and max(lengths[1]) >= 16)
+                return same(bits(one), bits(restored)) and longer, f"lengths {lengths}"
+
+    @check("a run that diverges in the middle of a graph: frozen in that step, as on the CPU; the others untouched")
+    def _() -> Outcome:
+        rising = {"explosion_factor": 3.0, "schedule": C.CosineScheduleConfig(warmup=0.5)}
+        sick = configs(3, entropy, "auto", **rising)
+        sick[1] = dataclasses.replace(sick[1], optimizer=dataclasses.replace(entropy, lr=60.0))
+        cpu = [dataclasses.replace(c, device=C.DeviceConfig(name="cpu")) for c in sick]
+        a, b = fleet(sick, most=BLOCK), fleet(cpu)
+        well = fleet(configs(3, entropy, "auto", **rising), most=BLOCK)
+        for each in (a, b, well):
+            each.advance(120)
+        assert a.diverged_at.tolist() == b.diverged_at.tolist(), (a.diverged_at.tolist(), b.diverged_at.tolist())
+        assert a.alive.tolist() == [True, False, True]
+        return all(torch.equal(a.x[i], well.x[i]) for i in (0, 2)), f"at {a.diverged_at.tolist()}"
+
+    for mode in ("auto", "on") if CUDA else ("auto",):
+
+        @check(f"{mode}: no waiting for the GPU over ten blocks, launches of a block, memory and time of its capture")
+        def _(mode: str = mode) -> Outcome:
+            notes, waits = [], 0
+            for length in (1, BLOCK):
+                these = configs(1, entropy, mode, precision="float32", model=C.MlpConfig(width=300), budget=4000)
+                one = fleet(these, most=length)
+                one.advance(1)
+                synchronize()
+                before, started = _reserved(), time.perf_counter()
+                one.advance(64 * 18 - 1)  # all graphs are captured
+                synchronize()
+                took, kept = time.perf_counter() - started, _reserved() - before
+                with _waits() as seen:
+                    one.advance(640)
+                synchronize()
+                waits += len(seen)
+                known = getattr(one.stepper, "graphs", {})
+                held = sum(piece.steps for piece in known)
+                notes.append(
+                    f"up to {length}: {len(seen)} waits, {64 * launches_per_step(one, 640):.1f} launches a block, "
+                    f"{len(known)} graphs of {held} steps, {kept / 2**20:.0f} MiB more, first 18 blocks {took:.2f} s"
+                )
+            return waits == 0, "; ".join(notes)
+
+
+def _reserved() -> int:
+    """Return the bytes in use on the card, whatever they are used for."""
+    if not CUDA:
+        return 0
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def persistent() -> None:
@@ -730,6 +808,7 @@ GROUPS: dict[str, Callable[[], None]] = {
     "compiled_c": compiled_c,
     "compiled_d": compiled_d,
     "compiled_e": compiled_e,
+    "graphs": graphs,
     "persistent": persistent,
     "augmented": augmented,
     "frozen": frozen,

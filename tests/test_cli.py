@@ -142,7 +142,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["output_root=" + 300 * "x"], "xxx: cannot be a folder: File name too long"),
         (["run_name='two\nlines'"], "must be text without control characters"),
         (["optimizer.lr='\n'"], "optimizer.lr="),
-        ([260 * "k" + "=1"], "no such key, and too long for one"),
+        ([260 * "k" + "=1"], "no such key; a key cannot be that long"),
         (["optimizer.lr=" + 400 * "[" + "1" + 400 * "]"], "a value is nested too deeply"),
         (["dataset=npz", "dataset.path=" + 2500 * "b/"], "no such file"),
         (["run_name=.lock/x"], "run_name=.lock/x: no folder can be called .lock"),
@@ -170,6 +170,16 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
     assert error.startswith("burgersgd: error: ")
     assert "\n" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_type_is_named_where_omegaconf_shows_causes_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does under a debugger."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    for key, kind in (("optimizer.nesterov=maybe", "bool"), ("seed=1.5", "int")):
+        assert run([key]) == 2
+        assert f"{key}: must be of type {kind}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA GPU")

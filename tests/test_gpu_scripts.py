@@ -20,7 +20,7 @@ def run(script: str, only: str, out: Path) -> None:
 
 @pytest.mark.slow
 def test_the_check_passes_on_the_cpu(tmp_path: Path) -> None:
-    run("gpu_check.py", "base,augmented,frozen,memory", tmp_path)
+    run("gpu_check.py", "base,graphs,augmented,frozen,memory", tmp_path)
     lines = json.loads((tmp_path / "check.json").read_text())["lines"]
     assert len(lines) >= 15
     assert all(line.startswith("PASS") for line in lines)
@@ -28,7 +28,7 @@ def test_the_check_passes_on_the_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_measures_on_the_cpu(tmp_path: Path) -> None:
-    run("gpu_bench.py", "w1,launches", tmp_path)
+    run("gpu_bench.py", "w1,launches,graphs_w1", tmp_path)
     results = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert {"P1 torch SGD, DataLoader", "burgersgd off, R=4"} <= results["w1"].keys()
     assert all(row["evaluations_per_s"] > 0 and row["alive"] for row in results["w1"].values())

@@ -235,6 +235,17 @@ def test_a_dry_run_of_a_named_sweep_counts_what_is_done(capsys: pytest.CaptureFi
     assert re.search(r"fleets +none", capsys.readouterr().out)
 
 
+def test_a_dry_run_of_a_search_tells_the_most_that_a_run_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    search = ["sweep.sampler=optuna", "sweep.n_samples=12", "sweep.batch=3", "trainer.budget=int(interval(20,70))"]
+    assert main(["train", "-m", "optimizer=sgd", "model.width=8", "trainer.compile=off", *search, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"trials +12, 3 together, one run for each seed\n +gradient evaluations +at most 70 a run", shown)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_quiet_runs_show_the_summary_alone_and_verbose_ones_what_was_chosen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,7 +101,7 @@ def test_where_torch_cannot_compile_auto_takes_another_engine_and_says_so(caplog
         assert prepare([LARGE]).engine == "native_update"
     (record,) = caplog.records
     reason = "torch.compile does not work here (InvalidCxxCompiler: No working C++ compiler found)"
-    assert record.getMessage() == f"{reason}: going on with engine native_update"
+    assert record.getMessage() == f"{reason}: continuing with engine native_update"
     assert prepare([LARGE], engine="compiled").engine == "eager"  # a run that began elsewhere
 
 

@@ -14,7 +14,7 @@ CLIENT = """\
 from pathlib import Path
 
 import burgersgd
-from burgersgd.config import SgdConfig
+from burgersgd.config import LocalEntropyConfig, SgdConfig
 
 config = burgersgd.TrainConfig(optimizer=SgdConfig(lr=0.1), trainer=burgersgd.TrainerConfig(budget=40), seed=1)
 result = burgersgd.train(config, record=False)
@@ -33,12 +33,20 @@ reveal_type(result.folder)
 reveal_type(result.model)
 reveal_type(result.predictor)
 reveal_type(runs[0].settings)
+reveal_type(config.optimizer)
+reveal_type(config.optimizer.lr)
+reveal_type(config.trainer.budget)
+assert isinstance(config.optimizer, LocalEntropyConfig)
+reveal_type(config.optimizer.gamma)
 """
 WRONG = {
     "burgersgd.trian(config)": "attr-defined",
     'burgersgd.train(config, record="no")': "arg-type",
     "burgersgd.TrainConfig(sede=1)": "call-arg",
     "result.test_eror": "attr-defined",
+    'burgersgd.TrainConfig(optimizer="sgd")': "arg-type",
+    "LocalEntropyConfig(gama=1.0)": "call-arg",
+    'SgdConfig(lr="fast")': "arg-type",
 }
 """Mistakes that a checker has to find, and what mypy calls them."""
 
@@ -60,5 +68,9 @@ def test_a_strict_checker_sees_the_types_of_the_package(tmp_path: Path) -> None:
     assert kinds["reveal_type(result.test_error)"] == "float"
     assert kinds["reveal_type(result.metrics)"] == "dict[str, list[float | None]]"
     assert kinds["reveal_type(result.folder)"] == "pathlib.Path | None"
+    assert kinds["reveal_type(config.optimizer)"] == "burgersgd.schema.OptimizerConfig"
+    assert "float" in kinds["reveal_type(config.optimizer.lr)"]
+    assert kinds["reveal_type(config.trainer.budget)"] == "int | None"
+    assert kinds["reveal_type(config.optimizer.gamma)"] == "float"
     errors = re.findall(r"^client\.py:(\d+): error: .* \[([a-z-]+)\]$", checked.stdout, re.MULTILINE)
     assert {lines[int(number) - 1]: kind for number, kind in errors} == WRONG

@@ -262,5 +262,5 @@ def compiled_or(otherwise: str, device: torch.device) -> str:
     """Return the engine compiled where torch.compile works; else log the reason and return the other one."""
     reason = why_not_compiled(device.type)
     if reason is not None:
-        _log.warning("torch.compile does not work here (%s): going on with engine %s", reason, otherwise)
+        _log.warning("torch.compile does not work here (%s): continuing with engine %s", reason, otherwise)
     return "compiled" if reason is None else otherwise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -98,13 +99,23 @@ class Dataset:
         return sha.hexdigest()[:32]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients."""
-        return replace(
-            self,
-            train=_part_to(self.train, device, dtype),
-            validation=_part_to(self.validation, device, dtype),
-            test=_part_to(self.test, device, dtype),
-        )
+        """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients.
+
+        All fleets that use a copy elsewhere at the same time share one.
+        """
+        key = id(self), torch.device(device), dtype
+        copy = _COPIES.get(key)
+        if copy is None:
+            parts = (_part_to(part, device, dtype) for part in (self.train, self.validation, self.test))
+            copy = replace(self, **dict(zip(("train", "validation", "test"), parts, strict=True)))
+            if torch.device(device) != self.train.inputs.device:
+                copy.__dict__["_copied"] = self  # which keeps the id its own
+                _COPIES[key] = copy
+        return copy
+
+
+_COPIES: weakref.WeakValueDictionary[tuple[int, torch.device, torch.dtype], Dataset] = weakref.WeakValueDictionary()
+"""Data sets on other devices."""
 
 
 def _part_to(part: Part, device: torch.device | str, dtype: torch.dtype) -> Part:

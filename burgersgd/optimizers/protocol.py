@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -122,6 +122,7 @@ def distance(x: Float[Tensor, "*runs d"], y: Float[Tensor, "*runs d"]) -> Float[
     return torch.linalg.vector_norm(x - y, dim=-1, keepdim=True)
 
 
+@runtime_checkable
 class Rule(Protocol):
     """An update rule. Instances are frozen dataclasses of static choices, so that equal rules share a fleet.
 

@@ -80,7 +80,7 @@ class Sam(RuleDefaults):
         """Return the state at x, at rest."""
         return State(x, x, torch.zeros_like(x) if self.has_momentum else None)
 
-    def gradient_at(self, c: Coefficients, state: State) -> Runs:
+    def gradient_at(self, c: Any, state: State) -> Runs:
         """Return y: x itself, and then the worst point near it."""
         return state.y
 
@@ -88,7 +88,7 @@ class Sam(RuleDefaults):
         """Return the step of length rho along the gradient."""
         return c.rho / (norm + NO_NORM) * grad
 
-    def step(self, c: Coefficients, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
+    def step(self, c: Any, state: State, grad: Runs, norm: Tensor, xi: Runs | None) -> State:
         """Move y away from x at the first gradient; at the second one move x, and y back to it."""
         x, velocity = state.x, state.velocity
         descent = grad + c.weight_decay * x if self.has_weight_decay else grad

@@ -127,7 +127,7 @@ def archive(entries: Encoded, head: Mapping[str, str | int]) -> list[Buffer]:
 
 
 _ABOUT = (20, 0x0800, 0, 0, 0x21)
-"""Of a member of a zip archive: version that reads it, names in UTF-8, not compressed, no time, 1 January 1980."""
+"""Header of a member of a zip archive: version to read it, names in UTF-8, not compressed, no time, 1 January 1980."""
 
 
 def _identifier(pickled: bytes) -> bytes:

@@ -19,7 +19,7 @@ from burgersgd.recording.tensorboard import flat_hparams
 
 EXPERIMENT = "burgersgd"
 FOLDER = "burgersgd.folder"
-"""Tag of a run: its folder, by which a run that goes on finds what was told of it before."""
+"""Tag of a run: its folder, by which a resumed run finds the metrics that were logged before."""
 MOST = 1000
 """Metrics of one request."""
 MOST_PARAMS = 100
@@ -29,7 +29,7 @@ class MlflowSink:
     """Tells MLflow of one run: its settings as parameters, its rows as metrics, its end as the state."""
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Make the run; what was told of it before it was interrupted is removed, since its rows come again."""
+        """Make the run; metrics logged before an interruption are removed, since their rows are sent again."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 

@@ -19,7 +19,7 @@ LONGEST = 120
 JOBS = "jobs.jsonl"
 """List of a sweep's jobs in its folder, in the order in which they were asked for."""
 DIGITS = 12
-"""Of a hash."""
+"""Number of characters of a hash in a folder name."""
 
 
 def job_name(words: Sequence[str], digits: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import shutil
@@ -91,7 +92,7 @@ def _is_ours(file: Path) -> bool:
 @contextlib.contextmanager
 def claimed_folder(path: Path) -> Iterator[None]:
     """Make `path` a folder that no other process can claim; on any failure inside, undo all of it."""
-    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
     ours = claimed = False
     try:
         _make(path)
@@ -102,8 +103,12 @@ def claimed_folder(path: Path) -> Iterator[None]:
             raise RunInUseError(f"{path}: {whose(path)} is training this run")
         if (other := other_folder(path)) is not None:
             raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
-        _make(path)  # the one that held it may have removed it
-        path.joinpath(".hydra").mkdir()  # of two processes that saw an empty folder, one makes this
+        hydra = path / CONFIG.parts[0]
+        try:
+            hydra.mkdir()  # of two processes that saw an empty folder, one makes this
+        except FileNotFoundError:  # the one that held it has removed it
+            _make(path)
+            hydra.mkdir()
         claimed = True
         yield
     except BaseException as error:

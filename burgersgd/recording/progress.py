@@ -150,8 +150,8 @@ def _has_room(stream: Unfailing) -> bool:
 class SweepProgress(Progress):
     """Shows how far a sweep is, by gradient evaluations, and the best mean error of the settings that are done.
 
-    Fleets that train in this process `add` to it; `done` counts what is over, here or elsewhere. `expect` tells how
-    many runs and evaluations there will be in all, as far as it is known.
+    Fleets that train in this process `add` to it; `done` counts the jobs that have ended, in this process
+    or elsewhere. `expect` sets the total numbers of runs and evaluations, as far as they are known.
     """
 
     def __init__(self, stream: TextIO | None = None, enabled: bool | None = None) -> None:
@@ -294,8 +294,8 @@ def sweep_summary(
 ) -> str:
     """Return a sweep as text: its settings, how many jobs are in which state, and which failed, and why.
 
-    Jobs that failed for reasons that differ in numbers alone are told together; likewise those that diverged or did not
-    learn (unwell: label -> jobs and reasons).
+    Jobs that failed for reasons that differ in numbers alone are reported together; likewise those that diverged or
+    did not learn (unwell: label -> jobs and reasons).
 
     done_before: how many of them were over before this command. elsewhere: how many jobs each other process trains.
     settings is a table, best_folder the folder of the best setting's best run, progress the share of the work done.

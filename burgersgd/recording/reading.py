@@ -44,10 +44,10 @@ YAML_END = "...\n"
 """The last line of config.yaml: a file without it was cut. (Version 0.1.0 did not write it.)"""
 
 LAST_BYTES = 4096
-"""Of metrics.csv, in which its last row is looked for."""
+"""Number of bytes at the end of metrics.csv in which its last row is sought."""
 
 FORMAT = 2
-"""Of checkpoint.pt; changes when what it holds changes its meaning. Format 1 (version 0.1.0) had no digest."""
+"""Format of checkpoint.pt, raised when its content changes its meaning. Format 1 (version 0.1.0) had no digest."""
 
 
 def read_status(path: Path) -> dict[str, Any]:

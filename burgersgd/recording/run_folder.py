@@ -7,6 +7,7 @@ were there before readable.
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from burgersgd.recording.files import (
     replacing,
     to_json,
     to_yaml,
+    write_new,
 )
 from burgersgd.recording.metrics_file import COLUMNS, HEADER, MetricsFile
 from burgersgd.recording.new_folders import (
@@ -124,7 +126,7 @@ class RunFolder:
         }
         with claimed_folder(path):
             for name, text in files.items():
-                (path / name).write_text(text, encoding="utf-8")
+                write_new(f"{path}{os.sep}{name}", text.encode())
             folder = cls(path, config)
             folder.config_hash, folder.budget = config_hash, budget
             folder.table.kept(files[METRICS])
@@ -371,13 +373,13 @@ class RunFolder:
             release(self.path)
 
 
-def add_rows(folders: Sequence[RunFolder | None], table: Table) -> None:
+def add_rows(folders: Sequence[RunFolder | None], table: Table, now: float | None = None) -> None:
     """Record the metrics of the runs of a fleet at one moment; what is None is not recorded.
 
     They are formatted together and wait until `RunFolder.write_rows`. Each list in the table has an entry for every
-    folder.
+    folder. now: that moment, as TensorBoard shows it; None for the time of the call.
     """
-    evaluations, n_runs, now = table["evaluations"], len(folders), time.time()
+    evaluations, n_runs, now = table["evaluations"], len(folders), time.time() if now is None else now
     assert isinstance(evaluations, int | float)
     kinds: dict[tuple[tuple[str, ...], bool], list[tuple[int, RunFolder]]] = {}
     for i, folder in enumerate(folders):

@@ -29,13 +29,16 @@ def end_last_line(log: Path) -> None:
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
 
 
+_FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+
 class _AppendingHandler(logging.Handler):
     """Appends each record to a file that is open only meanwhile."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(_FORMATTER)
 
     def emit(self, record: logging.LogRecord) -> None:
         append(self._path, (self.format(record) + "\n").encode(errors="backslashreplace"))

@@ -19,7 +19,7 @@ Threads = Annotated[int, Meta(ge=1, le=1024)]
 Seconds = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 Rate = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 Loss = float
-"""Of any value: that of a run that diverged is infinite or NaN."""
+"""A loss may have any value: it is infinite or NaN for a run that diverged."""
 State = Literal["running", "completed", "diverged", "pruned", "failed", "interrupted"]
 Engine = Annotated[str, Meta(pattern="^[a-z][a-z_]*$", max_length=40)]
 Hash = Annotated[str, Meta(pattern="^[0-9a-f]{12,64}$")]

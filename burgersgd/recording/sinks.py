@@ -1,4 +1,4 @@
-"""Sinks: other programs that are told of a run beside its folder, by `trainer.sinks=[tensorboard,NAME]`.
+"""Sinks: other programs that receive the metrics of a run, chosen by `trainer.sinks=[tensorboard,NAME]`.
 
 A sink is any object with three methods; ten lines connect a tracker::
 
@@ -9,9 +9,9 @@ A sink is any object with three methods; ten lines connect a tracker::
 
     burgersgd.recording.sinks.register("mine", Mine)
 
-or an entry point of the group `burgersgd.sinks` in an installed package. The run folder is the truth: a sink that
-raises costs one warning, is told nothing more, and never fails a run. TensorBoard's events are written by the run
-folder itself.
+or an entry point of the group `burgersgd.sinks` in an installed package. The run folder is the complete record: a
+sink that raises an error costs one warning, receives nothing more, and never makes a run fail. The run folder itself
+writes TensorBoard's events.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _log = logging.getLogger("burgersgd")
 
 
 class Sink(Protocol):
-    """What is told of one run. Each method may raise whatever it likes, and should not take long."""
+    """The methods that are called for one run. Each may raise any exception, and should return quickly."""
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """The run begins or goes on; config is the resolved configuration in plain values."""
+        """Called when the run starts or is resumed; config is the resolved configuration in plain values."""
 
     def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
-        """Rows of metrics by column, about once a second; after `start` of a run that goes on, all that it had."""
+        """Called with rows of metrics by column, about once a second; for a resumed run first with all earlier rows."""
 
     def end(self, state: str, result: Mapping[str, Any]) -> None:
-        """The run is over, as status.json says, or interrupted (without a result)."""
+        """Called when the run has ended, with the state of status.json, or was interrupted (without a result)."""
 
 
 _registered: dict[str, Callable[[], Sink]] = {}
-_told: set[str] = set()
-"""Sinks that this process has warned of."""
+_reported: set[str] = set()
+"""Names of the sinks whose failure this process has reported."""
 
 
 def register(name: str, make: Callable[[], Sink]) -> None:
-    """Let `trainer.sinks` have a name; make returns a new sink for every run."""
+    """Register a name for `trainer.sinks`; make returns a new sink for every run."""
     _registered[name] = make
 
 
@@ -57,7 +57,7 @@ def sink_names() -> list[str]:
 
 
 def problem_with(name: str) -> str | None:
-    """Return why `trainer.sinks` cannot have a name here, None where it can."""
+    """Return why `trainer.sinks` cannot contain a name, None where it can."""
     if name not in sink_names():
         return f"{name}: must be among {', '.join(sink_names())}"
     if name == MLFLOW and MLFLOW not in _registered and importlib.util.find_spec("mlflow") is None:
@@ -75,11 +75,11 @@ def _made(name: str) -> Sink:
     for point in entry_points(group=GROUP):
         if point.name == name:
             return point.load()()
-    raise ValueError("there is no sink of that name here")
+    raise ValueError("no sink of that name is registered")
 
 
 class Sinks:
-    """The sinks of one run, those of TensorBoard apart; log is the run's own."""
+    """The sinks of one run, except TensorBoard; log is the logger of the run."""
 
     def __init__(self, names: Sequence[str], log: logging.Logger) -> None:
         self._names, self._log = [name for name in names if name != TENSORBOARD], log
@@ -87,7 +87,7 @@ class Sinks:
         self._n_rows = 0
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Make the sinks and tell them that the run begins or goes on."""
+        """Make the sinks and report to them that the run starts or is resumed."""
         for name in self._names:
             try:
                 self._open[name] = _made(name)
@@ -96,13 +96,13 @@ class Sinks:
         self._each(lambda sink: sink.start(folder, config))
 
     def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
-        """Tell what is new among all rows of the run."""
+        """Send the new ones among all rows of the run to the sinks."""
         new, self._n_rows = rows[self._n_rows :], len(rows)
         if new:
             self._each(lambda sink: sink.rows(new))
 
     def end(self, state: str, result: Mapping[str, Any]) -> None:
-        """Tell how the run ended."""
+        """Report to the sinks how the run ended."""
         self._each(lambda sink: sink.end(state, result))
         self._open.clear()
 
@@ -115,8 +115,10 @@ class Sinks:
                 self._warn(name, error)
 
     def _warn(self, name: str, error: Exception) -> None:
-        text = f"trainer.sinks: {name} failed and is told nothing more: {type(error).__name__}: {error}".splitlines()[0]
+        text = f"trainer.sinks: {name} failed and receives nothing more: {type(error).__name__}: {error}".splitlines()[
+            0
+        ]
         self._log.warning("%s", text)
-        if name not in _told:
-            _told.add(name)
+        if name not in _reported:
+            _reported.add(name)
             _log.warning("%s", text)

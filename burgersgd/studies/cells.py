@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folders."""
+        """The name of the cell in the names of its folders."""
         return f"{self.workload},{self.budget},{self.schedule}"
 
     @property

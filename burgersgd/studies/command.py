@@ -81,7 +81,7 @@ def _run(study: StudyConfig, usual_name: str, given: argparse.Namespace, words: 
         print(f"burgersgd: {stopped}", file=sys.stderr)
         return stopped.exit_code
     except Interrupted as interrupted:
-        print(f"burgersgd: interrupted by {interrupted}\ngo on with: {command}", file=sys.stderr)
+        print(f"burgersgd: interrupted by {interrupted}\nresume with: {command}", file=sys.stderr)
         return RESUMABLE
     print(f"{answer}\n\nreport: {root / REPORT}")
     return 0

@@ -74,7 +74,7 @@ class StudyConfig(Group):
 
 
 def installed(study: StudyConfig, tell: Callable[[str], None]) -> StudyConfig:
-    """Return the study without the workloads whose packages are not installed, which are told about.
+    """Return the study without the workloads whose packages are not installed, and report these by `tell`.
 
     Raises ConfigError where none is left.
     """

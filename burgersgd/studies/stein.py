@@ -27,7 +27,7 @@ class Stein(NamedTuple):
     n0: int
     """Pairs of the first stage."""
     sd: float
-    """Of the first stage."""
+    """Standard deviation of the differences of the first stage."""
 
     @property
     def width(self) -> float:

@@ -1,9 +1,10 @@
 """hydra/launcher=fleet_ray and fleet_slurm: the chunks of a sweep trained in processes of Ray or SLURM.
 
-What a chunk is, how it goes on after its process was lost, and that no run is trained twice, is as in this process;
-here is only how chunks get there and outcomes back. docs/cluster.md says how to use it.
+Chunks, their resumption after a process was lost and the claims that keep a run from being trained twice are the same
+as in this process; this module only sends chunks to other processes and collects their outcomes. docs/cluster.md
+explains its use.
 
-Hydra imports this module at every start (through hydra_plugins/burgersgd.py): what takes long is imported in functions.
+Hydra imports this module at every start (through hydra_plugins/burgersgd.py), so slow imports stand in functions.
 """
 
 from __future__ import annotations
@@ -33,57 +34,57 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 30.0
-"""How long the command waits for processes that were told to stop; SLURM's are not waited for."""
+"""Longest time that the command waits for processes that it asked to stop; it does not wait for those of SLURM."""
 ARRAY_SIZE = 1000
-"""Most tasks of a job array: SLURM's own limit, MaxArraySize, is 1001 where it was not changed."""
+"""Largest number of tasks of a job array: the default of SLURM's limit MaxArraySize is 1001."""
 
 
 @dataclass
 class FleetRayConf(Group):
-    """hydra/launcher=fleet_ray."""
+    """The settings of hydra/launcher=fleet_ray."""
 
     group: ClassVar[str] = "hydra.launcher"
     _target_: str = "hydra_plugins.burgersgd.FleetRayLauncher"
     _convert_: str = "all"
     address: str | None = None
-    """Of a cluster; null: RAY_ADDRESS, else a Ray that runs on this machine, else one that is started for the sweep."""
+    """Address of a cluster; null: RAY_ADDRESS, else a Ray that runs on this machine, else one started for the sweep."""
     num_cpus: float = opt(1.0, above=0)
-    """Of a chunk."""
+    """CPUs that a chunk reserves."""
     num_gpus: float | None = opt(None, at_least=0)
-    """Of a chunk; null: 1 with device=cuda, else none."""
+    """GPUs that a chunk reserves; null: 1 with device=cuda, else none."""
     max_retries: int = opt(3, at_least=-1)
-    """How often a chunk whose process was lost goes on in another one; -1: without end."""
+    """How often a chunk whose process was lost is resumed in another one; -1: without limit."""
     init: dict[str, Any] = field(default_factory=dict)
-    """More arguments of ray.init."""
+    """Further arguments of ray.init."""
 
 
 @dataclass
 class FleetSlurmConf(Group):
-    """hydra/launcher=fleet_slurm."""
+    """The settings of hydra/launcher=fleet_slurm."""
 
     group: ClassVar[str] = "hydra.launcher"
     _target_: str = "hydra_plugins.burgersgd.FleetSlurmLauncher"
     _convert_: str = "all"
     cluster: str = opt("slurm", choices=("slurm", "local"))
-    """local: in processes on this machine, to try things out."""
+    """slurm: as SLURM jobs; local: in processes on this machine, for trying it out."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     cpus: int = opt(1, at_least=1)
-    """Of a chunk, as gpus and mem_gb are."""
+    """CPUs that a chunk reserves; gpus and mem_gb are per chunk, too."""
     gpus: int | None = opt(None, at_least=0)
-    """null: 1 with device=cuda, else none."""
+    """GPUs that a chunk reserves; null: 1 with device=cuda, else none."""
     mem_gb: float | None = opt(None, above=0)
     timeout_min: int = opt(60, at_least=1)
-    """Time limit of a job, not of a chunk: shortly before, the chunk is saved and its job queued again."""
+    """Time limit of a job, not of a chunk: shortly before it, the chunk is saved and its job is queued again."""
     max_timeouts: int = opt(100, at_least=0)
-    """How often that may happen to a job; being preempted does not count."""
+    """How often a job may reach its time limit; preemptions are not counted."""
     max_parallel: int | None = opt(None, at_least=1)
-    """Most jobs at a time; null: as many as the cluster gives (local: as there are cores)."""
+    """Largest number of jobs at a time; null: as many as the cluster admits (local: one per core)."""
     max_retries: int = opt(3, at_least=0)
-    """How often a chunk whose job was lost (killed, out of memory) goes on in another one."""
+    """How often a chunk whose job was lost (killed, out of memory) is resumed in another one."""
     slurm: dict[str, Any] = field(default_factory=dict)
-    """More parameters of submitit's SlurmExecutor: constraint, setup, signal_delay_s, ..."""
+    """Further parameters of submitit's SlurmExecutor: constraint, setup, signal_delay_s, ..."""
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fleet_ray", node=FleetRayConf, provider="burgersgd")
@@ -91,25 +92,25 @@ ConfigStore.instance().store(group="hydra/launcher", name="fleet_slurm", node=Fl
 
 
 class ClusterError(ValueError):
-    """A chunk that was lost for good."""
+    """A chunk was lost and is not started again."""
 
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """What runs in a process elsewhere: called with a chunk it returns the outcomes."""
+    """The function that runs in another process: called with a chunk, it returns the outcomes of its jobs."""
 
     folder: Path
     """The working directory of the command, to which paths such as dataset.root refer."""
 
     def __call__(self, chunk: Chunk) -> list[Outcome]:
-        """Train the chunk. A signal saves it, and then does what Ray or submitit would have done at once.
+        """Train the chunk. At a signal it saves the runs, and then calls the handler that Ray or submitit installed.
 
-        That is to end or requeue the process; at the SIGTERM of a SLURM preemption, to go on until the end is near.
+        That handler ends or requeues the process; at the SIGTERM of a SLURM preemption it lets training continue.
         """
         from burgersgd.sweeps.chunks import train_chunk
         from burgersgd.sweeps.workers import sendable
 
-        with contextlib.suppress(OSError):  # of a machine without that folder
+        with contextlib.suppress(OSError):  # this machine may lack the folder
             os.chdir(self.folder)
         while True:
             try:
@@ -121,17 +122,17 @@ class ChunkTask:
                 handler(interrupted.signal, None)
 
     def checkpoint(self, chunk: Chunk) -> Any:
-        """Return what a requeued job of submitit runs: the same, since the run folders know how far it is."""
+        """Return what a requeued job of submitit runs: the same chunk, since the run folders hold its progress."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, chunk)
 
 
 class ClusterLauncher(FleetLauncher):
-    """Trains chunks in processes of an engine that is told by `submit`, `ended`, `outcomes` and `cancel`."""
+    """Trains chunks in processes of a cluster, which `submit`, `ended`, `outcomes` and `cancel` connect."""
 
     def train_chunks(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterable[tuple[Chunk, list[Outcome]]]:
-        """Yield every chunk, or parts of it that are trained beside one another, with its outcomes."""
+        """Yield every chunk, or each of the parts into which it was split, with its outcomes."""
         with interruptible() as interruption, interruption.deferred():
             running: dict[Any, Chunk] = {}
             try:
@@ -160,31 +161,31 @@ class ClusterLauncher(FleetLauncher):
                 raise
 
     room = ARRAY_SIZE
-    """Most chunks that are submitted and not over."""
+    """Largest number of chunks that are submitted and have not ended."""
 
     @abstractmethod
     def start(self, chunks: Sequence[Chunk]) -> None:
-        """Get ready for chunks. Raises ConfigError where that fails."""
+        """Connect to the cluster. Raises ConfigError where that fails."""
 
     @abstractmethod
     def split(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Return the chunks in so many parts that no process is idle."""
+        """Return the chunks, split into enough parts to keep all processes busy."""
 
     @abstractmethod
     def submit(self, chunks: Sequence[Chunk]) -> Sequence[Any]:
-        """Start chunks and return a hashable handle of each."""
+        """Start chunks and return a hashable handle for each of them."""
 
     @abstractmethod
     def ended(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Return those that are over, after a moment's wait where none is."""
+        """Return the handles of the chunks that have ended, after a short wait where none has."""
 
     @abstractmethod
     def outcomes(self, handle: Any, chunk: Chunk) -> list[Outcome] | None:
-        """Return how the jobs of a chunk ended that is over; None where it was lost and should be started again."""
+        """Return the outcomes of a chunk that has ended; None where it was lost and is to be started again."""
 
     @abstractmethod
     def cancel(self, handles: Sequence[Any]) -> None:
-        """Stop chunks, which save what they have."""
+        """Stop chunks, which save their runs first."""
 
 
 class FleetRayLauncher(ClusterLauncher):
@@ -197,7 +198,7 @@ class FleetRayLauncher(ClusterLauncher):
         _need("ray", "fleet_ray")
 
     def start(self, chunks: Sequence[Chunk]) -> None:
-        """Connect to Ray, or start it, unless that is done already."""
+        """Connect to Ray or start it, unless this was done before."""
         import ray
 
         self._gpus = _gpus(self.settings.num_gpus, chunks)
@@ -211,20 +212,20 @@ class FleetRayLauncher(ClusterLauncher):
             except Exception as error:
                 raise self.settings.error("address", _first_line(error)) from error
             finally:
-                if signal.getsignal(signal.SIGTERM) is not before:  # Ray's own would end this process at once
+                if signal.getsignal(signal.SIGTERM) is not before:  # Ray's handler would end this process at once
                     signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
             self._started = True
         if not self._slots() and self._started and self.settings.address is None:
             wanted = f"{self.settings.num_cpus:g} CPUs and {self._gpus:g} GPUs"
-            raise self.settings.error("num_gpus", f"a chunk needs {wanted}, which this machine lacks")
+            raise self.settings.error("num_gpus", f"must be available on this machine, where a chunk needs {wanted}")
 
     def _slots(self) -> int:
-        """Return how many chunks the cluster, as it is now, trains at the same time."""
+        """Return how many chunks the cluster, with its present nodes, trains at the same time."""
         import ray
 
-        there = ray.cluster_resources()
+        available = ray.cluster_resources()
         wanted = {"CPU": self.settings.num_cpus, "GPU": self._gpus}
-        return int(min(there.get(name, 0) / n for name, n in wanted.items() if n))
+        return int(min(available.get(name, 0) / n for name, n in wanted.items() if n))
 
     def split(self, chunks: Sequence[Chunk]) -> list[Chunk]:
         """Return at least as many chunks as the cluster trains at the same time, if there are as many runs."""
@@ -242,13 +243,13 @@ class FleetRayLauncher(ClusterLauncher):
         return [train.remote(task, chunk) for chunk in chunks]
 
     def ended(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Return the tasks that are over, after a moment's wait where none is."""
+        """Return the tasks that have ended, after a short wait where none has."""
         import ray
 
         return ray.wait(list(handles), num_returns=1, timeout=POLL_SECONDS)[0]
 
     def outcomes(self, handle: Any, chunk: Chunk) -> list[Outcome]:
-        """Return how the jobs ended; Ray itself has started a chunk again whose process was lost."""
+        """Return how the jobs ended; Ray itself starts a chunk again when its process was lost."""
         import ray
 
         try:
@@ -267,7 +268,7 @@ class FleetRayLauncher(ClusterLauncher):
             ray.wait(list(handles), num_returns=len(handles), timeout=STOP_SECONDS)
 
     def close(self) -> None:
-        """Disconnect from Ray, and end it, if this launcher has connected or started it."""
+        """Disconnect from Ray, and stop it, where this launcher has connected to it or started it."""
         if self._started:
             import ray
 
@@ -276,7 +277,7 @@ class FleetRayLauncher(ClusterLauncher):
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise OSError where nothing answers at HOST:PORT; Ray itself would try for many minutes."""
+    """Raise OSError where no process listens at HOST:PORT; Ray itself would retry for many minutes."""
     host, _, port = (address or "").rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -299,7 +300,7 @@ class FleetSlurmLauncher(ClusterLauncher):
         _need("submitit", "fleet_slurm")
 
     def start(self, chunks: Sequence[Chunk]) -> None:
-        """Tell submitit what a job needs."""
+        """Configure submitit with the resources of a job."""
         if not chunks:
             return
         import submitit
@@ -325,7 +326,7 @@ class FleetSlurmLauncher(ClusterLauncher):
             raise s.error("cluster", _first_line(error)) from error
 
     def split(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Return max_parallel chunks or more, if there are as many runs; how many the queue lets run, nobody knows."""
+        """Return at least max_parallel chunks, if there are as many runs; how many SLURM runs at once is unknown."""
         from burgersgd.sweeps.chunks import spread
 
         return spread(chunks, self.settings.max_parallel or (self.room if self.settings.cluster == "local" else 1))
@@ -334,18 +335,18 @@ class FleetSlurmLauncher(ClusterLauncher):
         """Submit a job array, a task for every chunk."""
         try:
             return self._executor.map_array(ChunkTask(Path.cwd()), chunks)
-        except Exception as error:  # what sbatch complains about
+        except Exception as error:  # an error of sbatch
             raise self.settings.error("cluster", _first_line(error)) from error
 
     def ended(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Return the jobs that are over, after a moment's wait where none is."""
-        over = [job for job in handles if job.done()]
-        if not over:
+        """Return the jobs that have ended, after a short wait where none has."""
+        ended = [job for job in handles if job.done()]
+        if not ended:
             time.sleep(POLL_SECONDS)
-        return over
+        return ended
 
     def outcomes(self, handle: Any, chunk: Chunk) -> list[Outcome] | None:
-        """Return how the jobs ended, or None where the process was killed and may be started again."""
+        """Return how the jobs ended, or None where the process was killed and is to be started again."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:
@@ -377,12 +378,12 @@ def _need(package: str, launcher: str) -> None:
 
 
 def _gpus(asked: float | None, chunks: Sequence[Chunk]) -> float:
-    """Return the GPUs of a chunk: what is asked for, else 1 where a job says device=cuda."""
+    """Return the GPUs of a chunk: the number asked for, else 1 where a job has device=cuda."""
     return float(any(chunk[0].config.device.name == "cuda" for chunk in chunks)) if asked is None else asked
 
 
 def _failed(chunk: Chunk, reason: str) -> list[Outcome]:
-    """Return how the jobs of a chunk ended whose process did not come back: what was over before, is."""
+    """Return the outcomes of a chunk whose process was lost: recorded ones for jobs that had ended, else failures."""
     from burgersgd.sweeps.chunks import Outcome, stored
 
     return [stored(job.folder) or Outcome("failed", job.folder, error=ClusterError(reason)) for job in chunk]

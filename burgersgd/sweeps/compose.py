@@ -59,7 +59,7 @@ class Composer:
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of hydra.searchpath: a folder that there is not
-            _, self._files = refusing(
+            _, self._files = as_config_error(
                 lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
             )
 
@@ -75,12 +75,12 @@ class Composer:
                     config_loader=self._loader,
                 )
             else:
-                self._parsed.update(refusing(lambda word=word: {word: self._parser.parse_overrides([word])[0]}))
+                self._parsed.update(as_config_error(lambda word=word: {word: self._parser.parse_overrides([word])[0]}))
         return [self._parsed[word] for word in words]
 
     def node(self, words: Sequence[str]) -> DictConfig:
         """Return the composed configuration of one job, as `hydra.compose` does."""
-        return refusing(lambda: self._node(self.parse(words)))
+        return as_config_error(lambda: self._node(self.parse(words)))
 
     def config(self, words: Sequence[str]) -> TrainConfig:
         """Return the checked configuration of one job."""
@@ -92,7 +92,7 @@ class Composer:
                 config = OmegaConf.to_object(self._node(overrides))
             return config  # pyright: ignore[reportReturnType]
 
-        return refusing(composed)
+        return as_config_error(composed)
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
         """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
@@ -104,12 +104,12 @@ class Composer:
             own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
             return OmegaConf.to_object(self._node(own).sweep)  # pyright: ignore[reportReturnType]
 
-        return refusing(composed)
+        return as_config_error(composed)
 
     def plugin(self, name: str) -> DictConfig:
         """Return which launcher or sweeper Hydra's own keys choose, and its settings: the node hydra.launcher."""
         load = self._loader.load_configuration
-        hydra = refusing(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
+        hydra = as_config_error(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
         if not isinstance(hydra.get(name), DictConfig) or not hydra[name].get("_target_"):
             raise ConfigError(f"hydra/{name}: must be the name of a {name}")
         target = hydra[name]["_target_"]
@@ -148,7 +148,7 @@ class Composer:
             node: DictConfig = pickle.loads(self._base(choices))
             with contextlib.suppress(ConfigError):
                 if "${" not in OmegaConf.to_yaml(node):
-                    self._objects[choices] = refusing(lambda: OmegaConf.to_object(node))  # pyright: ignore
+                    self._objects[choices] = as_config_error(lambda: OmegaConf.to_object(node))  # pyright: ignore
         base = self._objects[choices]
         if base is None or not all(_fits(base, group, given[group]) for group in given):
             return None
@@ -253,10 +253,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return ours
 
 
-def refusing(compose: Callable[[], T]) -> T:
-    """Return what compose returns; raises ConfigError of one line for whatever Hydra or OmegaConf refuses.
+def as_config_error(compose: Callable[[], T]) -> T:
+    """Return what compose returns; raises a ConfigError of one line for every error of Hydra and OmegaConf.
 
-    They also let errors of Python through: a number that is no float, a dict that meets null.
+    This includes errors of Python that these let through, such as a number that is too large for a float.
     """
     try:
         return compose()
@@ -264,20 +264,22 @@ def refusing(compose: Callable[[], T]) -> T:
         raise ConfigError(one_line(error)) from error
     except RecursionError:
         raise ConfigError("a value is nested too deeply") from None
-    except OSError as error:  # a key is looked for among Hydra's files
+    except OSError as error:  # Hydra looks for a file of that name
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise ConfigError(f"{str(error.filename)[-40:]}: no such key, and too long for one") from error
+        raise ConfigError(f"{str(error.filename)[-40:]}: no such key; a key cannot be that long") from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, UserWarning) as error:
         raise ConfigError(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:
-    """Return what Hydra or OmegaConf complains about, in one line."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text, reason = str(error), (str(cause).splitlines() or [""])[0]
+    """Return the message of an error of Hydra or OmegaConf in one line."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    while len(causes) > 1 and isinstance(causes[-1], ValueError) and isinstance(causes[-2], OmegaConfBaseException):
+        causes.pop()  # under a debugger and with OC_CAUSE=1, OmegaConf shows what int("maybe") raised as well
+    text, reason = str(error), (str(causes[-1]).splitlines() or [""])[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"
     options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)

@@ -46,8 +46,8 @@ def of_sweep(sweep: Sweep) -> str:
     settings, first = sweep.settings, next(iter(plans.values()))
     done: set[str] = set()
     if settings.name is not None:
-        there = job_folders(Path(first.config.output_root, "multirun", settings.name))
-        done = {digits for digits in plans if digits in there and stored(there[digits]) is not None}
+        existing = job_folders(Path(first.config.output_root, "multirun", settings.name))
+        done = {digits for digits in plans if digits in existing and stored(existing[digits]) is not None}
     jobs = [Job(plan.config, Path(digits), ()) for digits, plan in plans.items() if digits not in done]
     fleets = chunks_of(jobs, settings.max_runs)
     evaluations = sum(plans[job.folder.name].budget for job in jobs)

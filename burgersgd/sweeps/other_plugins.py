@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from burgersgd.config import ConfigError
-from burgersgd.sweeps.compose import refusing
+from burgersgd.sweeps.compose import as_config_error
 from burgersgd.sweeps.space import MOST_JOBS, Words
 
 PLUGIN = "hydra_plugins.burgersgd"
@@ -42,7 +42,7 @@ def jobs_of_other_sweeper(target: str, overrides: Sequence[Override]) -> list[Wo
             of_each.append([str(o.input_line)])
         elif o.is_discrete_sweep():
             n = MOST_JOBS + 1 if target.endswith(".BasicSweeper") else 1
-            values = itertools.islice(refusing(o.sweep_string_iterator), n)
+            values = itertools.islice(as_config_error(o.sweep_string_iterator), n)
             of_each.append([f"{o.get_key_element()}={value}" for value in values])
     if math.prod(map(len, of_each)) > MOST_JOBS:
         raise ConfigError(f"the sweep has more than {MOST_JOBS:,} jobs")

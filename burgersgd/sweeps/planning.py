@@ -49,7 +49,7 @@ LOOKS = 5
 FLEET_SECONDS = 0.1
 """What a fleet costs besides its steps and what each of its runs records: preparing it, 250 turns of its loop."""
 MEMORY_SHARE = 0.8
-"""Of the memory that is available, fleets may take so much."""
+"""Fraction of the available memory that fleets may take."""
 WORKER_BYTES = 500 << 20
 """What a process takes before it trains: PyTorch."""
 

@@ -1,11 +1,11 @@
 """sweep.sampler=optuna: the tree-structured Parzen estimator proposes a fleet of trials at a time (ask and tell).
 
-What is proposed depends on sweep.seed, the number of the trial and what was told before, and on nothing else: a search
-that was interrupted and goes on proposes what it would have proposed.
+A proposal depends only on sweep.seed, the number of the trial and the results reported before it: a search that is
+resumed after an interruption proposes the same trials as without it.
 
-The study is for other programs to read, too: it has the name of the sweep, the parameters of a trial are the numbers
-that were trained (not those that the estimator drew, which are rounded) and typed choices, and the user attribute
-"folders" of a trial that is over names its run folders, beside the study's file.
+Other programs can read the study, too: it has the name of the sweep, the parameters of a trial are the numbers that
+were trained (the estimator's own draws are rounded first) and typed choices, and the user attribute "folders" of a
+finished trial names its run folders, which lie beside the study's file.
 """
 
 from __future__ import annotations
@@ -31,35 +31,37 @@ if TYPE_CHECKING:
 
 STUDY = "optuna.db"
 AS_TRAINED = "parameters as trained"
-"""User attribute of studies that hold the trained values; those of version 0.1.0 hold what was drawn, and words."""
+"""User attribute of studies that hold the trained values; those of version 0.1.0 hold the draws, and words."""
 STARTUP = 10
-"""Trials that are drawn at random before the estimator knows enough; at least the first batch."""
+"""Number of trials drawn at random before the estimator is used; at least the first batch."""
 
 
 def check_optuna() -> None:
     """Raise ConfigError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep.sampler=optuna: needs Optuna, pip install optuna")
+        raise ConfigError("sweep.sampler=optuna: needs the package optuna: pip install optuna")
 
 
 @contextlib.contextmanager
 def keeping(folder: Path) -> Iterator[None]:
-    """Claim the study in a folder, as a search has to know all its trials, and tell in one line if its file fails.
+    """Claim the study in a folder for this process, since a search has to know all its trials.
 
-    Raises ConfigError for both.
+    Raises ConfigError, in one line, where another process has claimed it and where its file cannot be used.
     """
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
     file = folder / STUDY
     if not claim(file):
-        raise ConfigError(f"{file}: another process is running this search")
+        raise ConfigError(
+            f"{file}: another process is running this search; wait until it ends, or choose another sweep.name"
+        )
     try:
         yield
     except (OptunaError, SQLAlchemyError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]  # Optuna itself only guesses what it may be
-        kept = "what is trained is kept, and the same command goes on with it, without that file too"
-        raise ConfigError(f"cannot use {file}: {cause}; {kept}") from error
+        cause = str(error.__cause__ or error).splitlines()[0]  # the message of Optuna itself only guesses the reason
+        kept = "trained runs are kept, and the same command resumes the search, even without that file"
+        raise ConfigError(f"{file}: cannot be used: {cause}; {kept}") from error
     finally:
         release(file)
 
@@ -67,8 +69,8 @@ def keeping(folder: Path) -> Iterator[None]:
 class Search:
     """A study of Optuna: trials of the space, each one job or, where seeds are listed, one job per seed.
 
-    folder: where the study is kept, to go on with it; None keeps it in memory. Raises ConfigError where the study that
-    is there already is of other settings; whatever goes wrong with its file is to be caught by `keeping`.
+    folder: where the study is stored, so that the search can be resumed; None keeps it in memory. Raises ConfigError
+    where the folder holds a study with different settings; `keeping` handles the errors of its file.
     """
 
     def __init__(self, space: Space, folder: Path | None) -> None:
@@ -80,12 +82,12 @@ class Search:
         repeats = [axis for axis in space.axes if "seed" in axis.keys]
         self._repeats = list(itertools.chain.from_iterable(axis.settings for axis in repeats)) or [()]
         storage = None if folder is None else f"sqlite:///{folder / STUDY}"
-        try:  # the folder may have been renamed, with the study in it
+        try:  # the folder may have been renamed; the study in it has kept its name
             before = optuna.get_all_study_names(storage) if storage and folder and (folder / STUDY).exists() else []
             name = before[0] if before else space.settings.name or "search"
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
-        except RuntimeError as error:  # a study of another version of Optuna
-            raise ConfigError(f"cannot use {storage}: {error}") from error
+        except RuntimeError as error:  # the study was written by another version of Optuna
+            raise ConfigError(f"{storage}: cannot be used: {error}") from error
         if not self._study.user_attrs:
             self._study.set_user_attr(AS_TRAINED, True)
         self._as_trained = self._study.user_attrs.get(AS_TRAINED, False)
@@ -98,19 +100,21 @@ class Search:
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
         before = self._study.user_attrs.get("of", of)
         if before != of:
-            other = ", ".join(sorted(set(before) - set(of))) or f"nothing of {', '.join(sorted(set(of) - set(before)))}"
-            raise ConfigError(f"sweep.name={space.settings.name}: is a search with {other}; use another name")
+            other = ", ".join(sorted(set(before) - set(of))) or f"without {', '.join(sorted(set(of) - set(before)))}"
+            taken = f"sweep.name={space.settings.name}: the study was created with different settings ({other})"
+            raise ConfigError(f"{taken}; choose another sweep.name")
         self._study.set_user_attr("of", of)
 
     @property
     def n_left(self) -> int:
-        """How many jobs are still to be proposed."""
+        """Number of jobs that are still to be proposed."""
         return max(0, self._space.settings.n_samples - len(self._trials())) * len(self._repeats)
 
     def ask(self) -> dict[int, list[Words]]:
-        """Return the next trials by their numbers, those first that were proposed and never told: each one's jobs.
+        """Return the jobs of the next trials by their numbers; proposed trials without a result come first.
 
-        Nothing is left when it is empty. Batches end at multiples of sweep.batch, whenever the search was interrupted.
+        The search is complete when the result is empty. Batches end at multiples of sweep.batch, also
+        after an interruption.
         """
         settings, waiting, n = self._space.settings, self._waiting(), len(self._trials())
         stop = min(settings.n_samples, -(-n // settings.batch) * settings.batch)
@@ -118,14 +122,16 @@ class Search:
             stop = min(settings.n_samples, n + settings.batch)
         try:
             self._propose(range(n, stop))
-        except ValueError as error:  # Optuna's: other kinds of ranges than before
-            raise ConfigError(f"sweep.name={settings.name}: is a search in other ranges: {error}") from error
+        except ValueError as error:  # raised by Optuna for ranges of another kind than before
+            raise ConfigError(
+                f"sweep.name={settings.name}: the study has other ranges ({error}); choose another sweep.name"
+            ) from error
         return {trial.number: self.jobs(trial) for trial in self._waiting()}
 
     def _propose(self, numbers: range) -> None:
-        """Add the trials of these numbers to the study, each with all that it chooses at once.
+        """Add the trials with these numbers to the study, each with all of its parameters at once.
 
-        Optuna itself writes a new trial, then choice after choice: a process that dies in between leaves half a trial.
+        Optuna itself writes a trial and then parameter after parameter: a process that dies leaves half a trial.
         """
         import optuna
         from optuna.trial import TrialState, create_trial
@@ -152,10 +158,11 @@ class Search:
         pruned_at: int | None = None,
         folders: Sequence[str] = (),
     ) -> None:
-        """Tell how the jobs of a trial ended, and their folders: their mean counts, +inf where one diverged.
+        """Report the results of the jobs of a trial and their folders to the study; +inf is a job that diverged.
 
-        None is a failed one: its trial stays open for the next process that goes on with the search.
-        pruned_at: the gradient evaluations after which the trial was stopped; the mean is what it had reached.
+        The value of the trial is their mean. None is a job that failed: its trial stays open for the next process
+        that resumes the search. pruned_at: number of gradient evaluations after which the trial was stopped; the mean
+        is the value that it had reached.
         """
         from optuna.trial import Trial, TrialState
 
@@ -170,8 +177,8 @@ class Search:
             trial.report(float(np.mean(values)), pruned_at)
             self._study.tell(number, state=TrialState.PRUNED)
 
-    def told(self) -> list[Words]:
-        """Return the jobs of all trials that are over."""
+    def finished_jobs(self) -> list[Words]:
+        """Return the jobs of all finished trials."""
         return [job for trial in self._trials() if trial.state.is_finished() for job in self.jobs(trial)]
 
     def jobs(self, trial: FrozenTrial) -> list[Words]:
@@ -192,7 +199,9 @@ class Search:
 
         settings = self._space.settings
         seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
-        with warnings.catch_warnings():  # Optuna 4 calls constant_liar experimental: trials of a batch keep apart
+        with (
+            warnings.catch_warnings()
+        ):  # constant_liar, which keeps the trials of a batch apart, is experimental in Optuna 4
             warnings.simplefilter("ignore")
             return TPESampler(seed=seed, constant_liar=True, n_startup_trials=max(STARTUP, settings.batch))
 
@@ -212,14 +221,14 @@ def _name(axis: Axis) -> str:
 
 
 def _labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
-    """Return the settings of an axis by what Optuna calls them: the values after the keys."""
+    """Return the settings of an axis by their labels in Optuna: the values without the keys."""
     return {",".join(word.partition("=")[2] for word in setting): setting for setting in axis.settings}
 
 
 def _typed_labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
-    """Return the settings of an axis by their values, of one key as numbers, truth values or None where they are.
+    """Return the settings of an axis by their values: for a single key numbers, truth values or None.
 
-    By their words where Optuna takes no such value (a list), or takes two of them for one (1 and True).
+    They are labelled by words where Optuna does not accept the value (a list) or confuses two of them (1 and True).
     """
     words = _labels(axis)
     typed = {_typed(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}

@@ -23,7 +23,7 @@ from burgersgd.schema import fields_of
 from burgersgd.sweeps.compose import Composer, refuse_varied
 
 MOST_JOBS = 50_000
-"""Of a sweep: composing and checking these takes minutes and 2 GB; what is longer is a slip more often than a wish."""
+"""Largest number of jobs of a sweep: composing them takes minutes and 2 GB, and larger grids are usually mistakes."""
 
 Words = list[str]
 """The overrides of one job."""
@@ -80,16 +80,18 @@ class Space:
         self.axes = _axes(swept, settings.zip)
         if self.ranges and settings.sampler == "grid":
             line = overrides[self.ranges[0].key].input_line
-            raise ConfigError(f"{line}: sweep.sampler=grid has no use for a range, must be random, sobol or optuna")
+            raise ConfigError(f"{line}: a range needs sweep.sampler=random, sobol or optuna, not grid")
         if settings.sampler in ("random", "sobol") and not self.ranges:
             raise settings.error("sampler", "needs a range, such as optimizer.nu='tag(log, interval(1e-9,1e-5))'")
         if settings.sampler == "optuna" and not self.ranges and not self.axes:
-            raise settings.error("sampler", "needs something to choose from")
+            raise settings.error("sampler", "needs a range or a list of values to choose from")
         n = math.prod(len(axis.settings) for axis in self.axes)
         if settings.sampler in ("random", "sobol"):
             n *= settings.n_samples
         if settings.sampler != "optuna" and n > MOST_JOBS:
-            raise ConfigError(f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: try less, or split it")
+            raise ConfigError(
+                f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: list fewer values, or split the sweep"
+            )
 
     def jobs(self) -> list[Words]:
         """Return the overrides of all jobs of a grid, random or sobol sampler, last list fastest, then the samples."""
@@ -143,7 +145,7 @@ class Spaces:
         for override in given:
             key = override.get_key_element().lstrip("+~")
             if key in ("optimizer", "optimizer.name"):
-                raise ConfigError(f"{override.input_line}: sweep.spaces says which optimizers are tried")
+                raise ConfigError(f"{override.input_line}: must be left out, since sweep.spaces lists the optimizers")
             if key.startswith("optimizer.") and not any(_has(name, key) for name in settings.spaces):
                 raise ConfigError(f"{key}: none of the optimizers of sweep.spaces has this key")
         self.settings = settings
@@ -159,10 +161,12 @@ class Spaces:
         trials = {name: part.n_trials for name, part in self.parts.items()}
         if len(set(trials.values())) > 1:
             unlike = ", ".join(f"{name} has {n}" for name, n in trials.items())
-            raise ConfigError(f"sweep.spaces: every optimizer must have as many trials: {unlike}")
+            raise ConfigError(f"sweep.spaces: all optimizers must have equally many trials: {unlike}")
         n = sum(len(part.jobs()) for part in self.parts.values())
         if n > MOST_JOBS:
-            raise ConfigError(f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: try less, or split it")
+            raise ConfigError(
+                f"the sweep has {n:,} jobs, must be <= {MOST_JOBS:,}: list fewer values, or split the sweep"
+            )
 
     @property
     def fixed(self) -> Words:
@@ -213,7 +217,7 @@ def _values(key: str, override: Override) -> Words:
     except (HydraException, ValueError) as error:
         raise ConfigError(f"{override.input_line}: {error}") from error
     if not values:
-        raise ConfigError(f"{override.input_line}: has no values, there is nothing to train")
+        raise ConfigError(f"{override.input_line}: must have at least one value")
     return values
 
 
@@ -240,11 +244,11 @@ def _axes(swept: dict[str, Words], zipped: list[str]) -> list[Axis]:
     shown = f"sweep.zip=[{','.join(zipped)}]"
     for key in zipped:
         if key not in swept:
-            raise ConfigError(f"{shown}: {key} has no list of values to walk")
+            raise ConfigError(f"{shown}: {key} must have a list of values to be paired")
     lengths = {key: len(swept[key]) for key in zipped}
     if len(set(lengths.values())) > 1:
         differ = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-        raise ConfigError(f"{shown}: lists that are walked in step must have as many values: {differ}")
+        raise ConfigError(f"{shown}: lists that are paired must have equally many values: {differ}")
     axes = []
     for key in swept:
         if key not in zipped:

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep stand, read from its folder, where the list of them is kept too."""
+"""The states of the jobs of a sweep, read from its folder, which also holds the list of the jobs."""
 
 from __future__ import annotations
 
@@ -24,35 +24,37 @@ STATES = ("completed", "diverged", "pruned", "failed", "interrupted", "running",
 
 
 class JobState(NamedTuple):
-    """One job of a sweep as its folder shows it."""
+    """One job of a sweep as recorded in its folder."""
 
     name: str
-    """Of its folder."""
+    """Name of the run folder."""
     words: str
-    """The overrides that tell it from the others."""
+    """The overrides in which the job differs from the others."""
     state: str
-    """One of STATES; interrupted, too, where its process died."""
+    """One of STATES; a job whose process died counts as interrupted."""
     reason: str
     validation_error: float
     percent: bool
     """Whether errors are shares of wrong classes."""
     evaluations: int
-    """Gradient evaluations that are recorded."""
+    """Number of gradient evaluations recorded so far."""
     budget: int | None
-    """Of how many; None where that is not recorded, as before the start."""
+    """Total number of gradient evaluations; None where it is not recorded, as before the start."""
 
     @property
     def progress(self) -> float:
-        """The share of the work that is done, 1 of a job that is over."""
+        """The fraction of the work that is done; 1 for a job that has ended."""
         return 1.0 if self.state in ENDED else self.evaluations / self.budget if self.budget else 0.0
 
 
 def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
-    """Add jobs, name -> the overrides that tell it from the others, to the list in the sweep's folder."""
+    """Add jobs (name -> the overrides in which it differs from the others) to the list in the sweep's folder."""
     known = noted_names(folder)
     new = {name: words for name, words in jobs.items() if same_job(name) not in known}
     lines = [json.dumps({"name": name, "overrides": words}) for name, words in new.items()]
-    with contextlib.suppress(RunFolderError):  # then no job can write there either, and its failure says so
+    with contextlib.suppress(
+        RunFolderError
+    ):  # then no job can write to the folder either, and its error reports the cause
         if lines:
             append(folder / JOBS, ("\n".join(lines) + "\n").encode())
 
@@ -64,14 +66,14 @@ def _noted(folder: Path) -> dict[str, str]:
         return {}
     noted = {}
     for line in lines:
-        with contextlib.suppress(RunFolderError):  # half a line of a process that was killed
+        with contextlib.suppress(RunFolderError):  # an incomplete line, of a process that was killed
             job = checked(decoded(line.encode(), folder / JOBS), NotedJob, folder / JOBS)
             noted[job["name"]] = job["overrides"]
     return noted
 
 
 def noted_names(folder: Path) -> dict[str, str]:
-    """Return the names that a sweep gave the folders of its jobs, by the hashes of these."""
+    """Return the names of the job folders of a sweep, by the hashes of the jobs."""
     names: dict[str, str] = {}
     for name in _noted(folder):
         names.setdefault(same_job(name), name)
@@ -79,16 +81,16 @@ def noted_names(folder: Path) -> dict[str, str]:
 
 
 def job_states(folder: Path) -> list[JobState]:
-    """Return the jobs of a sweep, in the order in which they were asked for. Raises RunFolderError for no sweep."""
+    """Return the jobs of a sweep in their original order. Raises RunFolderError where the folder holds no sweep."""
     noted = _noted(folder)
     if not noted:
-        raise RunFolderError(f"{folder}: no sweep is there (no {JOBS})")
-    there = job_folders(folder)
-    return [state_of(there.get(same_job(name), folder / name), words) for name, words in noted.items()]
+        raise RunFolderError(f"{folder}: must be the folder of a sweep, has no {JOBS}")
+    existing = job_folders(folder)
+    return [state_of(existing.get(same_job(name), folder / name), words) for name, words in noted.items()]
 
 
 def state_of(path: Path, words: str) -> JobState:
-    """Return how the run of a folder stands, whether there is anything yet or not."""
+    """Return the state of the run in a folder, which need not exist yet."""
     try:
         status = read_status(path)
     except RunFolderError:
@@ -103,7 +105,7 @@ def state_of(path: Path, words: str) -> JobState:
 
 
 def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
-    """Return which of the jobs, words and run folder, diverged or are no better than guessing, with the reasons."""
+    """Return which jobs (words and run folder) diverged or predict no better than guessing, with the reasons."""
     found: dict[str, list[tuple[str, str]]] = {"diverged": [], "not learnt": []}
     for words, path in jobs:
         with contextlib.suppress(RunFolderError):
@@ -116,7 +118,7 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
 
 
 def as_it_stands(folder: Path) -> Outcome:
-    """Return how a job stands that is not over."""
+    """Return the state of a job that has not ended, as an outcome."""
     found = state_of(folder, "")
     known = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
     error = RunFolderError(found.reason) if known == "failed" else None
@@ -124,7 +126,7 @@ def as_it_stands(folder: Path) -> Outcome:
 
 
 def _settings(folder: Path) -> Settings:
-    """Return the settings of the jobs that were begun, and write the files that a killed sweep could not write."""
+    """Return the settings of the jobs that were started, and write the files that a killed sweep could not write."""
     try:
         runs = load(folder)
     except RunFolderError:
@@ -133,7 +135,7 @@ def _settings(folder: Path) -> Settings:
 
 
 def progress_of(jobs: Sequence[JobState]) -> float:
-    """Return the share of a sweep's work that is done; a job that was not begun counts as an average one."""
+    """Return the fraction of a sweep's work that is done; a job that was not started counts as an average one."""
     known = [job.budget for job in jobs if job.budget]
     usual = sum(known) / len(known) if known else 1
     whole = [job.budget or usual for job in jobs]
@@ -141,18 +143,18 @@ def progress_of(jobs: Sequence[JobState]) -> float:
 
 
 def counted(jobs: Iterable[JobState]) -> dict[str, int]:
-    """Return the number of jobs in each state, in the order of STATES, all of them."""
+    """Return the number of jobs in each of the STATES, in that order."""
     count = Counter(job.state for job in jobs)
     return {state: count[state] for state in STATES}
 
 
 def record(job: JobState) -> dict[str, Any]:
-    """Return a job as plain values."""
+    """Return a job as a dict of plain values."""
     return {**job._asdict(), "progress": job.progress}
 
 
 def sweep_text(folder: Path, jobs: Sequence[JobState], every: bool) -> str:
-    """Return a sweep as text; every: with a line for every job."""
+    """Return the report of a sweep as text; every: with a line for every job."""
     width = max(len(job.name) for job in jobs)
     lines = [_line(job, width) for job in jobs] if every else []
     settings = _settings(folder)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         return int(run.state == "failed")
     latest = [_about(path) for path in _latest(folder)]
     if not latest:
-        raise RunFolderError(f"{folder}: no run and no sweep is there")
+        raise RunFolderError(f"{folder}: must be the folder of a run or a sweep")
     print(_json(latest) if given.json else as_text(_table(latest)))
     return 0
 

@@ -25,7 +25,7 @@ from burgersgd.recording.naming import JOBS, job_folder, job_name
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, stored, train_chunk
-from burgersgd.sweeps.compose import Composer, refusing, split_words
+from burgersgd.sweeps.compose import Composer, as_config_error, split_words
 from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of_other_sweeper
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.plans import Plan, Plans
@@ -66,7 +66,7 @@ class Sweep:
             check_plugin()
         self.composer, self._sweeper = composer or Composer([*hydra_words, *self.added]), ""
         if any(word.startswith("hydra") for word in chosen):
-            refusing(lambda: check_launcher(self.composer.plugin("launcher")))
+            as_config_error(lambda: check_launcher(self.composer.plugin("launcher")))
             self._sweeper = str(self.composer.plugin("sweeper")["_target_"])
         for word in hydra_words:
             if word.lstrip("+~").startswith(IGNORED):
@@ -215,8 +215,8 @@ class Sweep:
         """
         assert isinstance(self.space, Space)
         search = Search(self.space, folder if self.settings.name is not None else None)
-        self._check_stored(search.told())
-        for words in search.told():
+        self._check_stored(search.finished_jobs())
+        for words in search.finished_jobs():
             done = stored(self.place(words))
             if done is not None:
                 self._ends[tuple(words)] = done

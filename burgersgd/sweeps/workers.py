@@ -81,8 +81,8 @@ class Pool:
     def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """Yield every chunk with its outcomes, as soon as it is trained.
 
-        The chunk of a worker that dies is begun once more, from its checkpoints; then its jobs have failed. Raises
-        Interrupted where this process or a worker is told to stop, after all workers have saved their runs.
+        The chunk of a worker that dies is started once more, from its checkpoints; after that its jobs count as failed.
+        Raises Interrupted where this process or a worker is asked to stop, after all workers have saved their runs.
         """
         waiting = deque(chunks)
         lost: set[int] = set()  # chunks whose worker has died, by identity
@@ -239,33 +239,33 @@ def work(connection: Connection, threads: int, gpu: str | None) -> None:
     except Interrupted as interrupted:
         with contextlib.suppress(OSError):
             connection.send(("interrupted", interrupted.signal, interrupted.folders))
-    except OSError:  # nobody is there to be told
+    except OSError:  # the other process has ended
         pass
 
 
 def _send_logged(connection: Connection, level: int, text: str) -> None:
-    with contextlib.suppress(OSError):  # the other end is gone, and this process soon told to stop
+    with contextlib.suppress(OSError):  # the other process has ended, and this one stops soon
         connection.send(("logged", level, "%s", text))
 
 
 class _Relay(Progress):
-    """Tells the other end of a connection what a fleet tells its bar."""
+    """Sends the progress of a fleet to the other end of a connection."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(1, "", enabled=False)
-        self._connection, self._told, self._next = connection, 0, 0.0
+        self._connection, self._sent, self._next = connection, 0, 0.0
 
     def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
-        """Tell at most every POLL_SECONDS."""
+        """Send the progress at most every POLL_SECONDS."""
         self._evaluations = evaluations
         if validation_error is not None:
             known = validation_error if self._validation_error is None else self._validation_error
             self._validation_error = min(validation_error, known)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + POLL_SECONDS
-            with contextlib.suppress(OSError):  # the other end is gone, and this process soon told to stop
-                self._connection.send(("progress", evaluations - self._told, self._validation_error, self.percent))
-            self._told = evaluations
+            with contextlib.suppress(OSError):  # the other process has ended, and this one stops soon
+                self._connection.send(("progress", evaluations - self._sent, self._validation_error, self.percent))
+            self._sent = evaluations
 
 
 def _or_error(function: Any, *arguments: Any) -> Any:

@@ -16,10 +16,11 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft, special
+from scipy import fft
 
 from burgersgd.theory import traffic
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
+from burgersgd.theory.quadrature import panel_integrals
 
 Array = NDArray[np.float64]
 Boundary = Literal["periodic", "no_flux", "inflow"]
@@ -123,7 +124,7 @@ def cell_centers(cells: int, left: float, right: float) -> Float64[np.ndarray, "
 def cell_averages(
     f: Callable[[Array], Array], cells: int, left: float, right: float, *, breakpoints: Sequence[float] = ()
 ) -> Float64[np.ndarray, " cells"]:
-    """Return the averages of f over equal cells on [left, right] by Gauss-Legendre quadrature with 8 nodes.
+    """Return the averages of f over equal cells on [left, right] by Gauss-Legendre quadrature with 16 nodes.
 
     A cell in which f jumps must have the jump listed in breakpoints. Raises ValueError unless cells >= 4 and
     left < right.
@@ -131,11 +132,8 @@ def cell_averages(
     edges = _edges(cells, left, right)
     breaks = [b for b in breakpoints if left < b < right]
     panels = np.union1d(edges, breaks)
-    nodes, weights = special.roots_legendre(8)
-    middle, half = (panels[1:] + panels[:-1]) / 2, np.diff(panels) / 2
-    integrals = half * (f(middle[:, None] + half[:, None] * nodes) @ weights)
-    cell = np.clip(np.searchsorted(edges, middle) - 1, 0, cells - 1)
-    return np.bincount(cell, integrals, cells) / np.diff(edges)
+    cell = np.clip(np.searchsorted(edges, (panels[1:] + panels[:-1]) / 2) - 1, 0, cells - 1)
+    return np.bincount(cell, panel_integrals(f, panels), cells) / np.diff(edges)
 
 
 def _edges(cells: int, left: float, right: float) -> Array:

@@ -2,30 +2,22 @@
 
 With F the loss and w(x, 0) = F'(x), psi = exp(-phi / 2 nu) solves the heat equation, and the solution of (4.4),
 phi(x, t) = -2 nu log psi = F_t(x), is the local entropy. One dimension, float64; t > 0 is the paper's gamma. Integrals
-are log-sum-exp Gauss-Legendre sums over a window around the mass, refined until they stand still: accurate to rounding
-and free of overflow for small nu. All x are done at once.
+are those of burgersgd.theory.quadrature: accurate to rounding and free of overflow for small nu, for all x at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
+from burgersgd.theory.quadrature import DEPTH, Function, cumulative, find_mass, integrate
 
 Array = NDArray[np.float64]
-Function = Callable[[Array], Array]
-
-_NEGLIGIBLE = 60.0  # exp(-60) = 1e-26: exponents that far below the largest one are left out
-_NODES, _WEIGHTS = special.roots_legendre(16)
-_MOST_PANELS = 4096
-_MOST_SCANNED = 2**15
-_ROWS_TIMES_NODES = 2**19  # 4 MiB per array
 
 
 # ----------------------------------------------------------------------------------------- transformation (4.9)-(4.14)
@@ -95,19 +87,9 @@ def antiderivative(
     if not left < right:
         raise ValueError(f"left={left:g}, right={right:g}: must have left < right")
     edges = np.union1d(np.linspace(left, right, panels + 1), [b for b in breakpoints if left < b < right])
-
-    def integral(start: Array, end: Array) -> Array:
-        middle, half = (start + end) / 2, (end - start) / 2
-        return half * (velocity(middle[..., None] + half[..., None] * _NODES) @ _WEIGHTS)
-
-    at_edges = np.concatenate([[0.0], np.cumsum(integral(edges[:-1], edges[1:]))])
-
-    def loss(y: Array) -> Array:
-        panel = np.clip(np.searchsorted(edges, y) - 1, 0, edges.size - 2)
-        return at_edges[panel] + integral(edges[panel], y)
-
-    at_edges -= loss(np.zeros(()))  # here, not in the result, so that rounding is least around 0
-    return loss
+    from_left = cumulative(velocity, edges)
+    until_0 = from_left(np.zeros(()))
+    return lambda y: from_left(y) - until_0
 
 
 # -------------------------------------------------------------------------------- solution by quadrature (4.14)-(4.19)
@@ -130,7 +112,7 @@ def log_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     narrow wells far from x. Implements Eq. (4.2), (4.14), (4.17). Raises
     ValueError unless t > 0 and nu > 0, or if x or F is not finite.
     """
-    return _Problem(t, nu, loss).solve(x).log_psi
+    return _solve(x, t, nu, loss)[0]
 
 
 def phi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
@@ -159,13 +141,13 @@ def w(
     breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.3), with w(x, 0) = F'(x). Implements Eq.
     (4.16), with F(y) for its integral.
     """
-    return _Problem(t, nu, loss, slope, max_slope, breakpoints).solve(x).w
+    return _solve(x, t, nu, loss, slope, max_slope, breakpoints)[1]
 
 
 def grad_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return psi_x(x, t), same shape as x; overflows where psi does. Arguments as in log_psi. Implements Eq. (4.19)."""
-    integrals = _Problem(t, nu, loss).solve(x)
-    return -integrals.w / (2 * nu) * np.exp(integrals.log_psi)  # (4.19)
+    log_psi, w = _solve(x, t, nu, loss)
+    return -w / (2 * nu) * np.exp(log_psi)  # (4.19)
 
 
 def w_from_velocity(
@@ -184,133 +166,38 @@ def w_from_velocity(
     return w(x, t, nu, loss, slope=velocity, max_slope=max_speed, breakpoints=breakpoints)
 
 
-class _Integrals(NamedTuple):
-    log_psi: Array
-    w: Array
-
-
 def _certain_reach(t: float, nu: float, max_slope: float) -> float:
     """Return how far from x the mass of exp(-G / 2 nu) can lie: beyond t max_slope, G rises like a parabola."""
-    return t * max_slope + math.sqrt(4 * nu * t * _NEGLIGIBLE)
+    return t * max_slope + math.sqrt(4 * nu * t * DEPTH)
 
 
-class _Problem(NamedTuple):
-    """The integrals over y of exp(-G(x, y; t) / 2 nu); z = y - x is the offset, and rows are points x."""
+def _solve(
+    x: ArrayLike,
+    t: float,
+    nu: float,
+    loss: Function,
+    slope: Function | None = None,
+    max_slope: float | None = None,
+    breakpoints: Sequence[float] = (),
+) -> tuple[Array, Array]:
+    """Return log psi and w, each of the shape of x: the integral over y of exp(-G(x, y; t) / 2 nu), and a mean."""
+    check_positive(t=t, nu=nu)
+    check_finite(x=x)
+    points = float_array(x)
+    centers = points.reshape(-1, 1)
 
-    t: float
-    nu: float
-    loss: Function
-    slope: Function | None = None
-    max_slope: float | None = None
-    breakpoints: Sequence[float] = ()
+    def exponent(rows: NDArray[np.intp], z: Array) -> Array:
+        offset = z[..., 0]
+        return -(loss(centers[rows] + offset) + offset**2 / (2 * t)) / (2 * nu)
 
-    def solve(self, x: ArrayLike) -> _Integrals:
-        """Return log psi and w, each of the shape of x."""
-        check_positive(t=self.t, nu=self.nu)
-        check_finite(x=x)
-        points = float_array(x)
-        rows = points.reshape(-1)
-        log_psi, velocity = np.empty_like(rows), np.empty_like(rows)
-        for start in range(0, rows.size, 512):
-            part = slice(start, start + 512)
-            log_psi[part], velocity[part] = self._converged(rows[part])
-        return _Integrals(log_psi.reshape(points.shape)[()], velocity.reshape(points.shape)[()])
+    def velocity(rows: NDArray[np.intp], z: Array) -> Array:
+        return -z[..., 0] / t if slope is None else slope(centers[rows] + z[..., 0])
 
-    @property
-    def _spread(self) -> float:
-        return math.sqrt(2 * self.nu * self.t)  # standard deviation of y where F is flat
-
-    def _exponent(self, x: Array, z: Array) -> Array:
-        """Return -G(x, x + z; t) / (2 nu), ``[rows, nodes]``."""
-        exponent = -(self.loss(x[:, None] + z) + z * z / (2 * self.t)) / (2 * self.nu)
-        if np.any(np.isnan(exponent)):
-            raise ValueError("loss: is not a number somewhere, must be finite")
-        return exponent
-
-    def _converged(self, x: Array) -> tuple[Array, Array]:
-        """Return log psi and w by panels that are doubled until both stand still up to rounding."""
-        low, high = self._window(x)
-        panels = 2 ** math.ceil(math.log2(np.clip(np.max(high - low) / (8 * self._spread), 8, _MOST_PANELS)))
-        log_psi, velocity = self._sums(x, low, high, panels)
-        rows = np.arange(x.size)  # those that still move
-        while rows.size and panels < _MOST_PANELS:
-            panels *= 2
-            finer = self._sums(x[rows], low[rows], high[rows], panels)
-            largest = np.abs(finer[0]) + np.maximum(low[rows] ** 2, high[rows] ** 2) / (4 * self.nu * self.t)
-            rounding = 1e-12 + 1e-13 * largest  # of exponents; the finer sums are far more accurate than the move
-            moved = np.abs(finer[0] - log_psi[rows]) > rounding
-            speeds = np.abs(finer[1]) + (high[rows] - low[rows]) / self.t
-            moved |= np.abs(finer[1] - velocity[rows]) > rounding * speeds
-            log_psi[rows], velocity[rows] = finer
-            rows = rows[moved]
-        return log_psi, velocity
-
-    def _sums(self, x: Array, low: Array, high: Array, panels: int) -> tuple[Array, Array]:
-        """Return log psi and w, in blocks of rows that fit into a few MiB."""
-        size = max(1, _ROWS_TIMES_NODES // (panels * _NODES.size))
-        parts = [slice(start, start + size) for start in range(0, x.size, size)]
-        sums = [self._panel_sums(x[p], low[p], high[p], panels) for p in parts]
-        log_psi, velocity = (np.concatenate(columns) for columns in zip(*sums, strict=True))
-        return log_psi, velocity
-
-    def _panel_sums(self, x: Array, low: Array, high: Array, panels: int) -> tuple[Array, Array]:
-        """Return log psi and w from Gauss-Legendre panels on [low, high], in the parts that the breakpoints leave."""
-        breaks = np.clip(np.sort(self.breakpoints) - x[:, None], low[:, None], high[:, None])
-        edges = np.concatenate([low[:, None], breaks, high[:, None]], axis=1)
-        half = np.repeat(np.diff(edges) / (2 * panels), panels, axis=1)  # as many panels between any two breakpoints
-        middle = low[:, None] + 2 * np.cumsum(half, axis=1) - half
-        z = (middle[..., None] + half[..., None] * _NODES).reshape(x.size, -1)
-        weight = (half[..., None] * _WEIGHTS).reshape(x.size, -1)
-        exponent = self._exponent(x, z)
-        log_integral = np.asarray(special.logsumexp(exponent, b=weight, axis=1))
-        law = weight * np.exp(exponent - log_integral[:, None])  # exp(-G / 2 nu) dy / Z
-        velocity = np.sum(law * (-z / self.t if self.slope is None else self.slope(x[:, None] + z)), axis=1)
-        return log_integral - 0.5 * math.log(4 * math.pi * self.nu * self.t), velocity  # (4.17), (4.16)
-
-    def _window(self, x: Array) -> tuple[Array, Array]:
-        """Return the range of offsets that holds the mass of exp(-G / 2 nu): a wide one, narrowed three times."""
-        half = self._reach(x)
-        low, high = -half, half
-        for _ in range(3):
-            nodes = int(np.clip(2 * np.max(high - low) / self._spread, 256, _MOST_SCANNED))
-            size = max(1, _ROWS_TIMES_NODES // nodes)
-            parts = [slice(start, start + size) for start in range(0, x.size, size)]
-            narrowed = [self._narrowed(x[p], low[p], high[p], nodes) for p in parts]
-            low, high = (np.concatenate(ends) for ends in zip(*narrowed, strict=True))
-        return low, high
-
-    def _reach(self, x: Array) -> Array:
-        """Return a distance beyond which G exceeds its least by 2 nu times 60: certain given max_slope, else searched.
-
-        The search doubles until the penalty at the ends outweighs the lowest loss seen within, and G is high enough as
-        far as eight times the distance.
-        """
-        if self.max_slope is not None:
-            return np.full_like(x, _certain_reach(self.t, self.nu, self.max_slope))
-        half, grid = np.full_like(x, 12 * self._spread), np.linspace(-8, 8, 4097)
-        inside, margin = np.abs(grid) <= 1, 2 * self.nu * _NEGLIGIBLE
-        for _ in range(60):
-            z = half[:, None] * grid
-            losses = self.loss(x[:, None] + z)
-            G = losses + z * z / (2 * self.t)
-            least = np.min(G[:, inside], axis=1) + margin
-            short = half**2 / (2 * self.t) < least - np.min(losses[:, inside], axis=1)
-            short |= np.min(G[:, ~inside], axis=1) < least
-            if not np.any(short):
-                return half
-            half[short] *= 2
-        raise ValueError(f"loss: must be finite and not fall like -y^2 / (2 t) with t={self.t:g}, so that psi exists")
-
-    def _narrowed(self, x: Array, low: Array, high: Array, nodes: int) -> tuple[Array, Array]:
-        rows = np.arange(x.size)
-        z = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, nodes)
-        exponent = self._exponent(x, z)
-        peak = np.argmax(exponent, axis=1)
-        top = exponent[rows, peak]
-        beside = np.minimum(exponent[rows, np.maximum(peak - 1, 0)], exponent[rows, np.minimum(peak + 1, nodes - 1)])
-        kept = exponent > (top - _NEGLIGIBLE - (top - beside))[:, None]  # a peak between nodes is no more than that off
-        first, last = np.argmax(kept, axis=1), nodes - 1 - np.argmax(kept[:, ::-1], axis=1)
-        return z[rows, np.maximum(first - 1, 0)], z[rows, np.minimum(last + 1, nodes - 1)]
+    reach = None if max_slope is None else _certain_reach(t, nu, max_slope)
+    low, high = find_mass(exponent, centers, reach=reach)
+    log_z, w = integrate(exponent, velocity, low, high, np.sort(breakpoints) - centers)
+    log_psi = log_z - 0.5 * math.log(4 * math.pi * nu * t)  # (4.17)
+    return log_psi.reshape(points.shape)[()], w.reshape(points.shape)[()]
 
 
 # ------------------------------------------------------------------------------------------------------ exact solutions

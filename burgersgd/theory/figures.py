@@ -211,11 +211,13 @@ def stationary_law(figure: Any) -> str:
         law = local_entropy.fast_law(loss.value, x, gamma, nu)
         wrong = local_entropy.fast_law(loss.value, x, gamma, nu / 2)
         axis.hist(sample.ravel(), bins=60, density=True, color="0.82", label="fast point $y$, 20,000 chains")
-        axis.plot(law.y, law.density, color=INK, label=r"$\exp(-G / 2\nu) / Z$")
-        axis.plot(wrong.y, wrong.density, "--", color=WRONG, label=r"$\exp(-G / \nu) / Z$, noise as printed in (5.14)")
-        seen = law.y[law.density > 1e-4 * law.density.max()]
+        y = x + np.linspace(law.low[0, 0], law.high[0, 0], 2001)
+        density, highest = law.density(y), float(wrong.density(y).max())
+        axis.plot(y, density, color=INK, label=r"$\exp(-G / 2\nu) / Z$")
+        axis.plot(y, wrong.density(y), "--", color=WRONG, label=r"$\exp(-G / \nu) / Z$, noise as printed in (5.14)")
+        seen = y[density > 1e-4 * density.max()]
         axis.set(title=rf"{title}, $\nu = {nu:g}$", xlabel="$y$", xlim=(1.1 * seen[0], 1.1 * seen[-1]))
-        axis.set_ylim(0, 1.45 * float(wrong.density.max()))
+        axis.set_ylim(0, 1.45 * highest)
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
     axes[0].legend(loc="upper left", handlelength=1.4)

@@ -17,12 +17,13 @@ from typing import Literal
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.special import ive
+from scipy.special import ive, logsumexp
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.gibbs import Function, GibbsLaw, gibbs_law, global_minimum, log_sum_exp
+from burgersgd.theory.gibbs import GibbsLaw, gibbs_law, global_minimum
 from burgersgd.theory.paths import UNUSED, last, normals, walk
+from burgersgd.theory.quadrature import Function, find_mass, integrate
 
 Integrator = Literal["em", "leimkuhler_matthews"]
 
@@ -82,7 +83,7 @@ def coupled(loss: Function, x: ArrayLike, gamma: float) -> Function:
     return lambda y: loss(y) + ((y - center) ** 2).sum(-1) / (2 * gamma)
 
 
-def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float, *, nodes: int | None = None) -> GibbsLaw:
+def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float) -> GibbsLaw:
     """Return rho_1(y; x) = exp(-G / (2 nu)) / Z at one x, a float (1-D) or ``[d]``, d = 1, 2.
 
     Implements Eq. (4.21), with F the loss and t = gamma. Implements Eq. (4.22), with + signs. Raises ValueError unless
@@ -90,36 +91,49 @@ def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float, *, nodes: in
     """
     check_positive(gamma=gamma, nu=nu)
     check_finite(x=x)
-    return gibbs_law(coupled(loss, x, gamma), 2 * nu, around=x, nodes=nodes)
+    return gibbs_law(coupled(loss, x, gamma), 2 * nu, around=x)
 
 
-def local_entropy(
-    loss: Loss | Function, x: ArrayLike, gamma: float, nu: float, *, nodes: int | None = None
-) -> LocalEntropyAt:
+def local_entropy(loss: Loss | Function, x: ArrayLike, gamma: float, nu: float) -> LocalEntropyAt:
     """Return F_gamma, its gradient and its Hessian at x, by quadrature in one or two dimensions.
 
-    x is a float, ``[points]`` or ``[points, d]``; E grad F(y) is there where a Loss is given. Implements Eq. (4.1),
+    x is a float, ``[points]`` or ``[points, d]``; E grad F(y) is computed where a Loss is given. Implements Eq. (4.1),
     with the sign and the normalisation corrected. Raises ValueError as fast_law does.
     """
-    value, gradient = (loss.value, loss.gradient) if isinstance(loss, Loss) else (loss, None)
+    check_positive(gamma=gamma, nu=nu)
+    check_finite(x=x)
     at = float_array(x)
-    rows = at.reshape(-1) if at.ndim < 2 else at
-    shape = rows.shape[:1] if at.ndim else ()
-    d = 1 if at.ndim < 2 else at.shape[1]
-    laws = [fast_law(value, row, gamma, nu, nodes=nodes) for row in rows]
-    log_kernel = d / 2 * math.log(4 * math.pi * nu * gamma)
-    mean = np.array([law.mean() for law in laws])
-    covariance = np.array([law.covariance() for law in laws])
+    centers = at.reshape(-1, 1) if at.ndim < 2 else at
+    n, d = centers.shape
+    value, gradient = (loss.value, loss.gradient) if isinstance(loss, Loss) else (loss, None)
+
+    def points(rows: ndarray, z: ndarray) -> ndarray:
+        y = centers[rows, None] + z
+        return y[..., 0] if at.ndim < 2 else y
+
+    def exponent(rows: ndarray, z: ndarray) -> ndarray:
+        return -(value(points(rows, z)) + (z**2).sum(-1) / (2 * gamma)) / (2 * nu)
+
+    def moments(rows: ndarray, z: ndarray) -> ndarray:  # of z about the middle of its box, so that no digits are lost
+        off = z - middle[rows, None]
+        parts = [off, (off[..., None] * off[..., None, :]).reshape(*z.shape[:2], -1)]
+        if gradient is not None:
+            parts.append(gradient(points(rows, z)).reshape(z.shape))
+        return np.concatenate(parts, axis=-1)
+
+    low, high = find_mass(exponent, centers)
+    middle = (low + high) / 2
+    log_z, means = integrate(exponent, moments, low, high)
+    first, second = means[:, :d], means[:, d : d + d * d].reshape(n, d, d)
+    covariance = second - first[:, :, None] * first[:, None]
     return LocalEntropyAt(
         x=at,
         gamma=gamma,
         nu=nu,
-        value=np.array([-2 * nu * (law.log_z - log_kernel) for law in laws]).reshape(shape),
-        mean=mean.reshape(at.shape),
-        covariance=covariance.reshape(at.shape if at.ndim < 2 else (*at.shape, d)),
-        mean_gradient=None
-        if gradient is None
-        else np.array([law.expectation(gradient) for law in laws]).reshape(at.shape),
+        value=-2 * nu * (log_z - d / 2 * math.log(4 * math.pi * nu * gamma)).reshape(at.shape[:1]),
+        mean=(centers + middle + first).reshape(at.shape),
+        covariance=covariance.reshape(at.shape if at.ndim < 2 else (n, d, d)),
+        mean_gradient=None if gradient is None else means[:, d + d * d :].reshape(at.shape),
     )
 
 
@@ -158,7 +172,7 @@ def gaussian_mixture_loss(weights: ArrayLike, means: ArrayLike, covariances: Arr
 
     def loss(y: ndarray) -> ndarray:
         off = y[..., None, :] - m
-        return -2 * nu * log_sum_exp(log_c - np.einsum("...ki,kij,...kj->...k", off, precision, off) / 2, axis=-1)
+        return -2 * nu * logsumexp(log_c - np.einsum("...ki,kij,...kj->...k", off, precision, off) / 2, axis=-1)
 
     return loss
 
@@ -185,7 +199,7 @@ def gaussian_mixture(
     off = points[:, None, :] - m  # [points, k, d]
     squared = np.einsum("pki,kij,pkj->pk", off, np.linalg.inv(wide), off)
     log_psi = np.log(c) + (np.linalg.slogdet(S)[1] - np.linalg.slogdet(wide)[1] - squared) / 2
-    total = log_sum_exp(log_psi, axis=1)
+    total = np.asarray(logsumexp(log_psi, axis=1))
     share = np.exp(log_psi - total[:, None])  # posterior weights [points, k]
     means_y = m + np.einsum("kij,pkj->pki", gain, off)
     mean = np.einsum("pk,pki->pi", share, means_y)

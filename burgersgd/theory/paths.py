@@ -13,7 +13,7 @@ from torch import Tensor
 
 from burgersgd import streams
 from burgersgd.optimizers.protocol import Clock, Rule
-from burgersgd.theory.gibbs import Function
+from burgersgd.theory.quadrature import Function
 
 Noise = Callable[[int], Tensor]
 """Standard normal numbers ``[paths, d]`` of number k: 0 belongs to the initial state, k + 1 to evaluation k."""

@@ -93,7 +93,8 @@ def gradient() -> list[Row]:
         return np.exp(-well(y) / (2 * NU) - (0.4 - y) ** 2 / (4 * NU * T))
 
     Z = integral(unnormalised, -4, 5)
-    density = largest(law.density - unnormalised(law.y) / Z)
+    y = np.linspace(-4, 5, 901)
+    density = largest(law.density(y) - unnormalised(y) / Z)
     mirrored = gibbs.gibbs_law(lambda y: well(0.4 - y) + y**2 / (2 * T), 2 * NU)  # rho_2(y) = rho_1(x - y)
     shifted = float(mirrored.expectation(lambda y: well_slope(0.4 - y)))
     ratio, of, digits = math.exp(law.log_z) / Z, "local_entropy.fast_law", "11 digits"

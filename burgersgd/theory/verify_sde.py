@@ -61,7 +61,15 @@ def invariant_law() -> list[Row]:
     quadratic = "quadratic: sampled Var x, against nu / a; printed 2 nu / a"
     error = exact * math.sqrt(2 / 20_000)
     return [
-        misprint("2.16", of, what, (v.expected, printed), v.measured, SIGMAS * v.error, SIX),
+        misprint(
+            "2.16",
+            f"gibbs.GibbsLaw.covariance, {PATHS}",
+            what,
+            (v.expected, printed),
+            v.measured,
+            SIGMAS * v.error,
+            SIX,
+        ),
         within("2.16", of, "p-value of Kolmogorov and Smirnov", found.ks_pvalue, 0.5, (1e-6, 1), UNIFORM),
         misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX),
     ]

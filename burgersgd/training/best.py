@@ -31,14 +31,16 @@ class Best:
         error, loss = point.validation_error.double(), point.validation_loss.double()
         better = (error < self.error) | ((error == self.error) & (loss <= self.loss))
         better &= point.alive & torch.isfinite(loss)
+        if not bool(better.any()):
+            return
         self.error = torch.where(better, error, self.error)
         self.loss = torch.where(better, loss, self.loss)
         self.at = torch.where(better, point.evaluations, self.at)
-        self.x = torch.where(better.to(self.x.device)[:, None], fleet.x, self.x)
+        torch.where(better.to(self.x.device)[:, None], fleet.x, self.x, out=self.x)
 
     def snapshot(self, run: int) -> dict[str, Tensor]:
         """Return what is kept of one run."""
-        return {"x": self.x[run].cpu(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
+        return {"x": self.x[run].cpu().clone(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from the snapshots of all runs."""

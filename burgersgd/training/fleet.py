@@ -57,6 +57,7 @@ class Fleet:
         """Gradient evaluations of a run in one step: its replicas."""
         self.step = 0
         """Steps that every run has taken."""
+        self._latest: tuple[int, Any] | None = None  # a step, and its coefficients
         check_attributes(self.rule)
         x = x0.repeat_interleave(self.points, dim=0)
         schedule, budget = (self.schedule, self.schedule_hyper), self.budget // self.points
@@ -143,8 +144,14 @@ class Fleet:
 
     def exact_at(self, evaluation: int) -> Any:
         """Return the coefficients of one gradient evaluation, each float64 ``[runs, 1]`` on the CPU."""
-        c = self.inputs.coefficients_at(evaluation // self.points)
+        c = self._coefficients(evaluation // self.points)
         return c if self.points == 1 else type(c)(*(field[:: self.points] for field in c))
+
+    def _coefficients(self, step: int) -> Any:
+        """Return the coefficients of a step, which a row of metrics asks for twice."""
+        if self._latest is None or self._latest[0] != step:
+            self._latest = step, self.inputs.coefficients_at(step)
+        return self._latest[1]
 
     def coefficients_at(self, evaluation: int) -> dict[str, Tensor]:
         """Return the coefficients of one evaluation by name, ``[runs]`` each; without those ``[runs, d]``."""
@@ -153,7 +160,7 @@ class Fleet:
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return the rule's diagnostics of its state after the last evaluation, ``[runs]`` by name."""
-        c, state = self.inputs.coefficients_at(max(self.step - 1, 0)), self.runs.rule
+        c, state = self._coefficients(max(self.step - 1, 0)), self.runs.rule
         if self.rule.replicas is not None:
             c, state = apart(c, self.points), apart(state, self.points)
         said = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}

@@ -154,11 +154,15 @@ class Inputs:
 
     def exact_coefficients(self, first: int, n_steps: int) -> Any:
         """Return the coefficients of consecutive steps as the rule gives them: float64 on the CPU."""
-        step = torch.arange(first, first + n_steps).view(-1, 1, 1)
+        return self.exact_coefficients_of(torch.arange(first, first + n_steps))
+
+    def exact_coefficients_of(self, steps: Int64[Tensor, " steps"]) -> Any:
+        """Return the coefficients of any steps as the rule gives them: float64 on the CPU."""
+        step = steps.view(-1, 1, 1)
         cycle = self.rule.gradients_per_cycle
         clock = Clock(step, step.double() / self.budget, step // cycle, step % cycle, self.budget, self.shapes)
         factor = schedules.factor(self.schedule, self.schedule_hyper, clock)
-        c = self.rule.coefficients(self.hyper, factor.expand(n_steps, self.n_runs // self.points, 1), clock)
+        c = self.rule.coefficients(self.hyper, factor.expand(len(steps), self.n_runs // self.points, 1), clock)
         if self.rule.replicas is None:
             return c
         return type(c)(*(f if f.shape[1] == 1 else f.repeat_interleave(self.points, dim=1) for f in c))

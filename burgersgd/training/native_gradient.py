@@ -221,7 +221,7 @@ class NativeGradient:
         workspace = torch.zeros(self._plan.threads * self._plan.workspace_size, dtype=torch.uint8)
         self._plan.workspace = workspace.data_ptr()
         self.plan_address = ctypes.addressof(self._plan)
-        """Of the Plan in mlp_gradient.c."""
+        """Address of the Plan of mlp_gradient.c."""
         self.threads = self._plan.threads
         self._kept_alive = (inputs, targets, workspace)
         self._checked: tuple[Tensor | None, ...] = (None, None, None)

@@ -15,7 +15,7 @@ ATTRIBUTES = ("gradients_per_cycle", "gradients_per_batch", "replicas", "noisy",
 FUNCTIONS = ("coefficients", "init", "gradient_at", "step", "end_cycle", "evaluate_at")
 MORE = ("diagnostics", "stability", "budget_key")
 COLUMNS = 10_000
-"""Of larger states so many columns are looked at where the runs of a fleet are compared."""
+"""Largest number of columns of a state that are compared between the runs of a fleet."""
 
 
 def check_attributes(rule: Rule) -> None:

@@ -95,6 +95,19 @@ def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
     return None if of_all is None else _settings(of_all, fleet.n_runs)
 
 
+def settings_over(fleet: Fleet, evaluations: list[int]) -> list[list[Settings]]:
+    """Return the settings of every run at each of some gradient evaluations, as settings_at; empty without a bound."""
+    steps = torch.tensor(evaluations) // fleet.points
+    c = fleet.inputs.exact_coefficients_of(steps)
+    n, points = fleet.n_runs, fleet.points
+    wide = (field.expand(len(steps), n * points, -1)[:, ::points].flatten(0, 1) for field in c)
+    of_all = fleet.rule.stability(type(c)(*wide))
+    if of_all is None:
+        return []
+    found = _settings(of_all, len(steps) * n)
+    return [found[at : at + n] for at in range(0, len(found), n)]
+
+
 def _settings(of_all: Stability, n: int) -> list[Settings]:
     """Return the stability numbers of a rule as n Settings."""
     columns = [f.expand(n, -1).amax(1).tolist() if isinstance(f, Tensor) else [f] * n for f in of_all]
@@ -132,7 +145,7 @@ def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
 
     Looks at the whole budget: scoping makes gamma smaller, schedules make lr smaller.
     """
-    columns = [settings for step in _looked_at(fleet) if (settings := settings_at(fleet, step)) is not None]
+    columns = settings_over(fleet, _looked_at(fleet))
     worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
     lr = fleet.hyper["lr"].flatten().tolist()
     return [lr_gamma_warning(*pair) for pair in zip(worst, lr, strict=True)] if worst else [None] * fleet.n_runs

@@ -144,29 +144,3 @@ def test_printed_increments_make_the_temperature_depend_on_the_step(noise: Any) 
 
 
 # A nonlinear loss ---------------------------------------------------------------------------------------------------
-
-
-def test_intended_period_descends_on_the_local_entropy_of_another_viscosity() -> None:
-    """MATH 3: period = 20, dt = 0.05, "double" -> mean 1.0119; Euler on the local entropy at nu dt / 2 -> 1.0118."""
-    nu, gamma, dt, start, period, moves = 0.1, 0.5, 0.05, 1.2, 20, 20
-
-    def euler(viscosity: float) -> float:
-        x = start
-        for _ in range(moves):
-            x -= dt * (x - reference.fast_law(reference.ripple, x, gamma, viscosity)[0]) / gamma
-        return x
-
-    descent = euler(nu * dt / 2)
-    assert round(descent, 4) == 1.0118
-    x = torch.full((1, M), start, dtype=torch.float64)
-    hyper = {"lr": [dt], "gamma": [gamma], "nu": [nu]}
-    steps = period * moves + 1  # x moves at k = 20, 40, ..., 400 (at k = 0 it is still y)
-
-    def gradient(k: int, y: Tensor) -> Tensor:
-        return y - 0.9 * torch.sin(2 * y)
-
-    sample = last(drive(PaperLiteral(period, "double"), hyper, x, gradient, steps, normals(7, 1, M))).x[0].numpy()
-    error = sample.std(ddof=1) / math.sqrt(M)
-    assert abs(sample.mean() - 1.0119) < 6 * error
-    assert abs(sample.mean() - descent) < 6 * error
-    assert_fails({name: (sample.mean() - euler(v)) / error for name, v in {"nu": nu, "nu / 2": nu / 2}.items()})

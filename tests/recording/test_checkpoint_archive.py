@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burgersgd.recording import checkpoints
+from burgersgd.recording import checkpoint_archive, checkpoints
 from burgersgd.recording.checkpoint_archive import ALIGNMENT, Encoded, UnusualError, archive
 from burgersgd.recording.checkpoints import CommonEntries, digest_of, stage_checkpoint
 from burgersgd.recording.files import digest, plain_state
@@ -91,6 +91,7 @@ def test_the_archive_is_whole_uncompressed_and_aligned_for_any_reader() -> None:
                 assert ours.read(name) == theirs.read(name), name
         for member in ours.infolist():
             assert member.compress_type == zipfile.ZIP_STORED
+            assert member.extract_version == member.create_version == 20  # what a zip archive without more needs
             at = member.header_offset + 26
             lengths = (int.from_bytes(data[at + i : at + i + 2], "little") for i in (0, 2))
             assert (at + 4 + sum(lengths)) % ALIGNMENT == 0
@@ -172,3 +173,17 @@ def test_what_is_no_data_is_refused_by_its_place(tmp_path: Path, state: dict[str
     with pytest.raises(TypeError, match=where):
         stage_checkpoint(tmp_path, state)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_too_large_for_the_format_is_left_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"x": torch.arange(2000.0)}
+    size = len(written(Encoded(state)))
+    monkeypatch.setattr(checkpoint_archive, "LARGEST", size)
+    with pytest.raises(UnusualError):
+        written(Encoded(state))
+    stage_checkpoint(tmp_path, state)
+    assert_equal(read_checkpoint(tmp_path, name=STAGED), state)
+    monkeypatch.setattr(checkpoint_archive, "LARGEST", size + 7 * 256)  # the most that seven members may take besides
+    assert len(written(Encoded(state))) == size

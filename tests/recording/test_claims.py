@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -168,6 +169,24 @@ def test_a_lock_on_a_file_that_was_removed_before_it_was_locked_does_not_count(
     assert other(run) == "False"
     claims.release(run)
     assert not claims._open
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_claim_holds_within_the_process(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(claims.fcntl, "lockf", no_locks)
+    assert claims.claim(run)
+    assert claims.still_holds(run)
+    assert not claims.claim(run)
+    claims.release(run)
+    assert not claims._open
+    assert claims.claim(run)
+    claims.release(run)
 
 
 def test_a_forked_child_holds_nothing_and_drops_nothing(tmp_path: Path) -> None:

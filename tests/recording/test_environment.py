@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from burgersgd.recording import environment
-from burgersgd.recording.environment import environment_snapshot, git_state
+from burgersgd.recording.environment import code_version, environment_snapshot, environment_text, git_state
 
 
 @pytest.fixture
@@ -94,3 +95,46 @@ def test_absent_or_slow_git_is_tolerated(checkout: Path, tmp_path: Path, monkeyp
 
 def test_package_that_is_not_installed_has_no_version() -> None:
     assert environment._version("burgersgd-no-such-package") is None
+
+
+def test_the_processor_is_named_as_the_system_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = environment._cpu_model()
+    assert isinstance(name, str)
+    described = Path("/proc/cpuinfo")
+    if described.exists() and "model name" in described.read_text():
+        assert re.search(rf"^model name\s*: {re.escape(name)}$", described.read_text(), re.MULTILINE)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert environment._cpu_model.__wrapped__() == "riscv64"
+
+
+def test_environment_json_is_the_snapshot_of_the_moment() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert json.loads(environment_text("cpu")) == environment_snapshot("cpu") | {"threads": threads}
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("git", "text"),
+    [
+        (None, ""),
+        ({"commit": None, "dirty": None}, ""),
+        ({"commit": None, "dirty": True}, " with changes"),
+        ({"commit": "0123456789abcdef", "dirty": False}, " 0123456789ab"),
+        ({"commit": "0123456789abcdef", "dirty": True}, " 0123456789ab with changes"),
+    ],
+)
+def test_code_is_named_by_version_commit_and_changes(
+    git: dict[str, object] | None, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_machine", lambda: {"burgersgd": "2.3.4", "git": git})
+    assert code_version.__wrapped__() == f"burgersgd 2.3.4{text}"

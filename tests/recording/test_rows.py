@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from burgersgd import recorder
 from burgersgd.api import train_fleet
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainerConfig
+from burgersgd.recording import files
 from burgersgd.recording.rows import Table, csv_lines, rows_of, scalar_records, tagged
 from burgersgd.recording.run_folder import RunFolder, add_rows, read_metrics
 from tests.conftest import small_config
@@ -100,7 +104,7 @@ def test_a_fleet_leaves_what_a_naive_recorder_does(
 ) -> None:
     """One of the runs diverges, checkpoints are between; rows are written at once or when a checkpoint asks."""
 
-    def naive(folders: Sequence[RunFolder | None], table: Table) -> None:
+    def naive(folders: Sequence[RunFolder | None], table: Table, _: float) -> None:
         for folder, row in zip(folders, rows_of(table, len(folders)), strict=True):
             if folder is not None:
                 folder.metrics(row)
@@ -147,3 +151,35 @@ def test_an_exception_in_mid_run_loses_no_row(tmp_path: Path, monkeypatch: pytes
         train_fleet([config], prune=prune)
     assert read_metrics(tmp_path / "r")["evaluations"] == told
     assert told[-1] >= 20
+
+
+def test_json_is_laid_out_as_the_json_module_does() -> None:
+    values = {
+        "none": None, "yes": True, "zero": 0, "big": -(10**20), "small": 1e-7, "tiny": 5e-324, "large": 1e16,
+        "minus": -0.0, "inf": math.inf, "nan": math.nan, "text": 'é "quoted" \\ \n \x01 \u2028 \U0001f600', 3: {},
+        "list": [[], [1, {"a": [None, False]}], {}], "nested": {"é\n": {"x": 0.1}},
+    }  # fmt: skip
+    expected = json.dumps(files.plain_json(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    assert files.to_json(values) == expected
+
+
+def test_a_disk_that_is_full_in_mid_line_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes three bytes, and no more."""
+    file, write = tmp_path / "metrics.csv", os.write
+    files.append(file, b"1,2\n")
+    calls: list[bytes] = []
+
+    def full(descriptor: int, data: bytes) -> int:
+        calls.append(data)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:3])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(files.RunFolderError, match=r"cannot write .*metrics\.csv: No space left on device"):
+            files.append(file, b"3,45\n")
+    assert calls == [b"3,45\n", b"5\n"]
+    assert file.read_bytes() == b"1,2\n"
+    files.append(file, b"6,7\n")
+    assert file.read_bytes() == b"1,2\n6,7\n"

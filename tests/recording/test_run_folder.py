@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from burgersgd.recording import files, run_folder
+from burgersgd.recording.claims import LOCK
 from burgersgd.recording.run_folder import (
     COLUMNS,
     STATES,
@@ -435,6 +436,38 @@ def test_what_a_name_promises_is_on_the_disk_before_it(folder: RunFolder, monkey
     assert calls == ["status.json", "disk", "status.json"]
 
 
+def test_a_file_is_on_the_disk_whole_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    fsync = os.fsync
+
+    def measured(descriptor: int) -> None:
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", measured)
+    with files.replacing(tmp_path / "file") as stream:
+        stream.write(b"x" * 100)
+        assert not (tmp_path / "file").exists()
+    assert sizes[0] == 100
+    assert len(sizes) == 2  # the file, and its name
+    with files.replacing(tmp_path / "other", lasting=False) as stream:
+        stream.write(b"x" * 100)
+    assert len(sizes) == 2
+
+
+def test_no_checkpoint_counts_whose_claim_was_lost(folder: RunFolder) -> None:
+    folder.checkpoint({"k": 1})
+    folder.stage_checkpoint({"k": 2})
+    lock, kept = folder.path.parent / LOCK, folder.path.parent / "kept"
+    lock.rename(kept)
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+        folder.commit_checkpoint()
+    assert read_checkpoint(folder.path) == {"k": 1}
+    kept.rename(lock)
+    folder.commit_checkpoint()
+    assert read_checkpoint(folder.path) == {"k": 2}
+
+
 @pytest.mark.parametrize("one_call", [True, False])
 def test_everything_in_the_folder_and_its_entries_are_made_lasting(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, one_call: bool
@@ -454,6 +487,36 @@ def test_everything_in_the_folder_and_its_entries_are_made_lasting(
         assert synced == set()
     else:
         assert synced >= {folder.path, *folder.path.rglob("*"), folder.path.parent, folder.path.parent.parent}
+
+
+def test_an_engine_has_a_name_of_at_most_40_letters(folder: RunFolder) -> None:
+    folder.status("completed", engine="e" * 40)
+    assert read_status(folder.path)["engine"] == "e" * 40
+    text = (folder.path / "status.json").read_text()
+    for name in ("e" * 41, "", "E", "2e", "e;"):
+        (folder.path / "status.json").write_text(text.replace("e" * 40, name))
+        with pytest.raises(RunFolderError, match=r"engine"):
+            read_status(folder.path)
+
+
+def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configuration_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder.create(path, CONFIG) as folder:
+        config = (path / ".hydra" / "config.yaml").read_bytes()
+        folder.status("completed")
+    for file in (*path.glob("events*"), path / "environment.json", path / "metrics.csv", path / "log.txt"):
+        file.unlink(missing_ok=True)
+    (path / "status.json").write_bytes(b"")
+    (path / ".hydra" / "config.yaml").write_bytes(config.removesuffix(b"...\n"))
+    with pytest.raises(RunFolderError, match=r"a crash left it half made; repeat the command that trains it"):
+        RunFolder.reopen(path)
+    (path / ".hydra" / "config.yaml").write_bytes(config)
+    with RunFolder.reopen(path) as folder:
+        assert folder.rewind(None) == []
+        assert read_metrics(path)["evaluations"] == []
+        assert read_status(path)["state"] == "running"
+        assert "half made: the run begins again" in (path / "log.txt").read_text()
+        folder.status("completed")
 
 
 # --- log and context

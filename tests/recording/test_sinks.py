@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from burgersgd.api import train, train_fleet
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.identity import config_hash
-from burgersgd.recording import sinks
+from burgersgd.recording import mlflow_sink, sinks
 from burgersgd.recording.reading import read_config, read_metrics, read_status
 from burgersgd.training.fleet import Fleet
 
@@ -43,7 +46,7 @@ class Listener:
 @pytest.fixture(autouse=True)
 def listener(monkeypatch: pytest.MonkeyPatch) -> type[Listener]:
     monkeypatch.setattr(sinks, "_registered", {})
-    monkeypatch.setattr(sinks, "_told", set())
+    monkeypatch.setattr(sinks, "_reported", set())
     sinks.register("listener", Listener)
     Listener.told, Listener.raising = [], None
     return Listener
@@ -87,7 +90,7 @@ def test_a_sink_that_fails_costs_one_warning_and_no_run(
         results = train_fleet(configs, progress=False)
     assert [result.state for result in results] == ["completed"] * 3
     warned = [record.getMessage() for record in caplog.records if "trainer.sinks" in record.getMessage()]
-    assert warned == ["trainer.sinks: listener failed and is told nothing more: OSError: the tracker is"]
+    assert warned == ["trainer.sinks: listener failed and receives nothing more: OSError: the tracker is"]
     for seed in range(3):
         assert "listener failed" in (tmp_path / str(seed) / "log.txt").read_text()
         assert read_status(tmp_path / str(seed))["state"] == "completed"
@@ -136,14 +139,85 @@ def test_a_run_whose_sink_is_not_installed_here_goes_on_without_it(
     told.rows([{"evaluations": 1}])
     told.end("completed", {})
     assert [what for what, _ in Listener.told] == ["start", "rows", "end"]
-    assert "gone failed and is told nothing more: ValueError: there is no sink of that name here" in caplog.text
+    assert "gone failed and receives nothing more: ValueError: no sink of that name is registered" in caplog.text
 
 
 def test_without_its_package_mlflow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None if name == "mlflow" else find_spec(name))
     with pytest.raises(ConfigError, match=r"mlflow: needs the package mlflow-skinny: pip install '\.\[mlflow\]'"):
         train(config(tmp_path / "outputs", "mlflow"))
     assert not list(tmp_path.iterdir())
+
+
+def test_mlflow_is_told_numbers_at_their_evaluations_in_requests_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, Any]] = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            told.append(("uri", tracking_uri))
+
+        def get_experiment_by_name(self, name: str) -> None:
+            told.append(("experiment", name))
+
+        def create_experiment(self, name: str) -> str:
+            return f"id of {name}"
+
+        def search_runs(self, experiments: list[str], condition: str) -> list[Any]:
+            told.append(("search", (experiments, condition)))
+            return [SimpleNamespace(info=SimpleNamespace(run_id="old"))]
+
+        def delete_run(self, run: str) -> None:
+            told.append(("delete", run))
+
+        def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
+            told.append(("create", (experiment, run_name, tags)))
+            return SimpleNamespace(info=SimpleNamespace(run_id="new"))
+
+        def log_batch(self, run: str, params: Any = (), metrics: Any = ()) -> None:
+            told.append(("batch", (run, [*params], [(m.name, m.value, m.step) for m in metrics])))
+
+        def set_terminated(self, run: str, state: str) -> None:
+            told.append(("end", (run, state)))
+
+    entities = SimpleNamespace(
+        Metric=lambda name, value, now, step: SimpleNamespace(name=name, value=value, step=step),
+        Param=lambda name, value: (name, value),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(mlflow_sink, "MOST", 2)
+    monkeypatch.setattr(mlflow_sink, "MOST_PARAMS", 3)
+    sink = mlflow_sink.MlflowSink()
+    sink.start(tmp_path / "run", {"seed": 1, "optimizer": {"name": "sgd", "lr": 0.1}, "note": None})
+    params = [("seed", "1"), ("optimizer.name", "sgd"), ("optimizer.lr", "0.1"), ("note", "null")]
+    assert told == [
+        ("uri", f"sqlite:///{tmp_path / 'mlflow.db'}"),
+        ("experiment", "burgersgd"),
+        ("search", (["id of burgersgd"], f"tags.`burgersgd.folder` = '{tmp_path / 'run'}'")),
+        ("delete", "old"),
+        ("create", ("id of burgersgd", "run", {"burgersgd.folder": str(tmp_path / "run")})),
+        ("batch", ("new", params[:3], [])),
+        ("batch", ("new", params[3:], [])),
+    ]
+    told.clear()
+    sink.rows([{"evaluations": 0, "train_loss": None, "validation_loss": 2.5}])
+    sink.rows([{"evaluations": 7, "train_loss": 0.5, "validation_loss": math.nan, "temperature": 3, "epoch": 0.25}])
+    first, *later = [content for _, (_, _, content) in told]
+    assert first == [("validation_loss", 2.5, 0)]
+    assert later == [[("train_loss", 0.5, 7), ("temperature", 3.0, 7)], [("epoch", 0.25, 7)]]
+    told.clear()
+    sink.end("diverged", {"evaluations": 9, "test_error": 0.9, "test_loss": math.nan, "best_test_error": None})
+    assert told == [("batch", ("new", [], [("test_error", 0.9, 9)])), ("end", ("new", "FAILED"))]
+    told.clear()
+    sink.end("interrupted", {"evaluations": None, "test_error": 0.9})
+    assert told == [("batch", ("new", [], [("test_error", 0.9, 0)])), ("end", ("new", "KILLED"))]
+    for state in ("completed", "pruned"):
+        sink.end(state, {})
+        assert told[-1] == ("end", ("new", "FINISHED"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of packages that are not ours

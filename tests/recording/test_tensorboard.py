@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar_metadata
@@ -114,6 +115,31 @@ def test_hyperparameters_are_in_the_one_event_file_of_the_one_run(folder: RunFol
     end = metadata.parse_session_end_info_plugin_data(contents[metadata.SESSION_END_INFO_TAG])
     assert end.status == api_pb2.STATUS_SUCCESS
     assert start.start_time_secs <= end.end_time_secs < start.start_time_secs + 60
+
+
+def test_an_event_file_begins_with_the_version_of_its_format_and_says_it_once(folder: RunFolder) -> None:
+    folder.metrics({"evaluations": 10, **ROW})
+    folder.status("completed", **FINAL)
+    folder.close()
+    (file,) = event_files(folder.path)
+    events = list(EventFileLoader(str(file)).Load())
+    assert [event.file_version for event in events if event.file_version] == ["brain.Event:2"]
+    assert events[0].file_version == "brain.Event:2"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_errors_of_a_regression_are_called_rmse_from_the_first_row_to_the_last(folder: RunFolder, again: bool) -> None:
+    folder.regression = True
+    assert folder.rewind(None) == []
+    folder.metrics({"evaluations": 10, **ROW})
+    if again:
+        folder.checkpoint({"k": 1})
+        rows = folder.rewind(len(folder.table.text()))
+        assert [row["evaluations"] for row in rows] == [10]
+    folder.status("completed", **FINAL)
+    folder.close()
+    found = {tag for tag in tags(read(folder.path)) if "rror" in tag or "RMSE" in tag}
+    assert found == {"RMSE/validation", "test/RMSE"}
 
 
 @pytest.mark.parametrize("state", ["diverged", "failed"])

@@ -332,7 +332,7 @@ def test_an_interrupted_study_says_how_it_goes_on(
 
     monkeypatch.setattr(cells_module.Sweep, "run_here", interrupted)
     assert main(["study", "small", "--quick", "-q", "--name", "mine"]) == 75
-    assert "go on with: burgersgd study small --quick -q --name mine" in capsys.readouterr().err
+    assert "resume with: burgersgd study small --quick -q --name mine" in capsys.readouterr().err
     assert main(["study", "small", "--quick", "--name", "a/b"]) == 2
     assert "--name a/b: must be a folder's name" in capsys.readouterr().err
 

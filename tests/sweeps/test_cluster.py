@@ -12,15 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from burgersgd.config import ConfigError
 from burgersgd.recording.naming import job_name, same_job
+from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CONFIG, read_checkpoint, read_config, read_metrics, read_status
 from burgersgd.sweeps import cluster
 from burgersgd.sweeps.chunks import Job, Outcome, spread, train_chunk
-from burgersgd.sweeps.cluster import FleetRayLauncher, FleetSlurmLauncher
+from burgersgd.sweeps.cluster import ClusterLauncher, FleetRayConf, FleetRayLauncher, FleetSlurmConf, FleetSlurmLauncher
 from burgersgd.sweeps.sweep import Sweep
 from burgersgd.sweeps.workers import sendable
 from tests.conftest import small_config
@@ -306,3 +308,87 @@ def test_errors_come_back_from_another_process() -> None:
     odd = sendable(Outcome("failed", Path(), error=_OddError(1, 2))).error
     assert isinstance(odd, RuntimeError)
     assert str(odd) == "_OddError: 1 and 2"
+
+
+def test_a_chunk_that_was_lost_is_submitted_again_and_every_chunk_comes_once() -> None:
+    class Engine(ClusterLauncher):
+        """Trains nothing: the first attempt at the second chunk is lost."""
+
+        room = 2
+
+        def __init__(self) -> None:
+            self.submitted: list[list[Job]] = []
+
+        def start(self, chunks: Any) -> None: ...
+
+        def split(self, chunks: Any) -> list[list[Job]]:
+            return [*chunks]
+
+        def submit(self, chunks: Any) -> list[int]:
+            before = len(self.submitted)
+            self.submitted += chunks
+            return [*range(before, len(self.submitted))]
+
+        def ended(self, handles: Any) -> Any:
+            assert 0 < len(handles) <= self.room
+            return handles[:1]
+
+        def outcomes(self, handle: int, chunk: list[Job]) -> list[Outcome] | None:
+            assert self.submitted[handle] is chunk
+            return None if handle == 1 else [Outcome("completed", job.folder) for job in chunk]
+
+        def cancel(self, handles: Any) -> None:
+            raise AssertionError
+
+    chunks = [[Job(small_config(seed), Path(str(seed)), ())] for seed in range(3)]
+    engine = Engine()
+    ended = list(engine.train_chunks(chunks, SweepProgress(enabled=False)))
+    assert [chunk[0].config.seed for chunk in engine.submitted] == [0, 1, 2, 1]
+    assert [chunk[0].config.seed for chunk, _ in ended] == [0, 2, 1]
+    assert all(outcome.folder == job.folder for chunk, (outcome,) in ended for job in chunk)
+
+
+def test_a_task_works_where_the_command_does_if_that_folder_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of the command").mkdir()
+    at: list[Path] = []
+    monkeypatch.setattr("burgersgd.sweeps.chunks.train_chunk", lambda chunk: at.append(Path.cwd()) or [])
+    assert cluster.ChunkTask(tmp_path / "missing")([]) == []
+    assert cluster.ChunkTask(tmp_path / "of the command")([]) == []
+    assert at == [tmp_path, tmp_path / "of the command"]
+
+
+@pytest.mark.parametrize(("where", "waits"), [("local", 2), ("slurm", 0)])
+def test_jobs_on_this_machine_are_waited_for_when_they_are_cancelled(
+    where: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Saving:
+        """A job that is over at the third look."""
+
+        looks = 0
+        cancelled = False
+
+        def cancel(self, check: bool) -> None:
+            self.cancelled = not check
+
+        def done(self) -> bool:
+            assert self.cancelled
+            self.looks += 1
+            return self.looks > 2
+
+    slept: list[float] = []
+    monkeypatch.setattr(cluster, "_need", lambda package, launcher: None)
+    launcher, job = FleetSlurmLauncher(cluster=where), Saving()
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 100.0))
+    launcher.cancel([job])
+    assert job.cancelled
+    assert slept == [cluster.POLL_SECONDS] * waits
+
+
+def test_what_a_chunk_takes_where_nothing_is_said() -> None:
+    ray, slurm = FleetRayConf(), FleetSlurmConf()
+    assert (ray.num_cpus, ray.num_gpus, ray.max_retries, ray.address, ray.init) == (1.0, None, 3, None, {})
+    assert (slurm.cluster, slurm.cpus, slurm.gpus, slurm.mem_gb) == ("slurm", 1, None, None)
+    assert (slurm.timeout_min, slurm.max_timeouts, slurm.max_parallel, slurm.max_retries) == (60, 100, None, 3)

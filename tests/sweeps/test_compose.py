@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from burgersgd.config import CONF_DIR, ConfigError, SgdConfig
 from burgersgd.copies import plain_values
-from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, refusing, split_words
+from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, as_config_error, split_words
 
 KINDS = [
     [],
@@ -120,7 +120,7 @@ def test_numbers_are_put_into_a_copy_of_the_base_and_all_else_is_left_to_omegaco
             return str(error)
         return config if config is None else (config, repr(plain_values(config)))  # 1 is not 1.0
 
-    slowly = either(lambda: refusing(lambda: OmegaConf.to_object(composer.node(words))))
+    slowly = either(lambda: as_config_error(lambda: OmegaConf.to_object(composer.node(words))))
     for _ in range(2):
         assert either(lambda: composer.config(words)) == slowly
     with contextlib.suppress(ConfigError):

@@ -212,11 +212,19 @@ def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
 @pytest.mark.parametrize(
     ("words", "settings", "message"),
     [
-        (["model.width=9", *WORDS[1:]], {}, "sweep.name=s: is a search with model.width=8; use another name"),
-        ([*WORDS, "loss=logistic"], {}, "sweep.name=s: is a search with nothing of loss=logistic; use another name"),
-        ([*WORDS[:2], "optimizer=sgd,gd", WORDS[3]], {}, "is a search with optimizer=sgd adamw; use another name"),
-        (WORDS, {"objective": "best"}, "is a search with sweep.objective=last; use another name"),
-        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: is a search in other ranges: "),
+        (["model.width=9", *WORDS[1:]], {}, "different settings (model.width=8); choose another sweep.name"),
+        ([*WORDS, "loss=logistic"], {}, "different settings (without loss=logistic); choose another"),
+        (
+            [*WORDS[:2], "optimizer=sgd,gd", WORDS[3]],
+            {},
+            "different settings (optimizer=sgd adamw); choose another sweep.name",
+        ),
+        (
+            WORDS,
+            {"objective": "best"},
+            "sweep.name=s: the study was created with different settings (sweep.objective=last)",
+        ),
+        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: the study has other ranges ("),
         ([*WORDS, "output_root=elsewhere"], {}, None),
     ],
 )
@@ -296,7 +304,7 @@ def test_a_study_of_a_later_optuna_is_one_line(tmp_path: Path) -> None:
         study.execute("UPDATE alembic_version SET version_num = 'v9.0.0'")
         study.execute("UPDATE version_info SET schema_version = 99")
         study.commit()
-    with pytest.raises(ConfigError, match=r"cannot use sqlite:///.*optuna\.db: .*no longer compatible.*schema"):
+    with pytest.raises(ConfigError, match=r"sqlite:///.*optuna\.db: cannot be used: .*no longer compatible.*schema"):
         Search(space(), tmp_path)
 
 
@@ -305,7 +313,7 @@ def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureF
     capsys.readouterr()
     with claimed_elsewhere(FOLDER / "optuna.db"):
         _, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
-        assert error.endswith("optuna.db: another process is running this search")
+        assert "optuna.db: another process is running this search; wait until it ends" in error
     assert main([*SEARCH, "sweep.name=s"]) == 0  # a dead process holds nothing
 
 
@@ -359,7 +367,7 @@ def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(
     assert not any(math.isnan(trial.value) for trial in after)
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 8
     assert main(["train", "--multirun", *words, "model.depth=1", *search]) == 2
-    assert "is a search with nothing of model.depth=1; use another name" in capsys.readouterr().err
+    assert "different settings (without model.depth=1); choose another sweep.name" in capsys.readouterr().err
 
 
 def test_a_trial_that_another_process_trains_stays_open(
@@ -454,4 +462,4 @@ def test_without_optuna_a_search_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
-    assert "sweep.sampler=optuna: needs Optuna, pip install optuna" in capsys.readouterr().err
+    assert "sweep.sampler=optuna: needs the package optuna: pip install optuna" in capsys.readouterr().err

@@ -55,13 +55,13 @@ def test_what_is_said_of_a_key_counts_for_the_optimizers_that_have_it() -> None:
         (["sweep.spaces={sgd: {optimizer.gamma: '1,2'}}"], "sweep.spaces.sgd: optimizer.gamma is no key of"),
         (["sweep.spaces={sgd: {model.width: '1,2'}}"], "sweep.spaces.sgd: model.width is no key of optimizer=sgd"),
         (["sweep.spaces={sdg: {optimizer.lr: '1,2'}}"], "sweep.spaces: optimizer=sdg: .*did you mean sgd"),
-        ([SPACES, "sweep.sampler=sobol", "optimizer=sgd"], "optimizer=sgd: sweep.spaces says which optimizers"),
+        ([SPACES, "sweep.sampler=sobol", "optimizer=sgd"], "optimizer=sgd: must be left out, since sweep.spaces lists"),
         ([SPACES, "sweep.sampler=sobol", "optimizer.gamma=1"], "optimizer.gamma: none of the optimizers"),
         ([SPACES, "sweep.sampler=optuna"], "sweep.sampler=optuna: does not go with sweep.spaces"),
-        ([SPACES], "has no use for a range"),
+        ([SPACES], "a range needs sweep.sampler="),
         (
             ["sweep.spaces={sgd: {optimizer.lr: '1,2'}, langevin: {optimizer.lr: '0.1,0.2,0.3'}}"],
-            "must have as many trials: sgd has 2, langevin has 3",
+            "must have equally many trials: sgd has 2, langevin has 3",
         ),
     ],
 )

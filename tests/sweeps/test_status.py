@@ -133,7 +133,7 @@ def test_what_is_not_there_is_one_line(outputs: Path) -> None:
     with pytest.raises(RunFolderError, match="outputs: there is no such folder"):
         status([])
     outputs.mkdir()
-    with pytest.raises(RunFolderError, match="outputs: no run and no sweep is there"):
+    with pytest.raises(RunFolderError, match="outputs: must be the folder of a run or a sweep"):
         status([])
 
 

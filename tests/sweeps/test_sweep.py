@@ -276,10 +276,10 @@ def chunks_launcher() -> Any:
         (["optimizer=local_entropy,sgd", "optimizer.nu=0.1"], "job 2 of 2 (optimizer=sgd): optimizer.nu: no such key"),
         (["model.width=8,0", "seed=1,2"], "job 3 of 4 (model.width=0 seed=1): model.width=0: must be >= 1"),
         (["trainer.batch_size=9,5000"], "job 2 of 2 (trainer.batch_size=5000): trainer.batch_size=5000: must be <= 10"),
-        (["optimizer.lr=interval(0.1,1)"], "sweep.sampler=grid has no use for a range"),
+        (["optimizer.lr=interval(0.1,1)"], "a range needs sweep.sampler=random"),
         (["optimizer.lr=interval(-1,1)", "sweep.sampler=sobol"], "optimizer.lr=-"),
         (["seed=range(1000000000)"], "seed=range(1000000000): has too many values, must be <= 50,000"),
-        (["seed=range(0)"], "seed=range(0): has no values, there is nothing to train"),
+        (["seed=range(0)"], "seed=range(0): must have at least one value"),
         (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "as many values: seed has 2, model.width"),
         (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: what describes the sweep cannot vary in it"),
         (["sweep=seeds,tuning"], "sweep=seeds,tuning: what describes the sweep cannot vary in it"),
@@ -393,3 +393,27 @@ def test_what_other_launchers_send_to_their_processes_can_be_pickled(monkeypatch
     for words in (("hydra/launcher=basic",), ("hydra/launcher=basic", "hydra/sweeper=basic")):
         assert sweep(*SGD, "seed=1,2", f"sweep.name=s{len(sent)}", *words) == 0
     assert len(sent) == 2
+
+
+def test_an_error_is_kept_without_the_frames_that_it_and_its_causes_came_through() -> None:
+    def failing(error: Exception, cause: Exception | None) -> None:
+        raise error from cause
+
+    raised: list[Exception] = []
+    for error in (KeyError("first"), ValueError("second"), TypeError("third")):
+        try:
+            failing(error, raised[-1] if raised else None)
+        except Exception as met:
+            raised.append(met)
+    assert all(error.__traceback__ is not None for error in raised)
+    assert chunks.without_frames(raised[-1]) is raised[-1]
+    assert [error.__traceback__ for error in raised] == [None] * 3
+    assert raised[2].__cause__ is raised[1]
+
+
+def test_a_job_that_was_not_trained_has_spent_nothing() -> None:
+    outcome = Outcome("failed", Path("x"))
+    assert (outcome.evaluations, outcome.seconds, outcome.error) == (0, 0.0, None)
+    assert math.isnan(outcome.validation_error)
+    assert math.isnan(outcome.best_validation_error)
+    assert math.isnan(outcome.test_error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +22,10 @@ from burgersgd.interruption import Interrupted, interruptible
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
 from burgersgd.recording.warned import said_once
-from burgersgd.sweeps import planning
+from burgersgd.sweeps import planning, workers
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, train_chunk
 from burgersgd.sweeps.planning import LocalTrainer, best_size
-from burgersgd.sweeps.workers import Pool
+from burgersgd.sweeps.workers import Pool, WorkerDiedError
 from tests.conftest import small_config
 
 LONG = TrainerConfig(budget=10_000_000, batch_size=30, compile="off", log_every=100, checkpoint_every=100)
@@ -274,3 +277,107 @@ def test_what_workers_warn_of_is_logged_once_by_the_process_that_started_them(
         assert len(list(pool.train(chunks, SweepProgress(enabled=False)))) == 4
     assert [text[:25] for text in caplog.messages] == ["lr / gamma reaches 2 >= 2"]
     assert capfd.readouterr().err == ""
+
+
+class Scripted(workers._Worker):
+    """A worker without a process: it answers what it is to be asked with what it is told beforehand, or is dead."""
+
+    def __init__(self, *answers: tuple[Any, ...], code: int = 0, dies: bool = False) -> None:
+        self.connection, self.theirs = multiprocessing.Pipe()
+        self.process: Any = SimpleNamespace(exitcode=code, join=lambda seconds: None)
+        self.chunk, self.counted = None, 0
+        for answer in answers:
+            self.theirs.send(answer)
+        if dies:
+            self.theirs.close()
+
+
+def pool_with(*scripted: Scripted, again: tuple[Scripted, ...] = ()) -> Pool:
+    """Return a pool of given workers; the others take the place of those that die."""
+    pool, later = Pool(0, threads=1), list(again)
+    pool.n, pool.workers = len(scripted), list(scripted)
+    pool._start = lambda i: later.pop(0)  # pyright: ignore[reportAttributeAccessIssue]
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "seen"),
+    [
+        ({}, "4,7", [None, None, None]),
+        ({"gpus": False}, "", [None, None, None]),
+        ({"gpus": True}, "4,7", ["4", "7", "4"]),
+        ({"gpus": True}, "", ["0", "1", "2"]),
+    ],
+)
+def test_each_worker_has_its_threads_and_sees_a_gpu_of_its_own_where_there_are_any(
+    gpus: dict[str, bool], visible: str, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(workers, "_Worker", lambda threads, gpu: (threads, gpu))
+    assert Pool(3, 5, **gpus).workers == [(5, gpu) for gpu in seen]
+
+
+def test_the_rate_of_a_pool_is_the_mean_of_its_workers_while_all_of_them_train(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = Scripted(("logged", logging.WARNING, "%s", "look out"), ("measured", 10.0))
+    second = Scripted(("measured", 30.0))
+    pool, config = pool_with(first, second), small_config()
+    assert pool.measure([config], 0.25) == 20.0
+    assert caplog.messages == ["look out"]
+    assert [worker.theirs.recv() for worker in (first, second)] == [("measure", [config], 0.25)] * 2
+    with pytest.raises(MemoryError, match="too large"):
+        pool_with(Scripted(("measured", 1.0)), Scripted(("measured", MemoryError("too large")))).measure([config], 0.25)
+    dead = pool_with(Scripted(code=-signal.SIGKILL, dies=True), again=(Scripted(("measured", 5.0)),))
+    with pytest.raises(WorkerDiedError, match=r"^was killed by SIGKILL$"):
+        dead.measure([config], 0.25)
+    assert dead.measure([config], 0.25) == 5.0  # another one has its place
+
+
+@pytest.mark.parametrize(("code", "how"), [(-signal.SIGKILL, "was killed by SIGKILL"), (3, "ended with exit code 3")])
+def test_a_chunk_whose_worker_dies_twice_has_failed_and_counts_nothing(tmp_path: Path, code: int, how: str) -> None:
+    chunk, progress = jobs(tmp_path, range(2)), SweepProgress(enabled=False)
+    progress.expect(2, 100)
+    again = Scripted(("progress", 20, 0.5, True), code=code, dies=True)
+    pool = pool_with(Scripted(("progress", 30, None, True), dies=True), again=(again,))
+    ((ended, outcomes),) = pool.train([chunk], progress)
+    assert ended is chunk
+    assert [(outcome.state, outcome.folder) for outcome in outcomes] == [("failed", job.folder) for job in chunk]
+    said = f"its worker process {how}, twice; the system may be out of memory"
+    assert [str(outcome.error) for outcome in outcomes] == [said] * 2
+    assert progress._evaluations == 0
+
+
+def test_how_long_a_measurement_may_take_is_a_share_of_what_the_workers_train() -> None:
+    group = planning.Group("g", [None] * 4, [], None, 0, 1.0)  # pyright: ignore[reportArgumentType]
+    assert group.look_seconds(0) == group.look_seconds(1) == pytest.approx(0.03 * 4.0 / 5)
+    assert group.look_seconds(2) == pytest.approx(0.03 * 2.0 / 5)
+    group.seconds_per_run = 1e3
+    assert group.look_seconds(1) == 0.1
+
+
+def test_the_memory_of_a_run_is_looked_at_where_vectors_or_batches_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "run_bytes", lambda prepared: 77)
+    monkeypatch.setattr(planning, "available_memory", lambda device: 10**9)
+
+    def looked_at(d: int, batch_size: int, runs: int) -> bool:
+        problem = SimpleNamespace(d=d, inputs=SimpleNamespace(device="cpu"))
+        prepared = SimpleNamespace(problem=problem, batch_size=batch_size, configs=[None] * runs)
+        return planning._run_bytes_if_they_matter(prepared) == 77  # pyright: ignore[reportArgumentType]
+
+    assert not looked_at(d=100, batch_size=10, runs=100)
+    assert looked_at(d=100, batch_size=10, runs=10_000)
+    assert looked_at(d=1_000_000, batch_size=1, runs=1)  # 256 MB of vectors
+    assert looked_at(d=10, batch_size=20_000, runs=1)
+
+
+def test_a_short_sweep_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(planning, "Pool", started)
+    trainer = LocalTrainer(SweepConfig())
+    groups, _ = trainer._groups(planning.Memory(tmp_path), jobs(tmp_path, range(3)), set())
+    assert trainer._start_workers(groups) == 1
+    assert LocalTrainer(SweepConfig(workers=1))._start_workers(groups) == 1

@@ -158,8 +158,12 @@ def test_shapes_follow_x() -> None:
         (lambda: cole_hopf.travelling_shock(0, 1, 0.1, 0, 1), r"must have w_left >= w_right"),
         (lambda: cole_hopf.phi_from_psi([1, -1], 0.1), r"psi=-1: must be > 0"),
         (lambda: cole_hopf.w([0, math.inf], 1, 0.1, lambda y: y), r"x: 1 values are not finite \(first at index 1\)"),
-        (lambda: cole_hopf.w(0, 1, 0.1, lambda y: y * math.nan), r"loss: is not a number"),
-        (lambda: cole_hopf.w(0, 1, 0.1, lambda y: -(y**2)), r"loss: must be finite and not fall like"),
+        (lambda: cole_hopf.w(0, 1, 0.1, lambda y: y * math.nan), r"loss: must be finite at every x, is not at x=0"),
+        (
+            lambda: cole_hopf.w(0, 1, 0.1, lambda y: np.where(y > 0.2, math.nan, y)),
+            r"loss: must be a number",
+        ),
+        (lambda: cole_hopf.w(0, 1, 0.1, lambda y: -(y**2)), r"loss: must rise far away"),
         (lambda: cole_hopf.antiderivative(np.sin, 1, 0), r"must have left < right"),
     ],
 )

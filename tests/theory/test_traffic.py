@@ -41,14 +41,6 @@ def test_the_fan_of_a_green_light_without_viscosity() -> None:
     np.testing.assert_allclose(traffic.riemann_solution(x, t, 120, 0, 0, **ROAD), 60 * (1 - x / (1.7 * t)), rtol=1e-13)
 
 
-def test_the_queue_at_a_red_light_grows_at_the_speed_of_the_shock() -> None:
-    t, front = 2.0, 2.0 * traffic.shock_speed(48, 120, **ROAD)
-    left, middle, right = traffic.riemann_solution([front - 1, front, front + 1], t, 48, 120, 0.01, **ROAD)
-    assert left == pytest.approx(48, abs=1e-10)
-    assert middle == pytest.approx(84, abs=1e-10)  # the mean of both sides
-    assert right == pytest.approx(120, abs=1e-10)
-
-
 def test_small_viscosity_approaches_the_entropy_solution() -> None:
     x = np.linspace(-2, 2, 401)
     for left, right in ((48.0, 120.0), (120.0, 0.0), (100.0, 30.0)):

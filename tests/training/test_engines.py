@@ -26,7 +26,9 @@ from tests.conftest import small_config
 from tests.training.test_codegen import RULES, block
 
 
-@pytest.mark.parametrize("engine", ["eager", "native", "native_update"])
+@pytest.mark.parametrize(
+    "engine", ["eager", "graphed", "native", "native_update", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 def test_a_dropped_fleet_is_freed_at_once(engine: str) -> None:
     prepared = prepare([small_config(seed=s) for s in range(2)])
     prepared.engine = engine
@@ -159,5 +161,5 @@ def test_where_the_compiler_fails_the_steps_go_on_without_it(
             f.advance(9)
     assert torch.equal(compiled.x, eager.x)
     assert torch.equal(compiled.runs.loss_sum, eager.runs.loss_sum)
-    message = "torch.compile failed (CppCompileError: C++ compile error): going on without it, equal to rounding only"
+    message = "torch.compile failed (CppCompileError: C++ compile error): continuing without it, equal to rounding only"
     assert [record.getMessage() for record in caplog.records] == [message]

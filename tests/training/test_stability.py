@@ -36,6 +36,7 @@ from burgersgd.training.stability import (
     lr_gamma_warning,
     lr_gamma_warnings,
     settings_at,
+    settings_over,
     stability_hint,
     top_eigenvalue,
 )
@@ -380,3 +381,14 @@ def test_adamw_has_no_such_bound() -> None:
     assert divergence_hint(fleet, 0, int(fleet.diverged_at[0]), fleet.x[0]).startswith(
         "no bound on lr is known for this optimizer"
     )
+
+
+def test_settings_at_many_evaluations_are_those_at_each_of_them() -> None:
+    configs: list[OptimizerConfig] = [
+        LocalEntropyConfig(lr=lr, gamma=0.5, gamma_scoping=0.01, gamma_min=0.1) for lr in (0.4, 1.2, 0.6)
+    ]
+    fleet = fleet_of(configs, CosineScheduleConfig(), 200)
+    evaluations = [0, 3, 50, 199]
+    assert settings_over(fleet, evaluations) == [settings_at(fleet, evaluation) for evaluation in evaluations]
+    assert len({settings[1] for settings in settings_over(fleet, evaluations)}) == 4
+    assert settings_over(fleet_of([AdamWConfig()]), evaluations) == []

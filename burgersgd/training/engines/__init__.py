@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from burgersgd.training.engines.compiled import Compiled, Graphed
 from burgersgd.training.engines.eager import Task, make_eager
@@ -16,6 +16,7 @@ from burgersgd.training.state import RunState
 __all__ = ["ENGINES", "Engine", "Kind", "Task", "make_engine"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Advances a state by gradient evaluations."""
 

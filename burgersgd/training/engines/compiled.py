@@ -6,25 +6,24 @@ import functools
 import itertools
 import logging
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from burgersgd import native
 from burgersgd.training.engines.eager import OneByOne, Task, make_eager, meant_norm
+from burgersgd.training.engines.graphs import Capture
 from burgersgd.training.gradients import clipped, functional_gradient
-from burgersgd.training.inputs import Inputs
+from burgersgd.training.inputs import BLOCK, Inputs
 from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState, assign, limit_after
 
 _log = logging.getLogger("burgersgd")
 
 _PROGRAM_NUMBERS = itertools.count()
-WARM_UP = 3
-"""Steps before a CUDA graph is captured; torch asks for a few, which settle libraries and memory."""
 
 
 @functools.cache
@@ -50,17 +49,30 @@ def _next_to_nothing(x: Tensor) -> Tensor:
     return x + 1
 
 
+class Piece(NamedTuple):
+    """Steps that are replayed at once: batches of one size, ends of cycles among them."""
+
+    size: int
+    """Examples in a batch."""
+    steps: int
+    every: int
+    """A cycle ends after every so many of them; 0: none does."""
+
+
 class Compiled:
     """The engine that puts the whole gradient step under torch.compile: forward, backward, update, written in place.
 
     Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
-    device. On CUDA one step is captured as a graph and replayed. There is one program for each batch size (a short
-    last batch). The end of a cycle is part of the program where every step ends one, and else done in PyTorch.
-    Where the compiler fails, the steps are taken one by one in PyTorch, and that is said once.
+    device. There is one program for each batch size (a short last batch). The end of a cycle is part of the program
+    where every step ends one, and else done in PyTorch. On CUDA a step and the end of its cycle, of single runs up to a
+    block of steps, are captured as a graph and replayed. Where the compiler fails, the steps are taken one by one in
+    PyTorch, and that is said once.
     """
 
     draws_noise = False
     compiles = True
+    repaid_after = 2000
+    """Steps that repay the capture of one step (docs/benchmarks.md): graphs hold no more than the budget repays."""
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
         self.task, self.state, self.inputs = task, state, inputs
@@ -68,38 +80,89 @@ class Compiled:
         inputs.in_place = True
         self.position = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
-        self.programs: dict[int, Callable[[], None]] = {}
+        self.steps: dict[int, Callable[[], None]] = {}
+        """A step by the size of its batch."""
+        self.graphs: dict[Piece, Callable[[], None]] = {}
+        self.capture = Capture(inputs.device)
+        self.most = max(1, min(BLOCK, inputs.budget // self.repaid_after)) if inputs.n_runs == 1 else 1
+        """Steps of a graph, at most: one for several rows, which are slower with more; replicas die together."""
         self.otherwise: OneByOne | None = None
         """The engine that computes the steps after the compiler has failed."""
         self._expected = -1  # the step that the counters on the device stand at
 
     def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
-        """Spend gradient evaluation number `first`; return the next number. The state is that of the construction."""
+        """Spend gradient evaluations from number `first`, one of them on the CPU and as many as a graph holds on CUDA.
+
+        Return the next number. The state is that of the construction.
+        """
         if self.otherwise is not None:
             return self.otherwise.advance(state, inputs, first, stop)
-        if first == inputs.block.first or first != self._expected:
-            self.position.fill_(first - inputs.block.first)
-            self.step.fill_(first)
         size = inputs.size(first)
-        if size not in self.programs:
+        if size not in self.steps:
             try:
-                self.programs[size] = self._program(size)
-                self.programs[size]()
+                self.steps[size] = self._settled(self._program(size))
             except Exception as error:  # of dynamo, of the compiler, of the system; nothing has been computed yet
                 if inputs.device.type != "cpu":
                     raise
                 reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
-                _log.warning("torch.compile failed (%s): going on without it, equal to rounding only", reason)
+                _log.warning("torch.compile failed (%s): continuing without it, equal to rounding only", reason)
                 self.otherwise = make_eager(self.task, state, inputs)
                 return self.otherwise.advance(state, inputs, first, stop)
+        if first == inputs.block.first or first != self._expected:
+            self.position.fill_(first - inputs.block.first)
+            self.step.fill_(first)
+        piece = self._piece(first, stop if self.captures else first + 1)
+        if not self.captures:
+            self._launch(piece)
         else:
-            self.programs[size]()
-        self._expected = first + 1
-        rule = self.task.rule
-        if rule.gradients_per_cycle > 1 and (first + 1) % rule.gradients_per_cycle == 0:
-            # The host does not know who is alive.
-            assign(state.rule, end_cycle(rule, inputs.row(first), state.rule), state.alive)
-        return first + 1
+            if piece not in self.graphs:
+                self.graphs[piece] = self.capture(functools.partial(self._launch, piece))
+            self.graphs[piece]()
+        self._expected = first + piece.steps
+        return self._expected
+
+    def _piece(self, first: int, stop: int) -> Piece:
+        """Return the next steps: whole cycles, or steps of one cycle, a power of two of either, so that few do."""
+        size, cycle = self.inputs.size(first), self.task.rule.gradients_per_cycle
+        stop = next((k for k in range(first + 1, stop) if self.inputs.size(k) != size), stop)
+        left, n = cycle - first % cycle, min(stop - first, self.most)
+        if left == cycle <= n:
+            n, every = cycle * _power_of_two(n // cycle), cycle
+        else:
+            n = _power_of_two(min(n, left))
+            every = n if n == left else 0
+        return Piece(size, n, every if cycle > 1 else 0)
+
+    def _launch(self, piece: Piece) -> None:
+        """Take the steps of a piece."""
+        for k in range(piece.steps):
+            self.steps[piece.size]()
+            if piece.every and (k + 1) % piece.every == 0:
+                self._end_cycle()
+
+    def _end_cycle(self) -> None:
+        """Do rule.end_cycle after a step, whose coefficients are those before the position, for the living runs."""
+        row = self.inputs.block.coefficients.index_select(0, self.position - 1)[0]
+        c = self.inputs.joined(row.unbind(0))
+        assign(self.state.rule, end_cycle(self.task.rule, c, self.state.rule), self.state.alive)
+
+    def _settled(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Return the step after it has been taken and undone, so that it is compiled and libraries are set up.
+
+        It is taken from the position 0 of the block, because several steps from its end would read beyond it.
+        """
+        counters, records = (self.position, self.step), self.state.records().values()
+        changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
+        saved = [tensor.clone() for tensor in changed]
+        self.position.zero_()
+        if self.captures:
+            with_end = self.task.rule.gradients_per_cycle > 1
+            self.capture.warm_up(lambda: (step(), self._end_cycle() if with_end else None))
+        else:
+            step()
+        for tensor, value in zip(changed, saved, strict=True):
+            tensor.copy_(value)
+        return step
 
     def _program(self, size: int) -> Callable[[], None]:
         problem, rule, clip_norm, factor = self.task
@@ -152,10 +215,7 @@ class Compiled:
         if self.captures:  # else the forms of sums are chosen by a clock, anew in every process
             options["deterministic"] = True
         program = torch.compile(own, fullgraph=True, dynamic=False, options=options) if self.compiles else one_step
-        if not self.captures:
-            return lambda: program(*arguments)
-        changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
-        return captured(lambda: program(*arguments), changed, self.position)
+        return lambda: program(*arguments)
 
 
 class Graphed(Compiled):
@@ -165,26 +225,9 @@ class Graphed(Compiled):
     """
 
     compiles = False
+    repaid_after = 10_000
 
 
-def captured(step: Callable[[], None], changed: Sequence[Tensor], position: Tensor) -> Callable[[], None]:
-    """Return what replays a step as a CUDA graph; the tensors that it changes are as before.
-
-    The step is taken three times first, as capture needs it: from the position 0 of the block, because three steps from
-    its end would read beyond it.
-    """
-    saved = [tensor.clone() for tensor in changed]
-    position.zero_()
-    with torch.cuda.device(position.device):  # streams and graphs belong to the current device
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
-            step()
-        for tensor, value in zip(changed, saved, strict=True):
-            tensor.copy_(value)
-    return graph.replay
+def _power_of_two(n: int) -> int:
+    """Return the largest power of two up to n."""
+    return 1 << (n.bit_length() - 1)

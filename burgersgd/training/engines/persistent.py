@@ -36,7 +36,7 @@ from burgersgd.training.state import RunState
 _log = logging.getLogger("burgersgd")
 
 THREADS = {1: 512, 2: 384}
-"""Of a block, where so many share a multiprocessor: the fastest numbers on an H100 (docs/benchmarks.md)."""
+"""Number of blocks that share a multiprocessor -> threads of a block, the fastest on an H100 (docs/benchmarks.md)."""
 CHUNKS = (32, 16, 8)
 """Examples whose activations are in shared memory at once: the largest number that fits."""
 RESERVED = 1024
@@ -256,6 +256,6 @@ def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent |
         code = cuda.cubin("cycles", text, cuda.architecture(device))
         kernel = cuda.Kernel(code, "cycles", device, plan.threads, plan.shared_bytes)
     except (OSError, cuda.CudaError) as error:
-        _log.warning("the CUDA kernel is not used: %s; going on with CUDA graphs, equal to rounding only", error)
+        _log.warning("the CUDA kernel is not used: %s; continuing with CUDA graphs, equal to rounding only", error)
         return Graphed(task, state, inputs)
     return Persistent(task, state, inputs, kernel)

@@ -1,4 +1,4 @@
-"""The best x of every run of a fleet, by validation."""
+"""Keeps the best x of every run of a fleet by validation error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from burgersgd.training.fleet import Fleet, Point
 
 
 class Best:
-    """The best x of every run so far: lowest validation error; of equal ones the lowest loss, then the latest point.
+    """The best x of every run so far, by lowest validation error, then by lowest loss, then the latest.
 
-    On a small validation part many points share the lowest error; the earliest of them is the worst choice.
+    On a small validation part many points share the lowest error, and the earliest of them is the worst choice.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -24,7 +24,7 @@ class Best:
         self.at = torch.zeros(fleet.n_runs, dtype=torch.int64)
 
     def update(self, point: Point, fleet: Fleet) -> None:
-        """Look at a point that was validated."""
+        """Update the best x by a point; points without a validation error are ignored."""
         if point.validation_error is None:
             return
         assert point.validation_loss is not None
@@ -39,10 +39,10 @@ class Best:
         torch.where(better.to(self.x.device)[:, None], fleet.x, self.x, out=self.x)
 
     def snapshot(self, run: int) -> dict[str, Tensor]:
-        """Return what is kept of one run."""
+        """Return the data of one run, on the CPU."""
         return {"x": self.x[run].cpu().clone(), "error": self.error[run], "loss": self.loss[run], "at": self.at[run]}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from the snapshots of all runs."""
+        """Restore the snapshots of all runs, in their order."""
         for name in ("x", "error", "loss", "at"):
             getattr(self, name).copy_(torch.stack([snapshot[name] for snapshot in snapshots]))

@@ -1,4 +1,4 @@
-"""Loss and error of R runs on a part of the data, always at x."""
+"""Evaluates loss and error of R runs on a part of the data, always at x."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from burgersgd.training.gradients import split
 from burgersgd.training.native_gradient import NativeGradient
 
 CHUNK = 4096
-"""Examples evaluated at once."""
+"""Largest number of examples evaluated at once."""
 EXAMPLES_OF_ALL_RUNS = 1 << 18
-"""Examples of all runs that a GPU evaluates at once: a fleet that fits into memory for training must fit here, too."""
+"""Largest number of examples, summed over the runs, that a GPU evaluates at once; this bounds the memory needed."""
 
 
 def is_guessing(error: float, guess: float, n: int, classification: bool) -> bool:
-    """Whether an error measured on n examples is not clearly below that of the best answer that looks at no input.
+    """Whether an error measured on n examples is not clearly below `guess`, that of the best constant prediction.
 
-    Classification: less than two binomial standard errors below it. Regression: less than 1 % below it, which a
-    constant a little off the mean may be by chance. An error that is not a number is no better than guessing.
+    Classification: it is less than two binomial standard errors below it. Regression: it is less than 1 % below it, a
+    difference that a constant close to the mean may have by chance. An error of NaN counts as guessing.
     """
     margin = 2 * math.sqrt(guess * (1 - guess) / n) if classification else 0.01 * guess
     return not error < guess - margin
@@ -45,16 +45,16 @@ class Evaluator:
     labels: Tensor
     targets: Tensor
     scale: Float[Tensor, " outputs"] | None = None
-    """The original unit of one unit of standardized targets; errors are reported in the original unit."""
+    """Size of one unit of the standardized targets in the original units, in which errors are reported."""
     native: bool = False
-    """Whether the C kernel of the native engine evaluates."""
+    """Whether to evaluate by the C kernel of the native engine."""
 
     buffers_at: Callable[[Tensor], dict[str, Tensor]] | None = None
-    """x ``[d]`` of one run -> the model's buffers there, for models that have any."""
+    """Function from x ``[d]`` of one run to the model's buffers at x, for models that have buffers."""
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "runs d"]) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-        """Return mean loss and error of every run: the share of wrong classes, or in regression the RMSE.
+        """Return the mean loss and the error of every run: the fraction of wrong classes, or in regression the RMSE.
 
         The RMSE of k outputs is sqrt(mean of the squared differences over examples and outputs): it does not grow
         with k, and predicting the mean of standardized targets gives 1.
@@ -63,7 +63,7 @@ class Evaluator:
             loss, error = self._native_sums(x)
         elif (
             x.device.type == "cpu" or x.shape[0] == 1 or not self.model.batched
-        ):  # run by run: the numbers do not depend on the other runs
+        ):  # one run at a time, so that its numbers do not depend on the other runs
             results = [self._sums(run) for run in x]
             loss, error = (torch.stack(sums) for sums in zip(*results, strict=True))
         else:
@@ -73,7 +73,7 @@ class Evaluator:
 
     @functools.cached_property
     def _kernels(self) -> dict[tuple[int, int], NativeGradient]:
-        """(number of runs, number of threads) -> the C kernel that evaluates them, allocated once."""
+        """The C kernels for evaluation by (number of runs, number of threads), each allocated once."""
         return {}
 
     def _native_sums(self, x: Tensor) -> tuple[Tensor, Tensor]:

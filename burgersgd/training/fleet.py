@@ -1,4 +1,4 @@
-"""R runs that train together: their state, the inputs of their steps, the engine, and the loop over the budget."""
+"""Trains R runs together: their state, the inputs of their steps, the engine, and the loop over the budget."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Fleet:
 
     x0 is ``[runs, d]``; hyper and schedule_hyper hold float64 ``[runs, 1]`` on the CPU; seeds is int64 ``[runs]``. All
     randomness comes from streams keyed by (seed, purpose, step): a run draws the same numbers in any fleet.
-    engine is a name of training/engines; clip_norm the longest gradient, None for no clipping; a run whose loss exceeds
-    explosion_factor times max(1, its first loss) has diverged.
+    engine is a name in training/engines; gradients longer than clip_norm are scaled down to it, None for no clipping; a
+    run whose loss exceeds explosion_factor times max(1, its first loss) has diverged.
     """
 
     problem: Problem
@@ -54,9 +54,9 @@ class Fleet:
         """Set up the state of all runs at x0 ``[runs, d]``. Raises ValueError for a rule that breaks its contract."""
         self.n_runs, self.d = x0.shape
         self.points = self.rule.replicas or 1
-        """Gradient evaluations of a run in one step: its replicas."""
+        """Number of gradient evaluations of a run in one step: one per replica."""
         self.step = 0
-        """Steps that every run has taken."""
+        """Number of steps that every run has taken."""
         self._latest: tuple[int, Any] | None = None  # a step, and its coefficients
         check_attributes(self.rule)
         x = x0.repeat_interleave(self.points, dim=0)
@@ -67,12 +67,12 @@ class Fleet:
         given = {name: value._version for name, value in self.hyper.items()}
         xi = self.inputs.normals(first=0, n_steps=1)  # number 0 of the noise stream belongs to the initial state
         rule_state = self.rule.init(x, None if xi is None else xi[0])
-        _ = self.inputs.wide  # refuses coefficients that it could not keep
+        _ = self.inputs.wide  # raises for coefficients that would have to change
         c = self.inputs.row_of(0)
         if any(value._version != given[name] for name, value in self.hyper.items()):
             raise ValueError(f"{type(self.rule).__name__}.coefficients: writes into its arguments")
         check_rule(self.rule, c, rule_state)
-        buffers = None  # of every row: replicas gather statistics of their own
+        buffers = None  # by row: every replica has its own statistics
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
         self.runs = RunState.start(rule_state, self.points, buffers)
@@ -84,32 +84,32 @@ class Fleet:
 
     @property
     def state(self) -> Any:
-        """The state of the rule; its tensors keep their place and are written in place."""
+        """The state of the rule; its tensors keep their place in memory and are written in place."""
         return self.runs.rule
 
     @property
     def x(self) -> Float[Tensor, "runs d"]:
-        """The slow points, which are evaluated and saved."""
+        """The points that are evaluated and saved: the slow points of local_entropy."""
         return evaluate_at(self.rule, self.runs.rule)
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations that every run has spent."""
+        """Number of gradient evaluations that every run has spent."""
         return self.step * self.points
 
     @evaluations.setter
     def evaluations(self, spent: int) -> None:
-        """Set the position in the budget; the state stays the same."""
+        """Set the position in the budget without changing the state."""
         self.step = spent // self.points
 
     @property
     def evaluations_per_cycle(self) -> int:
-        """Gradient evaluations of a run from one end of a cycle to the next."""
+        """Number of gradient evaluations of a run from one end of a cycle to the next."""
         return self.rule.gradients_per_cycle * self.points
 
     @property
     def evaluations_per_epoch(self) -> int:
-        """Gradient evaluations in which every point of a run goes through the training data once."""
+        """Number of gradient evaluations in which every point of a run passes through the training data once."""
         return self.batches.evaluations_per_epoch * self.rule.gradients_per_batch * self.points
 
     @property
@@ -124,7 +124,7 @@ class Fleet:
 
     @property
     def diverged_at(self) -> Int[Tensor, " runs"]:
-        """Number of the gradient evaluation that ended a run, -1 where none did."""
+        """Number of the gradient evaluation at which a run diverged; -1 where it has not."""
         return (self.runs.of_runs(self.runs.diverged_at) + 1) * self.points - 1
 
     @property
@@ -148,13 +148,13 @@ class Fleet:
         return c if self.points == 1 else type(c)(*(field[:: self.points] for field in c))
 
     def _coefficients(self, step: int) -> Any:
-        """Return the coefficients of a step, which a row of metrics asks for twice."""
+        """Return the coefficients of a step, cached, because a row of metrics needs them twice."""
         if self._latest is None or self._latest[0] != step:
             self._latest = step, self.inputs.coefficients_at(step)
         return self._latest[1]
 
     def coefficients_at(self, evaluation: int) -> dict[str, Tensor]:
-        """Return the coefficients of one evaluation by name, ``[runs]`` each; without those ``[runs, d]``."""
+        """Return the coefficients of one evaluation by name, each ``[runs]``; those ``[runs, d]`` are left out."""
         c = self.exact_at(evaluation)
         return {name: field[:, 0] for name, field in zip(c._fields, c, strict=True) if field.shape[1] == 1}
 
@@ -175,11 +175,11 @@ class Fleet:
     # ------------------------------------------------------------------------------------------- stop and resume
 
     def snapshot(self, run: int) -> dict[str, Any]:
-        """Return everything that one run needs to be resumed: evaluations, state, and records of its losses."""
+        """Return all data needed to resume one run: evaluations, state, and records of its losses."""
         return {"evaluations": self.evaluations} | self.runs.snapshot(run, self.x)
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
-        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not match the fleet."""
         steps = {snapshot["evaluations"] for snapshot in snapshots}
         if len(snapshots) != self.n_runs or len(steps) != 1:
             raise ValueError(f"{len(snapshots)} snapshots at {sorted(steps)} evaluations for {self.n_runs} runs")
@@ -187,15 +187,16 @@ class Fleet:
         self.step = steps.pop() // self.points
 
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
-        """Stop training some runs, which did not diverge; their state stays as it is."""
+        """Stop training some runs, which did not diverge; their state is kept."""
         self.runs.stop(runs)
 
     # ---------------------------------------------------------------------------------------------- advancing
 
     def advance(self, n: int, pause: Callable[[], bool] | None = None) -> None:
-        """Spend n gradient evaluations on every run, fewer if pause() is true after one of them.
+        """Spend n gradient evaluations on every run, fewer if pause() returns true after some of them.
 
-        Replicas take theirs side by side: n is rounded up to their number. Raises ValueError beyond the budget.
+        Replicas take their evaluations in parallel: n is rounded up to a multiple of their number. Raises ValueError
+        where n exceeds the rest of the budget.
         """
         end = self.step + -(-n // self.points)
         if end * self.points > self.budget:
@@ -210,7 +211,7 @@ class Fleet:
                     return
 
     def _steps(self, step: int, stop: int) -> int:
-        """Take step number `step`, and more of those before `stop`; return the next number."""
+        """Take step number `step`, and possibly more of those before `stop`; return the next number."""
         reached = self.stepper.advance(self.runs, self.inputs, step, stop)
         self.runs.join()
         return reached
@@ -218,7 +219,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Point:
-    """One row of metrics of every run; tensors are ``[runs]`` on the CPU, None where nothing was measured."""
+    """One row of metrics of every run; tensors are ``[runs]`` on the CPU, None for metrics that were not measured."""
 
     evaluations: int
     epoch: float
@@ -236,7 +237,7 @@ class Point:
 
     @functools.cached_property
     def table(self) -> dict[str, float | int | list[float] | None]:
-        """The metrics by name: a number that all runs share, or one of every run."""
+        """The metrics by name: one number for all runs, or a list with a number for every run."""
         values: dict[str, float | int | list[float] | None] = {
             "evaluations": self.evaluations,
             "epoch": self.epoch,
@@ -249,12 +250,12 @@ class Point:
 
 @dataclass
 class Position:
-    """The state of the recording of a fleet, which a checkpoint holds besides the fleet's own snapshot."""
+    """The state of the recording of a fleet, which checkpoints store in addition to the fleet's snapshot."""
 
     logged: int = -1
     """Gradient evaluations at the last Point; -1 before the first."""
     seconds: float = 0.0
-    """Training time so far, including that of earlier processes."""
+    """Training time so far in seconds, including that of earlier processes."""
 
 
 def fit(
@@ -268,20 +269,20 @@ def fit(
 ) -> Iterator[Point | None]:
     """Spend the rest of the budget and yield a Point every log_every and eval_every gradient evaluations.
 
-    Validation happens at the start, at the first cycle end at or after each multiple of eval_every, and at the end;
-    never where there is no validation part.
-    Yields None, with the position up to date but nothing measured, at other multiples of save_every and where pause()
-    is true. Stops early when no run is left alive.
+    The validation part, if there is one, is evaluated at the start, at the first cycle end at or after each multiple of
+    eval_every, and at the end.
+    Yields None, with the position updated but nothing measured, at other multiples of save_every and where pause()
+    returns true. Stops early when no run is alive.
     """
     before, started = position.seconds, time.perf_counter()
     cycle = fleet.evaluations_per_cycle
 
     def due(multiple: int, after: int) -> int:
-        """Return the first step's end at or after the next multiple."""
+        """Return the end of the first step that ends at or after the next multiple of `multiple`."""
         return -(-(after // multiple + 1) * multiple // fleet.points) * fleet.points
 
     def next_validation(after: int) -> int:
-        """Return the first cycle end after `after` that is the first one at or after a multiple of eval_every."""
+        """Return the next validation after `after`: the first cycle end at or after a multiple of eval_every."""
         latest = after // eval_every * eval_every
         ends = (-(-multiple // cycle) * cycle for multiple in (latest, latest + eval_every))
         return min(next(end for end in ends if end > after), fleet.budget)
@@ -319,4 +320,4 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
         name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
     }
     more = {name: value if since else None for name, value in said.items() if name not in NAMES}
-    return Point(**on_cpu, more=more, alive=fleet.alive.to("cpu", copy=True))  # the fleet writes into its own
+    return Point(**on_cpu, more=more, alive=fleet.alive.to("cpu", copy=True))  # the fleet changes its own tensor

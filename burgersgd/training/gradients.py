@@ -1,7 +1,7 @@
-"""Losses and gradients of R runs at once: one run is written down, torch.func.vmap adds the others.
+"""Computes losses and gradients of R runs at once: the code is that of one run, and torch.func.vmap adds the others.
 
-Three ways to the same numbers: plain autograd on leaf views of the flat vector (fastest eager form of a single run),
-torch.func under vmap (fleets, and whatever torch.compile is to fuse), and the C kernel of native_gradient.py.
+There are three ways to the same numbers: plain autograd on leaf views of the flat vector (the fastest eager form for a
+single run), torch.func under vmap (fleets, and code that torch.compile fuses), and the C kernel of native_gradient.py.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from burgersgd.models import Model
 
 
 def split(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return views of the vector x ``[d]`` with the given shapes (torch.split: slices cost more to differentiate)."""
+    """Return views of the vector x ``[d]`` with the given shapes, by torch.split: autograd of slices is slower."""
     parts = torch.split(x, [math.prod(s) for s in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The function that is minimised: a model, a loss and the training part, on the device and in the run's precision.
+    """The function to minimise: a model, a loss and the training part, on the device and in the precision of the run.
 
     Implements Eq. (2.7).
     """
@@ -41,11 +41,11 @@ class Problem:
     targets: Tensor
     bfloat16: bool = False
     augmentation: Augmentation | None = None
-    """Augmentation of training images; batches then hold the numbers of augmented examples."""
+    """Augmentation of training images; batches then hold the indices of augmented examples."""
 
     @functools.cached_property
     def templates(self) -> list[Tensor]:
-        """Tensors of the parameters' shapes, without memory of their own."""
+        """Tensors with the shapes of the parameters, which do not allocate their elements."""
         return [self.inputs.new_empty(()).expand(shape) for shape in self.model.shapes]
 
     @property
@@ -61,9 +61,9 @@ class Problem:
         uniform: Tensor | None,
         buffers: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return F_mb of one run (2.11), a 0-d tensor; the network in bfloat16 where that is asked for.
+        """Return F_mb of one run (2.11), a 0-d tensor; the network computes in bfloat16 where the problem says so.
 
-        buffers, where the model has any, are written into.
+        buffers, where the model has any, are written in place.
 
         Implements Eq. (2.6), (2.11): over all examples it is the former.
         """
@@ -81,7 +81,7 @@ class Problem:
         return self.examples(indices)
 
     def examples(self, indices: Int[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a batch as training sees them: changed where there is an augmentation."""
+        """Return the inputs and targets of a batch as used in training, with augmentation where there is one."""
         if self.augmentation is not None:
             return self.augmentation(self.inputs, indices), self.targets[indices % self.augmentation.n]
         if indices.dim() == 1:
@@ -92,7 +92,7 @@ class Problem:
 def functional_gradient(
     problem: Problem, at: Float[Tensor, "runs d"], indices: Tensor | None, uniform: Tensor | None
 ) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
-    """Return gradients and losses by torch.func; with one run, without vmap. This is what torch.compile sees."""
+    """Return gradients and losses by torch.func, for one run without vmap; torch.compile compiles this function."""
     inputs, targets = problem.gather(indices, at.shape[0])
 
     def one_run(x: Tensor, inputs: Tensor, targets: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,10 +114,10 @@ def eager_gradient(
     uniform: Tensor | None,
     buffers: Mapping[str, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "runs d"], Float[Tensor, " runs"]]:
-    """Return gradients and losses in eager mode: a single run by plain autograd, half the cost of torch.func."""
+    """Return gradients and losses in eager mode; a single run by plain autograd, in half the time of torch.func."""
     if at.shape[0] > 1 and problem.model.batched:
         return functional_gradient(problem, at, indices, uniform)
-    if at.shape[0] > 1:  # a module that vmap cannot take
+    if at.shape[0] > 1:  # a module that vmap does not support
         one_by_one = []
         for i in range(at.shape[0]):
             one = slice(i, i + 1)
@@ -141,12 +141,12 @@ def gradient_in_pieces(
     inputs, targets = problem.inputs, problem.targets
     if indices is not None:
         inputs, targets = problem.examples(indices.view(-1))
-    leaves = _unflatten_dense_tensors(at.detach().view(-1), problem.templates)  # views, made in one call
+    leaves = _unflatten_dense_tensors(at.detach().view(-1), problem.templates)  # views, made by one call
     for leaf in leaves:
         leaf.requires_grad_()
     own = None if buffers is None else {name: buffer[0] for name, buffer in buffers.items()}
     loss = problem.batch_loss(leaves, inputs, targets, None if uniform is None else uniform[0], own)
-    return torch.autograd.grad(loss, leaves, materialize_grads=True), loss.detach()[None]  # unused: zeros
+    return torch.autograd.grad(loss, leaves, materialize_grads=True), loss.detach()[None]  # zeros for unused ones
 
 
 def clipped(grad: Float[Tensor, "runs d"], norm: Float[Tensor, " runs"], longest: float) -> Float[Tensor, "runs d"]:

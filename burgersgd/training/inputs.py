@@ -1,7 +1,7 @@
 """The inputs of a fleet's steps: coefficients, batches, dropout numbers and noise, all functions of the step.
 
-Coefficients and batches are computed for BLOCK steps at once, random numbers for as many as leave room in the cache.
-Both are aligned to multiples of their length, so that a run that is cut anywhere sees the same inputs.
+Coefficients and batches are computed for BLOCK steps at once, random numbers for as many steps as fit in the cache.
+Both are aligned to multiples of their length, so that a run gets the same inputs wherever it is interrupted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from burgersgd.streams import Purpose
 from burgersgd.training.replicas import purpose_of, rows_of
 
 BLOCK = 64
-"""Steps whose coefficients and batch indices are computed at once."""
+"""Number of steps whose coefficients and batch indices are computed at once."""
 DRAW_BYTES = 1 << 19
-"""Random numbers are drawn for as many steps at once as leave room in the second-level cache."""
+"""Bytes of random numbers drawn at once on a CPU, which leave room in the second-level cache."""
 DRAW_BYTES_ON_GPUS = 1 << 26
-"""On a GPU every draw costs a kernel launch, and there is memory for a few dozen steps."""
+"""Bytes of random numbers drawn at once on a GPU, where every draw is a kernel launch and memory is ample."""
 
 
 class Block(NamedTuple):
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """Random numbers of consecutive steps, a divisor of BLOCK many, aligned likewise."""
+    """Random numbers of consecutive steps; their number divides BLOCK, and they are aligned to multiples of it."""
 
     first: int
     xi: Float[Tensor, "steps runs d"] | None  # standard normal
@@ -61,19 +61,19 @@ class Inputs:
         like: Float[Tensor, "rows d"],
         model: Model,
     ) -> None:
-        """`like` gives shape, precision and place of a vector of all rows; budget counts steps of every row."""
+        """`like` gives shape, dtype and device of a vector of all rows; budget counts the steps of every row."""
         self.rule, self.hyper, self.schedule, self.schedule_hyper = rule, hyper, schedule, schedule_hyper
         self.batches, self.budget, self.shapes = batches, budget, model.shapes
         self.points = rule.replicas or 1
-        """Rows of a run."""
+        """Number of rows of a run."""
         self.run_seeds, self.seeds = seeds, seeds.repeat_interleave(self.points)
         self.n_runs, self.d = like.shape
         self.dtype, self.device = like.dtype, like.device
         self.uniform_shape = (self.n_runs, batches.batch_size, model.n_uniform)
         self.in_place = False
-        """Whether the inputs of every block lie where those of the first one were."""
+        """Whether the inputs of every block are written to the memory of those of the first one."""
         self.draws_noise = rule.noisy
-        """False where the engine draws the normal numbers itself."""
+        """Whether normal numbers are drawn here; False where the engine draws them or the rule has no noise."""
         self._batches = [batches.of_purpose(purpose_of(batches.purpose, r)) for r in range(1, self.points)]
         self._block: Block | None = None
         self._draws: Draws | None = None
@@ -95,7 +95,7 @@ class Inputs:
         return self._draws
 
     def load(self, step: int) -> int:
-        """Make the inputs of a step current, and of those after it; return the first one that is not."""
+        """Load the inputs of a step and of steps after it; return the first later step that is not loaded."""
         first = step // BLOCK * BLOCK
         if self._block is None or self._block.first != first:
             self._block = self.fill(first)
@@ -107,7 +107,7 @@ class Inputs:
     def row(self, step: int, often: bool = True) -> Any:
         """Return the coefficients of a loaded step in the runs' precision, each ``[runs, 1]``.
 
-        often: most steps of the block are asked for, so that it pays to take the block apart at once.
+        often: most steps of the block will be requested, so that splitting the block at once is faster.
         """
         if not often:
             return self.joined(self.block.coefficients[step - self.block.first].unbind(0))
@@ -117,7 +117,7 @@ class Inputs:
         return self._rows[step - self.block.first]
 
     def xi(self, step: int) -> Float[Tensor, "runs d"] | None:
-        """Return the normal numbers of a loaded step; None where the rule has none, or the engine draws them."""
+        """Return the normal numbers of a loaded step; None where the rule has no noise or the engine draws them."""
         return None if self.draws.xi is None else self.draws.xi[step - self.draws.first]
 
     def size(self, step: int) -> int:
@@ -125,7 +125,7 @@ class Inputs:
         return self.batches.size(step // self.rule.gradients_per_batch)
 
     def indices(self, step: int) -> Int64[Tensor, "runs batch"] | None:
-        """Return the examples of each run's batch at a loaded step; None is the full batch."""
+        """Return the indices of the examples in each run's batch at a loaded step; None is the full batch."""
         block = self.block
         if block.indices is None:
             return None
@@ -141,23 +141,23 @@ class Inputs:
 
     @functools.cached_property
     def full_batch(self) -> Int64[Tensor, "runs n"]:
-        """The numbers of all examples, for every run."""
+        """The indices of all examples, for every run."""
         return torch.arange(self.batches.n, device=self.device).expand(self.n_runs, -1)
 
     @functools.cached_property
     def draw_length(self) -> int:
-        """Steps whose random numbers are drawn at once."""
+        """Number of steps whose random numbers are drawn at once, a power of two."""
         drawn = self.n_runs * self.d * self.draws_noise + math.prod(self.uniform_shape)
         room = DRAW_BYTES if self.device.type == "cpu" else DRAW_BYTES_ON_GPUS
         at_once = min(BLOCK, max(1, room // (4 * max(1, drawn))))
         return 1 << (at_once.bit_length() - 1)
 
     def exact_coefficients(self, first: int, n_steps: int) -> Any:
-        """Return the coefficients of consecutive steps as the rule gives them: float64 on the CPU."""
+        """Return the coefficients of consecutive steps as the rule returns them: float64 on the CPU."""
         return self.exact_coefficients_of(torch.arange(first, first + n_steps))
 
     def exact_coefficients_of(self, steps: Int64[Tensor, " steps"]) -> Any:
-        """Return the coefficients of any steps as the rule gives them: float64 on the CPU."""
+        """Return the coefficients of any steps as the rule returns them: float64 on the CPU."""
         step = steps.view(-1, 1, 1)
         cycle = self.rule.gradients_per_cycle
         clock = Clock(step, step.double() / self.budget, step // cycle, step % cycle, self.budget, self.shapes)
@@ -191,7 +191,7 @@ class Inputs:
         return self._rows_into(out, functools.partial(streams.normal_, purpose=Purpose.NOISE, first_step=first))
 
     def _rows_into(self, out: Tensor, draw: Any) -> Tensor:
-        """Fill out ``[steps, rows, n]`` with draw(out, seeds), every replica from a stream of its own."""
+        """Fill out ``[steps, rows, n]`` with draw(out, seeds); every replica has its own stream. Return out."""
         if self.rule.replicas is None:
             return draw(out, self.seeds)
         purpose = draw.keywords["purpose"]
@@ -204,14 +204,14 @@ class Inputs:
 
     @functools.cached_property
     def narrow(self) -> list[int]:
-        """The coefficients that are one number per row, by their place among all of them."""
+        """Indices of the coefficients that have one number per row."""
         return [i for i in range(len(self._first)) if i not in self.wide]
 
     @functools.cached_property
     def wide(self) -> dict[int, Float[Tensor, "rows d"]]:
-        """The coefficients of every parameter, which stay the same at all times.
+        """The coefficients that have a number for every parameter, by index; they must not depend on the step.
 
-        Raises ValueError where a rule gives some that may change.
+        Raises ValueError where a rule returns such coefficients separately for each step.
         """
         wide = {i: field for i, field in enumerate(self._first) if field.shape[-1] != 1}
         for i, field in wide.items():
@@ -226,7 +226,7 @@ class Inputs:
         return self.exact_coefficients(0, 2)
 
     def joined(self, narrow: Sequence[Tensor]) -> Any:
-        """Return coefficients from those of one number per row."""
+        """Return all coefficients, given those with one number per row."""
         kind = type(self._first)
         if not self.wide:
             return kind(*narrow)
@@ -234,7 +234,7 @@ class Inputs:
         return kind(*(by_place[i] for i in range(len(by_place))))
 
     def _indices(self, first: int) -> Int64[Tensor, "steps rows batch"]:
-        """Return the batches of BLOCK steps, each held for gradients_per_batch of them."""
+        """Return the batches of BLOCK steps; each batch is used in gradients_per_batch consecutive steps."""
         held = self.rule.gradients_per_batch
         start, stop = first // held, (first + BLOCK - 1) // held + 1
         order = [self.batches, *self._batches]
@@ -257,13 +257,13 @@ class Inputs:
         return old._replace(first=first)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """Return a tensor of the CPU where the state is; from pinned memory, so that nobody waits for the GPU."""
+        """Copy a tensor from the CPU to the device of the state, through pinned memory to avoid synchronising."""
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def draw(self, first: int) -> Draws:
-        """Draw the random numbers of draw_length steps, in the memory of those before."""
+        """Draw the random numbers of draw_length steps, overwriting the previous ones."""
         n, old = self.draw_length, self._draws
         xi = self.normals(first + 1, n, out=None if old is None else old.xi) if self.draws_noise else None
         uniform = None if old is None else old.uniform

@@ -1,4 +1,4 @@
-"""The table of a run's metrics: their names, how they are computed, and when. It is imported without torch."""
+"""The table of a run's metrics: their names, how and when they are computed. Importing it does not import torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Metric(NamedTuple):
 
     name: str
     tag: str | None
-    """Its name in TensorBoard, None where it is not shown there."""
+    """Its name in TensorBoard; None where it is not shown there."""
     when: Literal["always", "evaluated", "validated"]
-    """In every row; once there was a gradient evaluation; where the validation part is measured."""
+    """Rows that have a value: all; those after a gradient evaluation; those where the validation part is measured."""
     of: Callable[[Moment], Any]
-    """Its value: a number of the fleet, or one of every run ``[runs]``; None where a rule has none."""
+    """Function that returns its value: one number for the fleet, or ``[runs]``; None where a rule has no such value."""
 
 
 TABLE = (
@@ -45,7 +45,7 @@ TABLE = (
     Metric("validation_loss", "loss/validation", "validated", lambda m: m.measured[0]),
     Metric("validation_error", "error/validation", "validated", lambda m: m.measured[1]),
 )
-"""In the order of the columns; what else a rule says of its state follows them, under its own name."""
+"""The metrics in the order of the columns; further diagnostics of a rule follow them under their own names."""
 
 NAMES = tuple(metric.name for metric in TABLE)
 _TAGS = {metric.name: metric.tag for metric in TABLE}

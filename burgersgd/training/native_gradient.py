@@ -1,4 +1,4 @@
-"""Loss and gradient of a small network without PyTorch's dispatch: burgersgd/native/mlp_gradient.c, convolutions.c."""
+"""Computes loss and gradient of a small network without PyTorch's dispatch: native/mlp_gradient.c, convolutions.c."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Plan(ctypes.Structure):
 
 
 def check_size(c_size: Any, mirror: type[ctypes.Structure]) -> None:
-    """Raise RuntimeError where a structure in C has not the size of its mirror in Python: one of them was changed."""
+    """Raise RuntimeError if the size of a structure in C differs from that of its ctypes mirror in Python."""
     c_size.argtypes, c_size.restype = [], ctypes.c_int64
     found, expected = c_size(), ctypes.sizeof(mirror)
     if found != expected:
@@ -51,16 +51,16 @@ def check_size(c_size: Any, mirror: type[ctypes.Structure]) -> None:
 
 
 TEAM_WORK = 4_000_000
-"""Weights times examples from which on threads share the work of one run: a tenth of a millisecond, about."""
+"""Product of weights and examples from which threads share the work of one run: about a tenth of a millisecond."""
 
 
 def images_of(model: Any) -> Images | None:
-    """Return the images that a model with `image` takes (see models/conv.py), None for one without convolutions."""
+    """Return the images that a model takes (attribute `image`, see models/conv.py); None without convolutions."""
     return None if model.image is None else Images(*model.image)
 
 
 class Images(NamedTuple):
-    """Images that go through LeNet-5's convolutional layers: 6 and 16 filters of 5 x 5, each with ReLU and pooling."""
+    """Shape of images for LeNet-5's convolutional layers: 6 and 16 filters of 5 x 5, each with ReLU and pooling."""
 
     channels: int
     height: int
@@ -69,33 +69,34 @@ class Images(NamedTuple):
 
     @property
     def pixels(self) -> int:
-        """Numbers of an image."""
+        """Number of values of an image."""
         return self.channels * self.height * self.width
 
     @property
     def features(self) -> int:
-        """Outputs of the second layer."""
+        """Number of outputs of the second layer."""
         height, width = (((side + 2 * self.padding - 4) // 2 - 4) // 2 for side in (self.height, self.width))
         return 16 * height * width
 
     @property
     def n_params(self) -> int:
-        """Parameters of both layers."""
+        """Number of parameters of both layers."""
         return 6 * (25 * self.channels + 1) + 16 * (25 * 6 + 1)
 
     @property
     def work(self) -> int:
-        """Multiplications of both layers for one image."""
+        """Number of multiplications of both layers for one image."""
         first = (self.height + 2 * self.padding - 4) * (self.width + 2 * self.padding - 4)
         return first * 6 * 25 * self.channels + 4 * self.features * 25 * 6
 
 
 class NativeGradient:
-    """The mini-batch loss, its gradient and the gradient's norm, of several runs one after the other.
+    """Computes the mini-batch loss, its gradient and the gradient's norm for several runs, one after the other.
 
-    A run's numbers are the same bits alone, beside others, and with any number of threads. The parameters of a run are
-    one vector W_1 (row-major [out, in], as in nn.Linear), b_1, W_2, b_2, ..., of the network (2.2)-(2.4); the loss is
-    the mean over the batch. Built once for a data set that stays in memory; the training rows are not copied.
+    A run's results are bitwise equal alone, with other runs, and with any number of threads. The parameters of a run
+    are one vector W_1 (row-major [out, in], as in nn.Linear), b_1, W_2, b_2, ..., of the network (2.2)-(2.4); the loss
+    is the mean over the batch. An object is built once for a data set that stays in memory; the training rows are not
+    copied.
 
     Targets: `cross_entropy` int64 classes [n]; `squared_error` [n, n_out], summed over the outputs; `logistic` +-1 [n]
     and one output.
@@ -105,7 +106,7 @@ class NativeGradient:
     def supports(
         widths: Sequence[int], activation: str, loss: str, dtype: torch.dtype, images: Images | None = None
     ) -> bool:
-        """Whether this network and loss can be computed here (False where the C code could not be compiled)."""
+        """Whether this class can compute the network and loss (False where the C code could not be compiled)."""
         return (
             2 <= len(widths) <= _MAX_LAYERS + 1
             and min(widths) >= 1
@@ -119,13 +120,13 @@ class NativeGradient:
 
     @staticmethod
     def worthwhile(widths: Sequence[int], batch: int, n_runs: int = 1, images: Images | None = None) -> bool:
-        """Whether this is expected to be faster than autograd on torch.get_num_threads() threads.
+        """Whether the C kernel is expected to be faster than autograd on torch.get_num_threads() threads.
 
-        Decided by the network and the number of runs and threads, never by a clock: the same command gives the same
-        bits. Measured (docs/benchmarks.md, One step): eager autograd takes 10 times as long for 64-64-64-10 and batch
-        32, 1.1 to 2 times for 784-1024-1024-10 (1.9 million weights) and batch 128, 5 times for LeNet. Threads share
-        all the work of a run but the convolutions: where there are more threads than runs, up to 4 of them are counted
-        on.
+        The decision depends on the network and the numbers of runs and threads, never on a clock, so that the same
+        command gives the same bits. Measured (docs/benchmarks.md, One step): eager autograd takes 10 times as long for
+        64-64-64-10 and batch 32, 1.1 to 2 times for 784-1024-1024-10 (1.9 million weights) and batch 128, 5 times for
+        LeNet. Threads share all the work of a run except the convolutions; with more threads than runs, up to 4 of them
+        are assumed to be of use.
         """
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         threads = torch.get_num_threads()
@@ -147,12 +148,12 @@ class NativeGradient:
         images: Images | None = None,
         evaluates: bool = False,
     ) -> None:
-        """`threads`: at most so many work on different runs, or where runs are fewer, on one; torch's number if None.
+        """`threads`: largest number of threads, None: torch's; they take different runs or, if runs are few, share one.
 
         `images`: the inputs are images ``[n, channels * height * width]`` that go through LeNet's convolutions first.
-        `evaluates`: this is for `evaluate`, where threads also share the examples of a run.
+        `evaluates`: the object is for `evaluate`, where threads also share the examples of a run.
 
-        Raises ValueError for an unsupported combination, or data of the wrong shape, type, place or range.
+        Raises ValueError for an unsupported combination, or data of the wrong shape, type, device or range.
         """
         dtype = inputs.dtype
         if not self.supports(widths, activation, loss, dtype, images):
@@ -186,9 +187,9 @@ class NativeGradient:
         weights = sum(n_in * n_out for n_in, n_out in pairwise(widths))
         self.n_params = weights + sum(widths[1:]) + (0 if images is None else images.n_params)
         self.work = weights + (0 if images is None else images.work)
-        """Multiplications for the outputs of one example."""
+        """Number of multiplications for the outputs of one example."""
         self.team = threads if n_runs < threads and weights * max_batch >= TEAM_WORK and not evaluates else 1
-        """Threads that share the work of one run."""
+        """Number of threads that share the work of one run."""
         self._parts = -(-n // max_batch)
         shares = n_runs * self._parts if evaluates and self.work * n >= TEAM_WORK else n_runs
         check_size(self.function("mlp_plan_size"), _Plan)
@@ -234,7 +235,7 @@ class NativeGradient:
         return code[f"{name}_{_SUFFIXES[self.dtype]}"]
 
     def raise_for(self, status: int, batch: int) -> None:
-        """Raise for what a function of mlp_gradient.c answered: IndexError or ValueError; batch is the largest one."""
+        """Raise IndexError or ValueError for the status that a C function returned; batch is the largest batch size."""
         if status == 1:  # enum status
             raise IndexError(f"indices outside the training set of {self._plan.examples} examples")
         if status == 2:
@@ -266,9 +267,9 @@ class NativeGradient:
     ) -> None:
         """Write `grad`, `loss` and `norm` of the batches of training rows `indices`, all in params' dtype.
 
-        The step of a loop: the same outputs in every call are checked only once, new params in a microsecond. Raises
-        ValueError for a tensor of the wrong shape, type or layout and for a batch above max_batch, IndexError for an
-        index outside the training set; nothing has been written then.
+        For loops, outputs that are the same in every call are checked only once, and new params in a microsecond.
+        Raises ValueError for a tensor of the wrong shape, type or layout and for a batch above max_batch, IndexError
+        for an index outside the training set, in each case before anything is written.
         """
         checked = self._checked
         if (
@@ -307,10 +308,10 @@ class NativeGradient:
     def evaluate(
         self, params: Float[Tensor, "runs d"], labels: Int64[Tensor, " n"] | None
     ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-        """Return the losses of all n examples, summed, and how many are not classified as labelled: float64 each.
+        """Return the sum of the losses of all n examples and the number of wrong classes, each float64.
 
-        max_batch examples at a time, whose sums are added in order: the bits are the same with any number of threads.
-        params are contiguous.
+        Sums over max_batch examples at a time are added in order, so that the result is bitwise equal with any number
+        of threads. params must be contiguous.
         """
         if params.shape != (self.n_runs, self.n_params) or params.dtype != self.dtype or not params.is_contiguous():
             raise ValueError(
@@ -336,7 +337,7 @@ class NativeGradient:
         return loss, wrong
 
     def _check(self, params: Tensor, grad: Tensor, loss: Tensor, norm: Tensor) -> None:
-        """Check the layout of the tensors once: a loop passes the same ones in every step."""
+        """Check the layout of the tensors, and remember the outputs: a loop passes the same ones in every step."""
         for name, tensor, shape in (
             ("params", params, (self.n_runs, self.n_params)),
             ("grad", grad, (self.n_runs, self.n_params)),

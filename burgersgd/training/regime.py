@@ -1,4 +1,7 @@
-"""Whether a run of local_entropy is in the regime of its theory: scale separation, and nu against mini-batch noise."""
+"""Measures to what extent a run of local_entropy is in the regime of its theory.
+
+The regime requires scale separation, and nu that is large compared with the mini-batch noise.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from burgersgd.training.gradients import Problem, split
 from burgersgd.training.native_gradient import NativeGradient
 
 BATCHES = 8
-"""Mini-batches of the first epoch that the noise of the gradient is estimated from."""
+"""Largest number of mini-batches of the first epoch from which the noise of the gradient is estimated."""
 
 
 class Regime(NamedTuple):
-    """Numbers that say whether y samples its law before x moves, and whose noise it samples with.
+    """Numbers that say whether y samples its stationary law before x moves, and how nu compares with mini-batch noise.
 
-    The theory needs equilibration of at least 3 and epsilon << 1. Where nu over the mini-batch noise is below 1, the
-    mini-batches are a larger temperature than 2 nu; their noise falls while the network learns.
+    The theory needs an equilibration of at least 3 and epsilon << 1. Where nu over the mini-batch noise is below 1, the
+    temperature due to mini-batches is larger than 2 nu; their noise decreases while the network learns.
     """
 
     equilibration: float  # L lr / gamma: time of a cycle over the relaxation time of y where the loss is flat
@@ -33,7 +36,7 @@ class Regime(NamedTuple):
     nu_over_minibatch_at_end: float  # the same at the last x
 
     def recorded(self) -> dict[str, float | None]:
-        """Return the numbers by name; None for what is infinite or not a number."""
+        """Return the numbers by name; None for those that are infinite or NaN."""
         return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
     def __str__(self) -> str:
@@ -43,10 +46,10 @@ class Regime(NamedTuple):
 
 
 def regimes(fleet: Fleet, start: Float[Tensor, "runs d"]) -> list[Regime | None]:
-    """Return the regime of every run of a fleet that started at these points; None for other rules than local_entropy.
+    """Return the regime of every run of a fleet that started at `start`; None for rules other than local_entropy.
 
-    lr and gamma are those before schedules and scoping, L counts all gradients of a cycle. With momentum beta both the
-    drift and the noise of y are those of the rate lr / (1 - beta).
+    lr and gamma are their values before schedules and scoping; L is the number of gradients of a cycle. With momentum
+    beta, both the drift and the noise of y correspond to the rate lr / (1 - beta).
     """
     rule = fleet.rule
     if not isinstance(rule, LocalEntropy):
@@ -66,8 +69,8 @@ def regimes(fleet: Fleet, start: Float[Tensor, "runs d"]) -> list[Regime | None]
 def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[float]:
     """Return tr S of every run, the variance of a mini-batch gradient at its point summed over the parameters.
 
-    Without dropout, and estimated from the whole ones of the first BATCHES batches of the run; nan where there is one
-    batch only.
+    It is estimated without dropout from those of the first BATCHES batches of the run that have the full batch size;
+    nan where there are fewer than two.
     """
     count = min(BATCHES, fleet.batches.evaluations_per_epoch)
     whole = [k for k in range(count) if fleet.batches.size(k) == fleet.batches.batch_size]
@@ -85,7 +88,7 @@ def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[floa
 
 
 Gradients = Callable[[Problem, Tensor, Tensor], Tensor]
-"""Problem, x ``[d]`` and batches ``[n, examples]`` -> gradients ``[n, d]``."""
+"""Function (problem, x ``[d]``, batches ``[n, examples]``) -> gradients ``[n, d]``."""
 
 
 def _by_autograd(problem: Problem, x: Float[Tensor, " d"], batches: Tensor) -> Float[Tensor, "n d"]:
@@ -99,7 +102,7 @@ def _by_autograd(problem: Problem, x: Float[Tensor, " d"], batches: Tensor) -> F
 
 
 def _in_c(problem: Problem, n: int, size: int) -> Gradients:
-    """Return what computes the gradients of n batches of so many examples as the native engine does: at a tenth."""
+    """Return a function for the gradients of n batches of `size` examples by the C kernel, ten times as fast."""
     kernel = NativeGradient.of(problem.model, problem.loss.name, problem.inputs, problem.targets, n, size)
     gradients = torch.empty(n, problem.d, dtype=problem.inputs.dtype)
     loss, norm = (torch.empty(n, dtype=problem.inputs.dtype) for _ in range(2))

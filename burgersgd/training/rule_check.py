@@ -1,4 +1,4 @@
-"""The contract of a rule, checked once when a fleet is built: a rule that breaks it is refused in one line."""
+"""Checks the contract of a rule once, when a fleet is built; a violation raises an error of one line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ATTRIBUTES = ("gradients_per_cycle", "gradients_per_batch", "replicas", "noisy",
 FUNCTIONS = ("coefficients", "init", "gradient_at", "step", "end_cycle", "evaluate_at")
 MORE = ("diagnostics", "stability", "budget_key")
 COLUMNS = 10_000
-"""Largest number of columns of a state that are compared between the runs of a fleet."""
+"""Number of columns to which large states are reduced when runs are compared."""
 
 
 def check_attributes(rule: Rule) -> None:
-    """Raise ValueError for a rule that lacks a part of the contract, or has a count that is none."""
+    """Raise ValueError for a rule that lacks an attribute of the contract, or has a count below 1."""
     name = type(rule).__name__
     missing = [key for key in (*ATTRIBUTES, *FUNCTIONS, *MORE) if not hasattr(rule, key)]
     if missing:
@@ -36,9 +36,9 @@ def check_attributes(rule: Rule) -> None:
 def check_rule(rule: Rule, c: Any, state: Any) -> None:
     """Call the functions of a rule for the first run, or all its replicas, on copies.
 
-    c and state are those of all runs at the first step. Raises ValueError where a function returns what is no state or
-    no point, writes into its arguments, remembers an earlier call, draws random numbers of its own, or lets one run
-    change another.
+    c and state are those of all runs at the first step. Raises ValueError where a function returns a value of the wrong
+    type or shape, writes into its arguments, keeps data from an earlier call, draws its own random numbers, or lets one
+    run change another.
     """
     name, kind = type(rule).__name__, cast("Any", type(state))
     if not (isinstance(state, tuple) and hasattr(state, "_fields")):
@@ -49,7 +49,7 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
     rows = rule.replicas or 1
     row: Any = type(c)(*(field[:rows] for field in c))
     some = next(field for field in state if field is not None)[:rows]
-    runs = rule.replicas is not None  # where a function sees runs and not rows
+    runs = rule.replicas is not None  # some functions then see runs, not rows
     xi = torch.zeros_like(some) if rule.noisy else None
     for function in (*FUNCTIONS[2:], "normed", "diagnostics"):
         if getattr(rule, function) is None:
@@ -102,12 +102,12 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
         return
     try:
         _check_runs_apart(rule, _narrow(row, some.shape[1]), _narrow(one, some.shape[1]))
-    except (RuntimeError, IndexError):  # it needs all of its columns
+    except (RuntimeError, IndexError):  # the rule needs all of its columns
         _check_runs_apart(rule, row, one)
 
 
 def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
-    """Raise ValueError where a function computes two runs together otherwise than one by one, or twice differently.
+    """Raise ValueError where a function returns other results for two runs together than alone, or in a second call.
 
     c and state are those of one run, or of all its replicas; the second run has the same ones and other gradients.
     """
@@ -121,7 +121,7 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
     norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
 
     def called(function: str, run: slice, apart_from: bool) -> list[Tensor]:
-        """Return the tensors that a function gives for some of the two runs."""
+        """Return the tensors that a function returns for a slice of the two runs."""
         own = slice(run.start * rows, run.stop * rows)
         at, one = _of(c, own), _of(state, own)
         if apart_from:
@@ -152,7 +152,7 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
             before = [field for field in state if field is not None] if function in ("step", "end_cycle") else []
             for i, (both, parts) in enumerate(zip(together, alone, strict=True)):
                 one_by_one = torch.cat([part.reshape(-1) for part in parts]).cpu().double()
-                both = both.reshape(-1).cpu().double().expand_as(one_by_one)  # some diagnostics are one number
+                both = both.reshape(-1).cpu().double().expand_as(one_by_one)  # a diagnostic may be a single number
                 moved = (both - before[i].reshape(-1).cpu()).abs() if before else torch.zeros_like(both)
                 rounding = 32 * torch.finfo(like.dtype).eps * both.abs().nan_to_num(0, 0, 0).max()
                 allowed = 1e-3 * moved.nan_to_num(0, 0, 0).max() + rounding
@@ -161,30 +161,30 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
                         f"{type(rule).__name__}.{function}: a run changes with the other runs of its fleet; must work "
                         "on each row by itself (sums and norms with dim=-1, keepdim=True; no branches on values)"
                     )
-            if function == "step":  # from here on the two runs have different states
+            if function == "step":  # from now on the two runs have different states
                 stepped = iter(together)
                 fields = [None if field is None else next(stepped) for field in state]
                 state = type(state)(*(f * scale if f is not None and f.is_floating_point() else f for f in fields))
 
 
 def _narrow(fields: Any, d: int) -> Any:
-    """Return coefficients or a state with the first columns of what has d of them: copies of all would take memory."""
+    """Return coefficients or a state with the first COLUMNS columns of fields that have d of them, to save memory."""
     return type(fields)(*(f if f is None or f.shape[-1] != d else f[..., :COLUMNS] for f in fields))
 
 
 def _both(one: Any, other: Any) -> Any:
-    """Return two states, or coefficients, as those of one fleet."""
+    """Return two states, or coefficients, concatenated to those of one fleet."""
     fields = zip(one, other, strict=True)
     return type(one)(*(None if a is None else torch.cat([a, b]) for a, b in fields))
 
 
 def _of(fields: Any, rows: slice) -> Any:
-    """Return some rows of a state or of coefficients; not copied, so that a second call meets what the first wrote."""
+    """Return some rows of a state or of coefficients as views, so that a second call sees writes of the first one."""
     return type(fields)(*(None if field is None else field[rows] for field in fields))
 
 
 def _kind(value: Any) -> str:
-    """Return a value in a few words."""
+    """Return a short description of a value."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""Explains why a run diverged or will: compares its steps with the curvature (stability bounds of explicit Euler).
+"""Explains why a run diverged or will diverge: compares lr with the curvature (stability bounds of explicit Euler).
 
-On a quadratic of curvature a, y is multiplied at every step by 1 - lr (a + 1 / gamma), so that |.| < 1 asks for
-lr (a + 1 / gamma) < 2; momentum moves the bound. A loss is no quadratic, but its largest Hessian eigenvalue L, where
-the run was still well, is what lr has to be measured against.
+On a quadratic of curvature a, every step multiplies y by 1 - lr (a + 1 / gamma), which is stable if
+lr (a + 1 / gamma) < 2; momentum changes the bound. A loss is no quadratic, but lr has to be compared with its largest
+Hessian eigenvalue L at a point where the run had not diverged yet.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SAMPLES = 32
 """Number of gradient evaluations, spread over the budget, at which the settings are checked."""
 
 TIMID = 0.01
-"""Share of the bound on lr below which steps count as small: the steepest direction takes 100 of them."""
+"""Fraction of the bound on lr below which steps count as small: the steepest direction needs about 100 of them."""
 
 
 SAFE_SHARE = 0.5
-"""Share of the bound that optimizer.lr=auto takes: half of it, chosen and not searched for."""
+"""Fraction of the bound that optimizer.lr=auto uses; a choice that was not tuned."""
 
 
 class Settings(NamedTuple):
-    """The numbers that decide whether one step is stable on a quadratic; fields as in the rules' coefficients."""
+    """The numbers that determine whether a step is stable on a quadratic; fields as in the coefficients of rules."""
 
     lr: float
     pull: float = 0.0  # 1 / gamma, 0 for rules without a fast point
@@ -45,11 +45,11 @@ class Settings(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """Stable below this stiffness: 2; 2 (1 + b) for heavy-ball momentum b, 2 (1 + b) / (1 + 2 b) for Nesterov's."""
+        """Bound on stable stiffness: 2; 2 (1 + b) with heavy-ball momentum b, 2 (1 + b) / (1 + 2 b) with Nesterov's."""
         return 2 * (1 + self.momentum) / (1 + 2 * self.momentum * self.nesterov)
 
     def stiffness(self, curvature: float) -> float:
-        """Return lr (curvature + weight decay + 1 / gamma), and what moving x at the same time adds to it.
+        """Return lr (curvature + weight decay + 1 / gamma), plus a term if x moves in the same step.
 
         The matrix [[1 - lr (a + 1 / gamma), lr / gamma], [s, 1 - s]] of (y, x) has an eigenvalue -1 where
         lr (a + 1 / gamma) + s (1 - lr a / 2) is 2.
@@ -59,20 +59,20 @@ class Settings(NamedTuple):
 
 
 def top_eigenvalue(problem: Problem, x: Float[Tensor, " d"], n_examples: int = 256, n_iterations: int = 20) -> float:
-    """Return the largest |eigenvalue| of the Hessian of one run's loss at x, as n_iterations of power iteration see it.
+    """Return the largest |eigenvalue| of the Hessian of one run's loss at x, estimated by power iteration.
 
-    The loss is that of n_examples taken evenly from the training part, without dropout. The estimate |H v| with |v| = 1
-    is never above the truth; it is nan where the loss is not finite or cannot be differentiated twice. The same
-    arguments give the same number: v starts from the stream (0, STABILITY, 0).
+    The loss is that of n_examples spaced evenly in the training part, without dropout. The estimate |H v| with |v| = 1
+    never exceeds the true value; it is nan where the loss is not finite or cannot be differentiated twice. The same
+    arguments give the same number: v is initialised from the stream (0, STABILITY, 0).
     """
     n = len(problem.targets)
     rows = torch.linspace(0, n - 1, min(n, n_examples), device=x.device).long()
     leaf = x.detach().clone().requires_grad_()
-    # not problem.batch_loss: a module of the user's own would draw dropout masks, bfloat16 would round the curvature
+    # not problem.batch_loss, in which a user's module would draw dropout masks and bfloat16 would round the curvature
     outputs = problem.model.apply(split(leaf, problem.model.shapes), problem.inputs[rows], False, None)
     loss = problem.loss.mean(outputs, problem.targets[rows])
     (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    if not gradient.requires_grad:  # linear in x
+    if not gradient.requires_grad:  # the loss is linear in x
         return 0.0
     seed = torch.zeros(1, dtype=torch.int64, device=x.device)
     v = streams.normal_(torch.empty_like(leaf)[None, None].detach(), seed, Purpose.STABILITY, 0)[0, 0]
@@ -81,10 +81,10 @@ def top_eigenvalue(problem: Problem, x: Float[Tensor, " d"], n_examples: int = 2
         v = v / norm
         try:
             (v,) = torch.autograd.grad(gradient, leaf, v, retain_graph=True)
-        except RuntimeError:  # an operation of the user's module that has no second derivative
+        except RuntimeError:  # an operation of the user's module has no second derivative
             return math.nan
         norm = torch.linalg.vector_norm(v)
-        if not norm > 0:  # a flat place, or nan
+        if not norm > 0:  # the Hessian is 0 there, or nan
             break
     return float(norm)
 
@@ -96,7 +96,7 @@ def settings_at(fleet: Fleet, step: int) -> list[Settings] | None:
 
 
 def settings_over(fleet: Fleet, evaluations: list[int]) -> list[list[Settings]]:
-    """Return the settings of every run at each of some gradient evaluations, as settings_at; empty without a bound."""
+    """Return the settings of every run at each of the given gradient evaluations; empty where no bound is known."""
     steps = torch.tensor(evaluations) // fleet.points
     c = fleet.inputs.exact_coefficients_of(steps)
     n, points = fleet.n_runs, fleet.points
@@ -115,9 +115,10 @@ def _settings(of_all: Stability, n: int) -> list[Settings]:
 
 
 def safe_lr(rule: Rule, hyper: dict[str, float], budget: int, lip: float, share: float) -> float | None:
-    """Return the learning rate with which a rule reaches that share of its bound where the curvature is lip.
+    """Return the learning rate with which a rule reaches the fraction `share` of its bound at curvature lip.
 
-    Looks at the whole budget, without a schedule. None for a rule whose bound is not known, or broken by every rate.
+    The largest value over the budget counts, without a schedule. Return None for a rule whose bound is not known or is
+    exceeded at every rate.
     """
     step = torch.linspace(0, budget - 1, min(budget, SAMPLES), dtype=torch.float64).long().view(-1, 1, 1)
     cycle = rule.gradients_per_cycle
@@ -134,7 +135,7 @@ def safe_lr(rule: Rule, hyper: dict[str, float], budget: int, lip: float, share:
     low, high = math.log(1e-12), math.log(1e6)
     if reached(math.exp(low)) >= share:
         return None
-    while high - low > 1e-3:  # what is reached grows with lr up to the bound, and is far beyond it after
+    while high - low > 1e-3:  # reached(lr) increases up to the bound and is far above it afterwards
         middle = (low + high) / 2
         low, high = (middle, high) if reached(math.exp(middle)) < share else (low, middle)
     return math.exp(low)
@@ -143,7 +144,7 @@ def safe_lr(rule: Rule, hyper: dict[str, float], budget: int, lip: float, share:
 def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
     """Return for every run a warning of one line if lr / gamma is unstable for any loss, else None.
 
-    Looks at the whole budget: scoping makes gamma smaller, schedules make lr smaller.
+    The entire budget is examined: scoping decreases gamma, schedules decrease lr.
     """
     columns = settings_over(fleet, _looked_at(fleet))
     worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
@@ -152,12 +153,15 @@ def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
 
 
 def _looked_at(fleet: Fleet) -> list[int]:
-    """Return at most SAMPLES gradient evaluations, evenly from the budget."""
+    """Return at most SAMPLES gradient evaluations, spaced evenly over the budget."""
     return torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
 
 
 def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
-    """Return one line where the pull alone, at curvature 0, breaks the bound, else None; lr before any schedule."""
+    """Return a warning of one line if the pull alone, at curvature 0, exceeds the bound, else None.
+
+    lr is the rate before any schedule.
+    """
     settings = settings._replace(weight_decay=0.0)
     stiffness, bound = settings.stiffness(0.0), settings.bound
     if settings.pull == 0 or stiffness < bound:
@@ -174,7 +178,7 @@ START = "at the start"
 
 
 def stability_hint(settings: Settings, lip: float, where: str = BEST) -> str:
-    """Return one line: which bound the settings break where the loss has curvature lip, or that they break none."""
+    """Return one line on which bound the settings exceed where the loss has curvature lip, or that they exceed none."""
     if not math.isfinite(lip):
         return "the curvature could not be measured; try a smaller optimizer.lr or trainer.clip_norm=1"
     stiffness, bound = settings.stiffness(lip), settings.bound
@@ -190,8 +194,8 @@ def stability_hint(settings: Settings, lip: float, where: str = BEST) -> str:
 def divergence_hint(fleet: Fleet, run: int, step: int, x: Float[Tensor, " d"]) -> str:
     """Return one line on why a run of a fleet diverged at a step, from its settings there and the curvature at x.
 
-    x is the healthy point of the run to measure at, that of its lowest validation error: where the loss has already
-    blown up, its curvature is 0 or astronomical and says nothing about lr.
+    The curvature is measured at x, the point of the run's lowest validation error: where the loss has already exploded,
+    its curvature is 0 or extremely large and says nothing about lr.
     """
     settings = settings_at(fleet, step)
     if settings is None:
@@ -200,9 +204,9 @@ def divergence_hint(fleet: Fleet, run: int, step: int, x: Float[Tensor, " d"]) -
 
 
 def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
-    """Return one line on why a run ended no better than guessing; x is where it started.
+    """Return one line on why a run ended no better than guessing; x is its starting point.
 
-    A unit that is dead, or a saturated network, has no curvature: only the start tells what the steps were.
+    Dead units and saturated networks have no curvature, so only that at the start is informative.
     """
     if fleet.rule.budget_key() == "period=null":
         return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
@@ -219,7 +223,7 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
 
 
 def _formula(settings: Settings, lip: str | None) -> str:
-    """Return stiffness in words, without the terms that are zero; at curvature 0 without lip."""
+    """Return the formula of the stiffness as text, without terms that are zero; at curvature 0 if lip is None."""
     decay = " + weight_decay" if settings.weight_decay else ""
     pull = " + 1 / gamma" if settings.pull else ""
     product = "lr / gamma" if lip is None else f"lr * ({lip}{decay}{pull})" if decay or pull else f"lr * {lip}"
@@ -227,5 +231,5 @@ def _formula(settings: Settings, lip: str | None) -> str:
 
 
 def _below(value: float) -> str:
-    """Return two digits of a number that is a little smaller."""
+    """Return a slightly smaller number, with two digits."""
     return f"{0.95 * value:.2g}"  # rounding adds less than 5 %

@@ -1,7 +1,7 @@
-"""The state of the runs of a fleet: tensors of its own, written in place.
+"""The state of the runs of a fleet, in tensors that are owned by it and written in place.
 
-A rule is a pure function and may return what it likes: an old vector in another field, one tensor in two fields, its
-own argument xi. Here that becomes a state whose fields never share memory with one another or with anything else.
+A rule is a pure function and may return any tensors: an old vector in another field, one tensor in two fields, its
+argument xi. This module copies them to a state whose fields never share memory with one another or with other tensors.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RECORDS = ("alive", "diverged_at", "last_loss", "loss_sum", "grad_norm", "loss_limit")
-"""Records of every run besides the rule's state, each ``[runs]``."""
+"""Names of the records of every run in addition to the rule's state, each ``[runs]``."""
 
 
 def owned(state: Any) -> Any:
-    """Return the same state in memory of its own: every field contiguous, no two of them the same tensor."""
+    """Return a copy of the state: every field is contiguous, and no two fields share memory."""
     fields = [None if field is None else field.clone(memory_format=torch.contiguous_format) for field in state]
     return type(state)(*fields)
 
 
 def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> None:
-    """Write a new state over an old one in place, for living runs (None: for all of them).
+    """Write a new state over an old one in place, for the runs that are `alive` (None: for all runs).
 
-    Fields of `new` may be fields of `old` in another place, or views of them, and may be the same tensor: what is
-    still needed is copied before anything is written. Fields that a rule does not keep are None in both.
+    Fields of `new` may be other fields of `old`, or views of them, and may be the same tensor: tensors that are still
+    needed are copied before anything is written. Fields that a rule does not use are None in both.
     """
     pairs = [(before, after) for before, after in zip(old, new, strict=True) if after is not before]
     if not pairs:
@@ -45,12 +45,12 @@ def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> No
 
 
 def _place(tensor: Tensor) -> int:
-    """Return where the tensor's memory begins, the same for all views of it."""
+    """Return the address of the tensor's storage, which all views of it share."""
     return tensor.untyped_storage().data_ptr()
 
 
 def limit_after(first_loss: Float[Tensor, " runs"], factor: float) -> Float[Tensor, " runs"]:
-    """Return the largest loss that is no divergence: factor times the first loss, or factor if that is below 1."""
+    """Return the loss above which a run has diverged: factor times max(1, first loss)."""
     return (first_loss.clamp(min=1) * factor).clamp(max=torch.finfo(first_loss.dtype).max)
 
 
@@ -59,27 +59,27 @@ class RunState:
     """Everything that changes while R runs train."""
 
     rule: Any
-    """The state of the update rule: a NamedTuple of tensors ``[runs, d]`` that keep their place in memory, or None."""
+    """The state of the rule: a NamedTuple of tensors ``[runs, d]`` that keep their place in memory, or None."""
     alive: Bool[Tensor, " runs"]
     """False where a run has diverged or was stopped: its state is frozen."""
     diverged_at: Int[Tensor, " runs"]
-    """Number of the gradient evaluation that was not finite or too large, -1 where there is none."""
+    """Number of the gradient evaluation that was not finite or too large; -1 where there is none."""
     last_loss: Float[Tensor, " runs"]
     loss_sum: Float[Tensor, " runs"]
-    """Mini-batch losses since they were last asked for."""
+    """Sum of the mini-batch losses since it was last reset."""
     grad_norm: Float[Tensor, " runs"]
     loss_limit: Float[Tensor, " runs"]
-    """Losses above it, infinity and NaN among them, are a divergence; the first loss decides."""
+    """Largest loss that counts as healthy, set from the first loss; infinity and NaN never do."""
     points: int = 1
-    """Rows of a run: the replicas of its rule. All of them are alive, or none; the other records are their means."""
+    """Rows of a run: the replicas of its rule. All of them are alive, or none; losses and norms are their means."""
     buffers: dict[str, Tensor] | None = None
     """The buffers of the model that training changes (batch statistics), ``[runs, ...]`` by name."""
     all_alive: bool = True
-    """Whether all runs are alive, as the host knows: exact on the CPU, updated at log points on other devices."""
+    """Whether all runs are alive as far as the host knows: exact on the CPU, updated at log points on other devices."""
 
     @classmethod
     def start(cls, rule_state: Any, points: int = 1, buffers: dict[str, Tensor] | None = None) -> RunState:
-        """Return the state of runs that begin, in memory of its own."""
+        """Return the initial state of runs; all tensors are copied."""
         some = next(field for field in rule_state if field is not None)
         nothing = some.new_zeros(len(some))
         return cls(
@@ -96,19 +96,19 @@ class RunState:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether reading a number costs nothing; elsewhere it would wait for the device."""
+        """Whether the state is on the CPU, where reading a number does not have to wait for a device."""
         return self.alive.device.type == "cpu"
 
     def records(self) -> dict[str, Tensor]:
-        """Return the records of every run besides the rule's state, by name."""
+        """Return the records of every run, without the rule's state, by name."""
         return {name: getattr(self, name) for name in RECORDS}
 
     def assign(self, new: Any) -> None:
-        """Write a new state of the rule over the old one, for living runs."""
+        """Write a new state of the rule over the old one, for the living runs."""
         assign(self.rule, new, None if self.all_alive and self.on_cpu else self.alive)
 
     def assign_buffers(self, new: Mapping[str, Tensor]) -> None:
-        """Write new buffers over the old ones, for living runs."""
+        """Write new buffers over the old ones, for the living runs."""
         for name, buffer in (self.buffers or {}).items():
             alive = self.alive.view(-1, *[1] * (buffer.dim() - 1))
             buffer.copy_(torch.where(alive, new[name], buffer))
@@ -116,7 +116,7 @@ class RunState:
     def freeze(
         self, step: int, loss: Float[Tensor, " runs"], norm: Float[Tensor, " runs"]
     ) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-        """Take the runs whose loss or gradient is unhealthy from the living; return what to record as loss and norm."""
+        """Mark living runs with an unhealthy loss or gradient as diverged; return the losses and norms to record."""
         alive = self.alive & (loss <= self.loss_limit) & torch.isfinite(norm)
         self.diverged_at = torch.where(self.alive & ~alive, step, self.diverged_at)
         self.alive = alive
@@ -127,14 +127,14 @@ class RunState:
     def record(
         self, step: int, loss: Float[Tensor, " runs"], norm: Float[Tensor, " runs"], explosion_factor: float
     ) -> None:
-        """Note loss and gradient norm of an evaluation."""
+        """Record the losses and gradient norms of an evaluation."""
         self.last_loss, self.grad_norm = loss, norm
         self.loss_sum += loss
         if step == 0:
             self.loss_limit.copy_(limit_after(loss, explosion_factor))
 
     def join(self) -> None:
-        """Treat the rows of a run as one: if one diverges, all have diverged, and losses are averaged over them."""
+        """Combine the records of the rows of a run: if one has diverged, all have; losses and norms are averaged."""
         if self.points == 1:
             return
         alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = (
@@ -147,18 +147,18 @@ class RunState:
             record.copy_(record.mean(1, keepdim=True).expand_as(record))
 
     def of_runs(self, record: Tensor) -> Tensor:
-        """Return a record of every row, ``[rows]``, for every run, ``[runs]``."""
+        """Return the record of every run, ``[runs]``, given that of every row, ``[rows]``."""
         return record if self.points == 1 else record[:: self.points]
 
     def stop(self, runs: Bool[Tensor, " runs"]) -> None:
-        """Stop training some runs, which did not diverge; their state stays as it is."""
+        """Stop training some runs, which did not diverge; their state is kept."""
         self.alive &= ~runs.to(self.alive.device).repeat_interleave(self.points)
         self.all_alive = bool(self.alive.all())
 
     def snapshot(self, run: int, x: Float[Tensor, "runs d"]) -> dict[str, Any]:
-        """Return everything that one run needs in order to be resumed; tensors are copies on the CPU. x is evaluate_at.
+        """Return all data needed to resume one run; tensors are copies on the CPU. x is the result of evaluate_at.
 
-        Random numbers, batches and coefficients are functions of the step and need no memory.
+        Random numbers, batches and coefficients are functions of the step and need not be saved.
         """
         saved: dict[str, Any] = {"x": _saved(x, run)}
         kept = [(name, field) for name, field in _fields(self.rule) if field is None or field is not x]
@@ -168,7 +168,7 @@ class RunState:
         return saved | {name: _saved(self.of_runs(record), run) for name, record in self.records().items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Any]], x: Float[Tensor, "runs d"]) -> None:
-        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not fit."""
+        """Restore the snapshots of all runs, in their order. Raises ValueError where they do not match the state."""
         if len(snapshots) * self.points != len(self.alive):
             raise ValueError(f"{len(snapshots)} snapshots for {len(self.alive) // self.points} runs")
         for name, rows in _fields(self.rule):
@@ -191,7 +191,7 @@ class RunState:
         return buffer if self.points == 1 else buffer.unflatten(0, (-1, self.points))
 
     def _of_run(self, field: Tensor | None) -> Tensor | None:
-        """Return a vector of the state with the rows of a run together where there are several."""
+        """Return a vector of the state by run: ``[runs, d]``, or ``[runs, points, d]`` with several rows per run."""
         return field if field is None or self.points == 1 else field.view(-1, self.points, field.shape[1])
 
 

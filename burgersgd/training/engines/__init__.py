@@ -1,4 +1,7 @@
-"""The engines, which compute the steps of a fleet. Only this module and build/parts.py (it chooses one) know names."""
+"""The engines, which compute the steps of a fleet.
+
+Only this module and build/parts.py, which chooses an engine, know their names.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class Engine(Protocol):
         ...
 
     def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
-        """Spend gradient evaluation number `first`, and as many of those before `stop` as suit; return the next number.
+        """Spend gradient evaluation number `first`, and possibly more of those before `stop`; return the next number.
 
-        The inputs of all of them are loaded. At the last evaluation of a cycle rule.end_cycle is done, too.
+        The inputs of all of them are loaded. The last evaluation of a cycle includes rule.end_cycle.
         """
         ...
 
@@ -39,14 +42,14 @@ class Kind:
 
     make: Callable[[Task, RunState, Inputs], Engine]
     device: str | None = None
-    """The only type of device that it works on; None: on all."""
+    """The only type of device on which it works; None: all types."""
     needs_c: bool = False
     """Whether it needs a C compiler."""
     compiles: bool = False
-    """Whether it compiles a program for every size of a fleet, so that the best size is not searched for."""
+    """Whether it compiles a program for every size of a fleet, so that a sweep does not search for the best size."""
     gradient_in_c: bool = False
-    """Whether the C kernel computes its gradients: losses on other parts of the data come from it, too, nothing is kept
-    for backward passes, examples are read where they lie, and a run has the same bits alone and in a fleet."""
+    """Whether the C kernel computes its gradients. Then it also evaluates the other parts of the data, no activations
+    are stored for backward passes, examples are not copied, and a run is bitwise equal alone and in a fleet."""
 
 
 ENGINES: dict[str, Kind] = {
@@ -57,14 +60,14 @@ ENGINES: dict[str, Kind] = {
     "native": Kind(make_native, device="cpu", needs_c=True, gradient_in_c=True),
     "native_update": Kind(make_native_update, device="cpu", needs_c=True),
 }
-"""Everything in PyTorch; the same as a CUDA graph; the whole step under torch.compile; many steps in one CUDA
-kernel; gradient and update in C; the update in C."""
+"""The engines by name: all in PyTorch; the same as a CUDA graph; the complete step by torch.compile; many steps in one
+CUDA kernel; gradient and update in C; the update in C."""
 
 
 def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engine:
     """Return the engine of that name for a state that keeps its place in memory.
 
-    Raises ValueError for one that cannot read changed examples, where there are any.
+    Raises ValueError for an engine that cannot read augmented examples if there are any.
     """
     kind = ENGINES[name]
     if kind.gradient_in_c and task.problem.augmentation is not None:

@@ -1,7 +1,7 @@
-"""The update rule as one pass over memory, its normal numbers drawn on the way: C generated from the rule itself.
+"""Generates C from an update rule: a single loop over memory, which also draws the rule's normal numbers.
 
-There is no second copy of any rule: tracing.py writes the lines that `rule.step` amounts to for one number, and the
-compiler makes one loop of them. Where no compiler is found, or a rule has no trace, it runs in PyTorch as it is.
+There is no second copy of any rule: tracing.py writes the lines of C that compute `rule.step` for one number, and the
+compiler makes one loop of them. If there is no compiler, or a rule has no trace, the rule runs in PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from burgersgd.training.engines.tracing import Layout, trace
 from burgersgd.training.native_gradient import check_size
 
 PARALLEL = 1 << 16
-"""Numbers per thread below which waking the threads costs more than they save."""
+"""Numbers per thread below which starting the threads takes more time than they save."""
 
 _LOOP = """
 typedef REAL real;
@@ -135,7 +135,7 @@ static void norms(const plan_t *p, const real *coefficients) {{
 
 
 def source(rule: Rule, layout: Layout, dtype: torch.dtype) -> str | None:
-    """Return the C text that does rule.step in place; None for a rule that has no trace."""
+    """Return the C text that computes rule.step in place; None for a rule that has no trace."""
     step = trace(rule, layout)
     if step is None:
         return None
@@ -190,7 +190,7 @@ def _compiled(rule: Rule, layout: Layout, dtype: torch.dtype) -> ctypes.CDLL | N
 
 @functools.cache
 def _plan_type(n_fields: int, n_wide: int) -> type[ctypes.Structure]:
-    """Return the mirror of plan_t."""
+    """Return the ctypes mirror of plan_t."""
 
     class Plan(ctypes.Structure):
         _fields_ = [
@@ -211,7 +211,7 @@ def _plan_type(n_fields: int, n_wide: int) -> type[ctypes.Structure]:
 
 
 def _check(fields: Sequence[Tensor], seeds: Tensor, pieces: Sequence[int]) -> None:
-    """Raise ValueError for what C would not notice: vectors of other shapes or types, with gaps, or in one memory."""
+    """Raise ValueError for errors that C would not detect: wrong shapes or types, gaps, or shared memory."""
     runs, d = fields[0].shape
     for field in fields:
         fits = field.shape == (runs, d) and field.dtype == fields[0].dtype and field.device.type == "cpu"
@@ -230,7 +230,7 @@ def _check(fields: Sequence[Tensor], seeds: Tensor, pieces: Sequence[int]) -> No
 
 
 class FusedUpdate:
-    """rule.step on the whole state, in place, as one C loop; None from `make` where that cannot be."""
+    """rule.step on the complete state, in place, as one C loop; `make` returns None where that is impossible."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class FusedUpdate:
         threads = torch.get_num_threads()
         self._function = library.update
         self.run_function = ctypes.cast(library.update_run, ctypes.c_void_p)
-        """update_run of the C text, for NativeSteps."""
+        """Function update_run of the C text, called by NativeSteps."""
         self._own_norms = torch.empty(runs, dtype=fields[0].dtype) if own_norm else None
         self._kept_alive = (fields, seeds, starts, wide)
         self._grads = (ctypes.c_void_p * len(pieces))()
@@ -276,9 +276,9 @@ class FusedUpdate:
     def make(
         cls, rule: Rule, state: Any, coefficients: Any, seeds: Int[Tensor, " runs"], pieces: Sequence[int] | None = None
     ) -> FusedUpdate | None:
-        """Return the compiled update of a state whose tensors are contiguous and stay where they are, or None.
+        """Return the compiled update of a state whose tensors are contiguous and keep their place in memory, or None.
 
-        pieces are the lengths of the tensors in which the gradient comes; None: it is one ``[runs, d]``.
+        pieces are the lengths of the tensors that make up the gradient; None: it is one tensor ``[runs, d]``.
         """
         layout = Layout.of(state, coefficients)
         some = next(field for field in state if field is not None)
@@ -298,9 +298,9 @@ class FusedUpdate:
         alive: Bool[Tensor, " runs"],
         step: int,
     ) -> None:
-        """Replace the state of living runs by rule.step of it; noise number step + 1 of each run's own stream.
+        """Replace the state of the living runs by the result of rule.step, with noise number step + 1 of each stream.
 
-        norm is that of the gradients; a rule that means another one computes it here.
+        norm is the norm of the gradients; for a rule with `normed` it is computed here instead.
         """
         for i, grad in enumerate(grads):
             self._grads[i] = grad.data_ptr()

@@ -1,4 +1,4 @@
-"""The whole gradient step as one compiled program."""
+"""Engines that run the complete gradient step as one program compiled by torch.compile or as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _PROGRAM_NUMBERS = itertools.count()
 
 @functools.cache
 def why_not_compiled(device: str) -> str | None:
-    """Return in one line why torch.compile does not work here, on that type of device; None where it does.
+    """Return in one line why torch.compile does not work on this machine and type of device; None where it does.
 
-    There may be no compiler, or no folder for its cache, or one in which other users can write. Asked once in a
-    process, by compiling next to nothing.
+    There may be no compiler, or no folder for its cache, or one to which other users can write. This is tested once per
+    process by compiling a trivial function.
     """
     try:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-        danger = native.danger_of(Path(cache_dir()).resolve())  # torch runs what it finds there
+        danger = native.danger_of(Path(cache_dir()).resolve())  # torch executes the files that it finds there
         if danger is not None:
             return f"{danger}; TORCHINDUCTOR_CACHE_DIR names another folder"
         torch.compile(_next_to_nothing, fullgraph=True)(torch.zeros(4, device=device))
-    except Exception as error:  # anything: of the system, of dynamo, of the compiler
+    except Exception as error:  # any error of the system, of dynamo or of the compiler
         return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
     return None
 
@@ -50,29 +50,32 @@ def _next_to_nothing(x: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """Steps that are replayed at once: batches of one size, ends of cycles among them."""
+    """Consecutive steps, replayed at once: all batches have the same size, and cycles may end among them."""
 
     size: int
-    """Examples in a batch."""
+    """Number of examples in a batch."""
     steps: int
     every: int
-    """A cycle ends after every so many of them; 0: none does."""
+    """Number of steps after each of which a cycle ends; 0: no cycle ends."""
 
 
 class Compiled:
-    """The engine that puts the whole gradient step under torch.compile: forward, backward, update, written in place.
+    """The engine that compiles the complete gradient step by torch.compile: forward, backward and update in place.
 
-    Everything it reads and writes keeps its place in memory: the block's inputs are indexed by a counter on the
-    device. There is one program for each batch size (a short last batch). The end of a cycle is part of the program
-    where every step ends one, and else done in PyTorch. On CUDA a step and the end of its cycle, of single runs up to a
-    block of steps, are captured as a graph and replayed. Where the compiler fails, the steps are taken one by one in
-    PyTorch, and that is said once.
+    All tensors that it reads and writes keep their place in memory: a counter on the device indexes the inputs of the
+    block. There is one program for each batch size (the last batch may be short). The end of a cycle is part of the
+    program if every step ends a cycle, and is computed in PyTorch otherwise. On CUDA a step with the end of its cycle,
+    or for single runs up to a block of steps, is captured as a graph and replayed. If the compiler fails, the steps are
+    taken one by one in PyTorch, with a warning.
     """
 
     draws_noise = False
     compiles = True
     repaid_after = 2000
-    """Steps that repay the capture of one step (docs/benchmarks.md): graphs hold no more than the budget repays."""
+    """Number of steps whose gain in time equals the time to capture one step (docs/benchmarks.md).
+
+    It limits the steps of a graph according to the budget.
+    """
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs) -> None:
         self.task, self.state, self.inputs = task, state, inputs
@@ -81,19 +84,19 @@ class Compiled:
         self.position = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=inputs.device)
         self.steps: dict[int, Callable[[], None]] = {}
-        """A step by the size of its batch."""
+        """Batch size -> the program of a step."""
         self.graphs: dict[Piece, Callable[[], None]] = {}
         self.capture = Capture(inputs.device)
         self.most = max(1, min(BLOCK, inputs.budget // self.repaid_after)) if inputs.n_runs == 1 else 1
-        """Steps of a graph, at most: one for several rows, which are slower with more; replicas die together."""
+        """Largest number of steps of a graph; 1 for several rows: more are slower, and replicas diverge together."""
         self.otherwise: OneByOne | None = None
         """The engine that computes the steps after the compiler has failed."""
-        self._expected = -1  # the step that the counters on the device stand at
+        self._expected = -1  # step number in the counters on the device
 
     def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
-        """Spend gradient evaluations from number `first`, one of them on the CPU and as many as a graph holds on CUDA.
+        """Spend gradient evaluations from number `first`: one on the CPU, as many as a graph holds on CUDA.
 
-        Return the next number. The state is that of the construction.
+        Return the next number. The state must be the one that was given to the constructor.
         """
         if self.otherwise is not None:
             return self.otherwise.advance(state, inputs, first, stop)
@@ -101,7 +104,7 @@ class Compiled:
         if size not in self.steps:
             try:
                 self.steps[size] = self._settled(self._program(size))
-            except Exception as error:  # of dynamo, of the compiler, of the system; nothing has been computed yet
+            except Exception as error:  # an error of dynamo, the compiler or the system, before any step
                 if inputs.device.type != "cpu":
                     raise
                 reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
@@ -122,7 +125,7 @@ class Compiled:
         return self._expected
 
     def _piece(self, first: int, stop: int) -> Piece:
-        """Return the next steps: whole cycles, or steps of one cycle, a power of two of either, so that few do."""
+        """Return the next steps: complete cycles, or steps of one, in powers of two, so that few graphs suffice."""
         size, cycle = self.inputs.size(first), self.task.rule.gradients_per_cycle
         stop = next((k for k in range(first + 1, stop) if self.inputs.size(k) != size), stop)
         left, n = cycle - first % cycle, min(stop - first, self.most)
@@ -141,15 +144,15 @@ class Compiled:
                 self._end_cycle()
 
     def _end_cycle(self) -> None:
-        """Do rule.end_cycle after a step, whose coefficients are those before the position, for the living runs."""
+        """Apply rule.end_cycle after a step to the living runs; the counter already points to the next step."""
         row = self.inputs.block.coefficients.index_select(0, self.position - 1)[0]
         c = self.inputs.joined(row.unbind(0))
         assign(self.state.rule, end_cycle(self.task.rule, c, self.state.rule), self.state.alive)
 
     def _settled(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return the step after it has been taken and undone, so that it is compiled and libraries are set up.
+        """Execute the step and undo it, so that it is compiled and libraries are initialised; return the step.
 
-        It is taken from the position 0 of the block, because several steps from its end would read beyond it.
+        It is executed at position 0 of the block, because several steps at its end would read past the end.
         """
         counters, records = (self.position, self.step), self.state.records().values()
         changed = [t for t in (*self.state.rule, *counters, *records) if t is not None]
@@ -168,7 +171,7 @@ class Compiled:
         problem, rule, clip_norm, factor = self.task
         draw_length, every_step_ends_a_cycle = self.inputs.draw_length, rule.gradients_per_cycle == 1
         joined, state_type = self.inputs.joined, type(self.state.rule)
-        _ = self.inputs.wide, self.inputs.narrow  # made before the compiler looks
+        _ = self.inputs.wide, self.inputs.narrow  # computed before compilation
 
         def one_step(
             state: tuple[Tensor | None, ...],
@@ -207,21 +210,21 @@ class Compiled:
         records = tuple(self.state.records().values())
         counters = (self.position, self.step)
         arguments = (tuple(self.state.rule), counters, records, (*self.inputs.block[1:], *self.inputs.draws[1:]))
-        # A code object of its own: dynamo keeps its programs by code object, eight of them, for the whole process.
-        # With one program for each, and arguments that never change, there is nothing left to guard.
+        # Each program has its own code object: dynamo stores up to eight programs per code object and process.
+        # With one program for each, and arguments that never change, no guards are needed.
         code = one_step.__code__.replace(co_name=f"one_step_{next(_PROGRAM_NUMBERS)}")
         own = types.FunctionType(code, one_step.__globals__, code.co_name, None, one_step.__closure__)
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        if self.captures:  # else the forms of sums are chosen by a clock, anew in every process
+        if self.captures:  # otherwise every process would choose the form of sums by timing
             options["deterministic"] = True
         program = torch.compile(own, fullgraph=True, dynamic=False, options=options) if self.compiles else one_step
         return lambda: program(*arguments)
 
 
 class Graphed(Compiled):
-    """The engine that replays PyTorch's own kernels of a gradient step as a CUDA graph: no compiler, no launches.
+    """The engine that replays PyTorch's own kernels of a gradient step as a CUDA graph, without a compiler.
 
-    It is there at once, where a compiled program takes half a minute to be made; on the CPU it is plain PyTorch.
+    It can start at once, while compiling a program takes half a minute; on the CPU it runs PyTorch without a graph.
     """
 
     compiles = False
@@ -229,5 +232,5 @@ class Graphed(Compiled):
 
 
 def _power_of_two(n: int) -> int:
-    """Return the largest power of two up to n."""
+    """Return the largest power of two that is at most n."""
     return 1 << (n.bit_length() - 1)

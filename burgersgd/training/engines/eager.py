@@ -22,33 +22,33 @@ from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState, assign
 
 PIECE = 1 << 16
-"""Large states are updated in pieces of so many numbers, which stay in the second-level cache from line to line."""
+"""Numbers in a piece of a large state; all operations on a piece find it in the second-level cache."""
 
 
 class Task(NamedTuple):
-    """The settings that all steps share."""
+    """The problem, the rule and the settings that are the same for all steps."""
 
     problem: Problem
     rule: Rule
     clip_norm: float | None = None
-    """Longest gradient, None for no clipping."""
+    """Norm to which longer gradients are scaled down; None for no clipping."""
     explosion_factor: float = math.inf
-    """A run whose loss exceeds so many times max(1, its first loss) has diverged."""
+    """A run whose loss exceeds explosion_factor times max(1, its first loss) has diverged."""
 
 
 class Gradient(NamedTuple):
     """Gradients of all runs at one evaluation."""
 
     grads: Sequence[Tensor]
-    """In one piece ``[runs, d]``; of one run also in one piece per parameter tensor, ``[1, length]`` each."""
+    """One tensor ``[runs, d]``; for a single run possibly one tensor ``[1, length]`` per parameter tensor."""
     loss: Float[Tensor, " runs"]
     norm: Float[Tensor, " runs"]
 
 
 TakesGradient = Callable[..., Gradient]
-"""(points ``[runs, d]``, batch indices, dropout numbers, buffers of the model where it has any) -> gradients."""
+"""Function (points ``[runs, d]``, batch indices, dropout numbers, buffers of the model if it has any) -> gradients."""
 Updates = Callable[[RunState, Inputs, int, Sequence[Tensor], Tensor, bool], None]
-"""(state, inputs, step, gradients, their norms, whether all runs are well) does rule.step in place."""
+"""Function (state, inputs, step, gradients, their norms, whether all runs are healthy): applies rule.step in place."""
 
 
 @dataclass
@@ -104,21 +104,21 @@ class Autograd:
 
 @dataclass(frozen=True)
 class TorchUpdate:
-    """rule.step in PyTorch, whole, or in pieces where the rule is known to be element by element."""
+    """rule.step in PyTorch on the complete state, or in pieces if the rule is known to be elementwise."""
 
     rule: Rule
     in_pieces: bool
 
     @classmethod
     def of(cls, rule: Rule, state: RunState, inputs: Inputs) -> TorchUpdate:
-        """Return the update of that state."""
+        """Return the update for that state."""
         large = inputs.n_runs * inputs.d > 2 * PIECE
         return cls(rule, large and trace(rule, Layout.of(state.rule, inputs.row_of(0))) is not None)
 
     def __call__(
         self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], norm: Tensor, healthy: bool
     ) -> None:
-        """Replace the state of living runs by rule.step of it."""
+        """Replace the state of the living runs by the result of rule.step."""
         (grad,), c, xi = grads, inputs.row(step), inputs.xi(step)
         norm = meant_norm(self.rule, c, state.rule, grad, norm)
         if not (healthy and self.in_pieces):
@@ -133,7 +133,7 @@ class TorchUpdate:
 def meant_norm(
     rule: Rule, c: Any, state: Any, grad: Float[Tensor, "rows d"], norm: Float[Tensor, " rows"]
 ) -> Float[Tensor, "rows 1"]:
-    """Return the norm that rule.step is given: that of the gradient, or of what the rule makes of it."""
+    """Return the norm that is passed to rule.step: that of the gradient, or of rule.normed where the rule has it."""
     if rule.normed is None:
         return norm[:, None]
     return torch.linalg.vector_norm(rule.normed(c, state, grad), dim=1, keepdim=True)
@@ -150,6 +150,6 @@ def _cut(state: Any, cut: tuple[slice, slice]) -> Any:
 
 
 def _all_healthy(loss: Tensor, norm: Tensor, limit: Tensor) -> bool:
-    if len(loss) == 1:  # the common case at a tenth of the cost
+    if len(loss) == 1:  # the common case, in a tenth of the time
         return loss.item() <= limit.item() and math.isfinite(norm.item())
     return bool((loss <= limit).all() & torch.isfinite(norm).all())

@@ -1,4 +1,4 @@
-"""CUDA graphs of PyTorch's work: one launch for as many kernels as were captured."""
+"""Captures PyTorch's kernels as CUDA graphs, which replay all captured kernels in one launch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 import torch
 
 WARM_UP = 3
-"""Times that work is done before it is captured; torch asks for a few, which settle libraries and memory."""
+"""Number of executions before the capture; torch requires a few, which initialise libraries and memory."""
 
 
 class Capture:
     """Captures work on one device as CUDA graphs.
 
-    They share their memory, because one is replayed after the other and nothing that they allocate is read later.
+    The graphs share their memory, because they are replayed one after the other and nothing that they allocate is read
+    after a replay.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Streams and graphs are made on `device`, whichever is the current one."""
+        """Streams and graphs are made on `device`, even if another device is the current one."""
         self.device = device
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """Do the work a few times on the stream on which it is captured."""
+        """Execute the work a few times on the stream on which it will be captured."""
         with torch.cuda.device(self.device):
             side = self._stream = self._stream or torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -34,10 +35,10 @@ class Capture:
             torch.cuda.current_stream().wait_stream(side)
 
     def __call__(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Return what replays the work, which has been done before and is not done now."""
+        """Capture the work, without executing it, and return a function that replays it; call `warm_up` before."""
         with torch.cuda.device(self.device):
             graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device meanwhile.
+            # Other threads may use the device during the capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
             self._pool = self._pool or graph.pool()

@@ -1,8 +1,8 @@
-"""Gradient or update in C, and several gradient evaluations of all runs in one call of C where both are.
+"""Computes gradient or update in C; if both are in C, one call computes several gradient evaluations of all runs.
 
-OneByOne of eager.py says what a step is: with the C gradient and the C update, two calls of C with a dozen operations
-of PyTorch between them. In NativeSteps a run goes through all the steps up to the end of its cycle before the next run
-begins, and its vectors stay in the processor's cache. The numbers are the same bits.
+OneByOne of eager.py defines a step: with the C gradient and the C update, it makes two calls of C with a dozen PyTorch
+operations between them. In NativeSteps a run takes all steps up to the end of its cycle before the next run begins, so
+that its vectors stay in the processor's cache. The results are bitwise equal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from burgersgd.training.replicas import end_cycle
 from burgersgd.training.state import RunState
 
 CALL_OPERATIONS = 2e9
-"""Additions and multiplications of one call, about: some 50 ms, in which no signal is heard."""
+"""Approximate number of additions and multiplications in one call: about 50 ms, during which no signal is handled."""
 
 
 class _Steps(ctypes.Structure):
@@ -61,7 +61,7 @@ class NativeSteps:
     def __init__(
         self, gradient: NativeGradient, update: FusedUpdate, at: Float[Tensor, "runs d"], clip_norm: float | None
     ) -> None:
-        """`at`: the vector of the updated state where gradients are taken, at the same place in memory for good."""
+        """`at`: the vector of the updated state at which gradients are taken; it must stay at its place in memory."""
         if not update.holds(at):
             raise ValueError("the gradient must be taken at a vector of the updated state")
         runs, d = at.shape
@@ -81,7 +81,7 @@ class NativeSteps:
             clip_norm=math.inf if clip_norm is None else clip_norm,
         )
         self.most = max(1, int(CALL_OPERATIONS / (6 * runs * gradient.work * gradient.max_batch)))
-        """Steps of one call."""
+        """Largest number of steps in one call."""
 
     def __call__(
         self,
@@ -91,10 +91,10 @@ class NativeSteps:
         coefficients: Float[Tensor, "steps fields runs 1"],
         records: Mapping[str, Shaped[Tensor, " runs"]],
     ) -> None:
-        """Spend gradient evaluations first, first + 1, ..., one for each batch size, and bring the records up to date.
+        """Spend gradient evaluations first, first + 1, ..., one for each batch size, and update the records.
 
-        Records are those of a fleet, by name. Raises IndexError or ValueError for what the gradient refuses; nothing
-        has been written then.
+        Records are those of a fleet, by name. Raises IndexError or ValueError for arguments that the gradient rejects,
+        before anything is written.
         """
         steps = self._steps
         batch_sizes = (ctypes.c_int64 * len(sizes))(*sizes)
@@ -109,7 +109,7 @@ class NativeSteps:
 
 @dataclass(frozen=True)
 class InPieces:
-    """The gradient of a single run by autograd, in one piece per parameter tensor, as the C update takes it."""
+    """The gradient of a single run by autograd, in one piece per parameter tensor, as the C update expects it."""
 
     problem: Problem
 
@@ -121,7 +121,7 @@ class InPieces:
 
 
 class InC:
-    """Gradients of a fully connected network by the C kernel."""
+    """Gradients by the C kernel, of networks that it supports."""
 
     def __init__(self, problem: Problem, state: RunState, inputs: Inputs) -> None:
         batch_size = inputs.batches.batch_size
@@ -147,14 +147,14 @@ class UpdateInC:
     def __call__(
         self, state: RunState, inputs: Inputs, step: int, grads: Sequence[Tensor], norm: Tensor, healthy: bool
     ) -> None:
-        """Replace the state of living runs by rule.step of it."""
+        """Replace the state of the living runs by the result of rule.step."""
         block = inputs.block
         self.update(block.coefficients[step - block.first], grads, norm, state.alive, step)
 
 
 @dataclass
 class Native:
-    """The engine that takes the steps up to the end of a cycle in one call of C, the very first one by itself."""
+    """The engine that takes the steps up to the end of a cycle in one call of C, after the first one alone."""
 
     one_by_one: OneByOne
     steps: NativeSteps
@@ -163,7 +163,7 @@ class Native:
 
     def advance(self, state: RunState, inputs: Inputs, first: int, stop: int) -> int:
         """Spend gradient evaluations from number `first`, before `stop`; return the next number."""
-        if first == 0:  # the first loss decides on the largest one
+        if first == 0:  # the first loss determines the limit of later losses
             return self.one_by_one.advance(state, inputs, first, stop)
         rule, block = self.one_by_one.task.rule, inputs.block
         cycle_end = (first // rule.gradients_per_cycle + 1) * rule.gradients_per_cycle
@@ -181,7 +181,7 @@ class Native:
 
 
 def make_native(task: Task, state: RunState, inputs: Inputs) -> OneByOne | Native:
-    """Return the engine with gradient and update in C; a rule that has no C is applied in PyTorch."""
+    """Return the engine with gradient and update in C; a rule that cannot be traced is applied in PyTorch."""
     gradient = InC(task.problem, state, inputs)
     c = inputs.row_of(0)
     update = FusedUpdate.make(task.rule, state.rule, c, inputs.seeds)
@@ -189,18 +189,18 @@ def make_native(task: Task, state: RunState, inputs: Inputs) -> OneByOne | Nativ
         return OneByOne(task, gradient, TorchUpdate.of(task.rule, state, inputs))
     one_by_one = OneByOne(task, gradient, UpdateInC(update), draws_noise=True)
     at = task.rule.gradient_at(c, state.rule)
-    # Where threads share the gradient of a run, they share its update, too: in a call of its own. And what a rule
-    # computes to take the gradient at is elsewhere at every step.
+    # If threads share the gradient of a run, they also share its update, which is then a separate call. And a point of
+    # the gradient that the rule computes has no fixed place in memory.
     if gradient.kernel.team > 1 or not any(field is at for field in state.rule):
         return one_by_one
     steps = NativeSteps(gradient.kernel, update, at, task.clip_norm)
-    if task.rule.replicas is not None:  # after every step, one dead replica ends its run
+    if task.rule.replicas is not None:  # a diverged replica ends its run after every step
         steps.most = 1
     return Native(one_by_one, steps, end_cycle(task.rule, c, state.rule) is not state.rule)
 
 
 def make_native_update(task: Task, state: RunState, inputs: Inputs) -> OneByOne:
-    """Return the engine with the gradient by autograd and the update in C, in PyTorch for a rule that has no C."""
+    """Return the engine with the gradient by autograd and the update in C, or in PyTorch if it cannot be traced."""
     alone = inputs.n_runs == 1
     pieces = [math.prod(shape) for shape in task.problem.model.shapes] if alone else None
     update = FusedUpdate.make(task.rule, state.rule, inputs.row_of(0), inputs.seeds, pieces)

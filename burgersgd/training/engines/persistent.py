@@ -1,9 +1,9 @@
-"""Small networks on a GPU: one run per block of threads, up to 64 gradient evaluations of all runs in one launch.
+"""Trains small networks on a GPU: one run per thread block, up to 64 gradient evaluations of all runs in one launch.
 
-A run's position, gradient and activations lie in the shared memory of its multiprocessor for the whole launch, the
-rest of its state too where that does not keep a second run away (native/cycles.cu); the rule's lines come from
-tracing.py, as those of the C kernel do. A run's numbers are the same bits alone and beside others. What does not fit
-is done by the engine `graphed`.
+A run's position, gradient and activations are in the shared memory of its multiprocessor during the entire launch, and
+so is the rest of its state if a second run still fits (native/cycles.cu); the lines of the rule come from tracing.py,
+like those of the C kernel. A run is bitwise equal alone and in a fleet. The engine `graphed` trains networks that do
+not fit.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from burgersgd.training.state import RunState
 _log = logging.getLogger("burgersgd")
 
 THREADS = {1: 512, 2: 384}
-"""Number of blocks that share a multiprocessor -> threads of a block, the fastest on an H100 (docs/benchmarks.md)."""
+"""Number of blocks per multiprocessor -> threads per block, the fastest number on an H100 (docs/benchmarks.md)."""
 CHUNKS = (32, 16, 8)
-"""Examples whose activations are in shared memory at once: the largest number that fits."""
+"""Numbers of examples whose activations may be in shared memory at once, of which the largest that fits is chosen."""
 RESERVED = 1024
-"""Bytes of a multiprocessor's shared memory that every block takes for the system."""
+"""Bytes of a multiprocessor's shared memory that the system reserves per block."""
 
 NEEDS = "on a GPU a float32 mlp that fits the shared memory of a multiprocessor, no dropout or augmentation"
 
 Launch = Callable[[int, ctypes.Structure], None]
-"""(runs, arguments) -> None: advances all runs."""
+"""Function (number of runs, arguments) that advances all runs."""
 
 
 class Plan(NamedTuple):
-    """Where a run's numbers lie."""
+    """How the numbers of a run are laid out in memory."""
 
     chunk: int
-    """Examples whose activations are in shared memory at once."""
+    """Number of examples whose activations are in shared memory at once."""
     blocks: int
-    """Runs that share a multiprocessor."""
+    """Number of runs that share a multiprocessor."""
     all_shared: bool
     """Whether all vectors of the state are in shared memory; otherwise only that at which gradients are taken."""
     shared_bytes: int
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
+        """Number of threads of a block."""
         return THREADS[self.blocks]
 
 
 @dataclass(frozen=True)
 class Network:
-    """What the kernel is made for."""
+    """The network and loss for which a kernel is generated."""
 
     widths: tuple[int, ...]
     activation: str
@@ -79,7 +79,7 @@ class Network:
         return cls(tuple(model.widths), model.activation, loss)
 
     def plan(self, fields: int, shared_memory: int) -> Plan | None:
-        """Return the best plan that fits, for so many vectors of state; None where none does."""
+        """Return the best plan that fits for a state of `fields` vectors; None where none fits."""
         two = (shared_memory + RESERVED) // 2 - RESERVED
         for chunk in CHUNKS:
             for blocks, limit in ((2, two), (1, shared_memory)):
@@ -90,7 +90,7 @@ class Network:
         return None
 
     def _shared_bytes(self, fields: int, chunk: int) -> int:
-        """Return SHARED_FLOATS of native/cycles.cu in bytes, for so many vectors of state and examples at once."""
+        """Return SHARED_FLOATS of native/cycles.cu in bytes, for `fields` vectors of the state in shared memory."""
         rows = [_up(width) + 4 for width in self.widths]
         last = len(rows) - 1
         padded = sum(_up(out) * row for out, row in zip(self.widths[1:], rows, strict=False))
@@ -104,7 +104,7 @@ def _up(n: int) -> int:
 
 
 def fits(rule: Rule, problem: Problem, device: torch.device) -> bool:
-    """Whether the runs of a rule are expected to fit: a fully connected float32 network in the shared memory."""
+    """Whether runs of the rule are expected to fit: a fully connected float32 network, in shared memory."""
     model, loss = problem.model, problem.loss.name
     if device.type != "cuda" or not isinstance(model, Mlp) or model.n_uniform:
         return False
@@ -119,7 +119,10 @@ def fits(rule: Rule, problem: Problem, device: torch.device) -> bool:
 
 
 def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) -> str | None:
-    """Return the text of the kernel; `at`: the field at which gradients are taken. None for a rule without a trace."""
+    """Return the source of the kernel, None for a rule without a trace.
+
+    `at` is the index of the field at which gradients are taken.
+    """
     step, end = trace(rule, layout), _end_cycle(rule, layout)
     if step is None or end is None or layout.wide or rule.replicas is not None:
         return None
@@ -128,7 +131,7 @@ def source(rule: Rule, layout: Layout, network: Network, at: int, plan: Plan) ->
     unused, gradient = [f"(void)s{i};" for i in kept], ["const real g = gradient; (void)g;"]
 
     def lines(of: Trace, first: Sequence[str] = ()) -> str:
-        """The rule's lines, where a number of vector k is v[part][k][i]."""
+        """Return the rule's lines, in which a number of vector k is v[part][k][i]."""
         loads = [f"const real s{i} = v[part][{k}][i];" for k, i in enumerate(kept)]
         stores = [f"v[part][{kept.index(i)}][i] = {name};" for i, name in of.stores]
         return " ".join([*loads, *unused, *first, *of.lines, *stores])
@@ -174,7 +177,7 @@ def _end_cycle(rule: Rule, layout: Layout) -> Trace | None:
 
 @functools.cache
 def args_type(n_fields: int) -> type[ctypes.Structure]:
-    """Return the mirror of Args in native/cycles.cu."""
+    """Return the ctypes mirror of Args in native/cycles.cu."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
 
     class Args(ctypes.Structure):
@@ -192,12 +195,12 @@ def args_type(n_fields: int) -> type[ctypes.Structure]:
 
 
 class Persistent:
-    """The engine whose kernel takes all steps of a block of inputs, ends of cycles included, in one launch."""
+    """The engine whose kernel takes all steps of a block of inputs, including ends of cycles, in one launch."""
 
     draws_noise = True
 
     def __init__(self, task: Task, state: RunState, inputs: Inputs, launch: Launch) -> None:
-        """`launch` runs the kernel whose text is `source` of these."""
+        """`launch` runs the kernel generated by `source` for this task and state."""
         self.launch = launch
         data = task.problem.inputs.flatten(1).contiguous(), task.problem.targets.contiguous()
         fields = [field for field in state.rule if field is not None]
@@ -235,7 +238,7 @@ class Persistent:
 
 
 def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> tuple[str, Plan] | None:
-    """Return the text of the kernel and its plan; None where it has no form, or does not fit."""
+    """Return the source of the kernel and its plan; None where the rule cannot be traced or the run does not fit."""
     rule, c = task.rule, inputs.row_of(0)
     network = Network.of(task.problem.model, task.problem.loss.name)
     layout = Layout.of(state.rule, c)
@@ -246,7 +249,7 @@ def text_of(task: Task, state: RunState, inputs: Inputs, shared_memory: int) -> 
 
 
 def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent | Graphed:
-    """Return the engine on a GPU; where its kernel cannot be had, that of CUDA graphs, and say so."""
+    """Return the engine with its kernel, or that of CUDA graphs, with a warning if the kernel cannot be compiled."""
     device = inputs.device
     found = text_of(task, state, inputs, cuda.shared_memory(device))
     if found is None:

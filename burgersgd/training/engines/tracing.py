@@ -1,8 +1,8 @@
 """Traces an update rule: `rule.step` is called once with symbols, and every operation writes a line of C.
 
-This is also the proof that a rule is element by element: only operations that are, and only numbers of the same place,
-can be written down. A rule with a reduction, an index, a branch on values, or an operation that is not in the tables
-below has no trace. It is then applied whole, in PyTorch.
+A trace also proves that a rule acts element by element, since only elementwise operations on numbers of the same index
+can be traced. A rule with a reduction, an index, a branch on values, or an operation that is not in the tables below
+has no trace. PyTorch then applies it to the complete state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     present: tuple[bool, ...]
     coefficients_type: type[Any]
     wide: tuple[int, ...] = ()
-    """Which coefficients are one number for every parameter."""
+    """Indices of the coefficients that have a number for every parameter."""
 
     @classmethod
     def of(cls, state: Any, coefficients: Any) -> Layout:
@@ -43,26 +43,26 @@ class Trace(NamedTuple):
     """rule.step or end_cycle for one number: s0, ... are the state, c0, ... the coefficients, g the gradient."""
 
     lines: tuple[str, ...]
-    """Definitions, in order."""
+    """Definitions of variables, in order."""
     stores: tuple[tuple[int, str], ...]
-    """(field, the name of its new value), without the fields that stay as they are."""
+    """Pairs (index of a field, name of its new value), without the fields that do not change."""
     normed_lines: tuple[str, ...] = ()
     """Definitions of rule.normed, in order."""
     normed: str | None = None
-    """The name of what it returns; None where the rule has none."""
+    """Name of the value that rule.normed returns; None where the rule has no such function."""
 
 
 @functools.cache
 def trace(rule: Rule, layout: Layout) -> Trace | None:
-    """Return what the rule does to each number; None where it is not element by element, or cannot be shown to be."""
+    """Return the trace of rule.step; None where the rule is not elementwise, or cannot be shown to be."""
     try:
         return traced(rule, layout) if rule.elementwise else None
     except (TypeError, AttributeError, ValueError, RuntimeError, IndexError, NotImplementedError):
-        return None  # whatever a rule raises that works with shapes or with values
+        return None  # errors of a rule that uses shapes or values
 
 
 def traced(rule: Rule, layout: Layout) -> Trace:
-    """Return what the rule does to each number. Raises UntraceableError, or what the rule raises given symbols."""
+    """Return the trace of rule.step. Raises UntraceableError, or any error of the rule when called with symbols."""
     lines: list[str] = []
     c, state, grad = _arguments(layout, lines)
     norm: Any = Symbol("norm", lines)
@@ -78,7 +78,7 @@ def traced(rule: Rule, layout: Layout) -> Trace:
 
 
 def traced_end_cycle(rule: Rule, layout: Layout) -> Trace:
-    """Return what rule.end_cycle does to each number. Raises as `traced` does."""
+    """Return the trace of rule.end_cycle. Raises as `traced` does."""
     lines: list[str] = []
     c, state, _ = _arguments(layout, lines)
     return Trace(stores=_stores("end_cycle", layout, state, rule.end_cycle(c, state)), lines=tuple(lines))
@@ -99,7 +99,7 @@ def _stores(function: str, layout: Layout, state: Any, new: Any) -> tuple[tuple[
 
 
 def _arguments(layout: Layout, lines: list[str]) -> tuple[Any, Any, Any]:
-    """Return coefficients, state and gradient as symbols that write to lines."""
+    """Return coefficients, state and gradient as symbols that append to lines."""
     state = layout.state_type(
         *(Symbol(f"s{i}", lines) if present else None for i, present in enumerate(layout.present))
     )
@@ -108,7 +108,7 @@ def _arguments(layout: Layout, lines: list[str]) -> tuple[Any, Any, Any]:
 
 
 def number(value: Any) -> str:
-    """Return a symbol, or a number of Python's, as C. Raises UntraceableError for anything else."""
+    """Return the C text of a symbol or a Python number. Raises UntraceableError for anything else."""
     if isinstance(value, Symbol):
         return value.name
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -119,7 +119,7 @@ def number(value: Any) -> str:
 
 
 class Symbol:
-    """A number of the rule: every operation on it writes a line of C that computes the result."""
+    """A number of the rule; every operation on it appends a line of C that computes the result."""
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  (symbols are compared by value, in C)
 
@@ -127,7 +127,7 @@ class Symbol:
         self.name, self.lines = name, lines
 
     def new(self, expression: str) -> Symbol:
-        """Return the symbol of an expression."""
+        """Return a new symbol with the value of a C expression."""
         result = Symbol(f"t{len(self.lines)}", self.lines)
         self.lines.append(f"const real {result.name} = {expression};")
         return result
@@ -238,7 +238,7 @@ def _where(condition: Any, a: Any, b: Any) -> Symbol:
 
 
 def _larger(a: Any, b: Any, than: str = ">") -> Symbol:
-    """Return the maximum (or the minimum); NaN wins, as in PyTorch."""
+    """Return the maximum (or the minimum); NaN if one of them is NaN, as in PyTorch."""
     x, y = number(a), number(b)
     return _symbol(a, b).new(f"{x} != {x} || {x} {than} {y} ? {x} : {y}")
 

@@ -1,7 +1,7 @@
-"""A sweep by setting: what its jobs have in common but the seed, with means, deviations and intervals over the seeds.
+"""A sweep by setting: jobs that differ only in the seed are grouped, with mean, deviation and interval over the seeds.
 
-One job of a sweep is one seed's luck; what can be chosen is a setting. Diverged jobs are counted and not averaged, and
-settings with some stand behind those without.
+A single job depends on its seed; only a setting can be chosen. Diverged jobs are counted but not averaged, and settings
+with diverged jobs come after those without.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from burgersgd.recording.files import replacing
 RESULTS = "results.csv"
 SUMMARY = "summary.md"
 SHOWN = 12
-"""Settings that a terminal shows; summary.md has all of them."""
+"""Number of settings that a terminal shows; summary.md has all of them."""
 LABEL = 44
-"""Characters of a setting in the terminal's table."""
+"""Largest number of characters of a setting in the terminal's table."""
 OUTCOMES = (
     "evaluations",
     "seconds",
@@ -40,7 +40,7 @@ OUTCOMES = (
     "best_at",
     "reason",
 )
-"""The keys of status.json that results.csv holds."""
+"""The keys of status.json that results.csv contains."""
 
 
 class Spread(NamedTuple):
@@ -53,7 +53,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Return the spread of finite values; what too few of them cannot tell is nan."""
+        """Return the spread of finite values; statistics that need more values than there are are nan."""
         known = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
         if not len(known):
             return cls(0, math.nan, math.nan, UNKNOWN)
@@ -63,10 +63,10 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """The jobs of a sweep that differ in nothing but the seed."""
+    """The jobs of a sweep that differ only in the seed."""
 
     label: str
-    """The keys that tell it from the other settings, as overrides."""
+    """The keys that distinguish the setting from the others, as overrides."""
     runs: tuple[Run, ...]
     validation: Spread
     test: Spread
@@ -74,17 +74,17 @@ class Setting:
     """`last` or `best`: errors at the end of a run, or at the x of its lowest validation error."""
 
     def count(self, *states: str) -> int:
-        """Return how many of its jobs are in one of these states."""
+        """Return the number of its jobs in these states."""
         return sum(run.state in states for run in self.runs)
 
     @property
     def is_done(self) -> bool:
-        """Whether all of its jobs are over and some number is known."""
+        """Whether all of its jobs are finished and at least one has a validation error."""
         return self.count("completed", "diverged", "pruned", "failed") == len(self.runs) and self.validation.n > 0
 
     @property
     def best_run(self) -> Run | None:
-        """The completed job of lowest validation error."""
+        """The completed job with the lowest validation error."""
         done = [run for run in self.runs if run.state == "completed"]
         return min(done, key=lambda run: _error(run, "validation", self.objective), default=None)
 
@@ -101,9 +101,9 @@ def _error(run: Run, part: str, objective: str) -> float:
 def run_of(
     config: Mapping[str, Any], decides: Mapping[str, Any], folder: Path, status: Mapping[str, Any], state: str
 ) -> Run:
-    """Return a job of a sweep that is known without reading its folder.
+    """Return the run of a job of a sweep without reading its folder.
 
-    config is the configuration as plain values, decides what identity.canonical says of it.
+    config is the configuration as plain values, decides is its identity.canonical.
     """
     return Run(folder, flat(config), flat(decides), dict(status), state, digest="")
 
@@ -158,7 +158,7 @@ def _shortened(label: str, width: int | None) -> str:
 
 
 def text(settings: Sequence[Setting]) -> str:
-    """Return what the terminal shows: the first settings, the best one, and what is not known."""
+    """Return the text for the terminal: the first settings, the best one, and the limits of what the numbers show."""
     lines = [as_text(table(settings[:SHOWN], LABEL))]
     if len(settings) > SHOWN:
         lines.append(f"and {len(settings) - SHOWN} more settings in {SUMMARY}")
@@ -167,12 +167,12 @@ def text(settings: Sequence[Setting]) -> str:
 
 
 def best_of(settings: Sequence[Setting]) -> Setting | None:
-    """Return the first of the settings all of whose jobs are over."""
+    """Return the first setting whose jobs are all finished, None if there is none."""
     return next((setting for setting in settings if setting.is_done), None)
 
 
 def conclusions(settings: Sequence[Setting]) -> list[str]:
-    """Return in words: the best setting, its best run, and what the numbers do not tell."""
+    """Return sentences on the best setting, its best run, and the limits of what the numbers show."""
     best = best_of(settings)
     if not any(setting.validation.n for setting in settings) and any(setting.test.n for setting in settings):
         return ["no setting is called the best: there is no validation part to select by"]
@@ -191,7 +191,7 @@ def conclusions(settings: Sequence[Setting]) -> list[str]:
 
 
 def results(runs: Runs) -> str:
-    """Return a row per job as CSV: folder, state, every key that differs, every outcome."""
+    """Return a CSV table with one row per job: folder, state, every key that differs, every outcome."""
     keys, stream = runs.differing(), io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["folder", "state", *keys, *OUTCOMES])
@@ -203,13 +203,13 @@ def results(runs: Runs) -> str:
 
 
 def summary(settings: Sequence[Setting], title: str) -> str:
-    """Return the whole table and what follows from it, in Markdown."""
+    """Return the complete table and the conclusions, in Markdown."""
     said = "\n".join(f"- {line}" for line in conclusions(settings))
     return f"# {title}\n\n{as_markdown(table(settings))}\n\n{said}\n"
 
 
 def write(folder: Path, runs: Runs, settings: Sequence[Setting]) -> None:
-    """Write results.csv and summary.md into the folder of a sweep. Raises OSError where they cannot be written."""
+    """Write results.csv and summary.md into the folder of a sweep. Raises OSError if they cannot be written."""
     for name, content in ((RESULTS, results(runs)), (SUMMARY, summary(settings, folder.name))):
         with replacing(folder / name, lasting=False) as stream:
             stream.write(content.encode())

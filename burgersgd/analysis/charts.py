@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 42
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, with a band around it and fainter curves behind it where they are given."""
+    """A curve, optionally with a band around it and fainter curves behind it."""
 
     label: str
     color: str
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to pixels, linearly or by logarithms."""
+    """A linear or logarithmic map from values to pixels."""
 
     low: float
     high: float
@@ -40,14 +40,14 @@ class Scale:
     log: bool
 
     def __call__(self, values: Values) -> Values:
-        """Return pixels; values outside are drawn at the edge."""
+        """Return pixels; values outside the scale are drawn at its edge."""
         low, high = (math.log(v) if self.log else v for v in (self.low, self.high))
         inside = np.clip(values, self.low, self.high)
         at = np.log(inside) if self.log else inside
         return self.start + (at - low) / ((high - low) or 1) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Return round values in between, at most eight or so."""
+        """Return round values within the scale, at most about eight."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             parts = (1, 2, 5) if len(decades) <= 3 else (1,)
@@ -64,7 +64,7 @@ class Scale:
 
 
 def scale_of(values: Values, start: float, stop: float, log: bool) -> Scale:
-    """Return the scale of the finite values; a logarithmic one only where all of them are positive."""
+    """Return the scale of the finite values; it is logarithmic only if all of them are positive."""
     finite = values[np.isfinite(values)]
     log = log and bool((finite > 0).any())
     finite = finite[finite > 0] if log else finite
@@ -79,7 +79,7 @@ def scale_of(values: Values, start: float, stop: float, log: bool) -> Scale:
 
 
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_x: bool = False, log_y: bool = False) -> str:
-    """Return a chart of curves; the vertical axis is that of the curves, bands are cut at its ends."""
+    """Return a chart of curves; the curves determine the vertical axis, and bands are clipped at its ends."""
     x = scale_of(np.concatenate([line.x for line in lines]), LEFT, WIDTH - RIGHT, log_x)
     y = scale_of(np.concatenate([line.y for line in lines]), HEIGHT - BOTTOM, TOP, log_y)
     parts = [_axes(x, y, x_label, y_label, HEIGHT)]

@@ -1,4 +1,4 @@
-"""`burgersgd compare PATH...`: from run folders to a table, from the command line."""
+"""`burgersgd compare PATH...`: makes a table of run folders on the command line."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Costs = dict[tuple[Any, ...], dict[tuple[Any, ...], float]]
 
 
 def main(arguments: Sequence[str], measure_cost: MeasureCost | None = None) -> int:
-    """Run `burgersgd compare`. Raises ValueError of one line for what cannot be compared.
+    """Run `burgersgd compare`. Raises ValueError with a one-line message if the runs cannot be compared.
 
     measure_cost: times the configurations of run folders in turn, and returns seconds per gradient evaluation for each,
-    a number for every round. It is given because it has to train, which nothing here knows.
+    one number per round. It is an argument because it has to train, which this package cannot do.
     """
     given = parser().parse_args(arguments)
     for name in given.save:
@@ -97,7 +97,7 @@ WRITERS: dict[str, Callable[[Comparison, Sequence[Table]], str]] = {
     ),
     ".tex": lambda comparison, tables: "\n\n".join(map(as_latex, tables)),
 }
-"""Suffix -> what writes such a file."""
+"""File suffix -> function that returns the contents of such a file."""
 
 
 def _figures(given: argparse.Namespace, comparison: Comparison, cost: Costs | None) -> list[Path]:

@@ -1,7 +1,7 @@
-"""A question about runs and its answer: which are compared, how, and what is refused.
+"""The comparison of runs: which runs are compared, how, and which comparisons are refused.
 
-Validation picks, test reports. Runs of unlike data, budgets or unfinished schedules are not compared unless that is
-forced, and then it is said. See docs/compare.md.
+Settings are picked by validation and reported by test. Runs with different data, different budgets or unfinished
+schedules are not compared unless this is forced, and then a warning says so. See docs/compare.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from burgersgd.analysis.statistics import ALPHA, holm, minimum_detectable, proba
 from burgersgd.analysis.values import At, check, measure, smallest_denominator
 
 STRATA = ("trainer.budget", "trainer.epochs")
-"""Keys, besides those of the data, that split a comparison into several: nothing is compared across them."""
+"""Keys, besides those of the data, that split a comparison into blocks: nothing is compared across blocks."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Block:
     rows: tuple[Row, ...]
     percent: bool
     n_test: int
-    """Examples of the test part; 0 where that is not known."""
+    """Number of examples of the test part; 0 if it is unknown."""
     by_split: bool
 
     def baseline(self, key: tuple[Any, ...] | None) -> Row | None:
@@ -44,28 +44,28 @@ class Block:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answer: blocks of rows, what was compared, and everything a reader has to know about it."""
+    """The result of a comparison: blocks of rows, the compared runs, and everything that a reader has to know."""
 
     question: Question
     runs: Runs
-    """Those that were compared: after `where`, each once."""
+    """The compared runs: those selected by `where`, without repetitions."""
     by: tuple[str, ...]
-    """Keys of a row."""
+    """Keys whose values make a row."""
     strata: tuple[str, ...]
-    """Keys of a block."""
+    """Keys whose values make a block."""
     blocks: tuple[Block, ...]
     baseline: tuple[Any, ...] | None
     family: int
     """Number of comparisons that p_holm is adjusted for."""
     picked_keys: tuple[str, ...]
-    """Keys that tell the settings of a row apart."""
+    """Keys that distinguish the settings of a row."""
     improvement: dict[tuple[Any, ...], float]
     """Row -> probability of improvement over the baseline, averaged over the data sets."""
     others: tuple[float, ...]
-    """p-values of the comparisons that `where` left out, which p_holm counts; nan where there is none."""
+    """p-values of the comparisons that `where` left out, which p_holm counts; nan if a comparison has none."""
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    """Reasons against the comparison that --force has overruled."""
+    """Reasons against the comparison that --force overruled."""
 
     def __str__(self) -> str:
         from burgersgd.analysis.tables import text
@@ -74,14 +74,14 @@ class Comparison:
 
     @property
     def at(self) -> At:
-        """When the metric was taken."""
+        """The point of a run at which the metric is taken."""
         return At.parse(self.question.at)
 
 
 def compare(runs: Runs, question: Question) -> Comparison:
     """Answer a question about runs.
 
-    Raises RefusedError where the answer would mislead, ValueError for keys, metrics and baselines that there are not.
+    Raises RefusedError if the answer would mislead, ValueError for unknown keys, metrics and baselines.
     """
     at = At.parse(question.at)
     warnings: list[str] = []
@@ -120,7 +120,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
 
 
 def _once(runs: Runs) -> tuple[Runs, int]:
-    """Return the runs without repetitions (same settings and seeds), and how many were dropped."""
+    """Return the runs without repetitions (same settings and seeds), and the number of dropped runs."""
     kept: dict[Any, Run] = {}
     for run in runs:
         key = (run.setting(without=()), run.digest)
@@ -171,7 +171,7 @@ def _blocks(
 
 
 def words(keys: Sequence[str], values: Sequence[Any], short: bool = False) -> str:
-    """Return keys and values as overrides; short: names alone, and keys without their group."""
+    """Return keys and values as overrides; short: names without their key, and keys without their group."""
     parts = []
     for key, value in zip(keys, values, strict=True):
         group, _, name = key.rpartition(".")
@@ -217,7 +217,7 @@ def _baseline(question: Question, by: tuple[str, ...], blocks: Sequence[Block]) 
 
 
 def _family(runs: Runs, by: tuple[str, ...], strata: tuple[str, ...], baseline: tuple[Any, ...] | None) -> int:
-    """Return the number of rows that are compared with the baseline, before `where` chose among them."""
+    """Return the number of rows that are compared with the baseline, including those that `where` leaves out."""
     rows = {(block, key) for block, members in grouped(runs, strata).items() for key in grouped(members, by)}
     return len([key for _, key in rows if key != baseline]) if baseline is not None else 0
 
@@ -230,7 +230,7 @@ def _others(
     blocks: Sequence[Block],
     baseline: tuple[Any, ...] | None,
 ) -> list[float]:
-    """Return the p-values of the comparisons that `where` leaves out; nan where there is none."""
+    """Return the p-values of the comparisons that `where` leaves out; nan if a comparison has none."""
     if baseline is None:
         return []
     here = {(block.key, row.key) for block in blocks for row in block.rows}
@@ -271,7 +271,7 @@ def _with_differences(
 
 
 def _improvement(blocks: Sequence[Block], baseline: tuple[Any, ...] | None) -> dict[tuple[Any, ...], float]:
-    """Return the probability of improvement of each row, per block, then averaged (Agarwal et al. 2021)."""
+    """Return the probability of improvement of each row, averaged over blocks (Agarwal et al. 2021)."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for block in blocks:
         base = block.baseline(baseline)

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
-"""Okabe and Ito's colours, which everybody can tell apart."""
+"""The colours of Okabe and Ito, which can be told apart with any colour vision."""
 DASHES = ("-", "--", ":", "-.")
 GRID = 200
-"""Points of a curve."""
+"""Number of points of a curve."""
 
 
 def figures_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = None) -> dict[str, Figure]:
-    """Return the figures that a comparison has data for, by name."""
+    """Return the figures for which a comparison has data, by name."""
     found = {
         "curves_evaluations": curves(c, "evaluations"),
         "curves_seconds": curves(c, "seconds"),
@@ -53,7 +53,7 @@ def figures_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = N
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as what the suffix says: .png, .svg or .pdf. Raises ValueError for another one."""
+    """Write a figure in the format of the suffix: .png, .svg or .pdf. Raises ValueError for any other suffix."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{path}: a figure must end in .png, .svg or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def new_figure(rows: int, columns: int, width: float = 5.2, height: float = 3.8) -> tuple[Figure, list[list[Axes]]]:
-    """Return an empty figure and its axes, without a window and without state that is shared with the caller's."""
+    """Return an empty figure and its axes, without a window and without pyplot's global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -113,9 +113,9 @@ def curves(c: Comparison, clock: str) -> Figure:
 
 
 def mean_curve(runs: Sequence[Run], metric: str, clock: str) -> tuple[Values, Values, Values, Values] | None:
-    """Return a grid, and mean and 95 % interval on it, over the runs that completed; None where there is none.
+    """Return a grid with the mean and the 95 % interval over the completed runs on it; None if there is none.
 
-    Each run is interpolated linearly between its own rows. The interval is empty (nan) with fewer than two runs.
+    Each run is interpolated linearly between its own rows. The interval is nan with fewer than two runs.
     """
     lines = []
     for run in runs:
@@ -139,11 +139,11 @@ def mean_curve(runs: Sequence[Run], metric: str, clock: str) -> tuple[Values, Va
     table = np.stack([np.interp(grid, x, y) for x, y in lines])
     mean = table.mean(axis=0)
     ends = np.array([t_interval(column) for column in table.T])
-    return grid, mean, np.maximum(ends[:, 0], mean * 1e-3), ends[:, 1]  # what is below 0 has no logarithm
+    return grid, mean, np.maximum(ends[:, 0], mean * 1e-3), ends[:, 1]  # log axes need positive ends
 
 
 def values(c: Comparison) -> Figure:
-    """Return every value of every row as a point, with mean and interval; diverged runs stand at the right edge."""
+    """Return every value of every row as a point, with mean and interval; diverged runs are at the right edge."""
     height = 0.6 + 0.42 * max(len(block.rows) for block in c.blocks)
     figure, axes = new_figure(len(c.blocks), 1, 7, max(1.8, height))
     for block, (ax,) in zip(c.blocks, axes, strict=True):
@@ -169,8 +169,8 @@ def values(c: Comparison) -> Figure:
 
 
 def heat_map(c: Comparison, x: str, y: str) -> Figure:
-    """Return the mean of what settings are picked by over two keys; a cell with a diverged run is marked."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)  # rows that differ in the two keys alone go together
+    """Return the mean of the selection metric over two keys; a cell with a diverged run is marked."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)  # one map for rows that differ only in the two keys
     for block in c.blocks:
         for row in block.rows:
             rest = {key: value for key, value in zip(c.by, row.key, strict=True) if key not in (x, y)}
@@ -216,7 +216,7 @@ def heat_map(c: Comparison, x: str, y: str) -> Figure:
 
 
 def _contour(figure: Figure, ax: Axes, cells: Mapping[tuple[Any, Any], float], name: str) -> None:
-    """Draw values at scattered points (a random search) with contours between them; crosses have diverged."""
+    """Draw values at scattered points (a random search) with contours between them; crosses mark diverged settings."""
     points = np.array([(*cell, value) for cell, value in cells.items() if not math.isnan(value)], dtype=np.float64)
     if is_logarithmic(points[:, 0].tolist()):
         ax.set_xscale("log")
@@ -224,7 +224,7 @@ def _contour(figure: Figure, ax: Axes, cells: Mapping[tuple[Any, Any], float], n
         ax.set_yscale("log")
     ok = points[np.isfinite(points[:, 2])]
     lost = points[~np.isfinite(points[:, 2])]
-    top = float(np.quantile(ok[:, 2], 0.9)) if len(ok) else 1.0  # hopeless settings must not take all colours
+    top = float(np.quantile(ok[:, 2], 0.9)) if len(ok) else 1.0  # the worst must not take most colours
     shown_at = np.stack([np.log(v) if is_logarithmic(v.tolist()) else v for v in ok[:, :2].T], axis=1)
     if len(ok) >= 4 and np.linalg.matrix_rank(shown_at - shown_at.mean(axis=0)) == 2:
         ax.tricontourf(ok[:, 0], ok[:, 1], np.minimum(ok[:, 2], top), levels=12, cmap="viridis_r", alpha=0.6)
@@ -237,7 +237,7 @@ def _contour(figure: Figure, ax: Axes, cells: Mapping[tuple[Any, Any], float], n
 
 
 def tuning(c: Comparison) -> Figure:
-    """Return the tuning curves: validation and test error of the best of n trials against what the trials cost."""
+    """Return the tuning curves: validation and test error of the best of n trials against the cost of the trials."""
     figure, axes = new_figure(len(c.blocks), 2)
     for block, line in zip(c.blocks, axes, strict=True):
         percent = block.percent and tuned_by(c).endswith("error")
@@ -263,7 +263,7 @@ def tuning(c: Comparison) -> Figure:
 
 
 def slices(c: Comparison) -> Figure:
-    """Return what settings are picked by against each key that differs, a point for every setting."""
+    """Return the selection metric against each key that differs, one point per setting."""
     keys = list(dict.fromkeys(key for block in c.blocks for row in block.rows for key in varied_keys(row)))
 
     def selection(run: Run) -> float:
@@ -297,7 +297,7 @@ def slices(c: Comparison) -> Figure:
 
 
 def parallel(c: Comparison, row: Row) -> Figure:
-    """Return parallel coordinates: a line for each setting of a row, darker the lower its validation error."""
+    """Return parallel coordinates: a line per setting of a row; the lower its validation error, the darker it is."""
     keys = varied_keys(row)
     table, means = settings_table(row.group, keys, lambda run: measure(run, tuned_by(c), At("end")))
     figure, ((ax,),) = new_figure(1, 1, 1.8 * (len(keys) + 1) + 1, 3.6)
@@ -356,14 +356,14 @@ def _legend(ax: Axes, title: str = "") -> None:
 
 
 def _log_scale(ax: Axes) -> None:
-    """Make the vertical axis logarithmic where something that is drawn is positive."""
+    """Make the vertical axis logarithmic if a drawn value is positive."""
     if any(np.any(np.asarray(line.get_ydata(), dtype=np.float64) > 0) for line in ax.lines):
         ax.set_yscale("log")
         _plain_ticks(ax.yaxis)
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Write 2, 5, 10 and not 2 x 10^0 on a logarithmic axis."""
+    """Label a logarithmic axis with 2, 5, 10 instead of 2 x 10^0."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))

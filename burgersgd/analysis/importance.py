@@ -1,6 +1,6 @@
-"""Which settings matter: how much of the validation error a forest explains by each key that differs.
+"""The importance of settings: how much of the validation error a random forest explains by each key that differs.
 
-Needs scikit-learn, which burgersgd brings along for its digits.
+It needs scikit-learn, on which burgersgd depends for its digits.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from burgersgd.analysis.runs import Run, shown
 from burgersgd.analysis.statistics import Values
 
 FEWEST = 8
-"""Settings below which nothing is said about importance."""
+"""Smallest number of settings from which importance is estimated."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Shares of the keys, which add up to 1, and how well the forest predicts settings it has not seen."""
+    """Shares of the keys, which add up to 1, and how well the forest predicts settings that it was not trained on."""
 
     shares: dict[str, float]
     explained: float
-    """Out-of-bag R^2; near or below 0 the shares mean nothing."""
+    """Out-of-bag R^2; near or below 0 the shares are meaningless."""
     n_settings: int
 
 
 def settings_table(runs: Sequence[Run], keys: Sequence[str], measure: Measure) -> tuple[list[list[Any]], Values]:
-    """Return the values of the keys of each setting, and its mean measure over seeds, +inf where one diverged."""
+    """Return the values of the keys of each setting, and its mean measure over seeds, +inf if a run diverged."""
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for run in runs:
         value = measure(run)
@@ -44,12 +44,12 @@ def settings_table(runs: Sequence[Run], keys: Sequence[str], measure: Measure) -
 
 
 def is_logarithmic(values: Sequence[float]) -> bool:
-    """Whether numbers are looked at by their logarithms: all positive, finite, and over a factor of 30 apart."""
+    """Return whether to take logarithms: the values are positive, finite, and differ by more than a factor of 30."""
     return all(0 < v < math.inf for v in values) and max(values) > 30 * min(values)
 
 
 def as_numbers(column: Sequence[Any]) -> Values:
-    """Return a column of settings as numbers: logarithms where they span decades, places in order for all the rest."""
+    """Return a column of settings as numbers: logarithms if is_logarithmic, ranks unless all are finite numbers."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in column):
         if is_logarithmic(column):
             return np.log(np.array(column, dtype=np.float64))
@@ -64,7 +64,7 @@ def as_numbers(column: Sequence[Any]) -> Values:
 def importance_of(runs: Sequence[Run], keys: Sequence[str], measure: Measure) -> Importance | None:
     """Return the importance of keys among runs of one kind; None with fewer settings than FEWEST, or one key.
 
-    A diverged setting counts as the worst finite error. The shares are the drop of R^2 where a key is permuted
+    A diverged setting counts as the worst finite error. The shares are the decrease of R^2 if a key is permuted
     (Breiman 2001), on the training settings.
     """
     from sklearn.ensemble import RandomForestRegressor
@@ -75,7 +75,7 @@ def importance_of(runs: Sequence[Run], keys: Sequence[str], measure: Measure) ->
     if len(values) < FEWEST or len(keys) < 2 or not len(finite) or len(np.unique(values)) < 2:
         return None
     y = np.where(np.isfinite(values), values, finite.max())
-    y = np.minimum(y, np.quantile(y, 0.9))  # a few hopeless settings must not be all that is explained
+    y = np.minimum(y, np.quantile(y, 0.9))  # so that a few very bad settings do not dominate
     x = np.stack([as_numbers([row[i] for row in table]) for i in range(len(keys))], axis=1)
     forest = RandomForestRegressor(100, oob_score=True, min_samples_leaf=2, random_state=0, n_jobs=1).fit(x, y)
     permuted: Any = permutation_importance(forest, x, y, n_repeats=10, random_state=0)

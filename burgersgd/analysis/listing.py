@@ -1,4 +1,4 @@
-"""`burgersgd list [FOLDER]`: which runs there are, when they were last written to, and how they stand."""
+"""`burgersgd list [FOLDER]`: lists runs with the time of their last change and their state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from burgersgd.recording.files import plain_json
 
 STATES = ("running", "completed", "diverged", "pruned", "failed", "interrupted")
 SHOWN = 40
-"""Runs that are listed unless -n says otherwise."""
+"""Default number of listed runs (-n)."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd list`. Raises ValueError of one line where there is no run, or a filter names no key."""
+    """Run `burgersgd list`. Raises ValueError with a one-line message if there is no run or a key is unknown."""
     given = parser().parse_args(arguments)
     runs = load(*given.folder)
     if given.where:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the parser of the command's arguments."""
     made = argparse.ArgumentParser(prog="burgersgd list", description="List runs, the newest first.")
     made.add_argument("folder", nargs="*", default=["outputs"], help="folders, names of sweeps, globs (outputs)")
     made.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="runs with this setting alone")
@@ -75,7 +75,7 @@ def table(runs: Sequence[Run], keys: tuple[str, ...]) -> Table:
 
 
 def _progress(run: Run) -> str:
-    """Return the share of the budget that is spent, where both are known."""
+    """Return the fraction of the budget that is spent, or an empty text if it is unknown."""
     spent, budget = number(run.status.get("evaluations")), run.budget
     return f"{fixed(100 * spent / budget, 0)} %" if budget > 0 and spent == spent else ""
 

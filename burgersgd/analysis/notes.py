@@ -1,4 +1,4 @@
-"""Notes below the tables of a comparison: what a reader has to know besides its numbers."""
+"""Notes below the tables of a comparison: facts that a reader has to know besides the numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from burgersgd.analysis.statistics import ALPHA, standard_error_of_share
 from burgersgd.analysis.values import At, curve_problem, measure
 
 MOST_LINES = 5
-"""Runs without a value that are named one by one."""
+"""Largest number of runs without a value that are named one by one."""
 
 if TYPE_CHECKING:
     from burgersgd.analysis.compare import Block, Comparison
 
 
 def notes_of(c: Comparison, repeats: int) -> list[str]:
-    """Return the notes of a comparison; repeats: runs that were dropped because they repeat others."""
+    """Return the notes of a comparison; repeats: the number of runs dropped because they repeat others."""
     question, at = c.question, c.at
     notes = list(c.runs.notes)
     if repeats:
@@ -77,13 +77,13 @@ def _block_notes(c: Comparison, block: Block) -> list[str]:
 
 
 def inclusion_check(c: Comparison, block: Block) -> str | None:
-    """Return what is wrong where sgd beats local_entropy, which contains it, in the paired test; None where nothing is.
+    """Return a warning if sgd beats local_entropy, which contains it, in the paired test; None if it does not.
 
-    With inner_steps=1, gamma=.inf, nu=0 local_entropy is sgd: tuned over a space that contains this, with enough
-    trials, it cannot be worse.
+    With inner_steps=1, gamma=.inf, nu=0 local_entropy is sgd: if it is tuned over a space that contains this setting,
+    with enough trials, it cannot be worse.
     """
     if [key for key in c.by if key.startswith("optimizer.")] != ["optimizer.name"]:
-        return None  # the rows are single settings: none of them is tuned
+        return None  # the rows are single settings, which are not tuned
     place = c.by.index("optimizer.name")
     rest = [(row, row.key[:place] + row.key[place + 1 :], row.key[place]) for row in block.rows]
     for row, others, name in rest:
@@ -92,7 +92,7 @@ def inclusion_check(c: Comparison, block: Block) -> str | None:
             continue
         d = difference_of(row, sgd)
         if d.test != "Welch" and d.p < ALPHA and (d.mean > 0 or row.n_lost > sgd.n_lost):
-            several = max(row.n_settings, sgd.n_settings) > 1  # else they were chosen elsewhere
+            several = max(row.n_settings, sgd.n_settings) > 1  # otherwise the settings were chosen elsewhere
             tried = f" ({row.n_settings} settings tried against {sgd.n_settings})" if several else ""
             return (
                 f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}), which contains it (inner_steps=1, gamma=.inf,"

@@ -1,7 +1,7 @@
 """Performance profiles over several data sets (Dolan & More 2002), with the rules of AlgoPerf (Dahl et al. 2023).
 
-The time of a row on a data set: of every study (seed) the best of its trials (settings), of these the median over
-studies; a target that is missed takes infinitely long, and so does more than 4 times the fastest row's time.
+The time of a row on a data set is the median over studies (seeds) of the shortest time of each study's trials
+(settings). A missed target has infinite time, and so has a time of more than 4 times that of the fastest row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from burgersgd.analysis.statistics import Values
 from burgersgd.analysis.values import At, measure
 
 LONGEST = 4.0
-"""Multiple of the fastest time from which on a row counts as having missed."""
+"""Multiple of the fastest time beyond which a row counts as having missed the target."""
 RELAXATIONS = (1.0, 1.1, 1.25, 1.5, 2.0)
 Key = tuple[Any, ...]
 
 
 def ratios(times: Values, longest: float = LONGEST) -> Values:
-    """Return times relative to the fastest row of each problem, inf beyond `longest`.
+    """Return the times relative to the fastest row of each problem, inf beyond `longest`.
 
     times: positive, ``[problems, rows]``. A problem that no row solves has only infinite ratios.
     """
@@ -38,25 +38,25 @@ def ratios(times: Values, longest: float = LONGEST) -> Values:
 
 
 def profile(relative: Values, tau: Values) -> Values:
-    """Return the share of problems that each row solves within tau times the fastest, ``[taus, rows]``."""
+    """Return the fraction of problems that each row solves within tau times the fastest time, ``[taus, rows]``."""
     return (relative[None] <= tau[:, None, None]).mean(axis=1)
 
 
 def area(relative: Values, longest: float = LONGEST) -> Values:
     """Return the area under each profile between 1 and `longest`, 1 for a row that is always the fastest, ``[rows]``.
 
-    The profile is a step function, so the integral of each problem is the part of [1, longest] beyond its ratio.
+    The profile is a step function, so each problem contributes the part of [1, longest] beyond its ratio.
     """
     return np.clip((longest - relative) / (longest - 1), 0, 1).mean(axis=0)
 
 
 def ranks(areas: Values) -> list[int]:
-    """Return the place of each row, 1 for the largest area; equal ones share a place."""
+    """Return the rank of each row, 1 for the largest area; equal areas have the same rank."""
     return [1 + int(np.sum(areas > value + 1e-12)) for value in areas]
 
 
 def study_time(runs: Sequence[Run], time: Callable[[Run], float]) -> float:
-    """Return the median over studies (seeds) of the shortest time of its trials; nan where there is no run."""
+    """Return the median over studies (seeds) of the shortest time of their trials; nan if there is no run."""
     studies: dict[Any, list[float]] = defaultdict(list)
     for run in runs:
         value = time(run)
@@ -77,26 +77,26 @@ class Profiles:
     rows: tuple[Key, ...]
     labels: tuple[str, ...]
     relative: Values
-    """``[problems, rows]``."""
+    """Times relative to the fastest row, ``[problems, rows]``, see ratios."""
 
     @property
     def areas(self) -> Values:
-        """Area under each profile."""
+        """The area under each profile."""
         return area(self.relative)
 
     @property
     def ranks(self) -> list[int]:
-        """Place of each row by area."""
+        """The rank of each row by area."""
         return ranks(self.areas)
 
 
 def profiles_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = None) -> list[Profiles]:
-    """Return the profiles of a comparison, for every relaxation, on the clocks that there are.
+    """Return the profiles of a comparison for every relaxation on every available clock.
 
-    The target of a data set is the mean validation error at which the baseline's picked setting ends (without a
-    baseline: the first row's), times the relaxation; in a comparison at target=E it is E everywhere.
+    The target of a data set is the final mean validation error of the picked setting of the baseline (or, without a
+    baseline, of the first row), times the relaxation; in a comparison at target=E it is E on every data set.
     cost: block -> row -> seconds of a gradient evaluation, timed separately; without it there is no clock of seconds.
-    Only rows that are on every data set take part.
+    Only rows with runs on every data set are included.
     """
     metric = c.question.metric if c.question.metric.startswith(("validation", "train")) else "validation_error"
     common = [row.key for row in c.blocks[0].rows if all(block.baseline(row.key) for block in c.blocks)]
@@ -135,6 +135,6 @@ def profiles_of(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = 
 
 
 def _evaluations(run: Run, metric: str, target: float) -> float:
-    """Return the cost of a target, at least one gradient evaluation: the start may already be good enough."""
+    """Return the cost of a target, at least one gradient evaluation even if the start reaches the target."""
     spent = measure(run, metric, At("target", target))
     return max(1.0, spent) if not math.isnan(spent) else math.nan

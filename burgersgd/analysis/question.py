@@ -12,19 +12,19 @@ from burgersgd.analysis.values import TEST_METRICS, At
 
 
 class RefusedError(ValueError):
-    """A comparison that would mislead: one line that says why, and what to do."""
+    """A comparison that would mislead; the message says in one line why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What to compare.
+    """The runs to compare, and how to compare them.
 
     by: the keys whose values make a row; empty: all that differ. metric: a number of status.json or a column of
-    metrics.csv. at: see At. baseline: the value, or the comma-separated values, of the row that the others are
-    compared with; None: sgd, where there is one row of it. where: settings that runs must have. pick: the metric whose
-    lowest mean picks a row's setting, none pools all settings. bootstrap: BCa intervals of the means instead of t.
-    force: compare what is refused otherwise. within: keys of `by` that split the comparison into several
-    as those of the data and the budget do: nothing is compared across their values.
+    metrics.csv. at: see At. baseline: the value, or the comma-separated values, of the row with which the others are
+    compared; None: sgd, if there is one such row. where: settings that runs must have. pick: the metric whose lowest
+    mean picks a row's setting; none pools all settings. bootstrap: BCa intervals of the means instead of t intervals.
+    force: also make comparisons that are refused otherwise. within: keys of `by` that split the comparison into blocks,
+    as the keys of the data and the budget do; nothing is compared across blocks.
     """
 
     by: tuple[str, ...] = ()
@@ -39,20 +39,20 @@ class Question:
 
 
 def refuse(question: Question, warnings: list[str], reason: str) -> None:
-    """Raise RefusedError, or, where the question forces an answer, note the reason among the warnings."""
+    """Raise RefusedError or, if the question forces an answer, add the reason to the warnings."""
     if not question.force:
         raise RefusedError(f"{reason} (--force compares all the same, and says so)")
     warnings.append(f"FORCED: {reason}")
 
 
 def check_pick(question: Question, warnings: list[str]) -> None:
-    """Refuse to pick settings by what is reported."""
+    """Refuse to pick settings by a test metric, which is reported."""
     if question.pick in TEST_METRICS or question.pick.startswith("best_test"):
         refuse(question, warnings, f"pick={question.pick}: settings are picked on the validation part, never by test")
 
 
 def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: list[str]) -> None:
-    """Refuse to compare runs of unlike data, budgets or unfinished schedules."""
+    """Refuse to compare runs with different data, different budgets or unfinished schedules."""
     inside = f"{label}: " if label else ""
     unlike = [k for k in Runs(tuple(runs)).differing() if k.startswith("dataset.") and k not in SEEDS]
     if unlike:
@@ -98,7 +98,7 @@ def _check_budgets(runs: Sequence[Run], question: Question, inside: str, warning
 
 
 def depends_on_budget(settings: Mapping[str, Any]) -> str | None:
-    """Return what in a configuration makes a run depend on how far it is to go; None where nothing does."""
+    """Return the setting that makes a run depend on its budget before it is spent; None if there is none."""
     if settings.get("schedule.warmup"):
         return "schedule.warmup"
     if settings.get("schedule.name", "constant") not in ("constant", "warmup"):

@@ -1,6 +1,7 @@
 """A comparison as one HTML file that opens without a network: tables, charts, data, and a button that recomputes.
 
-The charts are SVG, the script is report.js; nothing is loaded. Only curves are thinned, and that is said.
+The charts are SVG, the script is report.js, and nothing is loaded from elsewhere. Only curves are thinned out, and the
+page says so.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from burgersgd.recording.files import RunFolderError, plain_json
 
 HERE = Path(__file__).parent
 MOST_POINTS = 60_000
-"""Points of all single curves together."""
+"""Largest total number of points of all single curves."""
 MOST_ROWS = 8
-"""Rows that are drawn; the tables have all of them."""
+"""Largest number of rows that are drawn; the tables have all rows."""
 ENVIRONMENT = ("burgersgd", "torch", "numpy", "python", "platform", "cpu", "device_name", "threads", "cuda")
 
 
 def report(
     c: Comparison, command: str, more: Sequence[Table] = (), title: str = "", first: Sequence[Table] = ()
 ) -> str:
-    """Return the page; command is what made it.
+    """Return the page; command is the command that made it.
 
-    `first` and `more` are tables to show before and after those of the comparison; title: what is compared, by default.
+    `first` and `more` are tables to show before and after those of the comparison; title: by default metric and keys.
     """
     title = title or f"{c.question.metric.replace('_', ' ')} by {', '.join(c.by) or 'run'}"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -154,7 +155,7 @@ def _raw(block: Block, b: int) -> str:
 
 
 def _data(c: Comparison) -> dict[str, Any]:
-    """Return what the page recomputes its tables from."""
+    """Return the data from which the page recomputes its tables."""
     blocks = []
     for b, block in enumerate(c.blocks):
         form, selected, base = form_of(c, block), selection_form(c, block), block.baseline(c.baseline)
@@ -186,13 +187,13 @@ def _data(c: Comparison) -> dict[str, Any]:
 
 
 def color_of(block: Block, row: Row) -> str:
-    """Return the colour of a row; black is no colour on a dark page."""
+    """Return the colour of a row, with black replaced because pages may be dark."""
     place = sorted(str(r.key) for r in block.rows).index(str(row.key))
     return COLORS[place % len(COLORS)].replace("#000000", "#888888")
 
 
 def _thinning(c: Comparison) -> int:
-    """Return how many points of each single curve are kept."""
+    """Return the number of points of each single curve that are kept."""
     n = sum(len(row.runs) for block in c.blocks for row in block.rows[:MOST_ROWS])
     return max(8, min(200, MOST_POINTS // max(1, 3 * n)))
 
@@ -255,7 +256,7 @@ def _tuning(c: Comparison, block: Block, rows: Sequence[Row], colors: dict[tuple
     lines = []
     for row in rows:
         found = curve(c, row)
-        dashed, start = found.kind != "expected", found.medians_until  # before that there are medians, not means
+        dashed, start = found.kind != "expected", found.medians_until  # earlier values are medians, not means
         if len(found.trials) > start + 1:
             cost, test = found.cost[start:], factor * found.test[start:]
             lines.append(Line(row.label, colors[row.key], cost, test, dashed=dashed))

@@ -1,7 +1,7 @@
-"""One row of a comparison: a group of runs, the setting picked for it by validation, and its difference to another.
+"""One row of a comparison: a group of runs, its setting picked by validation, and its difference to another row.
 
-The unit of every statistic is a seed or, where the runs are on several splits of the data, a split: its value is then
-the mean over the seeds on that split.
+The unit of every statistic is a seed or, if the runs are on several splits of the data, a split, whose value is the
+mean over the seeds on that split.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Difference:
     interval: Interval
     p: float
     test: str
-    """paired t, sign or Welch; empty where nothing can be tested."""
+    """The test: paired t, sign or Welch; empty if nothing can be tested."""
     n_pairs: int
     n_unpaired: int
-    """Units of either side without a partner."""
+    """Number of units of both rows that have no partner."""
     standard_error: float
     df: float
     sd: float
-    """Standard deviation of the differences; for Welch's test, that of a difference between two single runs."""
+    """Standard deviation of the differences; for Welch's test, of a difference between two single runs."""
     improvement: float
-    """Probability that a run of the row is better than one of the baseline, ties half."""
+    """Probability that a run of the row is better than a run of the baseline, with ties counted half."""
     p_holm: float = math.nan
     minimum_detectable: float = math.nan
     n_planning: float = math.nan
@@ -63,21 +63,21 @@ class Row:
     """Values of the keys that distinguish the rows."""
     label: str
     group: tuple[Run, ...]
-    """All runs of the row, of whatever setting."""
+    """All runs of the row, with any setting."""
     runs: tuple[Run, ...]
     """The runs of the picked setting."""
     settings: tuple[Setting, ...]
     """The picked setting, one for each split."""
     n_settings: int
-    """Number of settings from which it was picked."""
+    """Number of settings from which the setting was picked."""
     of: dict[Any, tuple[Run, ...]]
     """Unit -> its runs."""
     values: dict[Any, float]
-    """Unit -> value; +inf: diverged, or target missed; unfinished ones are not here."""
+    """Unit -> value; +inf if the run diverged or missed the target; unfinished runs are left out."""
     measured: dict[Any, tuple[float, ...]]
     """Unit -> the value of each of its runs."""
     counts: dict[str, int]
-    """State -> number of runs, of the picked setting."""
+    """State -> number of runs of the picked setting."""
     selected: tuple[float, ...]
     """The value of each run by which settings are picked and rows are ordered."""
     bootstrap: bool = False
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def finite(self) -> NDArray[np.float64]:
-        """The values that count for the mean."""
+        """The finite values, over which the mean is taken."""
         every = self.every
         return every[np.isfinite(every)]
 
@@ -97,7 +97,7 @@ class Row:
 
     @property
     def n_lost(self) -> int:
-        """Units that diverged or missed the target."""
+        """Number of units that diverged or missed the target."""
         return len(self.values) - len(self.finite)
 
     @property
@@ -122,18 +122,18 @@ class Row:
 
     @property
     def selection(self) -> float:
-        """Mean of `selected` over the finite ones."""
+        """Mean of the finite values of `selected`."""
         selected = np.array(self.selected, dtype=np.float64)
         finite = selected[np.isfinite(selected)]
         return float(np.mean(finite)) if len(finite) else math.nan
 
     def order(self) -> tuple[bool, bool, float]:
-        """Return what rows are sorted by: those with divergences come after those without."""
+        """The sort key of rows: rows with divergences come after those without."""
         return self.n_lost > 0, math.isnan(self.selection), self.selection
 
 
 def median(values: NDArray[np.float64]) -> float:
-    """Return the median of values that may be +inf, nan of none."""
+    """Return the median of values that may be +inf, or nan if there are none."""
     ordered = np.sort(values)
     n = len(ordered)
     if n == 0:
@@ -153,8 +153,8 @@ def row_of(
 ) -> Row:
     """Return the row of a group of runs.
 
-    selection: what the setting is picked by, the lowest mean (per split, where there are several); None pools all runs.
-    Raises ValueError where one of several settings is to be picked and no run has what it is picked by.
+    selection: the measure whose lowest mean picks the setting (per split, if there are several); None pools all runs.
+    Raises ValueError if one of several settings is to be picked and no run has that measure.
     """
     settings: dict[Setting, list[Run]] = defaultdict(list)
     for run in runs:
@@ -206,10 +206,10 @@ def row_of(
 
 
 def pick(settings: dict[Setting, list[Run]], selection: Measure) -> tuple[Setting, int]:
-    """Return the setting of lowest mean, and how many were not looked at.
+    """Return the setting with the lowest mean, and the number of settings that were not considered.
 
-    Only settings with the most runs are looked at (one lucky seed is no answer); those with a run that diverged or was
-    stopped early come after those without.
+    Only settings with the largest number of runs are considered, so that one lucky seed does not win; settings with a
+    run that diverged or was stopped early come after those without.
     """
     most = max(map(len, settings.values()))
     candidates = {setting: runs for setting, runs in settings.items() if len(runs) == most}
@@ -227,11 +227,11 @@ def _unit(run: Run, by_split: bool) -> Any:
 
 
 def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Difference:
-    """Return the difference of a row to the baseline: by pairs of the same unit, where there are none by Welch's test.
+    """Return the difference of a row to the baseline over pairs of the same unit, or without pairs by Welch's test.
 
-    A pair has the same seed, split, data and, unless any_budget, budget within one cycle. With divergences the p-value
-    is the sign test's, a run that diverged being worse than any that did not; the mean and its interval are then those
-    of the pairs in which neither diverged.
+    A pair has the same seed, split, data and, unless any_budget, the same budget within one cycle. With divergences the
+    p-value is that of the sign test, in which a diverged run is worse than any other run; the mean and its interval are
+    then those of the pairs in which no run diverged.
     """
     units = paired_units(row, baseline, any_budget)
     a = np.array([row.values[unit] for unit in units], dtype=np.float64)
@@ -267,7 +267,7 @@ def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Differen
 
 
 def paired_units(row: Row, baseline: Row, any_budget: bool = False) -> list[Any]:
-    """Return the units that make pairs."""
+    """Return the units whose runs in both rows have the same data and, unless any_budget, the same budget."""
     return [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
 
 
@@ -279,19 +279,19 @@ def _alike(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
 
 
 def _minus(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a - b, nan where both are infinite."""
+    """Return a - b elementwise, nan if both are infinite."""
     with np.errstate(invalid="ignore"):
         return a - b
 
 
 def planned(difference: Difference, alpha: float, detectable: float) -> Difference:
-    """Return the difference with the smallest one that would be found, and the number of pairs for the one observed."""
+    """Return the difference with the smallest detectable difference and the number of pairs that this one needs."""
     n = pairs_needed(difference.mean, difference.sd, alpha)
     return replace(difference, minimum_detectable=detectable, n_planning=n)
 
 
 def setting_words(row: Row, keys: Sequence[str]) -> str:
-    """Return what was picked, by the keys that differ; several splits may have picked several."""
+    """Return the picked setting, by the keys that differ; there may be one for each split."""
     words = [
         " ".join(f"{key}={shown(dict(setting)[key])}" for key in keys if key in dict(setting))
         for setting in dict.fromkeys(row.settings)

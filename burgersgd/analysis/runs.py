@@ -1,6 +1,6 @@
-"""Run folders as a table: `Runs`, one row a run, its settings, how it ended and, read when needed, its curves.
+"""Run folders as a table `Runs` with one row per run: its settings, how it ended and its curves, read when needed.
 
-Whatever cannot be read is left out with a note of one line, and the rest is still there.
+Folders that cannot be read are left out, with a one-line note each.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UNHASHED = (
 )
 """Keys and groups that do not change a run's numbers, and are left out of the hash of its settings."""
 ONLY_WITH = {"dataset.noisy_validation": "dataset.label_noise"}
-"""Key -> another key; where that one is 0 or false, the first has no effect."""
+"""Key -> another key; if that key is 0 or false, the first one has no effect."""
 AS_BEFORE = {
     "dataset.augment": "none",
     "dataset.noisy_validation": False,
@@ -53,15 +53,15 @@ AS_BEFORE = {
     "optimizer.weight_decay_on": "all",
     "trainer.bn_batches": 32,
 }
-"""Keys that run folders of older versions lack, with the value that those runs were trained with."""
+"""Keys that run folders of older versions lack, with the values of those runs."""
 SEEDS = ("seed", "dataset.seed")
 NAMED_GROUPS = ("dataset", "model", "loss", "optimizer", "schedule")
-"""Groups whose name decides which other keys they have."""
+"""Groups whose name determines which other keys they have."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder shows it."""
+    """One run as recorded in its folder."""
 
     folder: Path
     settings: dict[str, Any]
@@ -69,11 +69,11 @@ class Run:
     decides: dict[str, Any]
     """The settings that decide the numbers of the run (as in identity.canonical), by dotted key."""
     status: dict[str, Any]
-    """status.json."""
+    """The contents of status.json."""
     state: str
-    """The state in status.json; interrupted, too, if the process of a run that was in progress died."""
+    """The state in status.json, or interrupted if the process of a running run died."""
     digest: str
-    """The digest of the prepared data; empty where none was recorded."""
+    """The digest of the prepared data; empty if none was recorded."""
 
     @property
     def seed(self) -> Any:
@@ -87,47 +87,47 @@ class Run:
 
     @property
     def budget(self) -> float:
-        """Gradient evaluations that the run has to spend; nan where it is not recorded."""
+        """The run's budget in gradient evaluations; nan if it is not recorded."""
         return number(self.status.get("budget"))
 
     @property
     def cycle(self) -> int:
-        """Gradient evaluations after which x moves: what a budget is rounded down to."""
+        """Gradient evaluations after which x moves; budgets are rounded down to multiples of it."""
         inner, burn_in = (self.settings.get(f"optimizer.{key}") for key in ("inner_steps", "burn_in"))
         return max(1, int(inner or 1) + int(burn_in or 0)) if inner is not None else 1
 
     @property
     def percent(self) -> bool:
-        """Whether errors are shares of wrong classes."""
+        """Whether errors are fractions of wrong classes."""
         return self.status.get("task") != "regression"
 
     @functools.cached_property
     def data(self) -> tuple[tuple[str, Any], ...]:
-        """The settings of the data set but for the seed of the split."""
+        """The settings of the data set except the seed of the split."""
         return tuple((k, v) for k, v in self.setting() if k.startswith("dataset."))
 
     @functools.cached_property
     def curves(self) -> Columns:
-        """metrics.csv by column, float64 ``[rows]``, nan where nothing was measured. Raises RunFolderError."""
+        """The columns of metrics.csv, float64 ``[rows]``, nan if nothing was measured. Raises RunFolderError."""
         return {name: np.array(values, dtype=np.float64) for name, values in read_metrics(self.folder).items()}
 
     @functools.cached_property
     def environment(self) -> dict[str, Any]:
-        """environment.json; empty where it cannot be read."""
+        """The contents of environment.json; empty if it cannot be read."""
         try:
             return dict(read_environment(self.folder))
         except (RunFolderError, TypeError, ValueError):
             return {}
 
     def setting(self, without: Iterable[str] = SEEDS) -> tuple[tuple[str, Any], ...]:
-        """Return what runs of one setting have in common: all that decides the numbers, but the seeds."""
+        """Return the keys and values that runs of one setting share: all that decide the numbers except the seeds."""
         dropped = set(without)
         return tuple((k, v) for k, v in sorted(self.decides.items()) if k not in dropped)
 
 
 @dataclass(frozen=True)
 class Runs(Sequence[Run]):
-    """Runs of one or more folders, in the order of their names, with notes about what could not be read."""
+    """Runs of one or more folders, in the order of their names, with notes on folders that could not be read."""
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
@@ -148,9 +148,9 @@ class Runs(Sequence[Run]):
         return iter(self.runs)
 
     def where(self, wanted: Mapping[str, Any] | Callable[[Run], bool]) -> Runs:
-        """Return the runs whose settings are equal to those wanted (or that a function accepts).
+        """Return the runs whose settings are equal to the wanted ones (or that a function accepts).
 
-        A value may be a list of values; text is compared with numbers as numbers. Raises ValueError for a key that
+        A value may be a list of values; text is converted to compare it with numbers. Raises ValueError for a key that
         none of the runs has.
         """
         if callable(wanted):
@@ -161,16 +161,16 @@ class Runs(Sequence[Run]):
         return Runs(tuple(kept), self.notes, self.paths)
 
     def check_key(self, key: str) -> None:
-        """Raise ValueError where no run has a setting of that name."""
+        """Raise ValueError if no run has a setting of that name."""
         if key != "state" and not any(key in run.settings for run in self.runs):
             differing = ", ".join(self.differing()) or "no key"
             raise ValueError(f"{key}: none of the {len(self)} runs has this key; they differ in {differing}")
 
     def differing(self) -> list[str]:
-        """Return the keys that tell the runs' settings apart, seeds included.
+        """Return the keys that distinguish the runs' settings, including seeds.
 
-        Keys that only some optimizers (models, data sets, ...) have count where they vary within one of them: the
-        others follow from its name.
+        A key that only some optimizers (models, data sets, ...) have counts if it varies among the runs of one of them;
+        otherwise it follows from the name.
         """
         names = {group: sorted({str(run.settings.get(f"{group}.name")) for run in self.runs}) for group in NAMED_GROUPS}
         alike: dict[tuple[str, str], list[Run]] = defaultdict(list)
@@ -188,7 +188,7 @@ class Runs(Sequence[Run]):
         return varied
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table by column: folder, state, every setting, every number of status.json."""
+        """Return the columns of the table: folder, state, every setting, every number of status.json."""
         settings = list(dict.fromkeys(key for run in self.runs for key in run.settings))
         outcomes = dict.fromkeys(key for run in self.runs for key, v in run.status.items() if not isinstance(v, dict))
         outcomes.pop("state", None)
@@ -200,7 +200,7 @@ class Runs(Sequence[Run]):
         return table | {key: [run.status.get(key) for run in self.runs] for key in outcomes if key not in table}
 
     def frame(self) -> pd.DataFrame:
-        """Return the table as a pandas DataFrame. Raises ImportError of one line where pandas is not installed."""
+        """Return the table as a pandas DataFrame. Raises ImportError with a one-line message without pandas."""
         try:
             import pandas as pd
         except ImportError as error:
@@ -220,7 +220,7 @@ class Runs(Sequence[Run]):
         """Return a figure of the comparison, and write it to path (.png, .svg, .pdf).
 
         kind: curves_evaluations, curves_seconds, values, tuning, slices, parallel_..., profiles, or heat=KEY,KEY.
-        Raises ValueError for a kind that the runs have no data for, or without matplotlib.
+        Raises ValueError for a kind for which the runs have no data, or if matplotlib is not installed.
         """
         from burgersgd.analysis import figures
 
@@ -239,9 +239,9 @@ class Runs(Sequence[Run]):
 
 
 def load(*paths: str | Path) -> Runs:
-    """Read run folders, folders of them at any depth (sweeps), names of sweeps, and globs.
+    """Read the runs of run folders, of folders that contain some at any depth (sweeps), of sweep names, and of globs.
 
-    Raises RunFolderError where a path leads to no run at all; folders that cannot be read are noted and left out.
+    Raises RunFolderError if a path leads to no run at all; folders that cannot be read are noted and left out.
     """
     notes: list[str] = []
     runs: dict[Path, Run] = {}
@@ -261,9 +261,9 @@ def load(*paths: str | Path) -> Runs:
 
 
 def find(path: str | Path) -> list[Path]:
-    """Return the run folders that a path, a glob, or the name of a sweep below outputs/multirun leads to.
+    """Return the run folders of a path, a glob, or the name of a sweep below outputs/multirun.
 
-    Raises RunFolderError where there are none.
+    Raises RunFolderError if there are none.
     """
     given = Path(path)
     sweep = Path("outputs", "multirun", path)
@@ -289,7 +289,7 @@ def _run_folders(start: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the run of a folder. Raises RunFolderError for one that is not whole."""
+    """Return the run of a folder. Raises RunFolderError for a folder that is not complete."""
     config = read_config(folder)
     if not isinstance(config, dict) or not isinstance(config.get("optimizer"), dict):
         raise RunFolderError(f"{folder / CONFIG}: holds no configuration of a run")
@@ -304,7 +304,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides a run's numbers: what identity.canonical says, without importing the classes of settings."""
+    """Return the settings that decide a run's numbers, as identity.canonical does, without importing their classes."""
     dropped = {"trainer.epochs"} if settings.get("trainer.budget") is not None else set()
     dropped |= {key for key, other in ONLY_WITH.items() if not settings.get(other)}
     dropped |= {key for key, value in AS_BEFORE.items() if settings.get(key) == value}
@@ -327,12 +327,12 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def value_of(run: Run, key: str) -> Any:
-    """Return a setting of a run, or its state; None where it has none of that name."""
+    """Return a setting of a run, or its state; None if it has no setting of that name."""
     return run.state if key == "state" else run.settings.get(key)
 
 
 def grouped(runs: Sequence[Run], keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[Run]]:
-    """Return the runs by their values of some keys, in the order in which they come."""
+    """Return the runs grouped by their values of some keys, in the given order."""
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         groups[tuple(value_of(run, key) for key in keys)].append(run)
@@ -340,12 +340,12 @@ def grouped(runs: Sequence[Run], keys: tuple[str, ...]) -> dict[tuple[Any, ...],
 
 
 def number(value: Any) -> float:
-    """Return a value as a float, nan where it is no number."""
+    """Return a value as a float, nan if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def shown(value: Any) -> str:
-    """Return a setting as a command line would have it."""
+    """Return a setting as text in the form of the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -354,7 +354,7 @@ def shown(value: Any) -> str:
 
 
 def matches(value: Any, wanted: Any) -> bool:
-    """Whether a setting is the one wanted, or one of those; text is compared with numbers as a number."""
+    """Return whether a setting equals the wanted value or one of several; text is converted to compare with numbers."""
     if isinstance(wanted, list | tuple | set):
         return any(matches(value, one) for one in wanted)
     if isinstance(wanted, str) and not isinstance(value, str):

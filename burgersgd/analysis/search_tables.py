@@ -1,4 +1,4 @@
-"""Tables beside the comparison itself: tuning curves, performance profiles, importance of settings."""
+"""Further tables of a comparison: tuning curves, performance profiles, importance of settings."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ END = At("end")
 
 
 def tuned_by(c: Comparison) -> str:
-    """Return the metric that trials are picked by."""
+    """Return the metric by which trials are picked."""
     return "validation_error" if c.question.pick == "none" else c.question.pick
 
 
 def reported(c: Comparison) -> str:
-    """Return the metric that is reported of the best trial."""
+    """Return the metric that is reported for the best trial."""
     return c.question.metric if c.question.metric in TEST_METRICS else "test_error"
 
 
@@ -36,7 +36,7 @@ def curve(c: Comparison, row: Row) -> TuningCurve:
 
 
 def tuning_tables(c: Comparison) -> list[Table]:
-    """Return, for each block, what n = 1, 2, 4, ... trials of each row are expected to find."""
+    """Return a table per block with the expected best result of n = 1, 2, 4, ... trials of each row."""
     tables = []
     for block in c.blocks:
         form = Form(100, "%", 2) if block.percent and tuned_by(c).endswith("error") else Form(1, "", 4)
@@ -93,7 +93,7 @@ def profile_table(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None 
 
 
 def rank_changes(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None = None) -> list[str]:
-    """Return which rows change their place between the clock of evaluations and that of seconds."""
+    """Return sentences on rows whose rank differs between the clock of evaluations and that of seconds."""
     found = {(p.clock, p.relaxation): p for p in profiles_of(c, cost)}
     if not found:
         return []
@@ -110,14 +110,14 @@ def rank_changes(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None =
 
 
 def cost_folders(c: Comparison) -> dict[tuple[Key, Key], Path]:
-    """Return a run folder for each block and row whose cost is to be timed."""
+    """Return block and row -> a run folder whose cost represents the row."""
     return {(block.key, row.key): row.runs[0].folder for block in c.blocks for row in block.rows}
 
 
 def cost_tables(c: Comparison, rounds: Mapping[tuple[Key, Key], Sequence[float]]) -> list[Table]:
-    """Return what a gradient evaluation of each row costs, and the seconds that its evaluations take at that cost.
+    """Return tables of each row's cost per gradient evaluation, and of the seconds its evaluations take at that cost.
 
-    rounds: block and row -> seconds per gradient evaluation in every round, the rows in turn.
+    rounds: block and row -> seconds per gradient evaluation in every round; a round times the rows in turn.
     """
     tables = []
     for block in c.blocks:
@@ -159,7 +159,7 @@ def median_costs(rounds: Mapping[tuple[Key, Key], Sequence[float]]) -> dict[Key,
 
 
 def importance_tables(c: Comparison) -> list[Table]:
-    """Return, for each row that has enough settings, how much of the validation error each key explains."""
+    """Return, for each row with enough settings, a table of how much of the validation error each key explains."""
     tables = []
     for block in c.blocks:
         rows = []
@@ -178,12 +178,12 @@ def importance_tables(c: Comparison) -> list[Table]:
 
 
 def varied_keys(row: Row) -> list[str]:
-    """Return the keys that differ among the runs of a row, but seeds."""
+    """Return the keys that differ among the runs of a row, except seeds."""
     return [key for key in Runs(row.group).differing() if key not in SEEDS]
 
 
 def mean_validation(c: Comparison, runs: list[Run]) -> float:
-    """Return the mean of what trials are picked by, +inf where one of them diverged, nan of none."""
+    """Return the mean of the metric by which trials are picked, +inf if a run diverged, nan without runs."""
     values = [v for run in runs if not math.isnan(v := measure(run, tuned_by(c), END))]
     return sum(values) / len(values) if values else math.nan
 

@@ -1,7 +1,7 @@
-"""The statistics of comparisons: intervals, tests, corrections, power. Plain functions of arrays of numbers.
+"""The statistics of comparisons: intervals, tests, corrections and power, as plain functions of arrays.
 
-Values are float64 ``[n]``. scipy.special alone is used, because scipy.stats takes half a second to import. The tests
-compare every function with scipy.stats and statsmodels. What cannot be known (the spread of one value) is nan.
+Values are float64 ``[n]``. Only scipy.special is used, because scipy.stats takes half a second to import. The tests
+compare every function with scipy.stats and statsmodels. Undefined results (the spread of one value) are nan.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ ALPHA = 1 - LEVEL
 POWER = 0.8
 RESAMPLES = 9999
 LARGEST_N = 1_000_000
-"""Largest number of pairs that planning looks for."""
+"""Largest number of pairs that planning considers."""
 
 
 class Interval(NamedTuple):
-    """Lower and upper end; nan where the spread is unknown."""
+    """Lower and upper end of an interval; nan if the spread is unknown."""
 
     low: float
     high: float
 
 
 class MeanTest(NamedTuple):
-    """A difference of means with what is known about it; the interval is at LEVEL and not adjusted."""
+    """A difference of means, its standard error and test; the interval is at LEVEL and not adjusted."""
 
     difference: float
     interval: Interval
@@ -59,9 +59,9 @@ def t_quantile(level: float, df: float) -> float:
 
 
 def resample_indices(n: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Return which of n values make up each resample, ``[resamples, n]``.
+    """Return the indices of the n values of each resample, ``[resamples, n]``.
 
-    The numbers come from a hash of their position (the 32-bit finaliser of MurmurHash3, twice), so that any other
+    The indices come from a hash of their position (the 32-bit finaliser of MurmurHash3, twice), so that any other
     program, such as a page in a browser, draws the same resamples.
     """
     counter = np.arange(resamples * n, dtype=np.uint64)
@@ -98,7 +98,7 @@ def bca_interval(values: Values, level: float = LEVEL, resamples: int = RESAMPLE
 
 
 def paired_t(differences: Values, level: float = LEVEL) -> MeanTest:
-    """Return Student's test of the mean of paired differences; p is nan where they are fewer than two or all equal."""
+    """Return Student's test of the mean of paired differences; p is nan if they are fewer than two or all equal."""
     n = len(differences)
     mean = float(np.mean(differences)) if n else math.nan
     if n < 2:
@@ -108,7 +108,7 @@ def paired_t(differences: Values, level: float = LEVEL) -> MeanTest:
 
 
 def welch(x: Values, y: Values, level: float = LEVEL) -> MeanTest:
-    """Return Welch's test of mean(x) - mean(y), for unlike variances and without pairs."""
+    """Return Welch's test of mean(x) - mean(y), for unequal variances and without pairs."""
     difference = float(np.mean(x) - np.mean(y)) if len(x) and len(y) else math.nan
     if len(x) < 2 or len(y) < 2:
         return MeanTest(difference, UNKNOWN, math.nan, math.nan, math.nan)
@@ -122,13 +122,13 @@ def welch(x: Values, y: Values, level: float = LEVEL) -> MeanTest:
 
 
 def _p(difference: float, error: float, df: float) -> float:
-    if error <= 1e-12 * abs(difference) or error == 0:  # equal but for rounding: the spread is not known
+    if error <= 1e-12 * abs(difference) or error == 0:  # equal up to rounding: the spread is unknown
         return math.nan
     return float(2 * special.stdtr(df, -abs(difference / error)))
 
 
 def sign_test(differences: Values) -> float:
-    """Return the two-sided p-value of the exact sign test; zero and nan differences (inf - inf) say nothing."""
+    """Return the two-sided p-value of the exact sign test, ignoring zero and nan (inf - inf) differences."""
     positive, negative = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     n = positive + negative
     return min(1.0, 2 * float(special.bdtr(min(positive, negative), n, 0.5))) if n else 1.0
@@ -137,8 +137,8 @@ def sign_test(differences: Values) -> float:
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """Return p-values adjusted for a family of tests by Holm's step-down method (1979).
 
-    family: the size of the family, at least the number of tests; those that are not given count as not significant.
-    A test without a p-value (nan) stays without, and counts.
+    family: the size of the family, at least the number of tests; further tests count as not significant. A test without
+    a p-value (nan) counts, and its adjusted value is nan.
     """
     m = max(len(p_values), family or 0)
     adjusted, largest = [math.nan] * len(p_values), 0.0
@@ -150,7 +150,7 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
 
 
 def probability_of_improvement(x: Values, y: Values) -> float:
-    """Return the probability that a value of x is below one of y, ties counted half (Mann-Whitney U / (n m))."""
+    """Return the probability that a value of x is below a value of y, ties counted half (Mann-Whitney U / (n m))."""
     if not len(x) or not len(y):
         return math.nan
     ordered = np.sort(y)
@@ -161,8 +161,8 @@ def probability_of_improvement(x: Values, y: Values) -> float:
 def power_of_t(shift: float, df: float, alpha: float) -> float:
     """Return the power of a two-sided t-test at level alpha; shift >= 0 is the true difference in standard errors.
 
-    The noncentral t is (z + shift) / s with z normal and df s^2 chi-squared; the integral over z is done by Gauss's
-    rule, because scipy's nctdtr underflows for shifts beyond 37, which tests of two pairs need.
+    The noncentral t is (z + shift) / s with z normal and df s^2 chi-squared. The integral over z is computed by
+    Gaussian quadrature, because scipy's nctdtr underflows for shifts beyond 37, which tests of two pairs need.
     """
     critical = float(special.stdtrit(df, 1 - alpha / 2))
     return _tail(shift, df, critical) + _tail(-shift, df, critical)
@@ -170,7 +170,7 @@ def power_of_t(shift: float, df: float, alpha: float) -> float:
 
 def _tail(shift: float, df: float, critical: float) -> float:
     """Return P(z + shift > critical s)."""
-    centre, width = critical - shift, 6 * critical / math.sqrt(2 * df)  # around it the integrand changes fastest
+    centre, width = critical - shift, 6 * critical / math.sqrt(2 * df)  # the integrand changes fastest around centre
     low = max(-_REACH, -shift)
     edges = np.clip([low, centre - width, centre + width, _REACH], min(low, _REACH), _REACH)
     middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
@@ -180,14 +180,14 @@ def _tail(shift: float, df: float, critical: float) -> float:
 
 
 _REACH = 9.0
-"""Standard deviations beyond which a normal number is not looked for."""
+"""Standard deviations beyond which the normal density is neglected."""
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def minimum_detectable(standard_error: float, df: float, alpha: float, power: float = POWER) -> float:
-    """Return the smallest true difference that a t-test at level alpha finds with that power (noncentral t).
+    """Return the smallest true difference that a t-test at level alpha detects with that power (noncentral t).
 
-    nan where the standard error is not known.
+    The result is nan if the standard error is unknown.
     """
     if not standard_error > 0 or not df > 0:
         return math.nan
@@ -205,9 +205,9 @@ def minimum_detectable(standard_error: float, df: float, alpha: float, power: fl
 
 
 def pairs_needed(difference: float, sd: float, alpha: float, power: float = POWER) -> float:
-    """Return how many pairs a paired t-test at level alpha needs to find such a difference with that power.
+    """Return the number of pairs that a paired t-test at level alpha needs to detect a difference with that power.
 
-    sd is that of the differences. inf beyond LARGEST_N, nan where sd is not known.
+    sd is the standard deviation of the differences. The result is inf beyond LARGEST_N and nan if sd is unknown.
     """
     if not sd > 0 or math.isnan(difference):
         return math.nan

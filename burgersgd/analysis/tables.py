@@ -21,13 +21,13 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, the first column on the left and the others on the right."""
+    """A table of text cells; the first column is aligned left, the others right."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     codes: tuple[str, ...] = ()
-    """The meaning of each column as a code for programs; empty where no program reads it."""
+    """The meaning of each column as a code for programs; empty if no program reads the table."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Form:
     decimals: int
 
     def number(self, value: float, sign: bool = False) -> str:
-        """Return a value as text; half is rounded away from zero, as JavaScript does."""
+        """Return a value as text; halves are rounded away from zero, as in JavaScript."""
         return fixed(self.factor * value, self.decimals, sign)
 
     def interval(self, ends: tuple[float, float], sign: bool = False) -> str:
-        """Return both ends; empty where they are not known."""
+        """Return both ends as text; empty if they are unknown."""
         return "" if math.isnan(ends[0]) else f"{self.number(ends[0], sign)} to {self.number(ends[1], sign)}"
 
 
 def fixed(value: float, decimals: int, sign: bool = False) -> str:
-    """Return a number with so many decimals; nan is empty, infinity is inf."""
+    """Return a number with this many decimals; nan is empty, infinity is inf."""
     if math.isnan(value):
         return ""
     if math.isinf(value):
@@ -61,7 +61,7 @@ def fixed(value: float, decimals: int, sign: bool = False) -> str:
 
 
 def form_of(c: Comparison, block: Block) -> Form:
-    """Return how the metric of a block is shown."""
+    """Return the format of the metric of a block."""
     if c.at.kind == "target" or c.question.metric == "evaluations":
         return Form(1, "", 0)
     if block.percent and c.question.metric.endswith("error"):
@@ -72,7 +72,7 @@ def form_of(c: Comparison, block: Block) -> Form:
 
 
 def metric_words(c: Comparison, block: Block) -> str:
-    """Return what the values are."""
+    """Return a description of the values: the metric, its unit and when it was taken."""
     metric = c.question.metric.replace("_", " ")
     if not block.percent:
         metric = metric.replace("error", "RMSE")
@@ -145,12 +145,12 @@ def values_table(c: Comparison, block: Block) -> Table:
 
 
 def n_of(block: Block, row: Row) -> int:
-    """Return of how many the n values are: runs, or splits where the split is the unit."""
+    """Return n, the number of runs, or of splits if the split is the unit."""
     return len(row.values) if block.by_split else len(row.runs)
 
 
 def selection_form(c: Comparison, block: Block) -> Form:
-    """Return how the means that rows are ordered by are shown."""
+    """Return the format of the means by which rows are ordered."""
     return Form(100, "%", 2) if block.percent and c.question.pick.endswith("error") else Form(1, "", 4)
 
 
@@ -165,7 +165,7 @@ def _selection(c: Comparison, block: Block, row: Row) -> str:
 
 
 def differences_table(c: Comparison, block: Block) -> Table | None:
-    """Return the table of differences to the baseline; None where there is no baseline."""
+    """Return the table of differences to the baseline; None if there is no baseline."""
     base = block.baseline(c.baseline)
     if base is None or len(block.rows) < 2:
         return None
@@ -229,7 +229,7 @@ DETECTABLE = (
 
 
 def explanations(c: Comparison) -> list[str]:
-    """Return what a reader has to know to read the columns."""
+    """Return explanations of the columns."""
     order = "their values" if c.question.pick == "none" else f"mean {c.question.pick.replace('_', ' ')}"
     lines = [EXPLAINED.format(order=order)]
     if c.question.metric == "seconds":
@@ -245,7 +245,7 @@ def explanations(c: Comparison) -> list[str]:
 
 
 def text(c: Comparison) -> str:
-    """Return a comparison as the terminal shows it."""
+    """Return a comparison as text for the terminal."""
     parts = [textwrap.fill(warning, WIDTH) for warning in c.warnings]
     parts += [as_text(table) for table in tables_of(c)]
     notes = [*c.notes, *explanations(c)]
@@ -254,7 +254,7 @@ def text(c: Comparison) -> str:
 
 
 def all_notes(c: Comparison) -> list[str]:
-    """Return everything besides the numbers: what was forced, the notes, how to read the columns."""
+    """Return the text besides the numbers: forced reasons, notes, and explanations of the columns."""
     return [*c.warnings, *c.notes, *explanations(c)]
 
 
@@ -334,7 +334,7 @@ def records(c: Comparison) -> list[dict[str, Any]]:
 
 
 def as_csv(c: Comparison) -> str:
-    """Return every row of a comparison as CSV: see records."""
+    """Return every row of a comparison as CSV, see records."""
     rows, stream = records(c), io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -345,7 +345,7 @@ def as_csv(c: Comparison) -> str:
 
 
 def as_json(c: Comparison) -> str:
-    """Return a comparison as JSON: question, rows (see records) with every value behind them, notes."""
+    """Return a comparison as JSON: question, rows (see records) with all of their values, notes."""
     rows = records(c)
     flat = [row for block in c.blocks for row in block.rows]
     for record, row in zip(rows, flat, strict=True):

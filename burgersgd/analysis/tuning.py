@@ -1,6 +1,6 @@
-"""Tuning curves: the best validation error that a search of n trials is expected to find, and its test error.
+"""Tuning curves: the expected best validation error of a search of n trials, and the test error of that trial.
 
-A trial is a setting; its errors are the means over its seeds, +inf where one of them diverged. For random search the
+A trial is a setting; its errors are the means over its seeds, +inf if one of them diverged. For random search the
 expectation over all subsets of n of the N trials is unbiased: the i-th best trial is the best of n with probability
 C(N - i, n - 1) / C(N, n) (Dodge et al. 2019, without replacement as in Tang et al. 2020).
 """
@@ -24,7 +24,7 @@ from burgersgd.analysis.statistics import Interval, Values
 from burgersgd.recording.naming import JOBS, same_job
 
 RANGE = 0.8
-"""Share of searches whose best trial lies within the range that is shown."""
+"""Fraction of searches whose best trial lies within the range that is shown."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Trial:
     validation: float
     test: float
     cost: float
-    """Gradient evaluations that all its seeds spent."""
+    """Gradient evaluations that all its seeds spent in total."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class TuningCurve:
 
     trials: NDArray[np.int64]
     cost: Values
-    """Gradient evaluations of so many trials."""
+    """Gradient evaluations of this many trials."""
     validation: Values
     test: Values
     ranges: tuple[Interval, ...]
-    """Within which the best validation error of most searches lies; nan near n = N, where the trials are used up."""
+    """Ranges with the best validation error of most searches (RANGE); nan near n = N, where no trials are left."""
     kind: str
-    """expected, or running best."""
+    """The kind of curve: expected, or running best."""
     caution: str
-    """The reason why it is not an unbiased expectation; empty where it is one."""
+    """The reason why the curve is not an unbiased expectation; empty if it is one."""
     medians_until: int
-    """Number of trials up to which the values are medians, since all of so many trials may diverge."""
+    """Number of trials up to which the values are medians, since all of this many trials may diverge."""
 
 
 def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[Trial]:
@@ -82,8 +82,8 @@ def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[T
 def tuning_curve(trials: Sequence[Trial], sampler: str = "random", pruned: bool = False) -> TuningCurve:
     """Return the tuning curve of trials in the order in which they were proposed.
 
-    Where the trials were proposed from what was known of earlier ones (Optuna), or stopped early, there is no
-    expectation over subsets: the curve is the running best of that one search.
+    If trials were proposed from the results of earlier ones (Optuna), or stopped early, there is no expectation over
+    subsets: the curve is the running best of that one search.
     """
     validation = np.array([trial.validation for trial in trials], dtype=np.float64)
     test = np.array([trial.test for trial in trials], dtype=np.float64)
@@ -120,7 +120,7 @@ def tuning_curve(trials: Sequence[Trial], sampler: str = "random", pruned: bool 
 
 
 def curve_of(runs: Sequence[Run], validation: Measure, test: Measure) -> TuningCurve:
-    """Return the tuning curve of all runs of a row, whose configurations say how they were proposed."""
+    """Return the tuning curve of all runs of a row; their configurations record how they were proposed."""
     samplers = {run.settings.get("sweep.sampler") for run in runs}
     sampler = next((name for name in ("optuna", "grid", "sobol") if name in samplers), "random")
     sampler = sampler if samplers - {None} else "grid"
@@ -128,7 +128,7 @@ def curve_of(runs: Sequence[Run], validation: Measure, test: Measure) -> TuningC
 
 
 def best_of_n(total: int) -> Values:
-    """Return the probabilities that the i-th best of all trials is the best of n of them, ``[n, i]``."""
+    """Return the probabilities that the i-th best of all trials is the best one of n drawn trials, ``[n, i]``."""
     i, n = np.arange(1, total + 1), np.arange(1, total + 1)[:, None]
     with np.errstate(invalid="ignore"):
         logs = _log_choose(total - i, n - 1) - _log_choose(np.array(total), n)
@@ -146,21 +146,21 @@ def _range(best: Values, weights: Values) -> Interval:
 
 
 def _spent(run: Run) -> float:
-    """Return the gradient evaluations of a run, its budget where they are not recorded."""
+    """Return the gradient evaluations of a run, or its budget if they are not recorded."""
     spent = number(run.status.get("evaluations"))
     return spent if not math.isnan(spent) else run.budget if not math.isnan(run.budget) else 0.0
 
 
 def _jobs(root: Path) -> dict[str, int]:
-    """Return the places of a sweep's jobs, by hash, in the order they were asked for."""
+    """Return hash -> position of a sweep's jobs, in the order in which they were proposed."""
     places: dict[str, int] = {}
     try:
         lines = (root / JOBS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):  # no sweep
+    except (OSError, UnicodeDecodeError):  # not a sweep
         return places
     for i, line in enumerate(lines):
         try:
             places.setdefault(same_job(json.loads(line)["name"]), i)
-        except (ValueError, TypeError, KeyError):  # half a line of a process that was killed
+        except (ValueError, TypeError, KeyError):  # an incomplete line of a killed process
             continue
     return places

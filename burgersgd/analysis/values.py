@@ -1,7 +1,7 @@
-"""The one number that a comparison takes from a run: which metric, and when.
+"""The number that a comparison takes from a run: a metric at a certain point of the run.
 
-A number is nan where the run is not finished or nothing was recorded, and +inf where the run diverged or missed its
-target: lower is better, so that it is worse than every other run and none is dropped.
+The number is nan if the run is not finished or nothing was recorded, and +inf if the run diverged or missed its target:
+lower is better, so that such a run is worse than all others, and no run is dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from burgersgd.analysis.runs import Run, Runs, number
 from burgersgd.recording.files import RunFolderError
 
 AT_BEST = {"test_error": "best_test_error", "validation_error": "best_validation_error"}
-"""Metric -> its name in status.json at the x of lowest validation error."""
+"""Metric -> its name in status.json at the x with the lowest validation error."""
 TEST_METRICS = ("test_error", "test_loss")
 
 
@@ -33,7 +33,7 @@ class At:
 
     @classmethod
     def parse(cls, text: str) -> At:
-        """Return what end, best, budget=N or target=E stands for (E: a number or a percentage). Raises ValueError."""
+        """Parse end, best, budget=N or target=E (E: a number or a percentage). Raises ValueError."""
         kind, equals, value = text.partition("=")
         if kind in ("end", "best") and not equals:
             return cls(kind)
@@ -47,7 +47,7 @@ class At:
 
 
 def check(runs: Runs, metric: str, at: At) -> None:
-    """Raise ValueError where none of the runs can have that number."""
+    """Raise ValueError if none of the runs can have that number."""
     if metric in TEST_METRICS and at.kind in ("budget", "target"):
         other = metric.replace("test", "validation")
         raise ValueError(
@@ -68,7 +68,7 @@ def check(runs: Runs, metric: str, at: At) -> None:
 
 
 def measure(run: Run, metric: str, at: At) -> float:
-    """Return the number of a run, in the metric's own unit, or in gradient evaluations for at target=E."""
+    """Return the number of a run, in the unit of the metric, or in gradient evaluations if at is target=E."""
     if at.kind in ("end", "best") and run.state != "completed":
         return math.inf if run.state == "diverged" else math.nan
     if at.kind == "end" and metric in run.status:
@@ -92,18 +92,18 @@ def measure(run: Run, metric: str, at: At) -> float:
 
 
 def curve_problem(run: Run) -> str:
-    """Return why the curves of a run cannot be read, in one line; empty where they can."""
+    """Return in one line why the curves of a run cannot be read; empty if they can."""
     try:
-        run.curves  # noqa: B018  (it is read now)
+        run.curves  # noqa: B018  (reads the file)
     except RunFolderError as error:
         return str(error)
     return ""
 
 
 def smallest_denominator(errors: NDArray[np.float64], largest: int = 100_000) -> int:
-    """Return the smallest n such that all error rates are shares of n, to the precision of float32; 0 for none.
+    """Return the smallest n such that all error rates are fractions k / n up to float32 rounding; 0 if there is none.
 
-    It is the size of the part they were measured on, or a divisor of it, where the size itself was not recorded.
+    It is the size of the part on which they were measured, or a divisor of it; it replaces a size that is not recorded.
     """
     rates = np.unique(errors[np.isfinite(errors) & (errors > 0) & (errors < 1)])
     if not len(rates):
@@ -127,5 +127,5 @@ def _curves(run: Run) -> dict[str, NDArray[np.float64]] | None:
 
 
 def _finite(value: float) -> float:
-    """Return the value, +inf where it is not finite but known to be none: a loss that overflowed."""
+    """Return the value, with an infinite one (a loss that overflowed) as +inf."""
     return value if math.isfinite(value) or math.isnan(value) else math.inf

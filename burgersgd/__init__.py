@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+if not TYPE_CHECKING:  # otherwise type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> Any:
         if name in ("Result", "resume", "train", "train_all", "train_fleet"):  # torch takes a second to import

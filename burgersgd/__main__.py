@@ -1,4 +1,4 @@
-"""python -m burgersgd."""
+"""Runs the command line as `python -m burgersgd`."""
 
 from burgersgd.cli import run
 

@@ -48,17 +48,17 @@ def train(
     record: bool = True,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Train one network and return the result; the same as `burgersgd train`.
+    """Train one network and return the result, as `burgersgd train` does.
 
-    config: a TrainConfig, or a mapping (dict, OmegaConf) with some of its keys, a group as a mapping with its name or
-    as the name alone: ``{"optimizer": "sgd", "model": {"name": "mlp", "width": 32}, "seed": 3}``. model: your own
-    module (a copy of it is trained, from its parameters on) or a function that makes one (called with the generators of
-    torch, numpy and Python seeded with config.seed). dataset: a Dataset or arrays (x, y), split as config.dataset says.
-    record: write a run folder below config.output_root. progress: None shows a bar on a terminal and lines elsewhere;
-    a SweepProgress receives the reports instead.
+    config: a TrainConfig, or a mapping (dict, OmegaConf) with some of its keys, where a group is a mapping with its
+    name or the name alone: ``{"optimizer": "sgd", "model": {"name": "mlp", "width": 32}, "seed": 3}``. model: your own
+    module (a copy of it is trained, starting at its parameters) or a function that makes one (called with the
+    generators of torch, numpy and Python seeded with config.seed). dataset: a Dataset or arrays (x, y), which
+    config.dataset splits. record: whether to write a run folder below config.output_root. progress: None shows a bar on
+    a terminal and lines elsewhere; a SweepProgress receives the reports instead.
 
     Raises ConfigError, DataError or RunFolderError, each with a one-line message, before anything is written; later
-    Interrupted (a KeyboardInterrupt) when the process receives a signal to stop; `resume` continues from there.
+    Interrupted (a KeyboardInterrupt) if the process receives a signal to stop; `resume` then continues the run.
     """
     config = TrainConfig() if config is None else config_of(config)
     return train_fleet([config], model=model, dataset=dataset, overrides=[overrides], record=record, progress=progress)[
@@ -79,8 +79,8 @@ def train_fleet(
 ) -> list[Result]:
     """Train runs that differ in seed and float hyperparameters as one batched computation; results in the same order.
 
-    Arguments and errors as in train. prune may stop runs early (see Prune). A fleet that does not fit into memory is
-    continued as two. Raises ConfigError naming the first key that differs and must not.
+    Arguments and errors are those of train. prune may stop runs early (see Prune). A fleet that does not fit into
+    memory is continued as two. Raises ConfigError naming the first key that differs although it must not.
     """
     prepared = _prepared([config_of(config) for config in configs], model, dataset)
     recorder = Recorder(model, dataset, prune)
@@ -89,7 +89,7 @@ def train_fleet(
 
 def _prepared(configs: Sequence[TrainConfig], model: UserModel | None, dataset: UserData | None) -> Prepared:
     """Return the runs of a fleet, checked and ready to start."""
-    if model is not None:  # then what the configuration says of a model means nothing
+    if model is not None:  # the model of the configuration has no effect then
         configs = [dataclasses.replace(config, model=TrainConfig().model) for config in configs]
     return prepare(configs, model=model, dataset=dataset)
 
@@ -103,9 +103,9 @@ def train_prepared(
     progress: bool | Progress | None = None,
     recorder: Recorder | None = None,
 ) -> list[Result]:
-    """Train runs that are checked already; results in the same order. recorder: of the same model and data, if own."""
+    """Train prepared runs; results in the same order. recorder: one with the user's own model and data, if any."""
     recorder = Recorder(None, None, None) if recorder is None else recorder
-    check_sinks(prepared.configs[0])  # all runs of a fleet have the same
+    check_sinks(prepared.configs[0])  # the sinks of all runs of a fleet are the same
     with ExitStack() as stack:
         runs = [RunRecord(config) for config in prepared.configs]
         if record:
@@ -125,14 +125,14 @@ def train_all(
 ) -> list[Result]:
     """Train runs of any kind; those that can share a fleet are trained together. Results in the same order.
 
-    All of them are prepared, each once, before the first one starts. Arguments and errors as in train.
+    All runs are prepared, each once, before the first one starts. Arguments and errors are those of train.
     """
     groups: dict[str, list[int]] = {}
     configs = [config_of(config) for config in configs]
     for i, config in enumerate(configs):
         groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
     fleets = [[configs[i] for i in group] for group in groups.values()]
-    with undisturbed():  # arrays are split once for all fleets that ask for the same split, and shared by them
+    with undisturbed():  # fleets with the same split share the arrays, which are split once
         splits = {_split(config): config for config in configs}
         data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
         waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
@@ -150,7 +150,7 @@ def train_all(
 
 
 def _split(config: TrainConfig) -> str:
-    """Return what decides how arrays are split and scaled, as a key."""
+    """Return the settings that decide how arrays are split and scaled, as a dictionary key."""
     return repr(config.dataset)
 
 
@@ -167,9 +167,9 @@ def resume(
 ) -> Result:
     """Resume the run of a folder to the end of its budget; if it is finished, return its result.
 
-    Bit-identical to the undisturbed run on the same device. A larger budget continues the run in a new folder (below
-    output_root, called run_name), and only where nothing depends on the fraction of the budget. Raises ConfigError
-    where it does, RunInUseError while another process trains the run, and what train raises.
+    The result is bit-identical to that of an uninterrupted run on the same device. A larger budget continues the run in
+    a new folder (below output_root, called run_name); this is possible only if nothing depends on the fraction of the
+    budget. Raises ConfigError if something does, RunInUseError while another process trains the run, and as train does.
     """
     folder, prepared = Path(folder), None
     if budget is not None:
@@ -188,10 +188,10 @@ def resume_fleet(
     progress: bool | Progress | None = None,
     prune: Prune | None = None,
 ) -> list[Result]:
-    """Resume several runs; those that have reached the same evaluation share a fleet. Raises as resume.
+    """Resume several runs; those that have reached the same evaluation share a fleet. Raises as resume does.
 
-    The runs of one fleet, all of them in their order, are resumed bit-identically; in another fleet their numbers agree
-    to rounding.
+    Runs are resumed bit-identically if their fleet is complete and in its order; otherwise their numbers agree up to
+    rounding.
     """
     with ExitStack() as stack:
         reopened = [stack.enter_context(RunFolder.reopen(folder)) for folder in folders]
@@ -199,7 +199,7 @@ def resume_fleet(
 
 
 def _reopened(folders: Sequence[RunFolder], model: Any = None, dataset: Any = None) -> list[RunRecord]:
-    """Return the runs of reopened folders; those of one fleet stand at the same evaluation. Raises as resume."""
+    """Return the runs of reopened folders, those of one fleet at the same evaluation. Raises as resume does."""
     complete_checkpoints([folder.path for folder in folders])
     for folder in folders:
         check_own(folder.config, model, dataset)
@@ -214,9 +214,9 @@ def _continued(
     model: UserModel | None,
     dataset: UserData | None,
 ) -> tuple[Path, Prepared]:
-    """Return a new run folder that begins as a run ended (or stopped) and has a larger budget, and its run, prepared.
+    """Return a new run folder with a larger budget that starts from the last checkpoint of a run, and its prepared run.
 
-    The folder is the given one where the budget is the one that the run has already.
+    If the budget equals that of the run, the given folder is returned.
     """
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
@@ -252,7 +252,7 @@ def _continued(
 
 
 def _root_beside(folder: Path, config: TrainConfig) -> str:
-    """Return where a run is recorded that follows the one of a folder: of a sweep's job beside the sweep, not in it."""
+    """Return the output_root of a run that follows the run of a folder; for a sweep's job, the parent of the sweep."""
     sweep = folder.absolute().parent
     return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
 
@@ -265,10 +265,10 @@ def train_jobs(
     progress: bool | Progress | None = None,
     prune: Prune | None = None,
 ) -> list[Result | None]:
-    """Train runs that could share a fleet, each in its folder output_root/run_name (or where that job is already).
+    """Train runs that could share a fleet, each in its folder output_root/run_name (or in the job's existing folder).
 
-    Those begun before go on, the ones of a former fleet together; those that are over give their result; None stands
-    for one that another process works on. Raises as train_fleet does.
+    Unfinished runs are resumed, those of one earlier fleet together; finished runs return their recorded result; the
+    result of a run that another process trains is None. Raises as train_fleet does.
     """
     prepared = prepare(configs)
     with ExitStack() as stack:
@@ -295,10 +295,10 @@ def train_jobs(
 def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
     """Return the folder of a job, new or reopened, and whether it is new; an existing one may have another name.
 
-    Raises RunInUseError where another process works on it.
+    Raises RunInUseError if another process trains it.
     """
     given = Path(config.output_root, config.run_name or "")
-    for again in (False, True):  # another process may make it after it was looked for
+    for again in (False, True):  # another process may create the folder after the search
         path = job_folder(given)
         if begun(path):
             break
@@ -323,7 +323,7 @@ def repeat(
     dataset: UserData | None = None,
     progress: bool | Progress | None = None,
 ) -> Result:
-    """Train the configuration of a run folder again, from its start, in a new folder, with given choices."""
+    """Train the configuration of a run folder again from the start, in a new folder, with the given choices."""
     record = read_config(folder)
     check_own(record, model, dataset)
     config = config_from(record)
@@ -336,13 +336,13 @@ def repeat(
 
 
 def check_sinks(config: TrainConfig) -> None:
-    """Raise ConfigError where trainer.sinks has an unknown name, or one whose package is not installed."""
+    """Raise ConfigError if trainer.sinks has an unknown name, or one whose package is not installed."""
     for problem in filter(None, map(problem_with, config.trainer.sinks)):
         raise config.trainer.error("sinks", problem)
 
 
 def check_output(config: TrainConfig) -> None:
-    """Raise ConfigError where a run folder, or a sink, could not be written; creates nothing that stays."""
+    """Raise ConfigError if a run folder, or a sink, could not be written; create no permanent file."""
     check_sinks(config)
     path = Path(config.output_root).absolute()
     check_name(config, "output_root", path)
@@ -359,7 +359,7 @@ def check_output(config: TrainConfig) -> None:
 
 
 def check_name(config: Group, key: str, path: Path) -> None:
-    """Raise ConfigError, of a key of config, where the system has no folders of that name: a part of it is too long."""
+    """Raise ConfigError for a key of config if no folder can have this path, for example because a name is too long."""
     if LOCK in path.parts:
         raise config.error(key, f"no folder can be called {LOCK}")
     for name in (*path.parts, path):
@@ -383,6 +383,6 @@ def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{config.optimizer.name}_{prepared.data.name}"
     for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
-        with contextlib.suppress(FolderTakenError, RunInUseError):  # by a run that started in the same second
+        with contextlib.suppress(FolderTakenError, RunInUseError):  # taken by a run that started in the same second
             return RunFolder.create(root / (name + suffix), plain, overrides, metrics=metrics, **named)
     raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")

@@ -1,4 +1,4 @@
-"""The words after `burgersgd train`: overrides, flags of Hydra's, and flags of our own."""
+"""The arguments of `burgersgd train`: overrides, Hydra's flags, and flags of burgersgd."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class OwnFlags(NamedTuple):
 
     @classmethod
     def among(cls, arguments: list[str]) -> tuple[OwnFlags, list[str]]:
-        """Return the flags, and the arguments without them."""
+        """Return the flags among the arguments, and the other arguments."""
         spelt = {"dry_run": ("--dry-run",), "quiet": ("--quiet", "-q"), "verbose": ("--verbose", "-v")}
         rest = [word for word in arguments if not any(word in words for words in spelt.values())]
         return cls(**{name: any(word in arguments for word in words) for name, words in spelt.items()}), rest
 
 
 def hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return Hydra's flags and the overrides; raises ConfigError for a flag that there is not."""
+    """Return Hydra's flags and the overrides. Raises ConfigError for an unknown flag."""
     from hydra._internal.utils import get_args_parser
 
     from burgersgd.help import FLAGS
     from burgersgd.keys import no_such_flag
 
-    def refuse(message: str) -> NoReturn:  # instead of a page of usage
+    def refuse(message: str) -> NoReturn:  # instead of printing a page of usage
         unknown = re.match(r"unrecognized arguments: (-\S+)", message)
         if unknown and unknown[1] in arguments:
             after = [*arguments[arguments.index(unknown[1]) + 1 :], ""][0]
@@ -47,9 +47,9 @@ def hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def in_order(arguments: Iterable[str]) -> list[str]:
-    """Return the overrides, of each key the last one alone, and then the flags with their values.
+    """Return the overrides, only the last one for each key, followed by the flags with their values.
 
-    Hydra wants the overrides beside one another, and in a sweep would try what is set twice both ways.
+    Hydra requires the overrides to be adjacent, and in a sweep it would try both values of a key that is set twice.
     """
     flags: list[str] = []
     last: dict[str, str] = {}
@@ -58,22 +58,22 @@ def in_order(arguments: Iterable[str]) -> list[str]:
         if key.startswith("-") or not (equals or key.startswith("~")):
             flags.append(argument)
         else:
-            last.pop(key, None)  # the order is that of the last ones
+            last.pop(key, None)  # keys are in the order of their last overrides
             last[key] = argument
     return [*last.values(), *flags]
 
 
 def with_home_expanded(word: str) -> str:
-    """Return an argument with ~ expanded in its value, where no shell does it: KEY=~/data, --output=~/model.pt."""
+    """Return an argument with ~ expanded in its value, as shells do not do: KEY=~/data, --output=~/model.pt."""
     key, equals, value = word.partition("=")
     return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 def with_plus(word: str) -> str:
-    """Return the override of a mapping of any keys as Hydra takes it: with a plus, since the keys are new."""
+    """Return an override of a mapping with arbitrary keys as Hydra requires it: with a plus, since the keys are new."""
     return f"+{word}" if word.startswith(("sweep.spaces=", "sweep.params=")) else word
 
 
 def yaml_infinity(argument: str) -> str:
-    """Accept YAML's .inf where Hydra's grammar wants inf."""
+    """Return an argument with YAML's .inf replaced by inf, which Hydra's grammar requires."""
     return re.sub(r"(?<=[=,\[ -])\.inf\b", "inf", argument)

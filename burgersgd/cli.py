@@ -1,11 +1,12 @@
-"""The command line: argparse for the first word, Hydra behind `train`. Read this first.
+"""The command line: argparse parses the first word, Hydra composes the configuration of `train`. Read this first.
 
 `burgersgd train [flags] [key=value ...]` composes conf/ with the overrides, checks everything (every job of a grid) and
-prepares data and model before it trains, so that a mistake is one line on the terminal, exit code 2, and nothing on the
-disk. Hydra itself runs sweeps alone, and prints what --cfg and --info ask for.
+prepares data and model before it trains, so that a mistake is reported in one line with exit code 2 and nothing is
+written. Hydra itself runs only sweeps, and prints the output of --cfg and --info.
 
-Exit codes, of several reasons the first: 2 usage or configuration; 130 interrupted, nothing to go on from; 75
-interrupted or trained by another process, to be resumed; 1 a run or job failed; 3 all runs diverged; 0 done.
+Exit codes; if several apply, the first one: 2 wrong usage or configuration; 130 interrupted, and nothing can be
+resumed; 75 interrupted or trained by another process, can be resumed; 1 a run or job failed; 3 all runs diverged; 0
+success.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; what cannot be shown (a full disk, a gone terminal) is lost."""
+    """Run the command line and return the exit code; output that cannot be written (full disk, no terminal) is lost."""
     arguments = [with_home_expanded(word) for word in (sys.argv[1:] if argv is None else argv)]
     with unfailing() as output, said_once():
         code = _report_interruptions(arguments)
         output.flush()
-        if code == 0 and output.is_full and arguments[:1] != ["train"]:  # whose output is not what it is for
+        if code == 0 and output.is_full and arguments[:1] != ["train"]:  # training matters more than its output
             print(f"burgersgd: error: cannot write to standard output: {output.error}", file=sys.stderr)
             code = 1
     return code
 
 
 def _report_interruptions(arguments: list[str]) -> int:
-    """Run the command line; say that it was interrupted, and how it goes on."""
+    """Run the command line; if it is interrupted, print that and the command that resumes it."""
     from burgersgd.interruption import RESUMABLE, Interrupted
 
     try:
@@ -78,7 +79,7 @@ def _command(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"burgersgd {__version__}")
     parser.add_argument("command", metavar="COMMAND", help=", ".join(COMMANDS))
-    command = parser.parse_args(arguments[:1] or ["--help"]).command  # only the first word is argparse's
+    command = parser.parse_args(arguments[:1] or ["--help"]).command  # argparse parses only the first word
     if command not in COMMANDS:
         from burgersgd.keys import no_such_command
 
@@ -135,14 +136,14 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
         else:
             native.compile_ahead("normals", "mlp_gradient")
             return _sweep(arguments, own) if flags.multirun else train_run(flags, own)
-        as_config_error(lambda: _run_hydra(arguments, lambda cfg: 0.0))  # flags that do not go together
-    except ValueError as error:  # ConfigError, DataError: one line that says what to do
+        as_config_error(lambda: _run_hydra(arguments, lambda cfg: 0.0))  # flags that exclude each other
+    except ValueError as error:  # ConfigError, DataError: their messages are one line
         return fail(error)
     return 0
 
 
 def _sweep(arguments: list[str], own: OwnFlags) -> int:
-    """Check every job of a sweep, train them, and show how they ended."""
+    """Check every job of a sweep, train all jobs, and print how they ended."""
     from burgersgd.interruption import RESUMABLE, Interrupted
     from burgersgd.sweeps.compose import as_config_error
     from burgersgd.sweeps.sweep import Sweep, train_job
@@ -164,7 +165,7 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         sweep.take_folder()
         chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
         others = "hydra/sweeper" in chosen and not chosen.get("hydra/launcher", "fleet").startswith("fleet")
-        known = None if others else sweep  # they send the task to processes, and need no sweep
+        known = None if others else sweep  # other launchers send the task to processes, without the sweep
         as_config_error(
             lambda: _run_hydra([*sweep.added, *arguments], train_job, known)
         )  # overrides come first (in_order)
@@ -173,7 +174,7 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
         print(f"resume with: {sweep.command(arguments)}", file=sys.stderr)
         return RESUMABLE
-    except ValueError as error:  # of Hydra's own keys, a launcher or a sweeper
+    except ValueError as error:  # from Hydra's own keys, a launcher or a sweeper
         sweep.clean_up()
         return fail(error)
     if sweep.started:
@@ -187,7 +188,7 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
 
 
 def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sweep | None = None) -> None:
-    """Let Hydra call the task, or our launcher and sweeper train the sweep, which they find at the task."""
+    """Let Hydra call the task, or burgersgd's launcher and sweeper train the sweep, an attribute of the task."""
     import hydra
 
     from burgersgd.config import CONF_DIR
@@ -199,7 +200,7 @@ def _run_hydra(arguments: Sequence[str], task: Callable[[Any], float], sweep: Sw
         train.sweep = sweep  # pyright: ignore[reportFunctionMemberAccess]
     saved, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["burgersgd", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here: Hydra would print them, a page each, and exit
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors; otherwise Hydra prints a page for each, and exits
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")(train)()
     finally:
@@ -274,7 +275,7 @@ def _look(command: str, arguments: list[str]) -> int:
         return handlers[command](arguments)
     except ValueError as error:
         return fail(error)
-    except OSError as error:  # of a path that was given: too long, not to be read
+    except OSError as error:  # for a path among the arguments: too long, not readable
         if error.filename is None:
             raise
         return fail(ValueError(f"{error.filename}: {error.strerror}"))
@@ -291,17 +292,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "help": _help_on,
     "completion": functools.partial(_look, "completion"),
 }
-"""First word of the command line -> what handles the rest."""
+"""First word of the command line -> function that handles the remaining words."""
 
 
 def run() -> None:
-    """Entry point of the installed command."""
+    """Run the installed command."""
     open_descriptors()
     with seldom_collecting():
         prepare_workers(sys.argv[1:])
         try:
             code = main()
-        except SystemExit as ended:  # argparse's
+        except SystemExit as ended:  # from argparse
             code = ended.code
         let_go()
     sys.exit(code)

@@ -1,7 +1,7 @@
 """Shell completion: `burgersgd completion SHELL` prints a script, which asks `burgersgd __complete WORD ...`.
 
-The last word is the one to be completed. Answers are whole words, one a line; what ends in = goes on. No torch is
-imported, and no settings of other packages, unless their names are among the words.
+The last word is the one to be completed. The answers are complete words, one per line; a word that ends in = is to be
+continued. Neither torch nor settings of other packages are imported, unless their names are among the words.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ OPTIONS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd completion SHELL`: print what that shell has to run. Raises ConfigError for another shell."""
+    """Run `burgersgd completion SHELL`: print the script for that shell. Raises ConfigError for an unknown shell."""
     shell = arguments[0] if arguments else "--help"
     if shell in ("-h", "--help"):
         how = 'eval "$(burgersgd completion bash)" (or zsh); burgersgd completion fish | source'
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def candidates(words: Sequence[str], commands: Sequence[str]) -> list[str]:
-    """Return what the last of the words after `burgersgd` may become."""
+    """Return the possible completions of the last of the words after `burgersgd`."""
     word = words[-1] if words else ""
     first = [*commands, "--help", "--version"]
     found = first if len(words) < 2 else _after(words[0], words[1:-1], word, commands)
@@ -136,7 +136,7 @@ def _traffic(word: str) -> list[str]:
 
 
 def _checks() -> list[str]:
-    """Return the groups and the checks of verify, read from its source, which would import torch."""
+    """Return the groups and the checks of verify, read from its source because importing it would import torch."""
     found = []
     for path in sorted(Path(__file__).parent.joinpath("theory").glob("verify_*.py")):
         found += re.findall(r'^@check\("(\w+)"\)\ndef (\w+)', path.read_text(encoding="utf-8"), re.M)
@@ -144,7 +144,7 @@ def _checks() -> list[str]:
 
 
 def _runs() -> list[str]:
-    """Return the run folders below outputs, those of sweeps included."""
+    """Return the run folders below outputs, including those of sweeps."""
     folders = [*Path("outputs").glob("*/status.json"), *Path("outputs", "multirun").glob("*/*/status.json")]
     return sorted(folder.parent.as_posix() for folder in folders)
 

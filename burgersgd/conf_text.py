@@ -15,7 +15,7 @@ WIDTH = 118
 
 
 def conf_text(cls: type[Group], choice: str) -> str:
-    """Return the file of a choice of a group, which Hydra composes with the schema of its class."""
+    """Return the text of the YAML file of a choice, which Hydra composes with the schema of its class."""
     header = [f"# {line}" for line in textwrap.wrap(summary_of(cls, choice), WIDTH)]
     defaults = ["defaults:", f"  - /schema/{cls.group}/{choice}@_here_", "  - _self_"]
     return "\n".join([*defaults, "", *header, *key_lines(cls, choice)]) + "\n"

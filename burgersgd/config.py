@@ -1,12 +1,12 @@
-"""The schema of conf/: what can be set, of which type, in which range, and what each name stands for.
+"""The schema of conf/: all keys with their types and ranges, and the class behind each name.
 
-Every group is a dataclass whose fields carry meaning and range; setting one checks it. Hydra composes the YAML files of
-conf/ into these classes, and from Python they are used directly::
+Every group is a dataclass whose fields have a meaning and a range; setting a field checks it. Hydra composes the YAML
+files of conf/ into these classes, and from Python they are used directly::
 
     TrainConfig(optimizer=LocalEntropyConfig(nu=1e-6), trainer=TrainerConfig(epochs=20), seed=3)
 
-The class of an optimizer, a model or a data set stands beside what it configures and can be imported from here, too.
-This module imports no torch: shell completion and help do without.
+The configuration class of an optimizer, a model or a data set is defined next to what it configures; it can be imported
+from here, too. This module does not import torch, so that shell completion and help are fast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
-"""The YAML files: inside an installed wheel, beside the package in a checkout."""
+"""The folder of the YAML files: inside the package in an installed wheel, next to the package in a checkout."""
 
 _DATASETS, _MODELS, _OPTIMIZERS = "burgersgd.datasets", "burgersgd.models", "burgersgd.optimizers"
 _SHIPPED = {
@@ -79,14 +79,14 @@ _SHIPPED = {
         "asam": f"{_OPTIMIZERS}.asam:AsamConfig",
     },
 }
-"""Group -> name -> where its class is; to ship another one, add its line here and run scripts/write_conf.py."""
+"""Group -> name -> location of its class; to ship another one, add a line here and run scripts/write_conf.py."""
 
 _ELSEWHERE = {place.partition(":")[2]: place for names in _SHIPPED.values() for place in names.values()}
-_ELSEWHERE["register_schemas"] = "burgersgd.hydra_schemas:register_schemas"  # it was defined here in 0.1.0
+_ELSEWHERE["register_schemas"] = "burgersgd.hydra_schemas:register_schemas"  # defined in this module in 0.1.0
 
 
 def __getattr__(name: str) -> Any:
-    """Return what is defined in another module, imported when it is asked for."""
+    """Return an object of another module, which is imported when it is first used."""
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _ELSEWHERE[name].partition(":")
@@ -150,7 +150,7 @@ class LinearScheduleConfig(ScheduleConfig):
 # ------------------------------------------------------------------------------------------------- trainer, device
 
 LARGEST_BUDGET = 2**53
-"""Gradient evaluations from which on float64 cannot tell one fraction of the budget from the next."""
+"""Number of gradient evaluations above which float64 cannot distinguish consecutive fractions of the budget."""
 
 
 @dataclass
@@ -331,10 +331,10 @@ GROUPS: dict[str, Registry] = {
     "trainer": Registry("trainer", {"default": TrainerConfig}),
     "sweep": Registry("sweep", dict.fromkeys(("default", "seeds", "tuning"), SweepConfig)),
 }
-"""Group -> choice -> class: the names that a command line may use."""
+"""Group -> choice -> class, by the names that a command line may use."""
 
 PRESETS = {"schedule": ("warmup",), "sweep": ("seeds", "tuning")}
-"""Group -> choices that are another choice with some keys set: their YAML files are written by hand."""
+"""Group -> choices that set some keys of another choice; their YAML files are written by hand."""
 
 
 def _default(group: str, choice: str) -> Callable[[], Any]:
@@ -377,5 +377,5 @@ class TrainConfig(Group):
                 raise self.error("run_name", "must name a folder below output_root")
 
 
-# `from burgersgd.config import *` gives every class, as it did when all of them were defined here.
+# `from burgersgd.config import *` imports every class, as it did when all of them were defined here.
 __all__ = sorted({*_ELSEWHERE, *(name for name in globals() if not name.startswith("_"))})  # pyright: ignore[reportUnsupportedDunderAll]

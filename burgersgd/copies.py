@@ -1,4 +1,4 @@
-"""Copies of settings: with other values of some keys, and as plain values; a sweep makes several of every job."""
+"""Copies of settings with other values of some keys, or as plain values; a sweep makes several copies of each job."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ G = TypeVar("G", bound=Group)
 
 
 def changed(group: G, **values: Any) -> G:
-    """Return a copy with other values of some keys: `dataclasses.replace`, but the other keys are not checked again.
+    """Return a copy with other values of some keys, as `dataclasses.replace` does, without checking the other keys.
 
-    Raises ConfigError where a value, or the combination of all of them, is not allowed.
+    Raises ConfigError if one of the new values, or the combination of all values, is not allowed.
     """
     new = copy.copy(group)
     for name, value in vars(group).items():

@@ -1,7 +1,7 @@
-"""Measures the cost of a gradient evaluation: several configurations timed in turn, one run each, on this machine.
+"""Measures the cost of a gradient evaluation: configurations are timed in turn, one run each, on this machine.
 
-The seconds that a run records are those of its whole fleet, on whatever machine, beside whatever else ran there. Costs
-are therefore measured by themselves, interleaved, so that whatever slows the machine down slows all of them down.
+The seconds that a run records are those of its whole fleet, on any machine, together with other processes. Costs are
+therefore measured separately, and interleaved, so that anything that slows the machine down affects all of them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SECONDS = 0.05
 
 
 def cost_of_runs(folders: Sequence[Path]) -> list[list[float]]:
-    """Return seconds per gradient evaluation of the configurations of run folders, a number for every round.
+    """Return seconds per gradient evaluation for the configurations of run folders, one number per round.
 
-    Raises ConfigError for a model or data of the user's own, which a folder does not hold, and what prepare raises.
+    Raises ConfigError for the user's own model or data, which a folder does not contain, and as prepare does.
     """
     records = [read_config(folder) for folder in folders]
     for record in records:
@@ -34,9 +34,9 @@ def cost_of_runs(folders: Sequence[Path]) -> list[list[float]]:
 
 
 def cost_of(configs: Sequence[TrainConfig], rounds: int = ROUNDS, seconds: float = SECONDS) -> list[list[float]]:
-    """Return seconds per gradient evaluation of every configuration, a number for each of the rounds.
+    """Return seconds per gradient evaluation for every configuration, one number per round.
 
-    On the CPU processor time counts, which other processes do not lengthen much; elsewhere the time that passes.
+    On the CPU this is processor time, which other processes increase only a little; on other devices it is wall time.
     """
     prepared = [prepare([config]) for config in configs]
     sizes = [_size(p, seconds) for p in prepared]
@@ -48,7 +48,7 @@ def cost_of(configs: Sequence[TrainConfig], rounds: int = ROUNDS, seconds: float
 
 
 def _size(prepared: Prepared, seconds: float) -> int:
-    """Return how many evaluations take long enough to be timed; the first ones, which compile, do not count."""
+    """Return the number of evaluations that takes at least `seconds`; a first timing, which compiles, is discarded."""
     n = min(prepared.budget, 64)
     _timed(prepared, n)
     while n < prepared.budget and _timed(prepared, n) < seconds:

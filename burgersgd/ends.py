@@ -1,4 +1,4 @@
-"""The end of the runs of a fleet: their last measurements, their results, and what is recorded of both."""
+"""The end of the runs of a fleet: their last measurements and results, and the records of both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _RECORDED = (
     "no_better_than_guessing",
     "advice",
 )
-"""What status.json says of a result."""
+"""The fields of a result that status.json holds."""
 
 
 @dataclass
@@ -49,25 +49,25 @@ class Ends:
     fleet: Fleet
     runs: Sequence[RunRecord]
     evaluators: Mapping[str, Evaluator]
-    """By part of the data: validation, where there is such a part, and test."""
+    """Part of the data (validation, if there is such a part, and test) -> its evaluator."""
     best: Best
     position: Position
     choices: dict[str, Any]
 
     @property
     def alone(self) -> bool:
-        """Whether there is one run only, whose failure to be recorded is an error."""
+        """Whether there is only one run; a failure to record it is then an error."""
         return len(self.runs) == 1
 
     @functools.cached_property
     def measured(self) -> dict[str, list[float]]:
-        """Loss and error of all runs at the last x, and test errors at the best one; as recorded where they are."""
+        """Loss and error of all runs at the last x, and test errors at the best x; recorded values if there are any."""
         checkpoints = [run.checkpoint or {} for run in self.runs]
         known = [c.get("measured") for c in checkpoints if c.get("evaluations") == self.fleet.evaluations]
         if len(known) == len(self.runs) and all(known):
             return {name: [values[name] for values in known if values is not None] for name in known[0] or {}}
         x, test = self.fleet.x, self.evaluators["test"]
-        names = ("validation_loss", "validation_error", "best_test_error")  # not known where nothing is validated
+        names = ("validation_loss", "validation_error", "best_test_error")  # NaN without a validation part
         measured = {name: [math.nan] * len(self.runs) for name in names}
         for part, evaluator in self.evaluators.items():
             loss, error = evaluator(x)
@@ -80,7 +80,7 @@ class Ends:
 
     @property
     def _judge(self) -> str:
-        """The part that says whether a run has blown up or is guessing: validation, where there is one."""
+        """The part of the data that decides whether a run diverged or is guessing: validation if there is one."""
         return next(iter(self.evaluators))
 
     @functools.cached_property
@@ -88,13 +88,13 @@ class Ends:
         return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
 
     def result(self, i: int) -> Result:
-        """Return the result of a run."""
+        """Return the result of run i."""
         fleet, run, rows = self.fleet, self.runs[i], self.runs[i].rows
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
         if alive and not self.measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
-            diverged_at = fleet.evaluations - 1  # the very last update diverged: no gradient was computed after it
+            diverged_at = fleet.evaluations - 1  # the last update diverged; no gradient was computed after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
             reason = f"diverged at gradient evaluation {evaluations}, last loss {float(fleet.last_loss[i]):g}; "
@@ -135,10 +135,10 @@ class Ends:
     def record(self, results: list[Result], fleet_sizes: Sequence[int]) -> list[Result]:
         """Record how the runs ended, and return the results; a run that could not be recorded has failed.
 
-        fleet_sizes: how many runs the fleet of each run had at its end.
+        fleet_sizes: the number of runs that the fleet of each run had at its end.
 
-        log.txt and the TensorBoard view of all of them are on the disk before the first status.json says that a run has
-        ended, because a run that has ended is not opened again.
+        log.txt and the TensorBoard view of all runs are on the disk before the first status.json says that a run has
+        ended, because a finished run is not opened again.
         """
         ends = []
         for i, (run, result) in enumerate(zip(self.runs, results, strict=True)):

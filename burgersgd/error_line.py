@@ -1,11 +1,11 @@
-"""How the command line reports a mistake: one line on standard error."""
+"""Reports a mistake on the command line: one line on standard error."""
 
 from __future__ import annotations
 
 import sys
 
 LONGEST_ERROR = 1_000
-"""Characters of an error that are shown."""
+"""Largest number of characters of an error that are shown."""
 
 
 def fail(error: Exception) -> int:
@@ -14,7 +14,7 @@ def fail(error: Exception) -> int:
 
     label = colour("error:", "31;1", sys.stderr)
     text = " ".join(str(error).splitlines())
-    if len(text) > LONGEST_ERROR:  # a value of thousands of characters: the key is before it, the reason behind
+    if len(text) > LONGEST_ERROR:  # a very long value: the key is before it, the reason after it
         text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
     print(f"burgersgd: {label} {text}", file=sys.stderr)
     return 2

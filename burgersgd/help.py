@@ -1,4 +1,4 @@
-"""What `burgersgd train --help` and `burgersgd help WORD` print: keys with meanings and ranges."""
+"""The output of `burgersgd train --help` and `burgersgd help WORD`: keys with meanings and ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from burgersgd.keys import DEFAULTS, Key, all_keys, choice_of, choices_in, exper
 from burgersgd.schema import ConfigError
 
 COLUMN = 34
-"""Where meanings begin, on a wide terminal."""
+"""Column at which meanings begin on a wide terminal."""
 
 EPILOG = """\
 examples:
@@ -59,7 +59,7 @@ examples, as a shell takes them:
 
 
 def colour(text: str, code: str, stream: TextIO | None = None) -> str:
-    """Return the text in a colour (or 1: bold) where the stream is a terminal that has any and NO_COLOR is not set."""
+    """Return the text in a colour (or bold: 1) if the stream is a terminal with colours and NO_COLOR is not set."""
     stream = sys.stdout if stream is None else stream
     assert stream is not None
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
@@ -67,7 +67,7 @@ def colour(text: str, code: str, stream: TextIO | None = None) -> str:
 
 
 def train_help(words: Sequence[str]) -> str:
-    """Return the page on `burgersgd train` for the choices and values among the words. Raises ConfigError."""
+    """Return the help page of `burgersgd train` for the choices and values among the words. Raises ConfigError."""
     chosen = choices_in(words)
     pairs = [word.partition("=") for word in words]
     given = {name: value for name, _, value in pairs if name not in GROUPS}
@@ -96,7 +96,7 @@ def train_help(words: Sequence[str]) -> str:
 
 
 def help_on(word: str) -> str:
-    """Return what there is to say about a key (or its end), a group or a choice. Raises ConfigError for others."""
+    """Return the help on a key (or its last part), a group or a choice. Raises ConfigError for any other word."""
     group, _, choice = word.partition("=")
     if group in GROUPS and choice:
         summary, keys = choice_of(group, choice)
@@ -126,7 +126,7 @@ def _keys(keys: Sequence[Key], given: dict[str, str]) -> str:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    """Return two columns, the second one wrapped; below one another where the terminal is narrow."""
+    """Return two columns, the second one wrapped; on a narrow terminal the second one is below the first."""
     width = _width()
     lines = []
     for left, right in rows:
@@ -148,5 +148,5 @@ def _width() -> int:
 
 
 def known_words() -> list[str]:
-    """Return what `burgersgd help` takes besides the names of commands."""
+    """Return the words that `burgersgd help` accepts besides the names of commands."""
     return [*GROUPS, *all_keys()]

@@ -1,4 +1,4 @@
-"""The classes of settings in Hydra's store, by which Hydra checks what it composes from conf/ and the command line."""
+"""The configuration classes in Hydra's store, with which Hydra checks what it composes from conf/ and command line."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from burgersgd.config import GROUPS, TrainConfig
 
 
 def register_schemas() -> None:
-    """Store every class that ships under schema/GROUP/CHOICE, where the YAML files of conf/ refer to it.
+    """Store every shipped class under schema/GROUP/CHOICE, to which the YAML files of conf/ refer.
 
-    The imported classes of other packages become choices of their groups. A class that is stored already is not stored
-    again: to make the nodes of all classes takes a tenth of a second.
+    The imported classes of other packages become choices of their groups. A stored class is not stored again, because
+    making the nodes of all classes takes a tenth of a second.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""Which runs are the same: configurations read back from a record, and the hash of all that decides a run's numbers."""
+"""The identity of runs: configurations read from records, and the hash of all settings that decide a run's numbers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def own_record(config: TrainConfig, model: str | None, data: bool, frozen: Seque
     model: the class of the user's own module, None for a model of the configuration. frozen: the names of its
     parameters that are not trained. data: whether the data are the user's own.
 
-    The hash of a run names its configuration, not a module of the user's own: two runs whose modules differ have the
-    same hash. What such a run may be resumed with is decided by the module that its checkpoint describes.
+    The hash of a run covers its configuration, not the user's own module: two runs whose modules differ have the same
+    hash. The module that the checkpoint describes decides with which module such a run may be resumed.
     """
     plain = plain_values(config)
     for group, names in GROUPS.items():
@@ -41,7 +41,7 @@ def own_record(config: TrainConfig, model: str | None, data: bool, frozen: Seque
 
 
 def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
-    """Raise ConfigError where a run was made with a module or data of the user's own that are not given again."""
+    """Raise ConfigError if a run was made with the user's own module or data and these are not given again."""
     for key, given in (("model", model), ("dataset", dataset)):
         part = record.get(key)
         if isinstance(part, Mapping) and part.get("name") == OWN and given is None:
@@ -50,9 +50,9 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
 
 
 def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration that a mapping (a dict, OmegaConf's DictConfig) describes; what it lacks is default.
+    """Return the configuration that a mapping (a dict, OmegaConf's DictConfig) describes, with defaults for other keys.
 
-    Raises ConfigError for what is neither, for unknown keys and values out of range.
+    Raises ConfigError for an object of another type, for unknown keys and for values out of range.
     """
     if isinstance(given, TrainConfig):
         return given
@@ -76,7 +76,7 @@ def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Return mappings as dicts and sequences as lists, all the way down."""
+    """Return mappings as dicts and sequences as lists, recursively."""
     if isinstance(value, Mapping):
         return {str(key): _plain(value[key]) for key in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -87,8 +87,8 @@ def _plain(value: Any) -> Any:
 def config_from(record: Mapping[str, Any], lacking: Callable[[dataclasses.Field[Any]], Any] = as_before) -> TrainConfig:
     """Return the configuration whose `dataclasses.asdict` is record, checked like any other.
 
-    lacking: the value of a key that neither 0.1.0 nor the record has. Raises ConfigError for what this version does
-    not know.
+    lacking: returns the value of a key that neither 0.1.0 nor the record has. Raises ConfigError for keys and names
+    that this version does not have.
     """
     parts: dict[str, Any] = {}
     for key, value in record.items():
@@ -130,10 +130,10 @@ def _built(
 
 
 def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Return what decides the numbers of a run, as plain values: see burgersgd/schema.py for the rule.
+    """Return the settings that decide the numbers of a run, as plain values; burgersgd/schema.py states the rule.
 
-    budget: its gradient evaluations, whether they were set or follow from epochs. resolved: what else the run found out
-    for itself where the configuration leaves it open, by dotted key (loss.name where that is auto).
+    budget: its gradient evaluations, whether they were set or follow from epochs. resolved: dotted key -> other values
+    that the run determined because the configuration leaves them open (loss.name if that is auto).
     """
     return _deciding(config, "", {"trainer.budget": budget, **resolved})
 
@@ -155,9 +155,9 @@ def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[st
 
 @functools.cache
 def _hashed_fields(cls: type[Group]) -> list[tuple[str, str | None, str | None, Any]]:
-    """Return of every key that is hashed: its name, hashed_with, hashed_without, and the value with which it is not.
+    """Return for every hashed key its name, hashed_with, hashed_without, and the value for which it is left out.
 
-    That is the value that stands for the versions before the key was added; MISSING of a key that was always there.
+    That value reproduces the versions before the key was added; it is MISSING for a key that 0.1.0 had.
     """
     return [
         (

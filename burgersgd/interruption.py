@@ -18,13 +18,13 @@ SIGNALS = [
     if hasattr(signal, name)  # Windows has the first two
 ]
 GRACE_SECONDS = 4.0
-"""A step that lasts longer after the signal is abandoned: its run goes on from the checkpoint before."""
+"""A step that lasts longer after the signal is abandoned; its run is resumed from the previous checkpoint."""
 RESUMABLE = 75
-"""Exit code of an interrupted command that can go on (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of an interrupted command that can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received a signal to stop. `signal` is its number, `folders` are those of the stopped runs."""
+    """The process received a signal to stop. `signal` is its number, `folders` are the folders of the stopped runs."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -33,20 +33,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Whether the process received a signal to stop; what `interruptible` yields."""
+    """The state that `interruptible` yields: whether the process received a signal to stop."""
 
     def __init__(self, exit_at_once: bool) -> None:
         self.requested: int | None = None
-        """The signal, once there was one."""
+        """The number of the received signal, None before there is one."""
         self.before: dict[int, Any] = {}
-        """The handlers that were there before, by signal."""
+        """The previous handlers, by signal."""
         self._exit_at_once = exit_at_once
         self._deferring = False
         self._watchdog: _Watchdog | None = None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted, to be acted on after the step; outside it raises Interrupted at once."""
+        """Only note a signal received in this context, to act on it after the step; elsewhere it raises at once."""
         self._deferring = True
         try:
             yield
@@ -55,12 +55,12 @@ class Interruption:
             self.settle()
 
     def settle(self) -> None:
-        """Stop counting the seconds of grace: the step is over."""
+        """Stop the timer of GRACE_SECONDS because the step has ended."""
         if self._watchdog is not None:
             self._watchdog.call_off()
 
     def raise_if_requested(self) -> None:
-        """Raise Interrupted where there was a signal."""
+        """Raise Interrupted if a signal was received."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
@@ -69,7 +69,7 @@ class Interruption:
         if self._watchdog is not None and self._watchdog.take_bark():
             if not self._watchdog.off:
                 self.raise_if_requested()
-            return  # the step ended just then
+            return  # the step ended at the same moment
         if self.requested is not None and number == signal.SIGINT:  # a second Ctrl-C
             if self._exit_at_once:
                 os._exit(130)
@@ -82,10 +82,10 @@ class Interruption:
 
 
 class _Watchdog:
-    """Sends a signal to the main thread once more after GRACE_SECONDS, so that it leaves whatever it waits in.
+    """Sends a signal to the main thread again after GRACE_SECONDS, to interrupt whatever it is waiting for.
 
-    A thread and no timer: a process has one timer (SIGALRM), which may be its caller's. A thread of the lowest level:
-    this is made in a signal handler, which may have interrupted `threading` while that held a lock of its own.
+    It is a thread instead of a timer because a process has one timer (SIGALRM), which its caller may use. It uses
+    _thread because it is made in a signal handler, which may have interrupted `threading` while that held a lock.
     """
 
     def __init__(self, number: int) -> None:
@@ -95,7 +95,7 @@ class _Watchdog:
         self._ended.acquire()
         try:
             _thread.start_new_thread(self._wait, (number, GRACE_SECONDS))
-        except RuntimeError:  # there are too many threads: nothing is counted
+        except RuntimeError:  # too many threads: do without a watchdog
             self.off = True
 
     def _wait(self, number: int, seconds: float) -> None:
@@ -105,14 +105,14 @@ class _Watchdog:
         self._ended.release()
 
     def call_off(self) -> None:
-        """Send nothing any more; what was sent has arrived when this returns."""
+        """Prevent any further signal; a signal that was sent has arrived when this returns."""
         if not self.off:
             self.off = True
             self._call.release()
             self._ended.acquire()
 
     def take_bark(self) -> bool:
-        """Whether the signal that is being handled is the watchdog's."""
+        """Return whether the signal that is being handled was sent by the watchdog, and reset this."""
         barked, self._barked = self._barked, False
         return barked
 
@@ -122,10 +122,11 @@ _current: Interruption | None = None
 
 @contextlib.contextmanager
 def interruptible(exit_at_once: bool = False) -> Iterator[Interruption]:
-    """Handle SIGNALS meanwhile; inside another `interruptible`, that one's. exit_at_once: at a second Ctrl-C.
+    """Handle SIGNALS in this context; inside another `interruptible`, yield its state.
 
-    A signal that is ignored stays ignored (nohup does that with SIGHUP, a shell with SIGINT of what it starts in the
-    background). Handlers belong to the main thread: elsewhere nothing is handled, and nothing requested.
+    exit_at_once: end the process at a second Ctrl-C. A signal that is ignored stays ignored (nohup ignores SIGHUP, and
+    shells ignore SIGINT for background processes). Handlers belong to the main thread: in other threads no signal is
+    handled, and none is requested.
     """
     global _current
     if _current is not None:

@@ -1,7 +1,7 @@
-"""Keeps the random generators and the modes of torch in the user's process as they were before a call.
+"""Restores the random generators and the modes of torch in the user's process after a call.
 
-It also finds out whether the process can use several threads: in a forked child GNU OpenMP hangs for ever if the parent
-had computed with several threads.
+It also tests whether the process can use several threads: in a forked child GNU OpenMP hangs forever if the parent had
+computed with several threads.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def seeded(key: int) -> Iterator[None]:
 
 
 def generator_states() -> tuple[object, ...]:
-    """Return the states of the global generators in a form that can be compared: different after a draw."""
+    """Return the states of the global generators in a form that can be compared; every draw changes them."""
     of_numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     tensors = (torch.get_rng_state(), *cuda)
@@ -57,10 +57,10 @@ def generator_states() -> tuple[object, ...]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Compute as in a fresh process, whatever the caller is in the middle of, and leave its generators as they are.
+    """Compute as in a fresh process, whatever contexts the caller has entered, and restore its generators.
 
-    Gradients are recorded even inside torch.no_grad or torch.inference_mode, and torch.autocast does not reach in:
-    trainer.precision alone decides on precision.
+    Gradients are recorded even inside torch.no_grad or torch.inference_mode, and torch.autocast has no effect: only
+    trainer.precision decides on the precision.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(generators_kept())
@@ -78,9 +78,9 @@ _is_forked = False
 
 
 def threads_hang() -> bool:
-    """Whether computing with several threads would hang here: asked of a child, and only in a process that was forked.
+    """Return whether computing with several threads would hang; tested in a child, and only in a forked process.
 
-    A thread that was started since the fork has OpenMP threads of its own.
+    A thread that was started after the fork has its own OpenMP threads, which do not hang.
     """
     return _is_forked and threading.current_thread() is threading.main_thread() and _hangs_in_a_child()
 
@@ -88,7 +88,7 @@ def threads_hang() -> bool:
 @functools.cache
 def _hangs_in_a_child() -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, of forks beside other threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks while there are other threads
         child = os.fork()
     if child == 0:
         torch.set_num_threads(2)

@@ -1,6 +1,6 @@
-"""The keys of a command line as conf/ describes them, read without importing torch: for help and completion.
+"""The keys of a command line as conf/ describes them, for help and completion; reading them does not import torch.
 
-A class that does not ship has no file; its text is made from the class, which is imported for that.
+A class that is not shipped with burgersgd has no file; it is imported, and its text is made from it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from burgersgd.schema import ConfigError, default_of, described, did_you_mean, f
 
 LINE = re.compile(r"(\w+): (.*?)(?:  # (.*))?")
 DEFAULTS = dict(re.findall(r"  - (\w+): (\w+)\n", (CONF_DIR / "train.yaml").read_text(encoding="utf-8")))
-"""Group -> the choice of conf/train.yaml."""
+"""Group -> the default choice in conf/train.yaml."""
 
 
 class Key(NamedTuple):
     """One key of a choice."""
 
     name: str
-    """Name with its group: optimizer.lr."""
+    """The name with its group, such as optimizer.lr."""
     default: str
     meaning: str
-    """Followed by the allowed values in parentheses."""
+    """The meaning, followed by the allowed values in parentheses."""
 
     @property
     def allowed(self) -> str:
-        """The allowed values: `float > 0`, `em, leimkuhler_matthews`, `int >= 1, or null`."""
+        """The allowed values, such as `float > 0`, `em, leimkuhler_matthews` or `int >= 1, or null`."""
         return self.meaning.rpartition(" (")[2].removesuffix(")") if self.meaning.endswith(")") else ""
 
     @property
@@ -52,7 +52,7 @@ def top_keys() -> list[Key]:
 
 @functools.cache
 def choice_of(group: str, choice: str) -> tuple[str, list[Key]]:
-    """Return what a choice stands for, and its keys. Raises ConfigError for a choice that there is not."""
+    """Return the description of a choice, and its keys. Raises ConfigError for an unknown choice."""
     path = CONF_DIR / group / f"{choice}.yaml"
     if choice in GROUPS[group].shipped:
         text = path.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def choice_of(group: str, choice: str) -> tuple[str, list[Key]]:
     lines = [LINE.fullmatch(line) for line in body.splitlines()]
     given = {m[1]: (m[2], m[3] or "") for m in lines if m}
     based = re.search(r"  - (\w+)\n", head)
-    if based:  # a preset: another choice with some keys set
+    if based:  # a preset, which sets some keys of another choice
         below = choice_of(group, based[1])[1]
         names = {key.name: given.get(key.name.partition(".")[2], (key.default, "")) for key in below}
         return summary, [key._replace(default=names[key.name][0].strip() or "{...}") for key in below]
@@ -79,7 +79,7 @@ def experiments() -> list[str]:
 
 
 def keys_of(choices: Mapping[str, Sequence[str]]) -> list[Key]:
-    """Return all keys there are with these choices of the groups (the others at their defaults)."""
+    """Return all keys that exist with these choices of groups and the default choices of all other groups."""
     found = {key.name: key for key in top_keys()}
     for group in GROUPS:
         for choice in choices.get(group) or [DEFAULTS[group]]:
@@ -89,13 +89,13 @@ def keys_of(choices: Mapping[str, Sequence[str]]) -> list[Key]:
 
 
 def all_keys() -> dict[str, Key]:
-    """Return every key of every choice that ships; of one name, the first."""
+    """Return every key of every shipped choice by name; if several have the same name, the first one."""
     every = keys_of({group: [*names.shipped] for group, names in GROUPS.items()})
     return {key.name: key for key in every}
 
 
 def choices_in(words: Iterable[str]) -> dict[str, list[str]]:
-    """Return the choices of groups among overrides. Raises ConfigError for one that there is not."""
+    """Return the choices of groups among overrides. Raises ConfigError for an unknown choice."""
     chosen: dict[str, list[str]] = {}
     for word in words:
         group, equals, value = word.partition("=")
@@ -110,27 +110,27 @@ def choices_in(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def no_such_command(word: str, rest: Sequence[str], commands: Iterable[str]) -> str:
-    """Return what to answer to a first word that is no command; `rest` are the words after it."""
+    """Return the error message for a first word that is not a command; `rest` are the words after it."""
     if "=" in word:
         return f"{word}: must be a command; did you mean burgersgd train {' '.join([word, *rest])}?"
     return f"{word}: must be one of {', '.join(commands)}{did_you_mean(word, commands)}"
 
 
 def no_such_choice(group: str, choice: str) -> str:
-    """Return what to answer to a choice that a group does not have."""
+    """Return the error message for a choice that a group does not have."""
     names = GROUPS[group].names()
     return f"{group}={choice}: must be one of {', '.join(sorted(names))}{did_you_mean(choice, names)}"
 
 
 def no_such_key(key: str) -> str:
-    """Return what to answer to a key that there is not."""
+    """Return the error message for an unknown key."""
     known = all_keys()
     ends = [name for name in known if name.endswith(f".{key}")]
     if ends:
         question = f"; did you mean {' or '.join(ends)}?"
     elif key in known:
         where = [f"{g}={c}" for g, names in GROUPS.items() for c in names.shipped if key in _names(g, c)]
-        if len(where) in (0, len(GROUPS[key.partition(".")[0]].shipped)):  # all of them have it
+        if len(where) in (0, len(GROUPS[key.partition(".")[0]].shipped)):  # all choices have the key
             return f"{key}: cannot be set like that (burgersgd help {key})"
         question = f" with this {key.partition('.')[0]}; it belongs to {', '.join(where)}"
     else:
@@ -143,7 +143,7 @@ def _names(group: str, choice: str) -> set[str]:
 
 
 def no_such_flag(flag: str, value: str, flags: Iterable[str]) -> str:
-    """Return what to answer to a flag that there is not; `value` is what came after it."""
+    """Return the error message for an unknown flag; `value` is the word after it."""
     name, equals, inside = flag.lstrip("-").partition("=")
     value = inside if equals else value
     known = all_keys()
@@ -159,7 +159,7 @@ EXPONENT = re.compile(r"(?<![\w.])(\d[\d_]*(?:\.\d+)?[eE]\+?\d+)(?![\w.])")
 
 
 def with_whole_numbers(word: str) -> str:
-    """Return an override of a key of whole numbers with 1e4 written out as 10000, wherever that is exact."""
+    """Return an override of an integer key with 1e4 written out as 10000 if that is exact."""
     key, equals, value = word.partition("=")
     if not (equals and EXPONENT.search(value)):
         return word

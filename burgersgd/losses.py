@@ -11,12 +11,12 @@ from torch import Tensor
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss knows what outputs it needs, how to encode the targets, and the mean over a batch."""
+    """A loss: the number of outputs it needs, the encoding of the targets, and the mean over a batch."""
 
     name: str
 
     def n_outputs(self, n_outputs: int) -> int:
-        """Return the model outputs needed for a data set of n_outputs classes or regression targets."""
+        """Return the number of model outputs for a data set of n_outputs classes or regression targets."""
         ...
 
     def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
@@ -33,20 +33,20 @@ class Loss(Protocol):
 
 
 class CrossEntropy:
-    """-log softmax(outputs)[class]."""
+    """The loss -log softmax(outputs)[class]."""
 
     name = "cross_entropy"
 
     def n_outputs(self, n_outputs: int) -> int:
-        """One output per class."""
+        """Return one output per class."""
         return n_outputs
 
     def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
-        """Class numbers as they are."""
+        """Return the class numbers unchanged."""
         return targets
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy."""
+        """Return the mean cross entropy."""
         return F.cross_entropy(outputs, targets)
 
     def classify(self, outputs: Tensor) -> Tensor:
@@ -55,20 +55,20 @@ class CrossEntropy:
 
 
 class SquaredError:
-    """|outputs - target|^2 summed over the outputs; classes become one-hot vectors."""
+    """The loss |outputs - target|^2, summed over the outputs; classes become one-hot vectors."""
 
     name = "squared_error"
 
     def n_outputs(self, n_outputs: int) -> int:
-        """One output per class or regression target."""
+        """Return one output per class or regression target."""
         return n_outputs
 
     def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
-        """One-hot vectors for classes, regression targets as they are."""
+        """Return one-hot vectors for classes, and regression targets unchanged."""
         return targets if targets.is_floating_point() else F.one_hot(targets, n_outputs).to(dtype)
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch of the squared distance."""
+        """Return the mean over the batch of the squared distance."""
         return (outputs - targets).square().sum(-1).mean()
 
     def classify(self, outputs: Tensor) -> Tensor:
@@ -77,24 +77,24 @@ class SquaredError:
 
 
 class Logistic:
-    """log(1 + exp(-t output)) with t = +-1, for two classes and one output."""
+    """The loss log(1 + exp(-t output)) with t = +-1, for two classes and one output."""
 
     name = "logistic"
 
     def n_outputs(self, n_outputs: int) -> int:
-        """One output whatever the data."""
+        """Return 1."""
         return 1
 
     def encode(self, targets: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
-        """Classes 0, 1 become -1, +1."""
+        """Return -1 for class 0 and +1 for class 1."""
         return (2 * targets - 1).to(dtype)
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean logistic loss."""
+        """Return the mean logistic loss."""
         return F.softplus(-targets * outputs.squeeze(-1)).mean()
 
     def classify(self, outputs: Tensor) -> Tensor:
-        """Class 1 where the output is positive."""
+        """Return class 1 if the output is positive, otherwise class 0."""
         return (outputs.squeeze(-1) > 0).long()
 
 

@@ -1,4 +1,4 @@
-"""`burgersgd train` for a single run: begun from the configuration of the command line, or resumed from its folder."""
+"""`burgersgd train` for a single run, either new, from the command line's configuration, or resumed from its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
-    """Train a single run, in this process and without Hydra's: composed once, checked before anything is written."""
+    """Train a single run in this process, without Hydra's launcher; everything is checked before it is written."""
     from burgersgd.api import check_output, train_prepared
     from burgersgd.build.prepared import prepare
     from burgersgd.config import ConfigError
@@ -48,7 +48,7 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
         print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
         (result,) = train_prepared(prepared, [words], progress=False if own.quiet else None)
-    except ValueError as error:  # what could be checked before was: this went wrong in mid-run
+    except ValueError as error:  # checks before the start found nothing: the run itself failed
         fail(error)
         return 1
     print(summary(**_summary_fields(result)), flush=True)
@@ -56,7 +56,7 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
 
 
 def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
-    """Go on with the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
+    """Resume the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.api import resume
     from burgersgd.config import ConfigError
     from burgersgd.interruption import RESUMABLE

@@ -1,4 +1,4 @@
-"""Processes that burgersgd does not share with other code: its command and its workers, how they start and end."""
+"""The start and end of processes that burgersgd does not share with other code: its command and its workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from burgersgd.interruption import SIGNALS
 
 COLLECT_AFTER = 50_000
-"""New objects between two collections; Python's own 700 cost 0.3 s while torch is imported."""
+"""New objects between two garbage collections; Python's default of 700 costs 0.3 s while torch is imported."""
 
 
 @contextlib.contextmanager
 def seldom_collecting() -> Iterator[None]:
-    """Look for garbage seldom, and not at all when the process ends: 0.4 s, once torch is there."""
+    """Collect garbage rarely, and not at the end of the process, which would take 0.4 s with torch imported."""
     gc.set_threshold(COLLECT_AFTER)
     try:
         yield
@@ -31,12 +31,12 @@ _prepared = False
 
 
 def prepare_workers(arguments: Sequence[str]) -> None:
-    """Import PyTorch for the workers of a sweep in a process beside this one, while this one imports it for itself.
+    """Import PyTorch for the workers of a sweep in a second process, while this process imports it, too.
 
-    Workers are then forked from that process, which has no threads and computes nothing, in milliseconds; otherwise
-    each of them spends two seconds of a core on its imports before it trains. Only the command itself does this: in a
-    process of the user's own, workers must see changes of its environment. What is not needed after all ends with this
-    process.
+    Workers are then forked in milliseconds from that process, which has no threads and computes nothing; otherwise each
+    worker spends two seconds of a core on its imports before it trains. Only the command itself does this: workers of
+    a user's own process must see changes of its environment. If no worker is needed, the second process ends with this
+    one.
     """
     global _prepared
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,19 +55,19 @@ def prepare_workers(arguments: Sequence[str]) -> None:
 
 
 def start_method() -> str:
-    """Return how workers are to be started: forked from what prepare_workers has started, or from nothing."""
+    """Return how to start workers: forked from the process that prepare_workers has started, or spawned."""
     return "forkserver" if _prepared else "spawn"
 
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Let processes that are started meanwhile hold back SIGNALS until they are ready to handle them."""
+    """Block SIGNALS in processes that are started in this context, until they are ready to handle them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # which lets SIGINT through again once it has started
+    resource_tracker.ensure_running()  # it unblocks SIGINT once it has started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -76,8 +76,8 @@ def signals_held() -> Iterator[None]:
 
 
 def worker(*arguments: Any) -> None:
-    """Be a worker of a sweep, see sweeps.workers.work. Here because that module imports torch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; one decides
+    """Run a worker of a sweep, see sweeps.workers.work; defined here because that module imports torch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the command reacts
     with seldom_collecting():
         from burgersgd.sweeps.workers import work
 

@@ -1,4 +1,4 @@
-"""A network at x together with the preprocessing of its data: from raw inputs to class scores or raw targets."""
+"""A network at x with the preprocessing of its data: it maps raw inputs to class scores or raw targets."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from burgersgd.schema import ModelConfig
 
 
 class Predictor(nn.Module):
-    """A network that takes raw inputs: divided, shifted and scaled as the training data were, in float32.
+    """A network that takes raw inputs, which it divides, shifts and scales as the training data were, in float32.
 
-    Called with ``[n, ...]`` (a tensor or an array), it returns class scores ``[n, classes]``, the largest of which
-    names the class, or regression targets ``[n, outputs]`` in their own unit.
+    Called with ``[n, ...]`` (a tensor or an array), it returns class scores ``[n, classes]``, the largest of which is
+    that of the predicted class, or regression targets ``[n, outputs]`` in their own unit.
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class Predictor(nn.Module):
     target_deviation: Tensor
 
     def __init__(self, network: nn.Module, units: Units, input_shape: tuple[int, ...], log_odds: bool) -> None:
-        """Make it of a network of inputs ``[n, *input_shape]``; log_odds: whether its one output is that of class 1."""
+        """Wrap a network of inputs ``[n, *input_shape]``; log_odds: whether its only output is the score of class 1."""
         super().__init__()
         self.network, self.divisor, self.input_shape, self.log_odds = network, units.divisor, input_shape, log_odds
         for name in ("mean", "deviation", "target_mean", "target_deviation"):
@@ -45,7 +45,10 @@ class Predictor(nn.Module):
         self.eval()
 
     def forward(self, inputs: Any) -> Tensor:
-        """Return class scores or targets of raw inputs, whose examples have any shape with as many numbers."""
+        """Return class scores or targets of raw inputs; an example may have any shape with the right number of values.
+
+        It is reshaped to input_shape.
+        """
         raw = torch.as_tensor(inputs, device=self.mean.device).to(self.mean.dtype)
         raw = raw.reshape(len(raw), *self.input_shape) / self.divisor
         scaled = (raw - self.mean) / self.deviation
@@ -56,7 +59,7 @@ class Predictor(nn.Module):
 
 
 def trained_parameters(model: Model, module: nn.Module | None = None) -> dict[str, nn.Parameter]:
-    """Return the parameters that x holds, in its order, of model.module() or of the module given."""
+    """Return the parameters that x holds, in its order, of model.module() or of the given module."""
     parameters = dict((model.module() if module is None else module).named_parameters())
     return {name: parameters[name] for name in model.names} if isinstance(model, Wrapped) else parameters
 
@@ -64,7 +67,7 @@ def trained_parameters(model: Model, module: nn.Module | None = None) -> dict[st
 def module_at(model: Model, x: Tensor, buffers: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return an ordinary module at x, on the CPU, in evaluation mode; its tensors share no memory with any other.
 
-    buffers are those of a model whose training changes any, at x.
+    buffers: the buffers that training changes, at x, if the model has any.
     """
     module = model.module().to("cpu", x.dtype)
     parameters = trained_parameters(model, module).values()
@@ -79,9 +82,9 @@ def module_at(model: Model, x: Tensor, buffers: Mapping[str, Tensor] | None = No
 def network_at(
     model: Model, x: Tensor, buffers_at: Callable[[Tensor], dict[str, Tensor]] | None
 ) -> Callable[[], nn.Module]:
-    """Return what makes the module at x when it is called, see module_at; x may change afterwards.
+    """Return a function that makes the module at x, see module_at; x may change afterwards.
 
-    A module of the user's own is made now: its buffers at x are estimated from the training data.
+    The user's own module is made immediately, because its buffers at x are estimated from the training data.
     """
     if not isinstance(model, Wrapped):
         return functools.partial(module_at, model, x.detach().cpu().clone())
@@ -93,9 +96,9 @@ def _itself(module: nn.Module) -> nn.Module:
 
 
 def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: Dataset) -> dict[str, Any]:
-    """Return what a checkpoint needs besides x to make a Predictor: plain values and tensors, see rebuilt.
+    """Return the plain values and tensors that a checkpoint needs besides x to make a Predictor, see rebuilt.
 
-    own: whether the model is the user's own module; otherwise it is what settings describe.
+    own: whether the model is the user's own module; otherwise settings describe it.
     """
     module = model.module()
     names = {id(p): name for name, p in trained_parameters(model, module).items()}
@@ -114,7 +117,7 @@ def described(model: Model, own: bool, settings: ModelConfig, loss: Loss, data: 
 
 
 def _structure(module: nn.Module) -> str:
-    """Return a digest of what a module prints as: classes, sizes and activations, no addresses."""
+    """Return a digest of a module's printed form: classes, sizes and activations, but no addresses."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -122,9 +125,9 @@ def _structure(module: nn.Module) -> str:
 def network_state(
     description: Mapping[str, Any], named: list[tuple[str, list[int]]], x: Tensor, buffers: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the whole state_dict of the network at x; named are names and shapes of the parameters in x.
+    """Return the complete state_dict of the network at x; named holds names and shapes of the parameters in x.
 
-    buffers: those that training changed, at x.
+    buffers: the buffers that training changed, at x.
     """
     parts = torch.split(x, [math.prod(shape) for _, shape in named])
     state = {name: part.reshape(shape).clone() for (name, shape), part in zip(named, parts, strict=True)}
@@ -133,9 +136,9 @@ def network_state(
 
 
 def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Module | None = None) -> Predictor:
-    """Return the Predictor that `described` described, with a network_state; own is the user's own module, if it was.
+    """Return the Predictor of a description (see described) and a network_state; own is the user's own module, if any.
 
-    Raises ConfigError where own is needed and missing, or does not fit.
+    Raises ConfigError if own is needed but missing, or does not fit.
     """
     settings, shape = dict(description["model"]), tuple(description["input_shape"])
     if settings["name"] == OWN:

@@ -37,15 +37,15 @@ from burgersgd.training.stability import lr_gamma_warnings
 _log = logging.getLogger("burgersgd")
 
 ROWS_SECONDS = 1.0
-"""How long a row of metrics may wait: rows are written together, and those behind a checkpoint are of no use later."""
+"""How long a row of metrics may wait: rows are written together, and resuming discards those after a checkpoint."""
 
 Prune = Callable[[int], Callable[[Point], Tensor]]
-"""Budget of a fleet -> what tells at each of its points which runs ``[runs]`` to stop."""
+"""Budget of a fleet -> function that returns at each of the fleet's points which runs ``[runs]`` to stop."""
 
 
 @dataclass
 class Recorder:
-    """Trains runs in as few fleets as possible; saves them in time, and halves those that are too large."""
+    """Trains runs in as few fleets as possible, writes their checkpoints, and halves fleets that are too large."""
 
     model: UserModel | None
     dataset: UserData | None
@@ -54,7 +54,7 @@ class Recorder:
     def train(
         self, runs: Sequence[RunRecord], progress: bool | Progress | None, ready: Prepared | None = None
     ) -> list[Result]:
-        """Return the results of all runs, in their order. ready: new runs that are prepared already."""
+        """Train all runs and return their results in the same order. ready: the prepared runs, if all are new."""
         if not runs:
             return []
         groups: dict[str, list[int]] = {}
@@ -82,13 +82,13 @@ class Recorder:
         return [results[i] for i in range(len(runs))]
 
     def prepare(self, runs: Sequence[RunRecord]) -> Prepared:
-        """Return the runs of one fleet ready to start, with the engine and threads they began with."""
+        """Return the prepared runs of one fleet, with the engine and threads of their start."""
         configs, choices = [run.config for run in runs], runs[0].choices
         chosen = {key: choices.get(key) for key in ("engine", "threads")}
         return prepare(configs, model=self.model, dataset=self.dataset, **chosen)
 
     def _train(self, prepared: Prepared, runs: list[RunRecord]) -> list[Result]:
-        """Train one fleet; where it does not fit into memory, its halves one after the other."""
+        """Train one fleet; if it does not fit into memory, train its halves one after the other."""
         fleet_run = _FleetRun(prepared, runs, self.interruption, self.bar, self.prune)
         try:
             with prepared.torch_settings():
@@ -98,11 +98,11 @@ class Recorder:
                 raise
             if len(runs) == 1:
                 reason = f"out of memory ({_first_line(error)}): a smaller model or batch may fit"
-                raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet
+                raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet in memory
         _log.warning("out of memory with %d runs at once: continuing with half as many", len(runs))
         self.bar.add(-fleet_run.counted)
         del fleet_run, prepared
-        gc.collect()  # for what a user's own module keeps in cycles
+        gc.collect()  # frees objects that a user's own module keeps in reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = len(runs) // 2
@@ -115,7 +115,7 @@ class Recorder:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device (torch.OutOfMemoryError) or the host could not give memory."""
+    """Return whether an error means that the device (torch.OutOfMemoryError) or the host is out of memory."""
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the host, CUDA itself, cuBLAS
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
@@ -125,7 +125,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _FleetRun:
-    """One fleet from where its runs are to the end of its budget."""
+    """Trains one fleet from its checkpoints to the end of its budget."""
 
     def __init__(
         self, prepared: Prepared, runs: list[RunRecord], interruption: Interruption, bar: Progress, prune: Prune | None
@@ -133,10 +133,10 @@ class _FleetRun:
         self.prepared, self.runs, self.interruption, self.bar = prepared, runs, interruption, bar
         self.prune = None if prune is None else prune(prepared.budget)
         self.counted = 0
-        """Gradient evaluations that the progress bar has counted."""
+        """Number of gradient evaluations that the progress bar has counted."""
         self.write_at = time.monotonic() + ROWS_SECONDS
         self.waiting: list[tuple[float, Point]] = []
-        """Points that are not formatted yet, and when they were measured."""
+        """Points that are not formatted yet, each with the time of its measurement."""
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = runs[0].choices.get("budget", budget)
         if known != budget:
@@ -158,14 +158,14 @@ class _FleetRun:
         self.fleet_id = hashlib.sha256(",".join(self.hashes).encode()).hexdigest()[:12]
 
     def results(self) -> list[Result]:
-        """Train, record, and return the results. Raises Interrupted on a signal, with every run saved."""
+        """Train, record, and return the results. Raises Interrupted on a signal, after saving every run."""
         prepared, runs = self.prepared, self.runs
         self.fleet = prepared.fleet()
         parts = {part: getattr(prepared.data, part) for part in ("validation", "test")}
         self.evaluators = {part: prepared.evaluator(data) for part, data in parts.items() if data.n}
         self.best, self.position = Best(self.fleet), Position()
         checkpoints = [run.checkpoint for run in runs if run.checkpoint is not None]
-        if checkpoints:  # before anything is changed: it may not fit
+        if checkpoints:  # before any file is changed, because a checkpoint may not fit
             self.fleet.restore(checkpoints)
             self.position = Position(checkpoints[0]["logged"], max(c["seconds"] for c in checkpoints))
         self.ends = Ends(prepared, self.fleet, runs, self.evaluators, self.best, self.position, self.choices)
@@ -194,7 +194,7 @@ class _FleetRun:
                     run.end_sinks("interrupted", {})
                 raise
         if not runs[0].final and not all(run.measured for run in runs):
-            self._save(ended=True)  # all of them, before the first one is over: the others do not begin again alone
+            self._save(ended=True)  # before any run is recorded as finished, so that none restarts outside its fleet
         results = [self.ends.result(i) for i in range(len(runs))]
         return self.ends.record(results, [self._place(i)["size"] for i in range(len(runs))])
 
@@ -229,7 +229,7 @@ class _FleetRun:
                     self.interruption.raise_if_requested()
 
     def _warn(self) -> None:
-        """Say where lr / gamma alone makes a run unstable: once for a fleet, and in each run's own log."""
+        """Warn if lr / gamma alone makes a run unstable: once for the fleet, and in the log of each such run."""
         warnings = lr_gamma_warnings(self.fleet)
         for run, warning in zip(self.runs, warnings, strict=True):
             if warning is not None and run.folder is not None:
@@ -250,9 +250,9 @@ class _FleetRun:
             self.fleet.stop(self.prune(point))
 
     def _take_rows(self) -> None:
-        """Format the points that wait: many at once, because between steps this code is in no cache."""
+        """Format the waiting points, many at once: between steps this code would run with cold caches."""
         for now, point in self.waiting:
-            alive = point.alive.tolist()  # a diverged run has no metrics after its end
+            alive = point.alive.tolist()  # a stopped or diverged run has no further metrics
             for run, row, is_alive in zip(self.runs, rows_of(point.table, len(alive)), alive, strict=True):
                 if is_alive:
                     run.rows.append(row)
@@ -272,7 +272,7 @@ class _FleetRun:
         self.write_at = time.monotonic() + ROWS_SECONDS
 
     def _replay_into_pruner(self) -> None:
-        """Pass the points recorded so far to the pruner of a resumed fleet, which compares histories."""
+        """Pass the points recorded so far to the pruner of a resumed fleet, because it compares histories."""
         if self.prune is None:
             return
         errors = [{row["evaluations"]: row["validation_error"] for row in run.rows} for run in self.runs]
@@ -287,7 +287,7 @@ class _FleetRun:
         return run.recording(alone=len(self.runs) == 1)
 
     def _save(self, ended: bool = False) -> None:
-        """Write the checkpoints of all runs: every one is on the disk before the first one counts."""
+        """Write the checkpoints of all runs; all are on the disk before the first one replaces an earlier one."""
         self._take_rows()
         healthy = [(i, run, run.folder) for i, run in enumerate(self.runs) if run.failure is None]
         recorded = [(i, run, folder) for i, run, folder in healthy if folder is not None]
@@ -301,11 +301,11 @@ class _FleetRun:
             if run.failure is None:
                 with self._recording(run):
                     folder.commit_checkpoint()
-        if not ended:  # else it is done with what is recorded of the end
+        if not ended:  # otherwise Ends.record does this
             make_lasting_together(self.runs)
 
     def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
-        """Return what the run needs to go on, but for what all runs have in common, and what tells whether it may."""
+        """Return the entries of run i's own checkpoint: its state, and what is checked before it is resumed."""
         run = self.runs[i]
         return self.fleet.snapshot(i) | {
             "code": code_version(),
@@ -322,7 +322,7 @@ class _FleetRun:
         }
 
     def _buffers_at(self, i: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the statistics at both x, for models that have any."""
+        """Return the checkpoint entry of the buffers at the last and the best x, if training changes any buffers."""
         buffers_at = self.prepared.buffers_at
         if buffers_at is None:
             return {}
@@ -330,13 +330,13 @@ class _FleetRun:
         return {"buffers_at": {name: {n: b.cpu() for n, b in buffers_at(x).items()} for name, x in points.items()}}
 
     def _place(self, i: int) -> dict[str, Any]:
-        """Return the fleet that a run was in, when it ended the one that it ended in."""
+        """Return the fleet of run i; for a run that has ended, the fleet in which it ended."""
         run = self.runs[i]
         return run.fleet if run.measured else {"id": self.fleet_id, "size": len(self.runs), "index": i}
 
 
 def _shown(point: Point) -> tuple[float | None, float | None]:
-    """Return what the progress bar shows: mean loss, and lowest validation error of the living runs."""
+    """Return the numbers on the progress bar: mean loss and lowest validation error of the runs still training."""
     alive, table = point.alive.tolist(), point.table
 
     def living(name: str) -> list[float]:

@@ -1,9 +1,9 @@
 """Names -> classes of settings: those of burgersgd, of installed packages, and of imported modules.
 
-A class that ships is imported when it is asked for, since most of them import torch. A class of somebody else's counts
-from the moment its module is imported, in whatever process. `optimizer=PACKAGE:CLASS` on a command line imports one,
-and so does the name of one that an installed package has as an entry point `burgersgd.optimizers`, `burgersgd.models`
-or `burgersgd.datasets` (under the name that the class gives itself). The files of a run import nothing else.
+A shipped class is imported when it is first used, since most of them import torch. A class of another package is known
+once its module is imported in this process. `optimizer=PACKAGE:CLASS` on a command line imports one, and so does the
+name of a class that an installed package declares as an entry point `burgersgd.optimizers`, `burgersgd.models` or
+`burgersgd.datasets` (under the name that the class gives itself). The files of a run import nothing else.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 from burgersgd.schema import ConfigError, Group
 
 OWN = "own"
-"""Name that a record gives to a model or data that are given in Python, without a class of settings."""
+"""Name in a record for a model or data that were given in Python, without a configuration class."""
 OWN_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-"""PACKAGE.MODULE:CLASS."""
+"""Matches PACKAGE.MODULE:CLASS."""
 
 
 class Registry(Mapping[str, type[Group]]):
-    """The names of one group, each with its class; iterating gives those of burgersgd and those that are imported.
+    """The names of one group, each with its class; iterating yields the shipped and the imported names.
 
-    shipped: name -> class, or where it is: "module:class". base: what classes of somebody else's derive from; without
-    one there are none.
+    shipped: name -> class, or its location "module:class". base: the base of classes of other packages; without a base
+    the group accepts none.
     """
 
     def __init__(self, group: str, shipped: Mapping[str, str | type[Group]], base: type[Group] | None = None) -> None:
         self.group, self.shipped, self.base = group, dict(shipped), base
 
     def __getitem__(self, name: str) -> type[Group]:
-        """Return the class of that name. Raises KeyError, and ConfigError for an entry point that is out of order."""
+        """Return the class of that name. Raises KeyError, or ConfigError for an entry point that cannot be used."""
         found = self.shipped.get(name)
         if isinstance(found, str):
             module, _, attribute = found.partition(":")
@@ -57,16 +57,16 @@ class Registry(Mapping[str, type[Group]]):
         return any(name == known for known in self)  # without importing it
 
     def names(self) -> list[str]:
-        """Return all names there are, those of installed packages included."""
+        """Return all names, including those of installed packages."""
         return [*dict.fromkeys([*self, *self.installed()])]
 
     def installed(self) -> dict[str, EntryPoint]:
-        """Return the entry points of installed packages by name."""
+        """Return the entry points of installed packages, by name."""
         points = () if self.base is None else entry_points(group=f"burgersgd.{self.group}s")
         return {point.name: point for point in points if point.name not in self.shipped}
 
     def named(self, path: str) -> str:
-        """Import the class at PACKAGE:CLASS, which is known from then on, and return its name. Raises ConfigError."""
+        """Import and register the class at PACKAGE:CLASS, and return its name. Raises ConfigError."""
         shown = f"{self.group}={path}"
         if self.base is None:
             raise ConfigError(f"{shown}: must be one of {', '.join(self)}")
@@ -77,7 +77,7 @@ class Registry(Mapping[str, type[Group]]):
         return self._check(cls, shown, None)
 
     def _check(self, cls: Any, shown: str, name: str | None) -> str:
-        """Return the name of a foreign class. Raises ConfigError if the class does not fit."""
+        """Return the name of a class of another package. Raises ConfigError if the class cannot be used."""
         assert self.base is not None
         if not (isinstance(cls, type) and issubclass(cls, self.base)):
             raise ConfigError(f"{shown}: must be a class derived from burgersgd.config.{self.base.__name__}")
@@ -92,7 +92,7 @@ class Registry(Mapping[str, type[Group]]):
         return names[0]
 
     def _imported(self) -> dict[str, type[Group]]:
-        """Return the classes of other packages that are imported; of one name, the class that was defined last."""
+        """Return the imported classes of other packages by name; for each name the class that was defined last."""
         classes = () if self.base is None else _subclasses(self.base)
         found = {name: cls for cls in classes for name in _names_of(cls)}
         return {name: cls for name, cls in found.items() if name not in self.shipped}
@@ -105,7 +105,7 @@ def _subclasses(cls: type[Group]) -> Iterator[type[Group]]:
 
 
 def _names_of(cls: type[Group]) -> list[str]:
-    """Return the names that a class gives itself; none for a base, or for what is no dataclass yet."""
+    """Return the names that a class gives itself; none for a base, or for a class that is not a dataclass yet."""
     if "__dataclass_fields__" not in cls.__dict__ or "name" not in inspect.get_annotations(cls):
         return []
     (field,) = (f for f in dataclasses.fields(cls) if f.name == "name")
@@ -116,7 +116,7 @@ def _names_of(cls: type[Group]) -> list[str]:
 def _loaded(shown: str, point: EntryPoint) -> Any:
     try:
         return point.load()
-    except Exception as error:  # whatever somebody else's module raises while it is imported
+    except Exception as error:  # any exception of another package's module while it is imported
         reason = " ".join(str(error).split())
         raise ConfigError(f"{shown}: {point.value} cannot be imported ({type(error).__name__}: {reason})") from error
 
@@ -124,8 +124,8 @@ def _loaded(shown: str, point: EntryPoint) -> Any:
 def with_own_classes(groups: Mapping[str, Registry], words: Iterable[str]) -> tuple[list[str], list[str]]:
     """Import every GROUP=PACKAGE:CLASS among the words of a command line.
 
-    Return the words with that class's name in its place, and those of them that had one. Raises ConfigError of one line
-    for a class that cannot be used.
+    Return all words with PACKAGE:CLASS replaced by the name of the class, and the list of the replaced words. Raises
+    ConfigError with a one-line message for a class that cannot be used.
     """
     every, named = [], []
     for word in words:

@@ -1,4 +1,4 @@
-"""What training a run returns: its metrics, errors and network."""
+"""The result of training a run: its metrics, errors and network."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from burgersgd.training.regime import Regime
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The result of a run. Errors, at x, are fractions of wrong classes; in a regression RMSE per output."""
+    """The result of a run. Errors, at x, are fractions of wrong classes, or in a regression the RMSE per output."""
 
     config: TrainConfig
     task: Literal["classification", "regression"]
     state: Literal["completed", "diverged", "pruned", "failed"]
-    """failed: the run is over, but its folder could not be written (reason)."""
+    """How the run ended; failed: its folder could not be written (see reason)."""
     evaluations: int
-    """Gradient evaluations spent; of a diverged run, the one in which it became non-finite or exploded."""
+    """Gradient evaluations spent; for a diverged run, the evaluation in which it became non-finite or exploded."""
     seconds: float
     metrics: dict[str, list[float | None]]
     """Columns of equal length, as in metrics.csv: `pandas.DataFrame(result.metrics)` is a table."""
     network: Callable[[], nn.Module]
-    """Makes the network, see model: most runs of a sweep are never asked for theirs."""
+    """Makes the network, see model; it is made on demand because most networks of a sweep are never used."""
     around: Mapping[str, Any]
-    """What the predictor takes besides the network: units and shape of the raw inputs, and how outputs are read."""
+    """Arguments of the predictor besides the network: units and shape of the raw inputs, meaning of the outputs."""
     n_parameters: int
     test_error: float
     test_loss: float
@@ -41,22 +41,22 @@ class Result:
     validation_loss: float
     best_validation_error: float
     best_test_error: float
-    """At the best x by validation (lowest error; of equal ones the lowest loss, then the latest), found at best_at.
+    """Test error at the best x by validation (lowest error, then lowest loss, then the latest), found at best_at.
 
-    NaN, like all that is said of validation, with dataset.validation_fraction=0.
+    It is NaN, like all numbers of validation, with dataset.validation_fraction=0.
     """
     best_at: int
     last_loss: float
     """Mini-batch loss of the last finite gradient evaluation."""
     folder: Path | None
     engine: str
-    """What computed a step: native, native_update, compiled or eager (docs/architecture.md)."""
+    """The engine that computed the steps: native, native_update, compiled or eager (docs/architecture.md)."""
     reason: str | None = None
-    """Why a run diverged or failed, None where it did not."""
+    """Why the run diverged or failed; None if it did not."""
     guess_error: float = math.nan
-    """Error of the best answer that looks at no input, the most frequent class or the mean of the targets.
+    """Error of the best constant answer, the most frequent class or the mean of the targets.
 
-    Measured on the validation part; on the test part where there is no validation part.
+    It is measured on the validation part, or on the test part if there is no validation part.
     """
     no_better_than_guessing: bool = False
     """Whether a completed run's error on that part is not clearly below guess_error (training/evaluation.py)."""
@@ -69,13 +69,13 @@ class Result:
     def model(self) -> nn.Module:
         """The network: an ordinary module at the last x, on the CPU, in evaluation mode.
 
-        It takes inputs as it was trained on, standardised by default.
+        It takes inputs that are preprocessed as in training, by default standardised.
         """
         return self.network()
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """The network behind what was done to the data: from raw inputs to class scores, or targets in their unit."""
+        """The network with the preprocessing of the data: from raw inputs to class scores, or targets in their unit."""
         return Predictor(self.model, **self.around)
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class Result:
         return f"<table><tr{warned}>{'</tr><tr>'.join(rows)}</tr></table>"
 
     def _shown(self) -> dict[str, str]:
-        """Return what a reader wants to know first, label -> text."""
+        """Return the most important facts, label -> text."""
         name = "error" if self.task == "classification" else "RMSE"
 
         def shown(error: float) -> str:

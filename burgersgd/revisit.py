@@ -35,14 +35,14 @@ from burgersgd.run_record import read_run
 from burgersgd.training.engines import ENGINES
 
 POINTS = ("last", "best")
-"""The points of a run that can be evaluated or exported: the last x, and that of lowest validation error."""
+"""The points of a run that can be evaluated or exported: the last x, and the x with the lowest validation error."""
 
 EXPORT_FORMAT = 1
 """Version of the file that `burgersgd export` writes; it increases when the meaning of the contents changes."""
 
 
 def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
-    """Return the x ``[d]`` of a checkpoint; point is one of POINTS. Raises RunFolderError where there is no best x."""
+    """Return the x ``[d]`` of a checkpoint; point is one of POINTS. Raises RunFolderError if there is no best x."""
     if point == "last":
         return checkpoint["x"]
     if not math.isfinite(checkpoint["best"]["error"]):
@@ -51,7 +51,7 @@ def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """Return the checkpoint of a run folder, checked. Raises RunFolderError where there is none."""
+    """Return the checkpoint of a run folder after checks. Raises RunFolderError if there is none."""
     return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
 
 
@@ -63,14 +63,14 @@ def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
 
 
 def _buffers(checkpoint: dict[str, Any], point: str) -> dict[str, Tensor]:
-    """Return the buffers that training changes, as they are at the last or best x."""
+    """Return the buffers that training changes, at the last or best x."""
     return checkpoint.get("buffers_at", {}).get(point, {})
 
 
 def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
     """Return x of a run as the state_dict of its network: an ordinary nn.Module. Raises RunFolderError."""
     checkpoint = _checkpoint(folder)
-    description = checkpoint.get("predictor") or {"tied": {}, "fixed": {}}  # 0.1.0 knew neither
+    description = checkpoint.get("predictor") or {"tied": {}, "fixed": {}}  # 0.1.0 had neither
     return network_state(
         description, checkpoint["parameters"], _finite_x(folder, checkpoint, point), _buffers(checkpoint, point)
     )
@@ -80,10 +80,10 @@ def state_dict(folder: Path, point: str = "last") -> dict[str, Tensor]:
 def exported(
     folder: Path, point: str = "last", *, model: UserModel | None = None, dataset: UserData | None = None
 ) -> dict[str, Any]:
-    """Return the contents of an exported file, from which `load_predictor` makes a Predictor: values and tensors.
+    """Return the contents of an exported file, plain values and tensors, from which `load_predictor` makes a Predictor.
 
-    Raises RunFolderError. model and dataset are needed for a run of 0.1.0 with those of the user's own, which did not
-    record its units.
+    model and dataset are needed for a run of 0.1.0 with the user's own model or data, because 0.1.0 did not record
+    units. Raises RunFolderError.
     """
     stored = read_run(folder, looking=True)
     checkpoint = stored.checkpoint or read_checkpoint(folder)
@@ -102,8 +102,8 @@ def exported(
 def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | None = None) -> Predictor:
     """Return the predictor of a file written by `burgersgd export`, or of a run folder at a point (last or best).
 
-    It takes raw inputs and gives class scores, or targets in their own unit. model is the user's own module, if that
-    was trained. Raises RunFolderError for a file that cannot be read, ConfigError for a module that does not fit.
+    It maps raw inputs to class scores, or to targets in their own unit. model is the user's own module, if the run
+    trained one. Raises RunFolderError for a file that cannot be read, ConfigError for a module that does not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,7 +111,7 @@ def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | 
     else:
         try:
             content = torch.load(path, weights_only=True)
-        except Exception as error:  # of many kinds, for a broken file
+        except Exception as error:  # a broken file may raise many types
             raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
         raise RunFolderError(f"{path} is no predictor: make one with burgersgd export RUN --output {path}")
@@ -151,19 +151,19 @@ class Repetition:
 
     result: Result
     differences: list[str]
-    """The differences between the bits of the two runs, a line each."""
+    """The bitwise differences between the two runs, one line each."""
     circumstances: list[str]
-    """The circumstances that differ between the runs: versions, machine, threads, size of the fleet; a line each."""
+    """The circumstances that differ between the runs: versions, machine, threads, size of the fleet; one line each."""
 
 
 @undisturbed()
 def rerun(
     folder: Path, *, model: UserModel | None = None, dataset: UserData | None = None, progress: bool | None = None
 ) -> Repetition:
-    """Repeat a run from its start, with the engine and threads it had, in a new folder, and compare bit by bit.
+    """Repeat a run from its start in a new folder, with the same engine and threads, and compare the two bit by bit.
 
-    Raises RunFolderError for a run that is not over, ConfigError for one that continued another run, and what
-    burgersgd.train raises.
+    Raises RunFolderError for a run that is not finished, ConfigError for a run that continued another run, and as
+    burgersgd.train does.
     """
     checkpoint, state = _checkpoint(folder), read_status(folder)["state"]
     if state not in ENDED:
@@ -200,7 +200,7 @@ def rerun(
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape are equal, NaN to NaN."""
+    """Return whether two tensors of the same shape are equal, with NaN equal to NaN."""
     return a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
@@ -233,7 +233,7 @@ def _arguments(command: str, description: str, arguments: Sequence[str], check: 
 
 
 def main_evaluate(arguments: Sequence[str]) -> int:
-    """Run `burgersgd evaluate RUN`: repeat the final evaluation; return 1 where it differs from the record."""
+    """Run `burgersgd evaluate RUN`: repeat the final evaluation; return 1 if it differs from the record."""
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
     known = {"test_error": status.get("best_test_error")} if given.point == "best" else status

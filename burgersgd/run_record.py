@@ -1,4 +1,4 @@
-"""The record of a run: one run of a fleet, with all that is needed to record, stop and resume it."""
+"""The record of a run: one run of a fleet, with everything that recording, stopping and resuming it needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("burgersgd")
 
 @dataclass
 class RunRecord:
-    """One run: its configuration, its folder (None: not recorded), the checkpoint to go on from (None: the start)."""
+    """One run: its configuration, its folder (None: not recorded) and its last checkpoint (None: not started)."""
 
     config: TrainConfig
     folder: RunFolder | None = None
@@ -44,22 +44,22 @@ class RunRecord:
     parent: dict[str, Any] | None = None
     """The run that this one continues with a larger budget: folder, evaluations, config_hash."""
     rows: list[Row] = field(default_factory=list)
-    """Metrics so far."""
+    """Rows of metrics so far."""
     failure: str | None = None
-    """Why the run cannot be recorded any more."""
+    """Why the run can no longer be recorded; None if it can."""
 
     initial_choices: dict[str, Any] = field(default_factory=dict)
-    """Choices of another run, to be repeated."""
+    """Choices of another run, which this run has to repeat."""
     sinks: Sinks | None = None
-    """Other trackers that are informed of the run, from its start on."""
+    """Other experiment trackers that receive the run from its start on."""
     final: bool = False
-    """The run is over: its folder stays as it is."""
+    """Whether the run is finished, so that its folder must not change."""
 
     @classmethod
     def reopened(cls, folder: RunFolder) -> RunRecord:
-        """Return the run of a reopened run folder, as its last checkpoint left it.
+        """Return the run of a reopened run folder at its last checkpoint.
 
-        Raises RunFolderError where folder and checkpoint do not fit, ConfigError for the configuration of another
+        Raises RunFolderError if folder and checkpoint do not fit, ConfigError for the configuration of another
         version.
         """
         stored = read_run(folder.path)
@@ -75,23 +75,23 @@ class RunRecord:
         return run
 
     def _compare_processors(self, folder: RunFolder) -> None:
-        """Say where the run began on a processor with other vector instructions: bits may differ from here on."""
+        """Warn if the run began on a processor with other vector instructions, because bits may differ from now on."""
         then = None
-        with contextlib.suppress(RunFolderError):  # an edited environment.json decides nothing
-            then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 recorded none
+        with contextlib.suppress(RunFolderError):  # an unreadable environment.json does no harm
+            then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 did not record it
         if then not in (None, cpu_capability()):
             text = f"began on a processor with {then}, resumed on {cpu_capability()}: equal to rounding, not bit by bit"
             folder.log.warning("%s", text)
             _log.warning("%s: %s", folder.path, text)
 
     def reload(self) -> None:
-        """Take the last checkpoint on the disk as the one to go on from."""
+        """Read the last checkpoint on the disk, to resume from it."""
         if self.folder is not None:
             self.checkpoint = read_run(self.folder.path).checkpoint
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations that need not be repeated."""
+        """Number of gradient evaluations at the checkpoint, which are not repeated."""
         return 0 if self.checkpoint is None else self.checkpoint["evaluations"]
 
     @property
@@ -101,19 +101,19 @@ class RunRecord:
 
     @property
     def fleet(self) -> dict[str, Any]:
-        """The fleet that the run was in: id, size, and the index of the run in it."""
+        """The fleet of the run at the checkpoint: id, size, and the index of the run in it."""
         return {"id": None, "size": 1, "index": 0} if self.checkpoint is None else self.checkpoint["fleet"]
 
     @property
     def measured(self) -> bool:
-        """Whether the checkpoint is that of the end of the run; a continued run has kept that of its parent's end."""
+        """Whether the checkpoint is that of the end of this run, not that of the end of a run that it continues."""
         if self.checkpoint is None or self.checkpoint["measured"] is None:
             return False
         return not self.alive or self.evaluations == self.choices["budget"]
 
     @property
     def alive(self) -> bool:
-        """Whether the run can go on."""
+        """Whether the run has neither diverged nor been pruned."""
         return self.checkpoint is None or bool(self.checkpoint["alive"])
 
     @property
@@ -128,7 +128,7 @@ class RunRecord:
         return best | {"loss": torch.tensor(known, dtype=torch.float64)}
 
     def rewind(self) -> None:
-        """Go back to the checkpoint: what was recorded behind it is forgotten. Raises RunFolderError."""
+        """Go back to the checkpoint and discard the rows of metrics after it. Raises RunFolderError."""
         known = self.checkpoint or {}
         position = known.get("metrics_bytes"), known.get("metrics_digest")
         if self.folder is None:
@@ -146,23 +146,23 @@ class RunRecord:
             raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
 
     def start_sinks(self) -> None:
-        """Tell the sinks that the run begins or goes on, with the rows that it has."""
+        """Inform the sinks that the run starts or is resumed, and pass the rows so far."""
         if self.folder is not None and not self.final:
             self.sinks = Sinks(self.config.trainer.sinks, self.folder.log)
             self.sinks.start(self.folder.path, self.folder.config)
             self.sinks.rows(self.rows)
 
     def end_sinks(self, state: str, result: Mapping[str, Any]) -> None:
-        """Tell the sinks the last rows and how the run ended."""
+        """Pass the last rows to the sinks, and how the run ended."""
         if self.sinks is not None:
             self.sinks.rows(self.rows)
             self.sinks.end(state, result)
 
     @contextlib.contextmanager
     def recording(self, alone: bool) -> Iterator[None]:
-        """Turn what makes recording impossible (a full disk, a vanished folder) into the failure of this run.
+        """Mark the run as failed if recording it is impossible (a full disk, a deleted folder).
 
-        Raises it where the run is alone; in a fleet its siblings go on.
+        If the run is alone, the error is raised; otherwise the other runs of the fleet continue.
         """
         try:
             yield
@@ -174,14 +174,14 @@ class RunRecord:
 
 
 def make_lasting_together(runs: Sequence[RunRecord]) -> None:
-    """Let all that the runs of a fleet have recorded so far survive a power failure.
+    """Force all files that the runs of a fleet have written so far to the disk, to survive a power failure.
 
     A run whose folder cannot be written fails, see RunRecord.recording.
     """
     recorded = [(run, run.folder.path) for run in runs if run.folder is not None and run.failure is None]
     try:
         make_lasting([path for _, path in recorded])
-    except RunFolderError:  # of some of them
+    except RunFolderError:  # some folders failed; find out which
         for run, path in recorded:
             with run.recording(alone=len(runs) == 1):
                 make_lasting([path])
@@ -192,16 +192,16 @@ class StoredRun(NamedTuple):
 
     config: TrainConfig
     checkpoint: dict[str, Any] | None
-    """None where the run has none yet."""
+    """The checkpoint; None if the run has none yet."""
     end: dict[str, Any] | None
-    """status.json of a finished run, None for a run that is not finished."""
+    """The contents of status.json for a finished run; None for a run that is not finished."""
 
 
 def read_run(path: Path, looking: bool = False) -> StoredRun:
-    """Return the run of a folder after checking that its files are whole and belong together.
+    """Return the run of a folder after checking that its files are complete and belong together.
 
-    looking: nothing is trained, so that it does not matter if this version would train it otherwise.
-    Raises RunFolderError, and ConfigError for the configuration of another version: one line naming file and key.
+    looking: the run will not be trained, so that it does not matter if this version would train it differently.
+    Raises RunFolderError, or ConfigError for the configuration of another version, with one line naming file and key.
     """
     record = read_config(path)
     checked(record, ConfigRecord, path / CONFIG)
@@ -212,7 +212,7 @@ def read_run(path: Path, looking: bool = False) -> StoredRun:
         return StoredRun(config, None, None)
     file, checkpoint = path / CHECKPOINT, read_checkpoint(path)
     _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
-    untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 kept none
+    untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 did not record it
     same = checkpoint["config_hash"] == config_hash(config, checkpoint["choices"]["budget"])
     if not same and not (looking and untouched):
         changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
@@ -225,14 +225,14 @@ def read_run(path: Path, looking: bool = False) -> StoredRun:
 
 
 def _ended_there(end: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a final status is that of a checkpoint; a run that diverged or was pruned counts fewer evaluations."""
+    """Return whether a final status fits a checkpoint; diverged and pruned runs may have fewer evaluations in it."""
     if end["budget"] != checkpoint["choices"]["budget"] or end["evaluations"] > checkpoint["evaluations"]:
         return False
     return end["state"] != "completed" or end["evaluations"] == checkpoint["evaluations"]
 
 
 def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: Path) -> None:
-    """Raise RunFolderError where the numbers or tensors of a checkpoint cannot be those of a run."""
+    """Raise RunFolderError if the numbers or tensors of a checkpoint cannot be those of a run."""
     import torch
 
     def refuse(key: str, what: str) -> RunFolderError:
@@ -255,7 +255,7 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: 
         **dict.fromkeys(("diverged_at", "best.at"), ((torch.int64,), ())),
         "alive": ((torch.bool,), ()),
     }
-    if "loss" in best:  # version 0.1.0 kept none
+    if "loss" in best:  # version 0.1.0 did not record it
         kinds["best.loss"] = ((torch.float64,), ())
     state = {f"state.{name}": value for name, value in checkpoint["state"].items() if value is not None}
     tensors = {name: checkpoint[name] for name in kinds if "." not in name}
@@ -283,7 +283,7 @@ def with_budget(config: TrainConfig, budget: int) -> TrainConfig:
 
 
 def depends_on_budget(config: TrainConfig) -> str | None:
-    """Return the key that makes a run depend on how far it is to go, None if nothing does."""
+    """Return the key that makes a run depend on its budget before it is spent, None if there is none."""
     if config.schedule.warmup > 0:
         return "schedule.warmup"
     if config.schedule.name != "constant":

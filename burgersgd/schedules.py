@@ -14,11 +14,11 @@ def factor(name: str, hyper: Hyper, clock: Clock) -> Tensor:
     """Return the factor on lr, float64 ``[steps, runs, 1]``.
 
     hyper holds the schedule's floats per run ``[runs, 1]``: warmup (all), decay and every (step), final (cosine,
-    linear). Warm-up rises linearly to 1 over the first ``warmup`` of the budget; the rest of the budget is the
-    schedule's own. Raises KeyError for an unknown name.
+    linear). During warm-up, the first ``warmup`` of the budget, the factor rises linearly to 1; the schedule covers the
+    rest of the budget. Raises KeyError for an unknown name.
     """
     warmup = hyper["warmup"]
-    elapsed = clock.fraction + 1 / clock.budget  # the end of the evaluation: the first one does not have lr = 0
+    elapsed = clock.fraction + 1 / clock.budget  # the end of the evaluation, so that the first lr is not 0
     rising = torch.where(warmup > 0, (elapsed / warmup.clamp(min=1e-300)).clamp(max=1), 1.0)
     done = ((clock.fraction - warmup) / (1 - warmup)).clamp(min=0, max=1)
     return rising * _SHAPES[name](hyper, done)

@@ -5,9 +5,9 @@ A key is described where it is defined::
     lr: float = opt(0.3, "learning rate: step size of one gradient evaluation", above=0)
 
 **Runs of earlier versions stay usable.** A key that 0.1.0 did not have has `since`, and `as_before` if its default is
-not the value that reproduces 0.1.0. At that value it is left out of the hash that names a run, and a record without
-the key is read as having it. Keys that do not change the numbers of a run have `hashed=False`. When the
-same settings of a class lead to other numbers than before, its `version` is increased; it is hashed when it is not 1.
+not the value that reproduces 0.1.0. With that value the key is left out of the hash of a run, and a record without the
+key is read as if it had that value. Keys that do not change the numbers of a run have `hashed=False`. If the same
+settings of a class give other numbers than before, its `version` is increased; it is hashed if it is not 1.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def opt(
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
 
-    default: a value, or a function without arguments that makes one for every owner. meaning: one line for readers.
-    since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces the versions before
-    (default: its default). hashed: whether it changes the numbers of a run. hashed_with: another key of the group; the
-    key has no effect where that one is 0 or false. hashed_without: likewise, where that one is set. required: the key
-    has no usable default and must be given.
+    default: a value, or a function without arguments that makes one for every instance. meaning: one line for readers.
+    since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces earlier versions (by
+    default its default). hashed: whether it changes the numbers of a run. hashed_with: another key of the group; this
+    key has no effect if that key is 0 or false. hashed_without: another key; this key has no effect if that key is
+    set. required: whether the key has no usable default and must be given.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
@@ -76,12 +76,12 @@ if TYPE_CHECKING:
     LearningRate = float | Literal["default", "auto"]
 else:
     LearningRate = Any
-"""A number above 0, or one of LR_WORDS. Hydra sees Any; this module checks the value."""
+"""The type of a learning rate: a number above 0, or one of LR_WORDS. Hydra sees Any; this module checks the value."""
 LR_WORDS = ("default", "auto")
 
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
-    """Return the field lr of an optimizer; until it starts a run has decided on a number (burgersgd/build/rates.py)."""
+    """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
     text = f"{meaning}; default: the rule's own, scaled for model and loss; auto: from the curvature at the start"
     return opt("default", text, above=0)
 
@@ -93,9 +93,9 @@ def weight_decay_on() -> Any:
 
 
 def named(*names: str, **described: str) -> Any:
-    """Return the field `name` of a class that stands for these names alone; the first is the default.
+    """Return the field `name` of a class with only these names; the first one is the default.
 
-    described: name=what it stands for, where a class has several.
+    described: name=description, if a class has several names.
     """
     all_names = [*names, *described]
     return dataclasses.field(
@@ -109,17 +109,17 @@ def type_name(f: dataclasses.Field[Any]) -> str:
 
 
 def default_of(f: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field; MISSING where it has none."""
+    """Return the default of a field; MISSING if it has none."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def is_added(f: dataclasses.Field[Any]) -> bool:
-    """Whether 0.1.0 did not have the key."""
+    """Return whether the key was added after 0.1.0."""
     return f.metadata.get("since") is not None
 
 
 def as_before(f: dataclasses.Field[Any]) -> Any:
-    """Return the value of an added key that reproduces the versions without it."""
+    """Return the value of an added key that reproduces the versions without the key."""
     return f.metadata.get("as_before", default_of(f))
 
 
@@ -129,12 +129,12 @@ class Group:
 
     group: ClassVar[str] = ""
     version: ClassVar[int] = 1
-    """Increased when the same settings give other numbers than in the release before."""
+    """Version of the class; increased if the same settings give other numbers than in the previous release."""
     summary: ClassVar[str] = ""
     """The first paragraph of the docstring."""
 
     def __init_subclass__(cls) -> None:
-        """Remember the first paragraph of the docstring, and document the keys below it."""
+        """Store the first paragraph of the docstring in summary, and document the keys below it."""
         super().__init_subclass__()
         cls.summary = " ".join((cls.__dict__.get("__doc__") or "").split("\n\n")[0].split())
         keys = [f"{name}: {text}" for name, text in _documented(cls).items()]
@@ -165,7 +165,7 @@ class Group:
             raise self._error(f.name, given, "must not be null")
         try:
             value = _converted(kind, given)
-        except (TypeError, OverflowError) as error:  # OverflowError: an integer that no float is near
+        except (TypeError, OverflowError) as error:  # OverflowError: an integer too large for a float
             kind = "float, default or auto" if kind == "LearningRate" else kind
             raise self._error(f.name, given, f"must be of type {kind}") from error
         rule, choices = f.metadata.get("range"), f.metadata.get("choices")
@@ -206,12 +206,12 @@ def allowed_values(f: dataclasses.Field[Any]) -> str:
 
 
 def _readable(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return a range without an upper limit that only keeps a number within what the machine represents."""
+    """Return a range without an upper limit that is only the largest number that can be represented."""
     return rule | {"below": None} if (rule["below"] or 0) >= 2**53 else rule
 
 
 def _documented(cls: type[Group]) -> dict[str, str]:
-    """Return the keys of a class that is not a dataclass yet, those of its bases included, each with a line."""
+    """Return the keys of a class that is not a dataclass yet, including those of its bases, each with one line."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for name, kind in inspect.get_annotations(base).items():
@@ -229,19 +229,19 @@ def fields_of(cls: type[Group]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def float_values(group: Group) -> dict[str, float]:
-    """Return the keys of type float with their values: what may differ between the runs of a fleet."""
+    """Return the keys of type float with their values, which may differ between the runs of a fleet."""
     kinds = ("float", "LearningRate")
     return {name: getattr(group, name) for name, f in fields_of(type(group)).items() if type_name(f) in kinds}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question with the known word that is most similar, or nothing: `; did you mean sgd?`."""
+    """Return a question with the most similar known word, such as `; did you mean sgd?`, or an empty string."""
     close = difflib.get_close_matches(word, [*known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _converted(kind: str, value: Any) -> Any:
-    """Return the value as the type of that name has it (numpy's numbers as Python's); raises TypeError."""
+    """Return the value converted to the type of that name (numpy's numbers to Python's); raises TypeError."""
     if kind == "LearningRate":
         return value if isinstance(value, str) and value in LR_WORDS else _converted("float", value)
     number = {"int": numbers.Integral, "float": numbers.Real}.get(kind)
@@ -254,7 +254,7 @@ def _converted(kind: str, value: Any) -> Any:
     if number and isinstance(value, number) and not isinstance(value, bool):
         return int(value) if kind == "int" else float(value)
     plain = {"bool": bool, "str": str, "Any": object}.get(kind)
-    if plain is None:  # a class of settings, known by its name
+    if plain is None:  # a configuration class, known by its name
         plain = next((c for c in type(value).__mro__ if issubclass(c, Group) and c.__name__ == kind), None)
     if plain is None or not isinstance(value, plain):
         raise TypeError
@@ -330,11 +330,11 @@ class DatasetConfig(Group):
     )
 
     def read(self) -> Raw:
-        """Return the arrays as their source has them. Raises DataError."""
+        """Return the arrays of the source without preprocessing. Raises DataError."""
         raise NotImplementedError
 
     def recorded(self) -> DatasetConfig:
-        """Return the settings as a run folder records them: the same data wherever they are read again."""
+        """Return the settings that a run folder records, which give the same data wherever they are read again."""
         return self
 
 
@@ -358,13 +358,13 @@ class ModelConfig(Group):
     name: str = ""
 
     def lr_share(self, n_inputs: int) -> float:
-        """Return the share of an optimizer's own learning rate that is the default for this model on so many inputs."""
+        """Return the factor on an optimizer's own learning rate that is the default for this model and n_inputs."""
         return 1 / 10
 
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> Model | nn.Module:
-        """Return the network for inputs of that shape (without the batch). Raises ValueError where there is none.
+        """Return the network for inputs of that shape (without the batch). Raises ValueError if the shape does not fit.
 
-        A class of your own returns an nn.Module: it is made anew for every run, with torch's generators seeded by the
+        A class of your own returns an nn.Module; a new one is made for every run, with torch's generators seeded by the
         run's seed.
         """
         raise NotImplementedError
@@ -380,12 +380,12 @@ class OptimizerConfig(Group):
     group: ClassVar[str] = "optimizer"
     full_batch: ClassVar[bool] = False
     base_lr: ClassVar[float] = 0.1
-    """The learning rate where none is set, of a small classifier."""
+    """The default learning rate for a small classifier."""
     name: str = ""
     lr: LearningRate = learning_rate()
 
     def default_lr(self, share: float) -> float:
-        """Return the learning rate where none is set; share is less than 1 for other models and losses."""
+        """Return the default learning rate; share is less than 1 for other models and losses."""
         return self.base_lr * share
 
     def rule(self) -> Rule:
@@ -393,6 +393,6 @@ class OptimizerConfig(Group):
         raise NotImplementedError
 
     def hyper(self) -> dict[str, float]:
-        """Return the float hyperparameters by name; lr=default is the rule's own rate, that of a small classifier."""
+        """Return the float hyperparameters by name; lr=default is the rule's own rate for a small classifier."""
         values = float_values(self)
         return values | {"lr": self.default_lr(1.0)} if self.lr == "default" else values

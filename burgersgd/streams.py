@@ -1,4 +1,4 @@
-"""Counter-based random streams keyed by (seed, purpose, step): the other runs of a fleet do not change a run.
+"""Counter-based random streams keyed by (seed, purpose, step), so that the other runs of a fleet do not change a run.
 
 The integers are those of Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as
 1, 2, 3"). The stream of (seed, purpose, step) is the blocks b = 0, 1, 2, ... of four 32-bit words with
@@ -6,7 +6,7 @@ The integers are those of Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Pa
     key     = (seed mod 2^32, seed div 2^32)                  # the seed as 64 bits, two's complement
     counter = (b, step mod 2^32, step div 2^32, purpose)
 
-and its value number j is word j mod 4 of block j div 4, an integer w_j in [0, 2^32). From these are made
+and its value number j is word j mod 4 of block j div 4, an integer w_j in [0, 2^32). These integers give
 
     uniform numbers   u_j = (w_j div 2^8) / 2^24
     normal numbers    by Box and Muller (1958) from the pairs of words (a_p, b_p) = (w_2p, w_2p+1):
@@ -15,10 +15,9 @@ and its value number j is word j mod 4 of block j div 4, an integer w_j in [0, 2
                       z_(32 g + 16 + i) = r_p sin(2 pi b_p / 2^32)    for p = 16 g + i, i = 0 ... 15
     permutations      of range(n): the order of the n 63-bit keys (w_2i div 2) 2^32 + w_2i+1, ties in the order of i
 
-Nothing is stored: resuming needs the step alone. Three backends make the same integers exactly, and normal numbers that
-agree to 1e-6: "native" (C, CPU), "triton" (CUDA) and "torch" (CPU and CUDA, slow); the best that works is chosen, on
-Apple's GPUs that of the CPU.
-All of this is part of the reproducibility contract.
+No state is stored: resuming needs only the step. Three backends compute exactly the same integers, and normal numbers
+that agree to 1e-6: "native" (C, CPU), "triton" (CUDA) and "torch" (CPU and CUDA, slow). The best backend that works is
+chosen; for Apple's GPUs it is that of the CPU. All of this is part of the reproducibility contract.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Backend = Literal["native", "triton", "torch"]
 
 
 class Purpose(IntEnum):
-    """The purpose of a stream. The numbers are part of the reproducibility contract: add, never change."""
+    """The purpose of a stream. The numbers are part of the reproducibility contract: add some, but never change one."""
 
     INIT = 0
     BATCHES = 1
@@ -79,7 +78,7 @@ def integers(
 ) -> Int64[Tensor, "steps runs n"]:
     """Return the values of the streams at steps first_step, ..., first_step + n_steps - 1: integers in [0, 2^32).
 
-    Counting starts at word 0 of first_block. Raises ValueError as normal_ does.
+    The first value is word 0 of first_block. Raises ValueError as normal_ does.
     """
     out = seeds.new_empty(n_steps, seeds.numel(), n)
     return _fill(out, _Kind.INTEGERS, seeds, purpose, first_step, first_block, backend)
@@ -110,9 +109,9 @@ def normal_(
     """Fill out, float32 or float64, with independent standard normal numbers and return it.
 
     out[k, i] is the beginning of the stream (seeds[i], purpose, first_step + k); float64 holds the float32 numbers.
-    Raises ValueError where out is not contiguous or of another type, seeds are not int64, contiguous and one per run on
-    the device of out, a step is outside [0, 2^64), purpose outside [0, 2^32), a row longer than 2^34, or the backend
-    does not work here.
+    Raises ValueError if out is not contiguous or of another type, seeds are not int64, contiguous and one per run on
+    the device of out, a step is outside [0, 2^64), purpose is outside [0, 2^32), a row is longer than 2^34, or the
+    backend does not work on this machine.
     """
     kind = _NORMALS.get(out.dtype)
     if kind is None:
@@ -150,7 +149,7 @@ def permutations(
         if orders(_checked(out, seeds, purpose, first_epoch, 0), seeds, purpose, first_epoch):
             return out
     if backend is None and seeds.device.type == "cuda":
-        from burgersgd import streams_orders  # not everyone has CUDA
+        from burgersgd import streams_orders  # only needed with CUDA
 
         out = _checked(seeds.new_empty(n_epochs, seeds.numel(), n), seeds, purpose, first_epoch, 0)
         if streams_orders.fill(out, seeds, purpose, first_epoch):
@@ -162,7 +161,7 @@ def permutations(
 def _fill(
     out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int, backend: Backend | None
 ) -> Tensor:
-    """Check the arguments and hand them to a backend. Called once per gradient evaluation: 3 us in all."""
+    """Check the arguments and pass them to a backend. It is called once per gradient evaluation and takes 3 us."""
     _checked(out, seeds, purpose, first_step, first_block)
     if not out.numel():
         return out
@@ -193,14 +192,14 @@ _Fill = Callable[[Tensor, _Kind, Tensor, int, int, int], None]
 
 @functools.cache
 def _backend(name: Backend | None, device: str) -> _Fill:
-    """Return the backend of that name; None: the best for the type of device."""
+    """Return the backend of that name, or for None the best one for the type of device."""
     if name in (None, "native") and device == "cpu" and (fill := _native_fill()):
         return fill
     if name in (None, "triton") and device == "cuda":
         reason = "it is not installed"
         if importlib.util.find_spec("triton"):
             from burgersgd.streams_triton import (
-                fill as triton_fill,  # not everyone has triton, and it is slow to import
+                fill as triton_fill,  # triton is optional, and slow to import
             )
 
             reason = _why_not(triton_fill, device)
@@ -216,7 +215,7 @@ def _backend(name: Backend | None, device: str) -> _Fill:
 
 
 def _why_not(fill: _Fill, device: str) -> str | None:
-    """Return in one line why a backend fails to draw a few numbers, None where it works.
+    """Return in one line why a backend fails to draw a few numbers, or None if it works.
 
     Triton needs a C compiler to start its kernels, a driver that it knows, and a folder for its cache.
     """
@@ -229,13 +228,13 @@ def _why_not(fill: _Fill, device: str) -> str | None:
             0,
             0,
         )
-    except Exception as error:  # anything: of the system, of the compiler, of the driver
+    except Exception as error:  # any error of the system, the compiler or the driver
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
 
 
 def _host_fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:
-    """Draw on the CPU and copy: for Apple's GPUs, which have no float64."""
+    """Draw on the CPU and copy, for Apple's GPUs, which have no float64."""
     drawn = torch.empty_like(out, device="cpu")
     _backend(None, "cpu")(drawn, kind, seeds.cpu(), purpose, first_step, first_block)
     out.copy_(drawn)
@@ -247,11 +246,11 @@ _PARALLEL = 8192  # values per thread below which waking the threads costs more 
 
 
 _REQUEST = struct.Struct("@PPQqqqIIii")
-"""request_t; one argument: ctypes takes 0.1 us for each."""
+"""The layout of request_t; one struct is the only argument because ctypes takes 0.1 us for each argument."""
 
 
 def _native_fill() -> _Fill | None:
-    """Return native/normals.c as a function, or None where it cannot be compiled."""
+    """Return the function of native/normals.c, or None if it cannot be compiled."""
     library = native.library("normals")
     if library is None:
         return None
@@ -263,7 +262,7 @@ def _native_fill() -> _Fill | None:
     def fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:
         threads = torch.get_num_threads()
         if out.numel() < threads * _PARALLEL:
-            threads = 1  # never a number between: a team of another size than torch's would rebuild the pool
+            threads = 1  # no number in between: OpenMP rebuilds its pool for a team of another size than torch's
         c_fill(pack(out.data_ptr(), seeds.data_ptr(), first_step, *out.shape, purpose, first_block, kind, threads))
 
     return fill
@@ -271,7 +270,7 @@ def _native_fill() -> _Fill | None:
 
 @functools.cache
 def _native_orders() -> Callable[[Tensor, Tensor, int, int], bool] | None:
-    """Return what fills permutations in C and says whether it had the memory; None where it cannot be compiled."""
+    """Return the C function that fills permutations, which returns whether it had memory; None if not compiled."""
     library = native.library("normals")
     if library is None:
         return None
@@ -312,7 +311,7 @@ def _torch_fill(out: Tensor, kind: _Kind, seeds: Tensor, purpose: int, first_ste
 def _words(
     seeds: Int64[Tensor, " runs"], purpose: int, first_step: int, first_block: int, n_steps: int, n: int
 ) -> Int64[Tensor, "steps runs n"]:
-    """Philox4x32-10 in int64: products wrap modulo 2^64, masks take the halves."""
+    """Compute Philox4x32-10 in int64: products wrap modulo 2^64, and masks extract the halves."""
 
     def count(first: int, length: int) -> Tensor:
         signed = first - 2**64 if first >= 2**63 else first

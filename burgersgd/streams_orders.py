@@ -1,6 +1,6 @@
-"""Permutations on CUDA (streams.permutations): every order is sorted in the shared memory of a block of threads.
+"""Permutations on CUDA (streams.permutations): every permutation is sorted in the shared memory of a thread block.
 
-The same bits as a sort by PyTorch, which writes and reads all keys several times.
+The bits are those of a sort by PyTorch, which writes and reads all keys several times.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def request(out: Int64[Tensor, "epochs runs n"], seeds: Tensor, purpose: int, fi
 
 
 def shared_bytes(n: int) -> int:
-    """Return the shared memory of a block, as native/orders.cu divides it."""
+    """Return the bytes of shared memory of a block, which native/orders.cu divides."""
     return 16 * n + 4 * THREADS
 
 
@@ -52,7 +52,7 @@ def source() -> str:
 
 
 def fill(out: Int64[Tensor, "epochs runs n"], seeds: Tensor, purpose: int, first_epoch: int) -> bool:
-    """Fill out with permutations; return False where the kernel cannot be had, or n does not fit."""
+    """Fill out with permutations; return False if there is no kernel, or n does not fit into shared memory."""
     if shared_bytes(out.shape[2]) > cuda.shared_memory(out.device):
         return False
     kernel = _kernel(out.device, out.shape[2])

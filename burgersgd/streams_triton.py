@@ -1,4 +1,4 @@
-"""The CUDA backend of burgersgd.streams: the same integers, the same pairs, one kernel."""
+"""The CUDA backend of burgersgd.streams: one kernel that computes the same integers and the same pairs."""
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 # (the language of Triton kernels looks like Python, but its types are its own)
@@ -35,7 +35,7 @@ def _fill(
             a = w0 if half == 0 else w2
             b = w1 if half == 0 else w3
             radius = tl.sqrt_rn(-2.0 * tl.log(a.to(tl.float32) * 2.0**-32 + 2.0**-33))
-            doubled = b << 1  # the angle modulo pi, taken in [-pi/2, pi/2); what is left is the sign of both
+            doubled = b << 1  # the angle modulo pi, in [-pi/2, pi/2); the rest decides the sign of both
             radius = tl.where(((b ^ doubled) >> 31) == 1, -radius, radius)
             angle = doubled.to(tl.int32, bitcast=True).to(tl.float32) * 7.3145904e-10  # pi / 2^32
             pair = 2 * block + half
@@ -50,7 +50,7 @@ def _fill(
 
 
 def fill(out: Tensor, kind: int, seeds: Tensor, purpose: int, first_step: int, first_block: int) -> None:
-    """Fill out [steps, runs, n] as burgersgd.streams says; the arguments have been checked there."""
+    """Fill out [steps, runs, n] as burgersgd.streams describes; the arguments have been checked there."""
     steps, runs, n = out.shape
     programs = math.ceil(n / 32) * 8 // _BLOCKS + 1
     with torch.cuda.device_of(out):  # kernels start on the current device

@@ -28,14 +28,14 @@ Limiter = Literal["van_leer", "minmod", "first_order"]
 Splitting = Literal["strang", "lie"]
 
 PECLET_LIMIT = 2.0
-"""Above it a viscous shock is narrower than its cells: the solver warns."""
+"""Largest cell Peclet number without a warning; above it a viscous shock is narrower than a cell."""
 CFL_LIMIT = 0.5
 """Largest Courant number at which MUSCL with SSPRK2 keeps maxima and total variation."""
 _TINY = 1e-300  # keeps 0 / 0 out of the limiter
 
 
 class BurgersWarning(UserWarning):
-    """The grid is too coarse for nu: shocks are as wide as a cell or two, not as wide as nu makes them."""
+    """Warns that the grid is too coarse for nu: shocks become one or two cells wide, wider than nu alone makes them."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the laws
@@ -54,7 +54,7 @@ class Law(Protocol):
         ...
 
     def godunov(self, left: Array, right: Array, out: Array) -> None:
-        """Write into out the flux through faces with these states at their sides; overwrites left and right."""
+        """Write into out the flux through faces between the states left and right; both of these are overwritten."""
         ...
 
 
@@ -99,9 +99,9 @@ class Greenshields:
 
     def godunov(self, left: Array, right: Array, out: Array) -> None:
         """Write min(demand(left), supply(right)) into out; overwrites left and right."""
-        critical = self.rho_max / 2  # where Q has its top
-        np.minimum(left, critical, out=left)  # demand: what the cars on the left would send
-        np.maximum(right, critical, out=right)  # supply: what the road on the right can take
+        critical = self.rho_max / 2  # the density at which Q is largest
+        np.minimum(left, critical, out=left)  # demand: the flux Q of this density can leave the cell on the left
+        np.maximum(right, critical, out=right)  # supply: the flux Q of this density can enter the cell on the right
         for rho in (left, right):
             np.multiply(rho, -self.u_max / self.rho_max, out=out)
             np.add(out, self.u_max, out=out)
@@ -126,8 +126,7 @@ def cell_averages(
 ) -> Float64[np.ndarray, " cells"]:
     """Return the averages of f over equal cells on [left, right] by Gauss-Legendre quadrature with 16 nodes.
 
-    A cell in which f jumps must have the jump listed in breakpoints. Raises ValueError unless cells >= 4 and
-    left < right.
+    List the points at which f jumps in breakpoints. Raises ValueError unless cells >= 4 and left < right.
     """
     edges = _edges(cells, left, right)
     breaks = [b for b in breakpoints if left < b < right]
@@ -147,8 +146,8 @@ def _edges(cells: int, left: float, right: float) -> Array:
 def cell_peclet(u: ArrayLike, dx: float, nu: float, *, law: Law = BURGERS, periodic: bool = False) -> float:
     """Return |dw| dx / nu, dw the largest drop of the characteristic speed from left to right; inf for nu = 0.
 
-    Every shock that can form is at most dw strong. Second order needs a value of about 1; above 2 the grid cannot
-    resolve the shock. On a ring the drop may pass through the seam: then dw is max - min.
+    No shock that can form is stronger than dw. Second order needs a value of about 1; above 2 the grid cannot resolve
+    the shock. On a periodic domain the drop may cross the boundary: then dw is max - min.
     """
     speed = law.speed(u)
     drop = np.ptp(speed) if periodic else np.max(np.maximum.accumulate(speed) - speed)
@@ -165,8 +164,8 @@ class Solution(NamedTuple):
 
     times: Float64[np.ndarray, " times"]
     values: Float64[np.ndarray, "times cells"]  # cell averages
-    net_inflow: Float64[np.ndarray, " times"]  # what came in through the ends since time 0; 0 if periodic
-    steps: int  # time steps in all
+    net_inflow: Float64[np.ndarray, " times"]  # net inflow of u through the ends since time 0; 0 if periodic
+    steps: int  # total number of time steps
 
 
 def solve(
@@ -185,10 +184,11 @@ def solve(
 ) -> Solution:
     """Return u with u_t + f(u)_x = nu u_xx at the given times (>= 0, increasing), from cell averages at time 0.
 
-    law: BURGERS (u is w) or Greenshields(rho_max, u_max) (u is rho). boundary: "periodic"; "no_flux", zero gradient,
-    waves leave; "inflow", beyond the ends lie the constant states inflow = (left, right), by default the end values of
-    the initial data, and diffusion carries nothing through the ends (a closed road is inflow=(0, rho_max)). Time steps
-    are equal between two times: as long as cfl allows, or at most dt.
+    law: BURGERS (u is w) or Greenshields(rho_max, u_max) (u is rho). boundary: "periodic"; "no_flux", where the
+    gradient is zero at the ends and waves leave; or "inflow", where the constant states inflow = (left, right), by
+    default the end values of the initial data, lie beyond the ends, and diffusion carries nothing through the ends (a
+    closed road is inflow=(0, rho_max)). Between two output times all time steps are equal: as long as cfl allows, or
+    at most dt.
 
     Implements Eq. (3.1). Implements Eq. (3.10). Implements Eq. (3.13). Warns (BurgersWarning) if the grid is too coarse
     for nu. Raises ValueError for nu < 0, data that are not finite, fewer than 4 cells, cfl outside (0, 0.5], dt above
@@ -215,7 +215,7 @@ def solve(
                 u = diffusion.apply(u, half)
             for i in range(n):
                 inside += convection.advance(u, step)
-                u = diffusion.apply(u, half if half is not None and i == n - 1 else whole)  # adjacent halves joined
+                u = diffusion.apply(u, half if half is not None and i == n - 1 else whole)  # two half steps in one
         now, steps = float(time), steps + n
         values[k], net_inflow[k] = u, inside
     return Solution(saved, values, net_inflow, steps)
@@ -290,12 +290,12 @@ class _Convection:
         self.change, self.stage = np.empty(cells), np.empty(cells)
 
     def max_speed(self, u: Array) -> float:
-        """Return the largest characteristic speed of the cells and of what flows in."""
+        """Return the largest absolute characteristic speed of the cells and of the inflow states."""
         beyond = np.array(self.ends) if self.boundary == "inflow" else u[:1]
         return float(max(np.max(np.abs(self.law.speed(u))), np.max(np.abs(self.law.speed(beyond)))))
 
     def advance(self, u: Array, dt: float) -> float:
-        """Advance u in place by dt; returns what came in through the ends."""
+        """Advance u in place by dt and return the net inflow through the ends."""
         first = self._rate(u, dt)
         np.add(u, self.change, out=self.stage)
         second = self._rate(self.stage, dt)
@@ -305,7 +305,7 @@ class _Convection:
         return (first + second) / 2
 
     def _rate(self, u: Array, dt: float) -> float:
-        """Write dt u_t into self.change; returns dt times the inflow through the ends."""
+        """Write dt u_t into self.change and return dt times the net flux into the domain through the ends."""
         self._pad(u)
         inner = self.padded[1:-1]
         left, right, flux = self.left, self.right, self.flux
@@ -331,7 +331,7 @@ class _Convection:
             padded[:2], padded[-2:] = u[0], u[-1]
 
     def _limited_half_slopes(self) -> None:
-        """Half of van Leer's slope 2ab / (a + b), or of minmod's, from the jumps a and b at both sides of a cell."""
+        """Compute half of van Leer's slope 2ab / (a + b), or of minmod's, from the jumps a and b beside each cell."""
         jump, size, half, scratch = self.jump, self.size, self.half_slope, self.scratch
         np.subtract(self.padded[1:], self.padded[:-1], out=jump)
         np.abs(jump, out=size)
@@ -347,7 +347,7 @@ class _Convection:
         else:
             np.minimum(abs_a, abs_b, out=scratch)
             np.sign(a, out=half)
-            np.add(half, np.sign(b), out=half)  # 2, 0 or -2; 1 or -1 only beside a zero jump, where scratch is 0
+            np.add(half, np.sign(b), out=half)  # 2, 0 or -2; 1 or -1 only if a or b is 0, and then scratch is 0
             np.multiply(half, scratch, out=half)
             np.multiply(half, 0.25, out=half)
 
@@ -363,7 +363,7 @@ class _Diffusion:
         self.eigenvalues = -((2 * np.sin(angle / 2) / dx) ** 2)
 
     def factors(self, dt: float) -> Array | None:
-        """Return what multiplies the spectrum in time dt; None if nothing diffuses."""
+        """Return the factors that multiply the spectrum in a step dt, or None for nu = 0."""
         return np.exp(self.nu * dt * self.eigenvalues) if self.nu > 0 else None
 
     def apply(self, u: Array, factors: Array | None) -> Array:

@@ -81,7 +81,7 @@ def antiderivative(
 ) -> Function:
     """Return y -> F(y), the integral of the velocity from 0 to y, for y in [left, right], by Gauss-Legendre panels.
 
-    List the places where the velocity jumps in breakpoints. Implements Eq. (4.8): of w it is phi,
+    List the points at which the velocity jumps in breakpoints. Implements Eq. (4.8): the antiderivative of w is phi,
     up to a function of t. Raises ValueError unless left < right.
     """
     if not left < right:
@@ -108,9 +108,9 @@ def penalised_loss(x: ArrayLike, y: ArrayLike, t: float, loss: Function) -> Arra
 def log_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return log psi(x, t), the heat kernel applied to exp(-F / 2 nu); same shape as x.
 
-    loss: F, elementwise on arrays of any shape; it must not fall like -y^2 / 2t. A scan looks for the mass and may miss
-    narrow wells far from x. Implements Eq. (4.2), (4.14), (4.17). Raises
-    ValueError unless t > 0 and nu > 0, or if x or F is not finite.
+    loss is F, elementwise on arrays of any shape; it must not fall as fast as -y^2 / 2t. A scan locates the mass and
+    may miss narrow wells far from x. Implements Eq. (4.2), (4.14), (4.17). Raises ValueError unless t > 0 and nu > 0,
+    or if x or F is not finite.
     """
     return _solve(x, t, nu, loss)[0]
 
@@ -136,10 +136,10 @@ def w(
 ) -> Array:
     """Return the solution of Burgers' equation that starts as F' at time t, same shape as x. Arguments as in log_psi.
 
-    The mean of (x - y) / t under exp(-G / 2 nu) / Z, or the mean of F'(y) where slope = F' is given: the same number,
-    with less cancellation for short times. max_slope: a bound of |F'|, with which the range of integration is certain.
-    breakpoints: where F has kinks (its derivative jumps). Implements Eq. (4.3), with w(x, 0) = F'(x). Implements Eq.
-    (4.16), with F(y) for its integral.
+    It is the mean of (x - y) / t under exp(-G / 2 nu) / Z or, if slope = F' is given, the mean of F'(y): the same
+    number, with less cancellation for short times. max_slope is a bound of |F'|; it makes the range of integration
+    certain. breakpoints are the points at which F has kinks (F' jumps). Implements Eq. (4.3), with w(x, 0) = F'(x).
+    Implements Eq. (4.16), with F(y) for its integral.
     """
     return _solve(x, t, nu, loss, slope, max_slope, breakpoints)[1]
 
@@ -155,7 +155,7 @@ def w_from_velocity(
 ) -> Array:
     """Return the solution at time t that starts as the given velocity, |velocity| <= max_speed; same shape as x.
 
-    List the places where the velocity jumps in breakpoints. Implements Eq. (4.16). Raises ValueError unless t > 0,
+    List the points at which the velocity jumps in breakpoints. Implements Eq. (4.16). Raises ValueError unless t > 0,
     nu > 0 and max_speed >= 0.
     """
     check_not_negative(max_speed=max_speed)
@@ -167,7 +167,7 @@ def w_from_velocity(
 
 
 def _certain_reach(t: float, nu: float, max_slope: float) -> float:
-    """Return how far from x the mass of exp(-G / 2 nu) can lie: beyond t max_slope, G rises like a parabola."""
+    """Return the largest distance from x of the mass of exp(-G / 2 nu): beyond t max_slope, G rises like a parabola."""
     return t * max_slope + math.sqrt(4 * nu * t * DEPTH)
 
 
@@ -180,7 +180,7 @@ def _solve(
     max_slope: float | None = None,
     breakpoints: Sequence[float] = (),
 ) -> tuple[Array, Array]:
-    """Return log psi and w, each of the shape of x: the integral over y of exp(-G(x, y; t) / 2 nu), and a mean."""
+    """Return log psi, from the integral of exp(-G(x, y; t) / 2 nu) over y, and w, a mean; both of the shape of x."""
     check_positive(t=t, nu=nu)
     check_finite(x=x)
     points = float_array(x)
@@ -216,7 +216,7 @@ def travelling_shock(x: ArrayLike, t: float, nu: float, w_left: float, w_right: 
 
 
 def riemann(x: ArrayLike, t: float, nu: float, w_left: float, w_right: float) -> Array:
-    """Return the solution whose initial data jump from w_left to w_right in x = 0. Same shape as x.
+    """Return the solution whose initial data jump from w_left to w_right at x = 0. Same shape as x.
 
     nu = 0 gives the entropy solution, shock or fan. Raises ValueError unless t >= 0, nu >= 0 and the states are finite.
     """
@@ -246,7 +246,7 @@ def n_wave(x: ArrayLike, t: float, nu: float, a: float) -> Array:
 
 
 def hump(x: ArrayLike, t: float, nu: float, mass: float) -> Array:
-    """Return the solution that starts as mass times a delta function in x = 0. Same shape as x.
+    """Return the solution that starts as mass times a delta function at x = 0. Same shape as x.
 
     Raises ValueError unless t > 0, nu > 0 and the mass is finite.
     """

@@ -17,7 +17,7 @@ def burgers_residual(w: Array, w_t: Array, jacobian: Array, laplacian: Array, nu
 
 
 def divergence_residual(w: Array, w_t: Array, jacobian: Array, grad_div: Array, nu: float) -> Array:
-    """Return w_t + grad(|w|^2 / 2 - nu div w), as w: the same for fields without curl. Implements Eq. (4.5)."""
+    """Return w_t + grad(|w|^2 / 2 - nu div w), as w: equals burgers_residual if curl w = 0. Implements Eq. (4.5)."""
     return w_t + np.einsum("pij,pi->pj", jacobian, w) - nu * grad_div
 
 

@@ -1,4 +1,4 @@
-"""The figures of `burgersgd verify`. matplotlib is imported here only, when one is drawn."""
+"""The figures of `burgersgd verify`. matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INK, WRONG = "0.15", "#c1432e"
 
 
 def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Draw these of FIGURES into the folder, under their names; return file name -> caption."""
+    """Draw the named figures of FIGURES into the folder, under these names; return file name -> caption."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def draw(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def shades(n: int) -> Array:
-    """Return n colours from dark to light, readable in grey too."""
+    """Return n colours from dark to light that can be told apart in grey, too."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](np.linspace(0.0, 0.85, n))
@@ -122,7 +122,7 @@ def red_light_turns_green(figure: Any) -> str:
     mesh = axis.pcolormesh(x, t, rho, cmap="Blues", vmin=0, vmax=1.25, shading="nearest", rasterized=True)
     speed = float(traffic.characteristic_speed(arriving))
     tail = traffic.shock_speed(arriving, 1.0)
-    meets = green_at / (1 + tail)  # when the fan's edge, running back at u_m, catches the tail of the queue
+    meets = green_at / (1 + tail)  # the time when the fan's edge, moving back at u_m, reaches the tail of the queue
     tau = np.linspace(meets - green_at, end - green_at, 200)
     bend = (tail * meets - speed * tau[0]) / math.sqrt(tau[0])  # dx/dtau = (w_l + x / tau) / 2
     shock_t = np.concatenate([[0], green_at + tau])
@@ -234,4 +234,4 @@ FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "orders.png": ("homogenisation", orders),
     "stationary_law.png": ("langevin", stationary_law),
 }
-"""File name -> the group of checks that it belongs to, and what draws it and returns its caption."""
+"""File name -> the group of checks that it belongs to, and the function that draws it and returns its caption."""

@@ -29,7 +29,7 @@ class GibbsLaw:
         return np.exp(-self.potential(float_array(y)) / self.temperature - self.log_z)
 
     def expectation(self, of: Function) -> ndarray:
-        """Return E of(y), of the shape that `of` has at one point."""
+        """Return the expectation of of(y), in the shape that `of` has at one point."""
 
         def values(_rows: ndarray, z: ndarray) -> ndarray:
             return of(_points(self.around, z[0]))[None]
@@ -59,9 +59,9 @@ class GibbsLaw:
 def gibbs_law(potential: Function, temperature: float, *, around: ArrayLike = 0.0) -> GibbsLaw:
     """Return the law exp(-U / T) / Z of a potential U at temperature T. Implements Eq. (2.16), with T = nu.
 
-    around is a float (1-D) or ``[d]``, d = 1, 2: the law is looked for from there, see quadrature.find_mass. Raises
-    ValueError unless T is finite and > 0, U(around) is finite, exp(-U / T) has its mass within reach, and the
-    quadrature resolves its wells.
+    around is a float (1-D) or ``[d]``, d = 1, 2: the search for the mass starts there, see quadrature.find_mass. Raises
+    ValueError unless T is finite and > 0, U(around) is finite, exp(-U / T) has its mass within quadrature.REACH, and
+    the quadrature resolves its wells.
     """
     check_positive(temperature=temperature)
     check_finite(around=around)
@@ -73,10 +73,10 @@ def gibbs_law(potential: Function, temperature: float, *, around: ArrayLike = 0.
 
 
 def global_minimum(potential: Function, around: ArrayLike) -> tuple[float, ndarray]:
-    """Return min U and the y where it is taken, as around: a float (1-D) or ``[d]``, d = 1, 2.
+    """Return min U and the minimiser y, of the shape of around: a float (1-D) or ``[d]``, d = 1, 2.
 
-    The best point of grids on all scales, see quadrature.find_mass, polished by a simplex to 1e-8. Raises ValueError
-    unless around and U(around) are finite and U is greater than that at quadrature.REACH.
+    The best point of grids on all scales, see quadrature.find_mass, is refined to 1e-8 by a simplex search. Raises
+    ValueError unless around and U(around) are finite and U is greater than U(around) at quadrature.REACH.
     """
     check_finite(around=around)
     origin = float_array(around)
@@ -98,5 +98,5 @@ def _exponent(potential: Function, temperature: float, origin: ndarray) -> OfRow
 
 
 def _points(origin: ndarray, z: ndarray) -> ndarray:
-    """Return the points at offsets z ``[..., d]``, as the potential takes them: ``[...]`` in 1-D."""
+    """Return the points at offsets z ``[..., d]`` in the shape that the potential takes: ``[...]`` in 1-D."""
     return origin + (z[..., 0] if origin.ndim == 0 else z)

@@ -1,8 +1,8 @@
 """Homogenisation of the fast-slow SDE (5.3)-(5.16): as epsilon -> 0 the slow point descends on the local entropy.
 
 dx = -(x - y) / gamma ds,  dy = -(1 / epsilon) [grad F(y) + (y - x) / gamma] ds + sqrt(2 T / epsilon) dW  (5.14) with
-the consistent T = 2 nu; printed is T = nu, which averages to the local entropy of viscosity nu / 2. The limit is dX /
-ds = -grad F_gamma(X) (5.12), printed with the other sign. s is the time of the algorithm, not of the PDE.
+the consistent T = 2 nu. The paper prints T = nu, which averages to the local entropy of viscosity nu / 2. The limit is
+dX / ds = -grad F_gamma(X) (5.12), printed with the other sign. s is the time of the algorithm, not of the PDE.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def passive_scalar_paths(
 ) -> ndarray:
     """Return X ``[paths]`` at the end of particles in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
 
-    Implements Eq. (5.1) at p = 2, that is, Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose limit is a
-    diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). X starts at 0, Y / epsilon uniformly
-    distributed. Raises ValueError unless all numbers are finite and > 0.
+    Implements Eq. (5.1) at p = 2, which is (5.2). Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose
+    limit is a diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). X starts at 0, and Y / epsilon
+    is uniformly distributed. Raises ValueError unless all numbers are finite and > 0.
     """
     check_positive(nu=nu, velocity=velocity, epsilon=epsilon, duration=duration, lr=lr, paths=paths)
     phase = 2 * math.pi * (np.arange(paths) + 0.5) / paths
@@ -63,7 +63,7 @@ def passive_scalar_paths(
 
 
 def averaged_velocity(loss: Loss, x: float, gamma: float, nu: float) -> float:
-    """Return dX / ds = -grad F_gamma(X) at X = x. Implements Eq. (5.12), printed without the - sign."""
+    """Return dX / ds = -grad F_gamma(X) at X = x. Implements Eq. (5.12), which is printed without the - sign."""
     return -float(local_entropy(loss.value, x, gamma, nu).gradient)
 
 
@@ -118,7 +118,7 @@ def fast_slow_paths(
 ) -> tuple[ndarray, ndarray]:
     """Return x and y ``[paths]`` at s = duration from x = y = start, in antithetic pairs (i, i + paths / 2).
 
-    By the rule optimizers.paper.PaperSDE, steps of at most epsilon * lr in s. Implements Eq. (5.5).
+    The steps are those of the rule optimizers.paper.PaperSDE, at most epsilon * lr long in s. Implements Eq. (5.5).
     Implements Eq. (5.14), with T = 2 nu (consistent) or nu (printed). Raises ValueError unless gamma, epsilon, lr and
     duration are finite and > 0, nu is finite and >= 0, start is finite, and paths is even and > 0.
     """
@@ -138,7 +138,7 @@ def fast_slow_paths(
 
 @dataclass(frozen=True)
 class ConvergenceOrders:
-    """How the slow point approaches its limit: each list has one number per epsilon."""
+    """Errors and orders of the convergence of the slow point to its limit; each list has one number per epsilon."""
 
     epsilons: list[float]
     weak: list[float]  # |E x(S) - X(S)|
@@ -167,8 +167,8 @@ def convergence_experiment(
 ) -> ConvergenceOrders:
     """Return weak and strong errors of the fast-slow system against X(S), S = duration, and their fitted orders.
 
-    limit_nu is the viscosity of the limit, None: nu itself; with the printed temperature the limit has nu / 2. Raises
-    ValueError as fast_slow_paths does, and unless there are two or more epsilons.
+    limit_nu is the viscosity of the limit, by default nu; with the printed temperature the limit has nu / 2. Raises
+    ValueError as fast_slow_paths does, and if there are fewer than two epsilons.
     """
     if len(epsilons) < 2:
         raise ValueError(f"epsilons={list(epsilons)}: must be at least two, to fit an order")
@@ -186,7 +186,7 @@ def convergence_experiment(
             paths=paths,
             temperature=temperature,
             integrator=integrator,
-            seed=(seed << 8) + i,  # independent for every epsilon
+            seed=(seed << 8) + i,  # independent noise for every epsilon
         )
         pair_means = x.reshape(2, -1).mean(0)
         weak.append(abs(float(x.mean()) - limit))
@@ -227,7 +227,7 @@ def quadratic_moments(
 
     Implements Eq. (5.6): as functions of start, the moments solve w_s = h . grad_x w + (1 / epsilon) L_0 w.
     Implements Eq. (5.8): the Gaussian law solves the adjoint equation. The slow parts, h . grad_x w and -div_x(h
-    rho), are missing in print. Raises ValueError unless gamma, epsilon and s are finite and > 0, the temperature is
+    rho), are missing in the paper. Raises ValueError unless gamma, epsilon and s are finite and > 0, the temperature is
     finite and >= 0, start is finite, and the curvature > 0.
     """
     check_positive(gamma=gamma, epsilon=epsilon, s=s)
@@ -263,9 +263,9 @@ def ergodic_average(
 ) -> ndarray:
     """Return (1 / S) int (x - y) / gamma ds along paths of y at frozen x, for each S, ``[durations, paths]``.
 
-    Times are in units of the fast scale. Implements Eq. (5.13), with the sign and gamma corrected. By the rule
-    optimizers.local_entropy.LocalEntropy, whose running mean this is. Raises ValueError unless gamma, nu, lr and
-    durations are finite and > 0, the durations at least one step of lr, and x finite.
+    Times are in units of the fast scale. Implements Eq. (5.13), with the sign and gamma corrected. The average is the
+    running mean of the rule optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma, nu, lr and the
+    durations are finite and > 0, the durations are at least one step of lr, and x is finite.
     """
     check_positive(lr=lr, shortest_duration=min(durations))
     check_not_negative(burn_in=burn_in)
@@ -300,8 +300,8 @@ def invariant_sample(
     """Return y ``[paths]`` of (5.14) at frozen x in equilibrium: its law is exp(-G / (2 nu)) / Z, that is (4.21).
 
     Implements Eq. (5.16). With temperature = printed the law is that of nu / 2, so (5.16) does not agree with (4.21).
-    By the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr are finite and > 0,
-    and x is finite.
+    The steps are those of the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr
+    are finite and > 0, and x is finite.
     """
     check_positive(lr=lr, gamma=gamma, nu=nu)
     check_finite(x=x)
@@ -315,7 +315,7 @@ def generator(
 ) -> ndarray:
     """Return L_0 f = -grad_y G f' + T f'' at points y, given f' and f'' there; all of one shape. T = beta^2 / 2.
 
-    Implements Eq. (5.7). Implements Eq. (5.10), whose first half, L_0 1 = 0, is plain: its mean under exp(-G / T) is 0.
+    Implements Eq. (5.7). Implements Eq. (5.10): L_0 1 = 0, and the mean of L_0 f under exp(-G / T) is 0.
     """
     return -_slope(loss, x, gamma, y) * first + temperature * second
 

@@ -1,7 +1,7 @@
 """Langevin dynamics (2.14)-(2.16): integrators, invariant laws, the temperature of mini-batches.
 
 dx = -grad F(x) dt + sqrt(2 T) dW has the invariant law exp(-F / T) / Z. The paper's T in (2.15) is nu; the fast point
-of the local entropy has T = 2 nu. Every path is stepped by the update rules that train networks.
+of the local entropy has T = 2 nu. All paths are computed by the update rules that train networks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from burgersgd.theory.paths import UNUSED, Noise, always, averaged, last, normal
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement beside what it should be."""
+    """A measured value and its expected value."""
 
     measured: float
     expected: float
@@ -56,8 +56,8 @@ def langevin_paths(
 ) -> ndarray:
     """Return x ``[paths, d]`` after `steps` steps of dx = -grad F dt + sqrt(2 T) dW from start ``[paths, d]``.
 
-    By the rule optimizers.langevin.Langevin, with the noise of Euler-Maruyama or of Leimkuhler and Matthews. The
-    temperature T is a float, or one number per step (simulated annealing); noise replaces the stream of the seed.
+    The steps are those of the rule optimizers.langevin.Langevin, with the noise of Euler-Maruyama or of Leimkuhler and
+    Matthews. T is a float, or one number per step (simulated annealing). noise, if given, replaces the stream of seed.
     Implements Eq. (2.15), with T = nu. Implements Eq. (5.3), (5.4): the equation and its integral.
     Implements Eq. (5.17): the times are k * lr for k = 0, ..., steps. Raises ValueError unless T is finite and >= 0,
     one float or `steps` of them, lr finite and > 0, and start finite.
@@ -88,8 +88,8 @@ def fast_paths(
 ) -> ndarray:
     """Return the fast point y ``[paths, d]`` after `steps` steps from y = x, with x frozen (a float or ``[d]``).
 
-    By the rule of training, optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma and lr are finite and
-    > 0, nu is finite and >= 0, x is finite, and steps and paths are at least 1.
+    The steps are those of the training rule optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma and
+    lr are finite and > 0, nu is finite and >= 0, x is finite, and steps and paths are at least 1.
     """
     check_positive(gamma=gamma, lr=lr, steps=steps, paths=paths)
     check_not_negative(nu=nu)
@@ -105,19 +105,19 @@ def fast_paths(
 
 @dataclass(frozen=True)
 class LawCheck:
-    """A sample of independent points held against a one-dimensional law."""
+    """A comparison of a sample of independent points with a one-dimensional law."""
 
-    ks_pvalue: float  # Kolmogorov and Smirnov
-    chi2_pvalue: float  # of the histogram with equally probable bins
+    ks_pvalue: float  # of the Kolmogorov-Smirnov test
+    chi2_pvalue: float  # of the chi-squared test of the histogram with equally probable bins
     mean: Measured
     variance: Measured
 
 
 def check_law(sample: ndarray, law: GibbsLaw, *, bins: int = 40) -> LawCheck:
-    """Return how a sample (any shape, taken as one) compares with a law: distribution function, histogram, moments.
+    """Compare a sample (of any shape, flattened) with a law: its distribution function, histogram and moments.
 
-    The standard errors are those that the law predicts. Raises ValueError unless the sample is finite and has five
-    points per bin.
+    The standard errors are those that the law predicts. Raises ValueError unless the sample is finite and has at least
+    five points per bin.
     """
     values = np.ravel(sample)
     check_finite(sample=values)
@@ -146,8 +146,8 @@ def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
 def minibatch_temperature(trace: float, lr: float, d: int) -> float:
     """Return T = lr tr S / (2 d): the temperature of SGD whose gradients have the covariance S. Implements Eq. (2.14).
 
-    With nu_mb = tr S / 2 of (2.14), T = lr nu_mb / d, not nu_mb. In the local entropy, T = 2 nu, it adds lr tr S / (4
-    d) to the viscosity. Raises ValueError unless trace is finite and >= 0, lr finite and > 0 and d at least 1.
+    With nu_mb = tr S / 2 of (2.14), T = lr nu_mb / d, not nu_mb. In the local entropy, where T = 2 nu, this noise adds
+    lr tr S / (4 d) to the viscosity. Raises ValueError unless trace is finite and >= 0, lr finite and > 0 and d >= 1.
     """
     check_not_negative(trace=trace)
     check_positive(lr=lr, d=d)
@@ -168,9 +168,9 @@ def minibatch_paths(
 ) -> ndarray:
     """Return x ``[paths, d]`` of mini-batch SGD from 0 on F = mean_i a |x - c_i|^2 / 2 in R^d.
 
-    The samples c_i are such that the covariance S of a mini-batch gradient is (trace / d) I. By the rule
-    optimizers.sgd.Sgd, with the batches of datasets.batches.Batches, drawn uniformly with replacement. Raises
-    ValueError unless all numbers are finite and > 0, lr * curvature < 2 and samples > d.
+    The samples c_i are such that the covariance S of a mini-batch gradient is (trace / d) I. The steps are those of
+    the rule optimizers.sgd.Sgd, and the batches those of datasets.batches.Batches, drawn uniformly with replacement.
+    Raises ValueError unless all numbers are finite and > 0, lr * curvature < 2 and samples > d.
     """
     check_positive(curvature=curvature, d=d, trace=trace, lr=lr, batch_size=batch_size, steps=steps, paths=paths)
     if lr * curvature >= 2:

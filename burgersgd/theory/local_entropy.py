@@ -1,4 +1,4 @@
-"""The local entropy F_gamma of a loss: by quadrature, in closed form, as nu -> 0, and as training estimates it.
+"""The local entropy F_gamma of a loss: by quadrature, in closed form, for nu -> 0, and as estimated in training.
 
 F_gamma = -2 nu log(G_(2 nu gamma) * exp(-F / 2 nu)) solves the viscous Hamilton-Jacobi equation (4.4) at time gamma;
 its gradient, the Burgers velocity w, is (x - E y) / gamma = E grad F(y) under rho_1(y; x) = exp(-G / 2 nu) / Z with
@@ -52,13 +52,13 @@ def rastrigin_loss(curvature: float, amplitude: float, frequency: float) -> Loss
 class LocalEntropyAt:
     """F_gamma and the law of the fast point y at each of the points x."""
 
-    x: ndarray  # [points] or [] in 1-D, [points, d] else
+    x: ndarray  # [points] or [] in 1-D, otherwise [points, d]
     gamma: float
     nu: float
     value: ndarray  # F_gamma(x), [points]
     mean: ndarray  # E y, as x
-    covariance: ndarray  # of y: as x in 1-D, [points, d, d] else
-    mean_gradient: ndarray | None = None  # E grad F(y), as x: the second form of (4.20), where it was asked for
+    covariance: ndarray  # of y: as x in 1-D, otherwise [points, d, d]
+    mean_gradient: ndarray | None = None  # E grad F(y), as x: the second form of (4.20), if the gradient was given
 
     @property
     def gradient(self) -> ndarray:
@@ -97,7 +97,7 @@ def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float) -> GibbsLaw:
 def local_entropy(loss: Loss | Function, x: ArrayLike, gamma: float, nu: float) -> LocalEntropyAt:
     """Return F_gamma, its gradient and its Hessian at x, by quadrature in one or two dimensions.
 
-    x is a float, ``[points]`` or ``[points, d]``; E grad F(y) is computed where a Loss is given. Implements Eq. (4.1),
+    x is a float, ``[points]`` or ``[points, d]``; E grad F(y) is computed if a Loss is given. Implements Eq. (4.1),
     with the sign and the normalisation corrected. Raises ValueError as fast_law does.
     """
     check_positive(gamma=gamma, nu=nu)
@@ -114,7 +114,7 @@ def local_entropy(loss: Loss | Function, x: ArrayLike, gamma: float, nu: float) 
     def exponent(rows: ndarray, z: ndarray) -> ndarray:
         return -(value(points(rows, z)) + (z**2).sum(-1) / (2 * gamma)) / (2 * nu)
 
-    def moments(rows: ndarray, z: ndarray) -> ndarray:  # of z about the middle of its box, so that no digits are lost
+    def moments(rows: ndarray, z: ndarray) -> ndarray:  # of z about the middle of its box, to avoid cancellation
         off = z - middle[rows, None]
         parts = [off, (off[..., None] * off[..., None, :]).reshape(*z.shape[:2], -1)]
         if gradient is not None:
@@ -144,7 +144,7 @@ def quadratic(x: ArrayLike, curvature: ArrayLike, center: ArrayLike, gamma: floa
     """Return the local entropy of (y - c)' A (y - c) / 2 at x ``[points, d]``; A is ``[d, d]``, c ``[d]``.
 
     y has the law N(m, 2 nu gamma P) with P = (I + gamma A)^-1 and m = P (x + gamma A c). Raises ValueError unless gamma
-    and nu are finite and > 0, all is finite, and A is symmetric with I + gamma A positive.
+    and nu are finite and > 0, all arrays are finite, and A is symmetric with I + gamma A positive definite.
     """
     check_positive(gamma=gamma, nu=nu)
     check_finite(x=x, curvature=curvature, center=center)
@@ -182,8 +182,9 @@ def gaussian_mixture(
 ) -> LocalEntropyAt:
     """Return the local entropy of gaussian_mixture_loss at x ``[points, d]``, in any dimension d.
 
-    weights c_k > 0 ``[k]``, means m_k ``[k, d]``, covariances S_k ``[k, d, d]``: y is a Gaussian mixture again. Raises
-    ValueError unless gamma, nu and the weights are > 0, the covariances symmetric and positive, and all is finite.
+    weights c_k > 0 ``[k]``, means m_k ``[k, d]``, covariances S_k ``[k, d, d]``: y is a Gaussian mixture, too. Raises
+    ValueError unless gamma, nu and the weights are > 0, the covariances symmetric and positive definite, and all
+    arrays finite.
     """
     check_positive(gamma=gamma, nu=nu)
     check_finite(x=x, weights=weights, means=means, covariances=covariances)
@@ -215,7 +216,7 @@ def rastrigin(
     """Return the local entropy of sum_i a y_i^2 / 2 + A (1 - cos(omega y_i)) at x, by its Bessel series.
 
     x is a float, ``[points]`` (1-D) or ``[points, d]``. Raises ValueError unless gamma, nu and the frequency are finite
-    and > 0, the curvature > -1 / gamma, 0 <= A / (2 nu) <= 10 (beyond, the series loses its digits), and x is finite.
+    and > 0, the curvature > -1 / gamma, 0 <= A / (2 nu) <= 10 (the series cancels beyond 10), and x is finite.
     """
     check_positive(gamma=gamma, nu=nu, frequency=frequency)
     check_finite(x=x, curvature=curvature)
@@ -261,17 +262,17 @@ def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
 
 @dataclass(frozen=True)
 class Moreau:
-    """The Hopf-Lax formula: what F_gamma and E y are at nu = 0."""
+    """The Hopf-Lax formula: the limits of F_gamma and E y for nu = 0."""
 
     value: ndarray  # min_y G(x, y; gamma), [points]
-    prox: ndarray  # the y where it is taken, as x
+    prox: ndarray  # the minimiser y, as x
 
 
 def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
     """Return the Moreau envelope min_y F(y) + |x - y|^2 / (2 gamma) and its minimiser at x, in one or two dimensions.
 
-    x as in local_entropy. The global minimiser is found on grids of all scales and polished, to 1e-8. Raises ValueError
-    unless gamma is finite and > 0, and as global_minimum does.
+    x is as in local_entropy. The global minimiser is found on grids of all scales and refined to 1e-8. Raises
+    ValueError unless gamma is finite and > 0, and as global_minimum does.
     """
     check_positive(gamma=gamma)
     check_finite(x=x)
@@ -289,7 +290,7 @@ class MonteCarlo:
     """Estimates of grad F_gamma by independent chains of the training rule, each ``[points, chains, d]``."""
 
     gradients: ndarray  # (x - mean of y) / gamma
-    mean_gradients: ndarray  # the mean of grad F at the points where it was taken
+    mean_gradients: ndarray  # the mean of grad F over the points at which it was evaluated
 
     @property
     def gradient(self) -> ndarray:

@@ -1,4 +1,4 @@
-"""Thousands of paths at once of the very update rules that train networks: states are ``[paths, d]``."""
+"""Thousands of simultaneous paths of the update rules that train networks; states are ``[paths, d]``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from burgersgd.optimizers.protocol import Clock, Rule
 from burgersgd.theory.quadrature import Function
 
 Noise = Callable[[int], Tensor]
-"""Standard normal numbers ``[paths, d]`` of number k: 0 belongs to the initial state, k + 1 to evaluation k."""
+"""k -> standard normal numbers ``[paths, d]``; those of 0 belong to the initial state, of k + 1 to evaluation k."""
 
 UNUSED = {"gamma_scoping": 0.0, "gamma_min": 0.0, "momentum": 0.0, "outer_momentum": 0.0, "weight_decay": 0.0}
-"""Hyperparameters of the training rules that the theory leaves at zero."""
+"""Hyperparameters of the training rules that are zero in the theory."""
 
 
 def walk(
@@ -30,10 +30,10 @@ def walk(
     steps: int,
     noise: Noise,
 ) -> Iterator[Any]:
-    """Yield the state after each of `steps` gradient evaluations, and ends of cycles, from start ``[paths, d]``.
+    """Yield the state after each of `steps` gradient evaluations from start ``[paths, d]``; cycles are ended when due.
 
-    hyper holds floats or arrays ``[steps]``; gradient(k, y) is that of evaluation k at y ``[paths, d]``. A rule whose x
-    moves at the end of a cycle only keeps it frozen through a longer one.
+    hyper holds floats or arrays ``[steps]``; gradient(k, y) is the gradient of evaluation k at y ``[paths, d]``. A rule
+    that moves x only at the end of a cycle keeps x frozen if its cycle is longer than `steps`.
     """
     step = torch.arange(steps).view(-1, 1, 1)
     cycle = rule.gradients_per_cycle
@@ -62,7 +62,7 @@ def always(gradient: Function) -> Callable[[int, ndarray], ndarray]:
 
 
 def normals(seed: int, paths: int, d: int = 1, *, antithetic: bool = False) -> Noise:
-    """Return independent normal numbers from burgersgd.streams; antithetic: the second half is minus the first."""
+    """Return independent normal numbers from burgersgd.streams; with antithetic the second half is minus the first."""
     own = paths // 2 if antithetic else paths
     seeds = torch.tensor([seed])
 
@@ -75,7 +75,7 @@ def normals(seed: int, paths: int, d: int = 1, *, antithetic: bool = False) -> N
 
 
 def averaged(noise: Noise) -> Noise:
-    """Return (xi_k + xi_(k-1)) / 2, the noise of Leimkuhler and Matthews (2013), for rules that know Euler's alone."""
+    """Return (xi_k + xi_(k-1)) / 2, the noise of Leimkuhler and Matthews (2013), for rules with Euler's noise only."""
     before = noise(0)
 
     def average(k: int) -> Tensor:
@@ -88,6 +88,6 @@ def averaged(noise: Noise) -> Noise:
 
 
 def _column(value: float | ndarray) -> Tensor:
-    """Return a hyperparameter as a rule takes it: ``[1, 1]``, or ``[steps, 1, 1]`` where it changes."""
+    """Return a hyperparameter in the shape that rules take: ``[1, 1]``, or ``[steps, 1, 1]`` if it changes."""
     tensor = torch.as_tensor(value, dtype=torch.float64)
     return tensor.view(1, 1) if tensor.ndim == 0 else tensor.view(-1, 1, 1)

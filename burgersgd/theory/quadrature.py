@@ -1,10 +1,10 @@
 """The quadrature of the theory: Gauss-Legendre panels in one dimension and their tensor product in two.
 
-The integrals of the theory are those of a weight exp(exponent) and its means. `find_mass` looks for the box that holds
-the mass, `integrate` halves the panels on it until the sums agree up to rounding. Both work on many weights at once,
-one per row, and take the greatest exponent out of every sum, so that nothing overflows for a small viscosity.
+The theory needs integrals of weights exp(exponent) and means under these weights. `find_mass` finds the box that holds
+the mass; `integrate` halves the panels on it until the sums agree up to rounding. Both work on many weights at once,
+one per row, and factor the largest exponent out of every sum, so that nothing overflows for a small viscosity.
 
-A row is an integral over offsets z from its own point x: offsets keep their digits where the mass is close to x.
+A row is an integral over offsets z from its own point x: offsets avoid cancellation if the mass is close to x.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from scipy import special
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
-"""A function of points: in 1-D element by element (any shape), else ``[..., d]`` to ``[...]`` or to ``[..., d]``."""
+"""A function of points: elementwise in 1-D (any shape), otherwise ``[..., d]`` to ``[...]`` or to ``[..., d]``."""
 OfRows = Callable[[NDArray[np.intp], Array], Array]
-"""A function of the numbers ``[n]`` of some rows and of offsets z ``[n, nodes, d]`` in them, ``[n, nodes, ...]``."""
+"""A function of row numbers ``[n]`` and of offsets z ``[n, nodes, d]`` in these rows; returns ``[n, nodes, ...]``."""
 
 DEPTH = 60.0
-"""Exponents that far below the greatest are left out: exp(-60) = 1e-26."""
+"""Exponents more than this below the largest one are neglected: exp(-60) = 1e-26."""
 REACH = 1e5
-"""The mass is looked for within this distance of the point x."""
+"""The mass is searched for within this distance of the point x."""
 
 _NODES, _WEIGHTS = special.roots_legendre(16)
 _SCALES = REACH * 2.0 ** -np.arange(37)
 _ON_A_SCALE = {1: 257, 2: 65}  # points per axis on every scale, odd
 _ON_A_BOX = {1: 1025, 2: 129}  # points per axis of the scan that narrows a box
 _FEWEST, _MOST = {1: 8, 2: 4}, {1: 4096, 2: 32}  # panels per axis
-_RESOLVED = 1e-3  # largest change of log Z by the last halving that is let pass
-_BLOCK = 2**19  # nodes that are held at a time: 4 MiB per array
+_RESOLVED = 1e-3  # largest change of log Z by the last halving that is accepted
+_BLOCK = 2**19  # nodes in memory at a time: 4 MiB per array
 
 
 def panel_nodes(edges: Array) -> tuple[Array, Array]:
@@ -65,11 +65,11 @@ def cumulative(f: Function, edges: Array) -> Function:
 
 
 def find_mass(exponent: OfRows, x: Array, *, reach: float | None = None, depth: float = DEPTH) -> tuple[Array, Array]:
-    """Return the corners ``[rows, d]`` of boxes of offsets that hold all of exp(exponent) above exp(-depth) of its top.
+    """Return the corners ``[rows, d]`` of boxes that hold all offsets with exponent above its maximum minus depth.
 
-    x is ``[rows, d]``, d = 1, 2. With reach the mass must lie within that distance of x; without, it is looked for on
-    all scales up to REACH, and a narrow well far from x may be missed. Raises ValueError unless d is 1 or 2, the
-    exponent is finite at offset 0, and less than exp(-depth) of exp(exponent) lies at REACH.
+    x is ``[rows, d]``, d = 1, 2. With reach the mass must lie within that distance of x; without it, the mass is
+    searched for on all scales up to REACH, and a narrow well far from x may be missed. Raises ValueError unless d is 1
+    or 2, the exponent is finite at offset 0, and less than exp(-depth) of exp(exponent) lies at REACH.
     """
     d = x.shape[1]
     if d not in _ON_A_BOX:
@@ -77,7 +77,7 @@ def find_mass(exponent: OfRows, x: Array, *, reach: float | None = None, depth: 
     half = _search(exponent, x, depth) if reach is None else np.full(len(x), reach)
     low = np.repeat(-half[:, None], d, axis=1)
     high, rows = -low, np.arange(len(x))
-    while rows.size:  # a scan sees no finer than its step: scan again until the box shrinks by less than a fifth
+    while rows.size:  # a scan resolves no more than its step: repeat it until the box shrinks by less than a fifth
         before = high[rows] - low[rows]
         for part in _blocks(rows, _ON_A_BOX[d] ** d):
             low[part], high[part] = _narrowed(exponent, part, low[part], high[part], depth)
@@ -121,7 +121,7 @@ def _narrowed(exponent: OfRows, rows: NDArray[np.intp], low: Array, high: Array,
     peak = values.reshape(n, -1).argmax(1)
     places = np.unravel_index(peak, values.shape[1:])
     top = values[(np.arange(n), *places)]
-    drop = np.zeros(n)  # from the greatest value to those beside it: a peak between points is no more than that higher
+    drop = np.zeros(n)  # from the largest value to its neighbours: a bound of how much higher the peak between is
     for axis in range(d):
         beside = [np.clip(places[axis] + side, 0, points - 1) for side in (-1, 1)]
         lower = [values[(np.arange(n), *places[:axis], place, *places[axis + 1 :])] for place in beside]
@@ -137,7 +137,7 @@ def _narrowed(exponent: OfRows, rows: NDArray[np.intp], low: Array, high: Array,
 
 
 def _values(exponent: OfRows, rows: NDArray[np.intp], z: Array) -> Array:
-    """Return the exponent on a scan, where it may overflow far away: there is no mass."""
+    """Return the exponent on a scan; it may overflow far away, where there is no mass."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = exponent(rows, z)
     return np.where(np.isnan(values), -np.inf, values)
@@ -153,7 +153,7 @@ def integrate(
 
     low and high are the corners ``[rows, d]``; breakpoints ``[rows, n]`` are offsets, in 1-D, where the exponent or
     `of` have kinks or jumps. The panels are halved until neither log Z nor a mean changes by more than rounding of the
-    exponent explains. Raises ValueError if an exponent is not a number, and if log Z has not settled in the end.
+    exponent explains. Raises ValueError if an exponent is not a number, or if log Z has not converged in the end.
     """
     d, rows = low.shape[1], np.arange(len(low))
     breaks = np.empty((rows.size, 0)) if breakpoints is None else breakpoints
@@ -162,7 +162,7 @@ def integrate(
     while rows.size and panels < _MOST[d]:
         panels *= 2
         finer_z, finer_means, size = _sums(exponent, of, rows, low, high, breaks, panels)
-        rounding = 1e-12 + 1e-13 * (np.abs(finer_z) + DEPTH)  # the finer sums are far more accurate than the change
+        rounding = 1e-12 + 1e-13 * (np.abs(finer_z) + DEPTH)  # the finer sums are much more accurate than the change
         change = np.abs(finer_z - log_z[rows])
         moved = np.abs(finer_means - means[rows]).reshape(rows.size, -1) > rounding[:, None] * size
         log_z[rows], means[rows] = finer_z, finer_means
@@ -177,7 +177,7 @@ def integrate(
 def _sums(
     exponent: OfRows, of: OfRows, rows: NDArray[np.intp], low: Array, high: Array, breaks: Array, panels: int
 ) -> tuple[Array, Array, Array]:
-    """Return log Z, the means, and the greatest |of| ``[rows, numbers]``, with this many panels per axis and piece."""
+    """Return log Z, the means, and the largest |of| ``[rows, numbers]``, with this many panels per axis and piece."""
     nodes = (panels * (breaks.shape[1] + 1) * _NODES.size) ** low.shape[1]
     found = [_block_sums(exponent, of, p, low[p], high[p], breaks[p], panels) for p in _blocks(rows, nodes)]
     log_z, means, size = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -218,7 +218,7 @@ def _product(axes: Sequence[Array]) -> Array:
 
 
 def _blocks(rows: NDArray[np.intp], nodes: int) -> Iterator[NDArray[np.intp]]:
-    """Yield the rows in parts that need arrays of a few MiB, for so many nodes per row."""
+    """Yield the rows in parts whose arrays, with this many nodes per row, take a few MiB."""
     size = max(1, _BLOCK // nodes)
     for start in range(0, rows.size, size):
         yield rows[start : start + size]

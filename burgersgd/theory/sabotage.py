@@ -1,7 +1,7 @@
-"""Which rows of `burgersgd verify` can fail: every function that a row names is made wrong, and the row must notice.
+"""Tests whether the rows of `burgersgd verify` can fail: with each function that a row names made wrong, it must fail.
 
-A wrong function returns 1.07 v + 0.013 for every number v that it should return. A row that still holds, or that holds
-because the function was never called, checks nothing.
+A wrong function returns 1.07 v + 0.013 for every number v that it should return. A row that still holds, or whose
+function was never called, checks nothing.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def spoiled(value: Any) -> Any:
 
 @contextlib.contextmanager
 def sabotaged(name: str) -> Iterator[Callable[[], int]]:
-    """Make a function wrong wherever the package refers to it; yields what returns how often it has been called.
+    """Make a function wrong wherever the package refers to it; yield a function that returns the number of its calls.
 
-    name is a function, a method or a property, from `burgersgd.theory.` or `burgersgd.` on. A function that returns
-    nothing is taken to write into its last argument. Raises LookupError for an unknown name.
+    name is the path of a function, method or property below `burgersgd.theory.` or `burgersgd.`. A function that
+    returns None is assumed to write into its last argument. Raises LookupError for an unknown name.
     """
     owner, attribute = _owner(name)
     right = vars(owner)[attribute]
@@ -77,7 +77,7 @@ def sabotaged(name: str) -> Iterator[Callable[[], int]]:
 
 
 def _owner(name: str) -> tuple[Any, str]:
-    """Return the module or class that a function lives in, and its name there."""
+    """Return the module or class that defines a function, and the function's name in it."""
     *path, attribute = name.split(".")
     for prefix in ("burgersgd.theory", "burgersgd"):
         for parts in range(len(path), 0, -1):
@@ -95,22 +95,22 @@ def _owner(name: str) -> tuple[Any, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The outcome of a check whose function was made wrong: the rows that name it, and which of them noticed."""
+    """The outcome of a check while one function was wrong: how many of the rows that name the function failed."""
 
     check: str
     function: str
     calls: int
-    held: list[Row]  # rows that name it and hold all the same
-    failed: int  # rows that name it and notice
-    crash: str | None = None  # an exception, which is no row that fails
+    held: list[Row]  # rows that name the function and still hold
+    failed: int  # number of rows that name the function and fail
+    crash: str | None = None  # an exception of the check, which does not count as a failed row
 
     @property
     def passed(self) -> bool:
-        """Whether the function was called and every row that names it noticed."""
+        """Whether the function was called and every row that names it failed."""
         return self.calls > 0 and self.failed > 0 and not self.held and self.crash is None
 
     def __str__(self) -> str:
-        """Return one line: what was tried and what was found."""
+        """Return one line with the check, the function and the outcome."""
         tried = f"{self.check}, {self.function}"
         if self.crash is not None:
             return f"{tried}: {self.crash}"
@@ -120,14 +120,14 @@ class Trial:
 
 
 def trials(check: str, rows: Iterable[Row]) -> Iterator[Trial]:
-    """Yield the trial of every function that these rows of the check name."""
+    """Yield one trial for each function that these rows of the check name."""
     names = list(dict.fromkeys(name for row in rows for name in row.functions))
     for name in names:
         forget_experiments()
         with sabotaged(name) as calls, np.errstate(all="ignore"):
             try:
                 found, crash = CHECKS[check](), None
-            except Exception as error:  # a wrong function may lead anywhere
+            except Exception as error:  # a wrong function may raise anything
                 found, crash = [], f"{type(error).__name__}: {error}"
         named = [row for row in found if name in row.functions]
         held = [row for row in named if row.passed]

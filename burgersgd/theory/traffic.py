@@ -3,7 +3,7 @@
 The density rho (cars per length) lies in [0, rho_max]; cars move at u = u_max (1 - rho / rho_max) (Greenshields). In
 the characteristic speed w = Q'(rho) = u_max (1 - 2 rho / rho_max) the conservation of cars with a diffusive flux is
 Burgers' equation, w_t + w w_x = nu w_xx. Units are free: those of rho_max, u_max and of x and t must agree, and nu has
-the units of u_max times length. One dimension throughout; arrays of any shape go in and come out elementwise.
+the units of u_max times length. Everything is one-dimensional; functions work elementwise on arrays of any shape.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def characteristic_speed(rho: ArrayLike, *, rho_max: float = 1.0, u_max: float =
 def density(w: ArrayLike, *, rho_max: float = 1.0, u_max: float = 1.0) -> Array:
     """Return rho = (rho_max / 2) (1 - w / u_max), the density whose characteristic speed is w. Same shape.
 
-    Implements Eq. (3.12), with the slip of the paper corrected: it prints (rho_max / (2 u_max)) (1 - w), right for
-    u_max = 1 only. Raises ValueError unless rho_max > 0 and u_max > 0.
+    Implements Eq. (3.12), with an error of the paper corrected: it prints (rho_max / (2 u_max)) (1 - w), which is right
+    only for u_max = 1. Raises ValueError unless rho_max > 0 and u_max > 0.
     """
     check_positive(rho_max=rho_max, u_max=u_max)
     return rho_max / 2 * (1 - float_array(w) / u_max)  # (3.12)
@@ -130,7 +130,7 @@ class RiemannData(NamedTuple):
 
 
 class JamData(NamedTuple):
-    """Densities as fractions of rho_max, and the jam's part of the road's length."""
+    """Densities as fractions of rho_max, and the length of the jam as a fraction of the road's length."""
 
     around: float
     inside: float
@@ -145,11 +145,11 @@ class RingData(NamedTuple):
 
 
 RED_LIGHT = RiemannData(0.4, 1.0)
-"""Cars arrive at a queue that stands at the light, x = 0: a shock runs backwards."""
+"""Cars arrive at a queue that waits at the light, x = 0: a shock moves backwards."""
 GREEN_LIGHT = RiemannData(1.0, 0.0)
-"""The light turns green: a fan spreads, with rho = rho_max / 2 at the light for all times."""
+"""The light turns green: a rarefaction fan spreads, with rho = rho_max / 2 at the light at all times."""
 JAM = JamData(0.2, 0.9, 0.25)
-"""A jam in light traffic: a shock at its tail, a fan at its head, until they meet."""
+"""A jam in light traffic: it has a shock at its tail and a fan at its head until the two meet."""
 RING = RingData(0.4, 0.25)
 """A bump that steepens into a shock and decays."""
 
@@ -166,7 +166,7 @@ def riemann_solution(
 ) -> Array:
     """Return the exact density at time t that starts as rho_left for x < 0 and rho_right for x > 0. Same shape as x.
 
-    A shock or a fan; viscous, or for nu = 0 the entropy solution; t = 0 gives the initial data. Raises ValueError
+    It is a shock or a fan; for nu = 0 it is the entropy solution; t = 0 gives the initial data. Raises ValueError
     unless t >= 0, nu >= 0 and both densities lie in [0, rho_max].
     """
     for name, rho in (("rho_left", rho_left), ("rho_right", rho_right)):
@@ -199,9 +199,10 @@ def cumulative_count(
 ) -> Array:
     """Return N, ``[times, cells + 1]``: the cars between the left end and each face, minus those that have entered.
 
-    rho is ``[times, cells]``. Cars are the level sets of N, because N_x = rho and N_t = -q: car k drives along
-    N(X(t), t) = k at the speed q / rho. The flux through the left end is integrated by the trapezoidal rule over times.
-    Implements Eq. (3.2). Implements Eq. (3.3). Raises ValueError unless nu >= 0, dx > 0, rho_max > 0 and u_max > 0.
+    rho is ``[times, cells]``. The paths of cars are the level sets of N, because N_x = rho and N_t = -q: car k drives
+    along N(X(t), t) = k at the speed q / rho. The flux through the left end is integrated by the trapezoidal rule over
+    times. Implements Eq. (3.2). Implements Eq. (3.3). Raises ValueError unless nu >= 0, dx > 0, rho_max > 0 and
+    u_max > 0.
     """
     check_positive(dx=dx)
     first, before = rho[:, 0], rho[:, -1] if periodic else rho[:, 0]

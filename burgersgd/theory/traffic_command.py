@@ -1,6 +1,6 @@
 """`burgersgd traffic scenario=red_light nu=0.02`: solve a traffic scenario, compare with the exact solution, draw it.
 
-Everything is checked before anything is written: a mistake is one line on the terminal and exit code 2.
+All arguments are checked before anything is written: a mistake is reported in one line, with exit code 2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from burgersgd.theory import burgers, cole_hopf, traffic, traffic_figures
 from burgersgd.theory.burgers import Array, BurgersWarning, Greenshields
 
 FRAMES = 241
-"""Times that are saved: enough for smooth lines of cars."""
+"""Number of saved times: enough for smooth paths of cars."""
 DRAWN_CARS = 32
 _LIGHTS = {"red_light": traffic.RED_LIGHT, "green_light": traffic.GREEN_LIGHT}
 
@@ -77,7 +77,7 @@ class TrafficConfig(Group):
 
     @property
     def states(self) -> tuple[float, float] | None:
-        """Densities left and right of x = 0, where the scenario is a jump."""
+        """Densities left and right of x = 0 if the scenario is a jump, otherwise None."""
         if self.scenario in _LIGHTS:
             left, right = _LIGHTS[self.scenario]
             return left * self.rho_max, right * self.rho_max
@@ -87,7 +87,7 @@ class TrafficConfig(Group):
 
     @property
     def road(self) -> dict[str, float]:
-        """The road's two numbers."""
+        """The parameters of the road, rho_max and u_max, as keyword arguments."""
         return {"rho_max": self.rho_max, "u_max": self.u_max}
 
 
@@ -110,7 +110,7 @@ EXPLAINED = {
 def main(arguments: list[str]) -> int:
     """Run `burgersgd traffic` with these arguments (without the word traffic) and return the exit code.
 
-    0: done; 2: a mistake in the arguments, or matplotlib is missing, or the folder cannot be written; 130: interrupted.
+    0: success; 2: the arguments are wrong, matplotlib is missing, or the folder cannot be written; 130: interrupted.
     """
     if {"-h", "--help", "help"} & set(arguments):
         print(HELP.format(keys=_explained_keys()), end="")
@@ -149,7 +149,7 @@ def parse(arguments: list[str]) -> TrafficConfig:
 
 
 def _value(key: str, text: str, kind: str) -> Any:
-    """Return the text as a value of the field's type."""
+    """Return the text converted to the type of the field."""
     if kind.endswith("| None") and text in ("null", "None"):
         return None
     base = kind.split(" | ")[0]
@@ -178,7 +178,7 @@ def _require_matplotlib() -> None:
 
 
 def _made(folder: Path) -> Path:
-    """Return the folder, created if need be, before the work begins."""
+    """Return the folder, creating it if necessary."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -198,7 +198,7 @@ class Run:
     faces: Array  # [cells + 1]
     times: Array  # [times]
     rho: Array  # [times, cells]
-    count: Array  # [times, cells + 1]: cars are its level sets
+    count: Array  # [times, cells + 1]: the paths of cars are its level sets
     exact: Array | None  # [cells], at the last time
     steps: int
 
@@ -210,7 +210,7 @@ class Run:
         return float(np.mean(np.abs(self.rho[-1] - self.exact))) / self.config.rho_max
 
     def car_levels(self) -> Array:
-        """Return the values of count whose paths are drawn: equally many cars lie between any two."""
+        """Return the values of count whose level sets are drawn, at equal distances."""
         spacing = max(self.count[0, -1], 0.1 * self.config.rho_max * self.config.length) / DRAWN_CARS
         first, last = np.min(self.count) / spacing, np.max(self.count) / spacing
         return spacing * (np.arange(np.floor(first), np.ceil(last)) + 0.5)
@@ -237,7 +237,7 @@ class Run:
 
 
 def simulate(config: TrafficConfig) -> Run:
-    """Return the solved scenario; prints a one-line warning if the grid is too coarse for nu."""
+    """Solve the scenario; print a one-line warning if the grid is too coarse for nu."""
     half, time = config.length / 2, float(config.time or 0)
     x, dx = burgers.cell_centers(config.cells, -half, half), config.length / config.cells
     breakpoints: list[float] = []
@@ -287,7 +287,7 @@ def simulate(config: TrafficConfig) -> Run:
 
 
 def _exact(config: TrafficConfig, x: Array, time: float, start: Any, breakpoints: list[float]) -> Array | None:
-    """Return the exact density, None if none is known: closed for a jump, else Cole-Hopf by quadrature."""
+    """Return the exact density, in closed form for a jump, otherwise by Cole-Hopf quadrature; None if unknown."""
     if config.states is not None:
         return traffic.riemann_solution(x, time, *config.states, config.nu, **config.road)
     if config.nu == 0:
@@ -307,7 +307,7 @@ def _exact(config: TrafficConfig, x: Array, time: float, start: Any, breakpoints
 
 
 def save(run: Run, folder: Path) -> list[str]:
-    """Write the arrays and the figures into the folder; returns the names of the files."""
+    """Write the arrays and the figures into the folder and return the names of the files."""
     config, files = run.config, ["solution.npz", "space_time.png", "fundamental_diagram.png"]
     np.savez_compressed(
         folder / files[0],

@@ -1,4 +1,4 @@
-"""The figures and the animation of `burgersgd traffic`. matplotlib is imported here only, when one is drawn."""
+"""The figures and the animation of `burgersgd traffic`. matplotlib is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CARS: dict[str, Any] = {"colors": "k", "linewidths": 0.6, "linestyles": "solid"}
 
 
 def draw_space_time(run: Run, path: Path) -> None:
-    """Save the density over space and time with the cars' paths and characteristics, and profiles beside it."""
+    """Save two plots: density over space and time, with the cars' paths and characteristics, and density profiles."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -48,7 +48,7 @@ def draw_space_time(run: Run, path: Path) -> None:
 
 
 def _draw_characteristics(run: Run, plane: Axes, states: tuple[float, float]) -> Any:
-    """Draw the characteristics of Riemann data without viscosity, each until it meets the shock."""
+    """Draw the characteristics of the inviscid Riemann problem, each until it meets the shock."""
     end = float(run.times[-1])
     left, right = traffic.characteristic_speed(states, **run.config.road)
     shock = (left + right) / 2
@@ -77,7 +77,7 @@ def _draw_profiles(run: Run, axes: Axes) -> None:
 
 
 def draw_fundamental_diagram(run: Run, path: Path) -> None:
-    """Save flux and speed over density: the model's curves, and the states that occur on the road at the end."""
+    """Save flux and speed over density: the model's curves, and the states on the road at the last time."""
     from matplotlib.figure import Figure
 
     config, dx = run.config, run.config.length / run.config.cells

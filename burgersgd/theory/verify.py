@@ -1,9 +1,9 @@
-"""`burgersgd verify`: every link of the paper's chain, measured, in one table.
+"""`burgersgd verify`: measures every equation of the paper's derivation and prints one table.
 
 With --sabotage the functions that each row names are made wrong, one after the other, and the row has to fail.
 
-Exit codes: 0 all rows hold; 1 a row fails (with --sabotage: holds); 2 usage (one line, nothing is created);
-130 interrupted.
+Exit codes: 0 all rows hold; 1 a row fails (with --sabotage: a row holds although a function is wrong); 2 wrong usage
+(reported in one line, and nothing is created); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Report:
     """The result of running checks."""
 
     rows: list[Row]
-    seconds: dict[str, float]  # of every check
+    seconds: dict[str, float]  # duration of every check
 
     @property
     def passed(self) -> bool:
-        """Whether all rows hold, at least one."""
+        """Whether there is at least one row and all rows hold."""
         return bool(self.rows) and all(row.passed for row in self.rows)
 
 
 class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (generic in the stubs only)
-    monitor_interval = 0  # tqdm's watching thread is of no use here
+    monitor_interval = 0  # no tqdm monitor thread
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def select(names: Sequence[str]) -> list[str]:
-    """Return the full names of the checks that are meant: groups, checks ("group.name") or nothing for all.
+    """Return the full names of the checks selected by names of groups or checks ("group.name"); no names select all.
 
     Raises ValueError for an unknown name.
     """
@@ -76,7 +76,7 @@ def select(names: Sequence[str]) -> list[str]:
 
 
 def progress(names: Sequence[str], unit: str) -> Iterator[str]:
-    """Yield the names behind a bar on standard error that shows the one at hand."""
+    """Yield the names, with a progress bar on standard error that shows the current one."""
     live = sys.stderr.isatty()
     bar = _Bar(names, file=sys.stderr, unit=unit, ncols=90, leave=False, mininterval=0.1 if live else 2)
     for name in bar:
@@ -86,7 +86,7 @@ def progress(names: Sequence[str], unit: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: 20,000 paths gain little from a second and wait for it where cores are not free."""
+    """Limit torch to one thread: 20,000 paths gain little from a second one, and wait for it if no core is free."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run(names: Sequence[str]) -> Report:
-    """Run the checks of these full names; one that raises becomes a row that fails."""
+    """Run the checks with these full names; a check that raises an exception becomes a row that fails."""
     forget_experiments()
     rows: list[Row] = []
     seconds: dict[str, float] = {}
@@ -104,7 +104,7 @@ def run(names: Sequence[str]) -> Report:
         started = time.perf_counter()
         try:
             found = CHECKS[name]()
-        except Exception as error:  # the other checks are to run all the same
+        except Exception as error:  # the other checks must still run
             text = f"the check stopped: {type(error).__name__}: {error}"
             found = [Row("", "", text, math.nan, math.nan, "", "a check must not raise", False)]
         rows += [dataclasses.replace(row, check=name) for row in found]
@@ -123,7 +123,7 @@ def number(value: float) -> str:
 
 
 def measured(row: Row) -> str:
-    """Return the measured number, and what the printed form gives where there is one."""
+    """Return the measured number and, for a misprint, the number that the printed form gives."""
     return number(row.measured) if row.printed is None else f"{number(row.measured)}\nprinted: {row.printed:.3g}"
 
 
@@ -163,7 +163,7 @@ def table(report: Report, width: int | None = None) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return how it went: one line, and one for each row that fails."""
+    """Return a one-line summary, followed by one line for each row that fails."""
     failed = [row for row in report.rows if not row.passed]
     misprints = sum(row.passed and row.printed is not None for row in report.rows)
     text = f"{len(report.rows) - len(failed)} of {len(report.rows)} rows hold, {misprints} of them confirm a misprint"
@@ -171,7 +171,7 @@ def summary(report: Report) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return the report as JSON holds it."""
+    """Return the report as plain values for JSON; numbers that are not finite become None."""
     versions = {name: __import__(name).__version__ for name in ("numpy", "scipy", "torch")}
     rows = []
     for row in report.rows:
@@ -206,7 +206,7 @@ def as_markdown(report: Report, figures: dict[str, str]) -> str:
 
 
 def listing() -> str:
-    """Return the groups and the checks in them with the first line of what they say."""
+    """Return the groups and their checks, each with the first line of its docstring."""
     lines = []
     for group in GROUPS:
         lines.append(group)
@@ -258,7 +258,10 @@ def main(arguments: list[str]) -> int:
 
 
 def noticed(names: Sequence[str]) -> bool:
-    """Make every function wrong that a row of these checks names, print what comes of it; return whether all notice."""
+    """Make each function that a row of these checks names wrong, print the failures; return whether there are none.
+
+    It is a failure if a row fails while its functions are right, or holds while one of them is wrong.
+    """
     report, tried = run(names), 0
     failed = [str(row.statement) for row in report.rows if not row.passed]
     for name in progress(names, "check"):

@@ -50,7 +50,7 @@ def exact_solutions() -> list[Row]:
 
 @check("cole_hopf")
 def hamilton_jacobi() -> list[Row]:
-    """-2 nu log psi solves (4.4), its slope Burgers' equation; with the printed sign not."""
+    """-2 nu log psi solves (4.4), and its slope Burgers' equation; with the printed sign they do not."""
 
     def residual(sign: float) -> float:
         _, f_t, f_x, f_xx = (sign * v for v in derivatives(lambda x, t: cole_hopf.phi(x, t, NU, well), POINTS, T, 2e-3))
@@ -76,7 +76,7 @@ def hamilton_jacobi() -> list[Row]:
 
 @check("cole_hopf")
 def transformation() -> list[Row]:
-    """(4.9)-(4.11): the transformation turns Hamilton-Jacobi into heat, whatever psi is."""
+    """(4.9)-(4.11): the transformation turns Hamilton-Jacobi into the heat equation, for any psi."""
     rng = np.random.default_rng(1)
     psi = rng.uniform(0.5, 2, 50)
     psi_t, psi_x, psi_xx = rng.normal(size=(3, 50))
@@ -126,7 +126,7 @@ def heat_kernel() -> list[Row]:
     convolved = largest(np.log(psi[3000:4001:200]) - cole_hopf.log_psi(grid[3000:4001:200], T, NU, well))
     variance = 2 * NU * T
     mass = integral(lambda r: cole_hopf.heat_kernel(r, T, NU, d=2) * 2 * math.pi * r, 0, 12 * math.sqrt(variance))
-    printed = mass * math.sqrt(2 * math.pi * variance)  # one factor (4 pi nu t)^(-1/2) where d = 2 needs two
+    printed = mass * math.sqrt(2 * math.pi * variance)  # one factor (4 pi nu t)^(-1/2); d = 2 needs two
     y = np.linspace(-2, 2, 9)
     G, exact = cole_hopf.penalised_loss(0.4, y, T, well), well(y) + (0.4 - y) ** 2 / (2 * T)
     wrong = y**5 / 5 - 2 * y**3 / 3 + y + (0.4 - y) ** 2 / (2 * T)
@@ -178,7 +178,7 @@ def initial_data() -> list[Row]:
 
 @check("cole_hopf")
 def vector_fields() -> list[Row]:
-    """(4.5) needs a field without rotation: grad F_gamma of a mixture in the plane, and a rotation that decays."""
+    """(4.5) needs a field without curl: grad F_gamma of a mixture in the plane, and a decaying rotation."""
     weights, means = np.array([1.0, 0.6]), np.array([[0.0, 0.3], [1.0, -0.5]])
     covariances = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
     x, h, nu, t = np.random.default_rng(2).normal(size=(20, 2)), 1e-2, 0.2, 0.5

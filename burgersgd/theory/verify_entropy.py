@@ -49,7 +49,7 @@ def closed_forms() -> list[Row]:
 
 @check("local_entropy")
 def definition() -> list[Row]:
-    """(4.1): as gamma -> 0 the local entropy is F; two misprints of (4.1) are not."""
+    """(4.1): as gamma -> 0 the local entropy tends to F; two misprints of (4.1) do not."""
     gamma, nu, x = 1e-3, 0.2, np.array([[0.4, -1.2]])
     curvature = np.array([[1.5, 0.2], [0.2, 0.8]])
     F, F_well = float(x[0] @ curvature @ x[0]) / 2, float(well(np.array(0.4)))
@@ -81,7 +81,7 @@ def definition() -> list[Row]:
 
 @check("local_entropy")
 def gradient() -> list[Row]:
-    """(4.20)-(4.22): two forms of the gradient, the measure under which they are means."""
+    """(4.20)-(4.22): two forms of the gradient, and the measure under which they are means."""
     at = local_entropy.local_entropy(local_entropy.DOUBLE_WELL, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).value, POINTS, T, 1e-3)
     assert at.mean_gradient is not None
@@ -112,7 +112,7 @@ def gradient() -> list[Row]:
 
 @check("local_entropy")
 def hessian() -> list[Row]:
-    """Oleinik's bound: however steep F, the local entropy is 1 / gamma smooth from above."""
+    """Oleinik's bound: the Hessian of the local entropy is at most 1 / gamma, however steep F is."""
     at = local_entropy.local_entropy(well, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).gradient, POINTS, T, 1e-3)
     error, gamma, steepest = largest(at.hessian - d.x), 0.5, 2.8  # F'' <= 2.8 on the ripple
@@ -128,7 +128,7 @@ def hessian() -> list[Row]:
 
 @check("local_entropy")
 def limits() -> list[Row]:
-    """Gamma -> 0 gives F, nu -> 0 the envelope of Moreau and Hopf-Lax."""
+    """The limit gamma -> 0 is F, the limit nu -> 0 the Moreau envelope (Hopf-Lax)."""
     x, errors = np.array([0.4]), []
     for gamma in (1e-2, 5e-3):
         first = well(x) + gamma * (NU * (12 * x**2 - 4) - well_slope(x) ** 2 / 2)
@@ -173,7 +173,7 @@ def burgers_flow() -> list[Row]:
 
 @check("local_entropy")
 def monte_carlo() -> list[Row]:
-    """The estimate of training: the mean of y over a cycle, from chains of the optimizer itself."""
+    """The estimate that training uses: the mean of y over a cycle, from chains of the optimizer itself."""
     found = local_entropy.monte_carlo(
         local_entropy.DOUBLE_WELL, [0.4], 0.3, 0.1,
         lr=0.02, inner_steps=800, burn_in=200, chains=4000, integrator="leimkuhler_matthews", seed=3,

@@ -15,7 +15,7 @@ from burgersgd.theory.verify_rows import Row, agrees, check, experiment, misprin
 
 Array = NDArray[np.float64]
 
-ROAD = {"rho_max": 120.0, "u_max": 30.0}  # cars per km, m/s or what you like: away from 0 and 1
+ROAD = {"rho_max": 120.0, "u_max": 30.0}  # in any units; the numbers are away from 0 and 1
 ROAD_NU = 2.5
 ROUNDING = "rounding, float64"
 STENCIL = "differences of 4th order"
@@ -173,7 +173,7 @@ def green_light() -> list[Row]:
 
 @check("traffic")
 def density_solver_is_speed_solver() -> list[Row]:
-    """The solver in rho with Greenshields' flux and the solver in w with Burgers' flux give one traffic."""
+    """The solver in rho with Greenshields' flux and the solver in w with Burgers' flux give the same density."""
     cells, length, times = 512, 2.0, [0.05, 0.1]
     rho = traffic.ring_density(burgers.cell_centers(cells, -1.0, 1.0), length, rho_max=ROAD["rho_max"])
     dx, w = length / cells, traffic.characteristic_speed(rho, **ROAD)
@@ -263,7 +263,7 @@ def travelling_shock() -> list[Row]:
 
 @check("burgers")
 def no_viscosity() -> list[Row]:
-    """Nu = 0 gives the entropy solution: a shock, and a fan where a jump up could stay."""
+    """The solver gives the entropy solution at nu = 0: a shock, and a fan instead of an upward jump."""
     cells = 800
     x = burgers.cell_centers(cells, -1.0, 1.0)
     dx, of, why = 2 / cells, "burgers.solve, cole_hopf.riemann", "2 cells times the jump"
@@ -278,7 +278,7 @@ def no_viscosity() -> list[Row]:
 
 @check("burgers")
 def reaches_small_viscosity() -> list[Row]:
-    """The steepest slope of the sine wave at nu = 0.01 / pi, a published number."""
+    """The steepest slope of the sine wave at nu = 0.01 / pi agrees with a published number."""
     nu, t, known = 0.01 / math.pi, 1.6037 / math.pi, 152.00516
     h = 1e-4
     w = cole_hopf.sine(np.array([-2 * h, -h, h, 2 * h]), t, nu)

@@ -9,37 +9,37 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 SIGMAS = 6.0
-"""A statistical row passes when |z| < 6: a sound one fails once in 5e8 looks, and the seeds are fixed."""
+"""A statistical row passes if |z| < 6: a correct one fails once in 5e8 draws, and the seeds are fixed."""
 
 SAMPLING = "6 standard errors, known from the exact law"
 
 MISS = 2.0
-"""A misprint is confirmed when the printed form misses the truth by more than this many tolerances."""
+"""A misprint is confirmed if the printed form is off by more than this many tolerances."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
-    equation: str  # "3.12", or "" where no numbered equation says it
-    of: str  # the functions that are measured, from `burgersgd.theory.` or `burgersgd.` on, joined by ", "
+    equation: str  # "3.12", or "" if the statement has no numbered equation
+    of: str  # the functions that are measured, as paths below `burgersgd.theory.` or `burgersgd.`, joined by ", "
     statement: str
     measured: float
     expected: float
     tolerance: str
-    reason: str  # why that tolerance
+    reason: str  # the reason for the tolerance
     passed: bool
-    printed: float | None = None  # what the printed form gives, where it is a misprint
+    printed: float | None = None  # the number that the printed form gives, for a misprint
     check: str = ""  # "group.name", filled in by the runner
 
     @property
     def functions(self) -> list[str]:
-        """Return the functions that are measured, each of which makes the row fail when it is wrong."""
+        """The functions that are measured; the row must fail if any of them is wrong."""
         return self.of.split(", ")
 
     @property
     def verdict(self) -> str:
-        """Return "holds", "misprint confirmed" (corrected form holds, printed form fails) or "FAILS"."""
+        """One of "holds", "misprint confirmed" (corrected form holds, printed form fails) and "FAILS"."""
         if not self.passed:
             return "FAILS"
         return "holds" if self.printed is None else "misprint confirmed"
@@ -48,7 +48,7 @@ class Row:
 def agrees(
     equation: str, of: str, statement: str, measured: float, expected: float, tolerance: float, reason: str
 ) -> Row:
-    """Return a row that passes when measured is within tolerance of expected."""
+    """Return a row that passes if measured is within tolerance of expected."""
     passed = bool(abs(measured - expected) <= tolerance)  # False for nan
     return Row(equation, of, statement, float(measured), float(expected), f"{tolerance:.1g}", reason, passed)
 
@@ -56,7 +56,7 @@ def agrees(
 def within(
     equation: str, of: str, statement: str, measured: float, expected: float, band: tuple[float, float], reason: str
 ) -> Row:
-    """Return a row that passes when measured lies in the band."""
+    """Return a row that passes if measured lies in the band."""
     low, high = band
     passed = bool(low <= measured <= high)
     return Row(equation, of, statement, float(measured), float(expected), f"in [{low:g}, {high:g}]", reason, passed)
@@ -65,7 +65,7 @@ def within(
 def scored(
     equation: str, of: str, statement: str, measured: float, expected: float, error: float, reason: str = SAMPLING
 ) -> Row:
-    """Return a row that passes when measured is within 6 standard errors of expected."""
+    """Return a row that passes if measured is within 6 standard errors of expected."""
     z = (measured - expected) / error
     passed = bool(math.isfinite(z) and abs(z) < SIGMAS)
     return Row(equation, of, statement, float(measured), float(expected), f"|z| < 6, z = {z:+.1f}", reason, passed)
@@ -80,9 +80,9 @@ def misprint(
     tolerance: float,
     reason: str,
 ) -> Row:
-    """Return a row that passes when of two forms the corrected one is within tolerance and the printed one is not.
+    """Return a row that passes if the corrected form is within tolerance of expected and the printed form is not.
 
-    forms: what the corrected and the printed form give; see MISS.
+    forms: the numbers that the corrected and the printed form give; the printed one must be off by MISS tolerances.
     """
     corrected, printed = forms
     row = agrees(equation, of, statement, corrected, expected, tolerance, reason)
@@ -114,13 +114,13 @@ _EXPERIMENTS: list[Any] = []
 
 
 def experiment(function: Experiment) -> Experiment:
-    """Keep what a function returns until forget_experiments: several checks and the figures share it."""
+    """Cache the results of a function until forget_experiments: several checks and the figures share them."""
     kept = functools.cache(function)
     _EXPERIMENTS.append(kept)
     return kept  # pyright: ignore[reportReturnType]
 
 
 def forget_experiments() -> None:
-    """Forget all results, so that the next run measures anew."""
+    """Clear the cached results, so that the next run measures again."""
     for kept in _EXPERIMENTS:
         kept.cache_clear()

@@ -17,12 +17,12 @@ from burgersgd.theory.verify_rows import SAMPLING, SIGMAS, Row, agrees, check, e
 Array = NDArray[np.float64]
 
 LOSS, START, GAMMA, NU = local_entropy.RIPPLE, 1.2, 0.5, 0.1
-"""y^2 / 2 + 0.45 cos 2y from x(0) = y(0) = 1.2, until s = 1."""
+"""The loss y^2 / 2 + 0.45 cos 2y, with x(0) = y(0) = 1.2, until s = 1."""
 SIX = "6 standard errors"
 UNIFORM = "uniform in [0, 1] if the law is right"
 A, T = 0.8, 0.2
 BOWL = local_entropy.Loss(lambda y: A * y**2 / 2, lambda y: A * y)
-"""F = a y^2 / 2, where laws are Gaussian and known."""
+"""F = a y^2 / 2, for which the laws are Gaussian and known."""
 
 
 # ------------------------------------------------------------------------------------------------------------ langevin
@@ -48,7 +48,7 @@ def transient() -> list[Row]:
 def invariant_law() -> list[Row]:
     """(2.16): the law of (2.15) is exp(-F / nu); exp(-F / 2 nu) as printed is that of another temperature."""
     nu, paths, well = 0.4, 30_000, local_entropy.DOUBLE_WELL
-    begin = np.where(np.arange(paths) % 2, 1.0, -1.0)[:, None]  # half of them in either well
+    begin = np.where(np.arange(paths) % 2, 1.0, -1.0)[:, None]  # half of the paths in either well
     method = "leimkuhler_matthews"
     sample = langevin.langevin_paths(well, begin, nu, 0.02, 1500, integrator=method)
     found = langevin.check_law(sample, gibbs.gibbs_law(well.value, nu))
@@ -122,7 +122,7 @@ FAST_SLOW, AVERAGED = "homogenisation.fast_slow_paths", "homogenisation.averaged
 
 @experiment
 def convergence(temperature: homogenisation.Temperature) -> homogenisation.ConvergenceOrders:
-    """Return the experiment of orders in epsilon, with the noise of either temperature, against its own limit."""
+    """Return the orders in epsilon with the noise of a temperature, measured against the limit for that temperature."""
     return homogenisation.convergence_experiment(
         LOSS, start=START, gamma=GAMMA, nu=NU, temperature=temperature,
         limit_nu=NU if temperature == "consistent" else NU / 2,
@@ -131,7 +131,7 @@ def convergence(temperature: homogenisation.Temperature) -> homogenisation.Conve
 
 @experiment
 def extrapolated(temperature: homogenisation.Temperature) -> tuple[float, float]:
-    """Return the mean of x(1) for epsilon -> 0 (Richardson, from 1/32 and 1/64) and its standard error."""
+    """Return the mean of x(1) for epsilon -> 0 (Richardson extrapolation from 1/32 and 1/64) and its standard error."""
     means, errors = [], []
     for epsilon in (1 / 32, 1 / 64):
         x, _ = homogenisation.fast_slow_paths(LOSS, START, GAMMA, NU, epsilon, temperature=temperature)
@@ -142,7 +142,7 @@ def extrapolated(temperature: homogenisation.Temperature) -> tuple[float, float]
 
 
 def slow_descent(sign: float, steps: int = 40) -> float:
-    """Return X(1) of dX/ds = sign grad F_gamma(X) by the classical Runge-Kutta method, apart from averaged_path."""
+    """Return X(1) of dX/ds = sign grad F_gamma(X) by the classical Runge-Kutta method, independent of averaged_path."""
 
     def velocity(x: float) -> float:
         return sign * float(local_entropy.local_entropy(LOSS.value, x, GAMMA, NU).gradient)
@@ -232,7 +232,7 @@ def temperature() -> list[Row]:
 
 @check("homogenisation")
 def fokker_planck() -> list[Row]:
-    """(5.7), (5.9), (5.10), (5.15), (5.16): generator and flux of the fast point, and the laws they leave alone."""
+    """(5.7), (5.9), (5.10), (5.15), (5.16): generator and flux of the fast point, and their invariant laws."""
     beta, x = math.sqrt(2 * NU), 0.4  # beta^2 / 2 = nu
     y = np.linspace(-3.5, 3.5, 20_001)
 
@@ -244,7 +244,7 @@ def fokker_planck() -> list[Row]:
         generated = homogenisation.generator(LOSS, x, GAMMA, temperature, y, first, second)
         return float(np.trapezoid(generated * density, y))
 
-    consistent = law(1 / (2 * NU))  # (4.21), left alone by T = 2 nu
+    consistent = law(1 / (2 * NU))  # (4.21), invariant for T = 2 nu
     functions = ((1 + 0 * y, 0 * y), (2 * y, 2 + 0 * y), (np.cos(y), -np.sin(y)))  # f', f''
     invariant = max(abs(mean(2 * NU, consistent, *f)) for f in functions)
     other = law(1 / NU)  # the same at T = nu: E L_0 f = (2 nu - nu) E f''
@@ -322,7 +322,7 @@ def milstein() -> list[Row]:
     draw = normals(0, paths)
     fine = torch.stack([draw(k + 1) for k in range(finest)])
     x = np.full((paths, 1), 0.4)
-    for xi in fine.numpy():  # the same Brownian path in fine steps, apart from langevin_paths
+    for xi in fine.numpy():  # the same Brownian path in fine steps, independent of langevin_paths
         x = x - LOSS.gradient(x) / finest + math.sqrt(2 * temperature / finest) * xi
     errors = []
     for steps in (16, 32, 64, 128):
@@ -355,7 +355,7 @@ def passive_scalar() -> list[Row]:
 
 @check("homogenisation")
 def scoping() -> list[Row]:
-    """Letting gamma fall as fast as s rises follows a characteristic: nu -> 0, x arrives at the proximal point."""
+    """If gamma falls as fast as s rises, x follows a characteristic, for nu -> 0 to the proximal point."""
     gamma0, nu = 0.5, 2e-3
     arrived = float(homogenisation.averaged_path(LOSS, START, lambda s: gamma0 - s, nu, [gamma0 * 0.998])[0])
     prox = float(local_entropy.moreau(LOSS.value, np.array([START]), gamma0).prox[0])

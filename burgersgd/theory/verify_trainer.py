@@ -24,13 +24,13 @@ from burgersgd.training.gradients import Problem, eager_gradient, split
 Array = NDArray[np.float64]
 
 CHAINS = 20_000
-"""Independent chains: a factor of 2 in a variance is 50 standard errors."""
+"""Number of independent chains; a factor of 2 in a variance is then 50 standard errors."""
 ROUNDING = "rounding, float64"
 
 A, CENTER, GAMMA, NU, LR = 1.5, 0.7, 0.5, 0.2, 0.1  # F = a (y - c)^2 / 2
 KAPPA = A + 1 / GAMMA
 HYPER = UNUSED | {"lr": LR, "nu": NU, "gamma": GAMMA, "outer_step": 0.2, "ema_weight": 1.0}
-"""The floats of LocalEntropy."""
+"""The float hyperparameters of LocalEntropy."""
 
 
 def slope(y: Array) -> Array:
@@ -48,7 +48,7 @@ def variance_error(variance: float) -> float:
 
 @check("optimizer")
 def network_and_gradients() -> list[Row]:
-    """(2.1)-(2.13): the network, its loss, mini-batches and the steps of SGD, written out by hand."""
+    """(2.1)-(2.13): the network, its loss, mini-batches and the steps of SGD against explicit formulas."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -64,7 +64,7 @@ def network_and_gradients() -> list[Row]:
     made = model.apply(views, inputs, False, None).numpy()
     network, squashed = (
         float(np.abs(made - v).max()) for v in (outputs, np.tanh(outputs))
-    )  # (2.2) has sigma last, too
+    )  # (2.2) prints sigma on the last layer, too
 
     def gradient(rows: Any) -> Array:  # of the mean of |z - t|^2 over these rows, by the chain rule
         back = 2 * (outputs[rows] - targets.numpy()[rows]) / len(outputs[rows])
@@ -76,7 +76,7 @@ def network_and_gradients() -> list[Row]:
     order, one = Batches(n, size, torch.tensor([0])), Batches(n, 1, torch.tensor([0]))
     drawn = [order.indices(k, 1)[0] for k in range(order.evaluations_per_epoch)]
     losses = [float(problem.batch_loss(views, inputs[b[0]], targets[b[0]], None)) for b in drawn]
-    in_loss, printed_loss = (  # (2.11) to the letter: samples i = 1..B in every batch
+    in_loss, printed_loss = (  # (2.11) as printed: samples i = 1..B in every batch
         max(abs(a - each[rows].mean()) for a, rows in zip(losses, batches, strict=True))
         for batches in ([b[0].numpy() for b in drawn], [slice(size)] * len(drawn))
     )
@@ -163,7 +163,7 @@ def fast_point() -> list[Row]:
 
 @check("optimizer")
 def momentum() -> list[Row]:
-    """(5.18) with momentum beta: the noise goes through the velocity, so that y keeps the temperature 2 nu."""
+    """(5.18) with momentum beta: the noise enters through the velocity, so that y keeps the temperature 2 nu."""
     rows = []
     for beta in (0.5, 0.9):
         rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
@@ -176,7 +176,7 @@ def momentum() -> list[Row]:
 
 @check("optimizer")
 def slow_point() -> list[Row]:
-    """(5.19): whole cycles of the consistent rule on a quadratic: the descent of x, its stationary variance."""
+    """(5.19): cycles of the consistent rule on a quadratic, the descent of x and its stationary variance."""
     p, rho, L, r = 1 / (1 + A * GAMMA), 1 - LR * KAPPA, 10, 0.2
     theta = rho * (1 - rho**L) / (L * (1 - rho))
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
@@ -194,7 +194,7 @@ def slow_point() -> list[Row]:
 
 @check("optimizer")
 def printed_period() -> list[Row]:
-    """(5.19): with the printed period N the slow point never moves before the last step; with L it does."""
+    """(5.19): with the printed period N the slow point does not move before the last step; with period L it does."""
     loss, nu, gamma, dt, start, period, moves = local_entropy.RIPPLE, 0.1, 0.5, 0.05, 1.2, 20, 20
     chains, steps, descent = 6000, period * moves + 1, start
     for _ in range(moves):

@@ -35,30 +35,33 @@ UserModel = nn.Module | Callable[[], nn.Module]
 UserData = Dataset | tuple[Any, Any]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
-"""Precision -> type of parameters and optimizer state; with bfloat16 only the network computes in bfloat16."""
+"""Precision -> dtype of parameters and optimizer state; with bfloat16 only the network computes in bfloat16."""
 
 STATE_BYTES = 16
-"""Least memory of a parameter while training: x, y, the gradient and a sum, in float32."""
+"""Smallest number of bytes per parameter during training: x, y, the gradient and a sum, in float32."""
 
 MOST_LABELS = 1000
-"""Largest number of different whole-number targets that are suspected to be classes given as real numbers."""
+"""Largest number of different integer targets that are assumed to be classes given as real numbers."""
 
 COMPILE_FROM = {("cpu", False): 120_000, ("cpu", True): 15_000, ("cuda", False): 80_000, ("cuda", True): 15_000}
-"""compile=auto: (device, fleet) -> joint steps that repay a cold torch.compile; see docs/benchmarks.md."""
+"""compile=auto: (device, whether there are several runs) -> steps from which torch.compile saves time.
+
+The time of a compilation without cache is included; see docs/benchmarks.md.
+"""
 
 
 GPU_FROM = 4_000_000
-"""device=auto: parameters times examples in a batch from which on a GPU is expected to be faster than two CPU cores.
+"""device=auto: parameters times examples in a batch from which a GPU is expected to be faster than two CPU cores.
 
-A CUDA graph of a step takes 150 microseconds on an H100 whatever its size; in that time the C kernel computes the
-gradient of a network of about this bound (docs/benchmarks.md).
+The CUDA graph of a step takes 150 microseconds on an H100 even for small networks; in that time the C kernel computes
+the gradient of a network of about this size (docs/benchmarks.md).
 """
 
 
 def device_of(config: TrainConfig, work: int) -> torch.device:
-    """Return the device for runs whose work is so many parameters times examples in a batch.
+    """Return the device for runs; work is the number of parameters times the examples in a batch.
 
-    device=auto depends on one run alone, not on how many there are. Raises ConfigError where a device is missing.
+    The choice of device=auto does not depend on the number of runs. Raises ConfigError where the device is missing.
     """
     name, index = config.device.name, config.device.index
     if name == "auto":
@@ -79,7 +82,7 @@ def device_of(config: TrainConfig, work: int) -> torch.device:
 
 
 class _ByRepr:
-    """A configuration as an argument of a cached function: two are equal if their representations are."""
+    """A configuration as an argument of a cached function; equal if the representations are equal."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -92,7 +95,7 @@ class _ByRepr:
 
 
 def dataset_of(config: TrainConfig, own: UserData | None) -> Dataset:
-    """Return the data set, the user's own where there is one. Raises DataError."""
+    """Return the data set: that of the user if given, else that of the configuration. Raises DataError."""
     if own is None:
         return _load(_ByRepr(config.dataset))
     if isinstance(own, Dataset):
@@ -108,7 +111,7 @@ def _load(config: _ByRepr) -> Dataset:
 
 
 def check_labels(config: TrainConfig, data: Dataset) -> None:
-    """Raise DataError for classes that are given as real numbers, unless loss=squared_error says that they are."""
+    """Raise DataError for targets that look like classes given as real numbers, unless loss=squared_error is set."""
     if data.task == "classification" or data.n_outputs > 1 or config.loss.name == "squared_error":
         return
     units = data.units
@@ -123,7 +126,7 @@ def check_labels(config: TrainConfig, data: Dataset) -> None:
 
 
 def loss_of(config: TrainConfig, data: Dataset) -> Loss:
-    """Return the loss. Raises ConfigError where it does not suit the data."""
+    """Return the loss. Raises ConfigError where it does not fit the data."""
     name = config.loss.name
     if data.task == "regression" and name != "squared_error":
         raise config.loss.error("name", f"dataset={data.name} is regression, must be squared_error")
@@ -133,9 +136,9 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
 
 
 def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.Module] | None:
-    """Return the function that makes the nn.Module of a foreign model class; None for the models of burgersgd.
+    """Return the function that makes the nn.Module of a model class of another package; None for burgersgd's models.
 
-    Raises ConfigError where it makes none.
+    Raises ConfigError where the function does not return an nn.Module.
     """
     if config.model.name in GROUPS["model"].shipped:
         return None
@@ -143,7 +146,7 @@ def maker_of(config: TrainConfig, data: Dataset, loss: Loss) -> Callable[[], nn.
     with seeded(config.seed):
         try:
             network = make()
-        except Exception as error:  # whatever somebody else's code raises
+        except Exception as error:  # any error of the other package
             raise ConfigError(f"model={config.model.name}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -169,11 +172,11 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
 
 
 def own_model(own: UserModel, seed: int) -> Wrapped:
-    """Return the user's own model, or what their function makes with the generators seeded. Raises ConfigError."""
+    """Return the user's module, or that made by the user's function with seeded generators. Raises ConfigError."""
     with seeded(seed % 2**63):
         try:
             made = own if isinstance(own, nn.Module) else own()
-        except Exception as error:  # whatever the user's function raises
+        except Exception as error:  # any error of the user's function
             raise ConfigError(f"model: calling {getattr(own, '__name__', own)} failed ({one_line(error)})") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"model: must be an nn.Module or a function that makes one, not {type(made).__name__}")
@@ -184,7 +187,7 @@ def own_model(own: UserModel, seed: int) -> Wrapped:
 
 
 def own_start(model: Wrapped, seed: int) -> Tensor:
-    """Return the initial parameters of a run: those of the module, or those that its maker draws from the seed."""
+    """Return the initial parameters of a run: those of the module, or those of one made with the seed."""
     if isinstance(model.source, nn.Module):
         return model.start()
     made = own_model(model.source, seed)
@@ -197,10 +200,13 @@ def own_start(model: Wrapped, seed: int) -> Tensor:
 
 
 def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
-    """Return the gradient evaluations of a run, rounded down to whole cycles. Raises ConfigError below one cycle."""
+    """Return the number of gradient evaluations of a run, rounded down to complete cycles.
+
+    Raises ConfigError for less than one cycle, and for LARGEST_BUDGET or more.
+    """
     trainer = config.trainer
     rule = config.optimizer.rule()
-    points = rule.replicas or 1  # each of them goes through the data, and each gradient counts
+    points = rule.replicas or 1  # each replica passes through the data, and each gradient counts
     per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last) * rule.gradients_per_batch * points
     key = "epochs" if trainer.budget is None else "budget"
     asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
@@ -215,7 +221,10 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
 
 
 def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_runs: int, batch_size: int) -> str:
-    """Return the name of the engine (see Fleet). It depends on configuration and threads, never on timing."""
+    """Return the name of the engine (see Fleet). It depends on the configuration and threads, never on timing.
+
+    Raises ConfigError where trainer.compile cannot be satisfied.
+    """
     asked, model = config.trainer.compile, problem.model
     if asked == "on" and not model.batched:
         raise config.trainer.error("compile", "must be auto or off for this model, whose runs are computed one by one")
@@ -241,14 +250,14 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
     if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
-        otherwise = "graphed"  # modules of the user's own may do what a CUDA graph cannot hold
+        otherwise = "graphed"  # a user's module may use operations that a CUDA graph cannot capture
     if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise
 
 
 def engine_again(engine: str, device: torch.device) -> str:
-    """Return the engine that a resumed run began with if it works here, else eager."""
+    """Return the engine with which a resumed run was started if it works here, else eager."""
     kind = ENGINES[engine]
     if kind.compiles:
         return compiled_or("eager", device)

@@ -1,4 +1,4 @@
-"""Prepares the runs of a fleet: loads the data, builds the model and checks everything. Nothing is written yet."""
+"""Prepares the runs of a fleet: loads the data, builds the model and checks everything, without writing any file."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ from burgersgd.training.stability import top_eigenvalue
 _log = logging.getLogger("burgersgd")
 
 SMALL = 4_000_000
-"""Parameters times examples of a step below which several threads gain nothing, and lose on a busy machine."""
+"""Parameters times examples of a step below which several threads are not faster, and are slower on a busy machine."""
 
 
 def fleet_key(config: TrainConfig) -> dict[str, Any]:
-    """Return everything that runs of one fleet must have in common, by dotted key."""
+    """Return the settings that must be equal in all runs of a fleet, by dotted key."""
     free = {"seed", "run_name", *(f"sweep.{name}" for name in vars(config.sweep))}
     for part in ("optimizer", "schedule"):
         free |= {f"{part}.{name}" for name in getattr(config, part).hyper()}
@@ -80,9 +80,10 @@ def prepare(
     engine: str | None = None,
     threads: int | None = None,
 ) -> Prepared:
-    """Load the data, build the model and check that everything fits together. Writes nothing. Raises as train does.
+    """Load the data, build the model and check that everything fits together, without writing any file.
 
-    engine and threads are those of the run being resumed; None leaves the choice to the configuration.
+    engine and threads are those of the run being resumed; None leaves the choice to the configuration. Raises the same
+    errors as train.
     """
     if not configs:
         raise ConfigError("configs: must hold at least one run")
@@ -94,7 +95,7 @@ def prepare(
             if key.get(name) != theirs.get(name):
                 raise ConfigError(f"{name}={theirs.get(name)}: must be {key.get(name)} in every run of a fleet")
     if config.trainer.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     dtype = DTYPES[config.trainer.precision]
     _check_threads(config, threads)
     data = dataset_of(config, dataset)
@@ -128,7 +129,7 @@ def prepare(
         else:
             chosen = engine_again(engine, device)
     if len(configs) > 1 and network.batched and not ENGINES[chosen].gradient_in_c:
-        importlib.import_module("torch._dynamo")  # torch does so in its first vmap, and keeps the frames, and a fleet
+        importlib.import_module("torch._dynamo")  # else torch's first vmap imports it, which keeps a fleet alive
     budget = budget_of(config, data.n_train, batch_size)
     facts = Facts(
         data.task, math.prod(data.input_shape), model is not None, budget, functools.cache(lambda: prepared.curvature())
@@ -151,7 +152,7 @@ def prepare(
 
 
 def _check_threads(config: TrainConfig, threads: int | None) -> None:
-    """Raise ConfigError where the number of threads that is asked for would hang; where none is asked for, use one."""
+    """Raise ConfigError where the requested number of threads would hang; use one thread where none is requested."""
     asked = config.device.threads if threads is None else threads
     if (torch.get_num_threads() if asked is None else asked) > 1 and threads_hang():
         forked = "this process was forked from one that had computed with several, where OpenMP hangs"
@@ -163,7 +164,7 @@ def _check_threads(config: TrainConfig, threads: int | None) -> None:
 
 @contextlib.contextmanager
 def _torch_threads(n: int | None) -> Iterator[None]:
-    """Let torch use n threads of the CPU within the block; None leaves the number as it is."""
+    """Let torch use n CPU threads within the block; None keeps the present number."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if n is None else n)
     try:
@@ -176,8 +177,8 @@ def _torch_threads(n: int | None) -> Iterator[None]:
 def _exact_float32() -> Iterator[None]:
     """Compute float32 in full precision and reproducibly within the block.
 
-    Products and convolutions use neither TF32 (on a GPU) nor bfloat16 (on a CPU), and cuDNN uses deterministic
-    algorithms alone.
+    Products and convolutions use neither TF32 (on a GPU) nor bfloat16 (on a CPU), and cuDNN uses only deterministic
+    algorithms.
     """
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     deterministic = torch.backends.cudnn.deterministic
@@ -206,7 +207,7 @@ class Prepared:
     data_digest: str
     """Digest of the prepared data; it does not depend on the device or the precision of the training."""
     own_model: bool
-    """Whether the model is a module given in Python; otherwise the configuration says how it is made."""
+    """Whether the model is a module given in Python; otherwise the configuration defines it."""
     own_data: bool
     """Whether the data are arrays or a Dataset given in Python."""
     facts: Facts
@@ -225,14 +226,14 @@ class Prepared:
 
     @property
     def gpu_work(self) -> float:
-        """Work of one step of one run, in units of the work from which on device=auto takes a GPU."""
+        """Work of one step of one run, in units of the work from which device=auto chooses a GPU."""
         return self.problem.d * self.batch_size / GPU_FROM
 
     @contextlib.contextmanager
     def torch_settings(self) -> Iterator[None]:
-        """Let torch use the threads and algorithms that the configuration asks for within the block.
+        """Let torch use the configured threads and algorithms within the block.
 
-        Raises ConfigError for an operation that trainer.deterministic rules out.
+        Raises ConfigError for an operation that trainer.deterministic forbids.
         """
         trainer = self.configs[0].trainer
         before = torch.are_deterministic_algorithms_enabled()
@@ -260,7 +261,7 @@ class Prepared:
         }
 
     def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
-        """Raise ConfigError where a run was trained with another module, DataError where on other data."""
+        """Raise ConfigError where a run was trained with another module, and DataError where on other data."""
         known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 kept neither structure nor digest
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
@@ -316,7 +317,7 @@ class Prepared:
 
     @functools.cached_property
     def buffers_at(self) -> Callable[[Tensor], dict[str, Tensor]] | None:
-        """X ``[d]`` -> statistics estimated anew there, on training data; None for models without any."""
+        """Function from x ``[d]`` to batch statistics estimated at x on training data; None for models without any."""
         model, trainer = self.problem.model, self.configs[0].trainer
         if not (isinstance(model, Wrapped) and model.changing):
             return None

@@ -1,4 +1,4 @@
-"""Calls of the user's own module before anything is written: whether it fits the data, the loss and the engines."""
+"""Calls a user's module before anything is written, to check that it fits the data, the loss and the engines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = logging.getLogger("burgersgd")
 
 
 def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[int]) -> None:
-    """Call the user's own module in both modes and with every batch size, and record what it needs.
+    """Call the user's module in both modes, also with unusual batch sizes, and record its properties.
 
-    Outputs must be ``[examples, n_outputs]``. Sets Wrapped.random and Wrapped.batched. Raises ConfigError, one line,
-    for a module that does not fit.
+    Outputs must be ``[examples, n_outputs]``. Sets Wrapped.random, Wrapped.changing and Wrapped.batched. Raises
+    ConfigError, one line, for a module that does not fit.
     """
     model = problem.model
     if not isinstance(model, Wrapped):
@@ -36,7 +36,7 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
         for train in (True, False):
             _check_outputs(_outputs(problem, model, x, n, train), n, n_outputs, problem.loss.name)
         for size in sorted(set(batch_sizes)):
-            if size < 3:  # a module has no reason to treat the other sizes differently
+            if size < 3:  # modules do not treat larger sizes differently
                 _outputs(problem, model, x, size, True)
         model.random = generator_states() != states
         _check_memory(problem, model, x, n)
@@ -48,7 +48,7 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
 
 
 def _unmistakable(problem: Problem, n_outputs: int) -> int:
-    """Return a number of examples that equals no other dimension, so that shapes cannot agree by chance."""
+    """Return a number of examples that equals no other dimension, so that shapes cannot match by coincidence."""
     sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
     return next(n for n in itertools.count(3) if n not in sizes)
 
@@ -59,7 +59,7 @@ def _examples(problem: Problem, n: int) -> Tensor:
 
 
 def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, first: int = 0) -> Tensor:
-    """Return the outputs of n examples, from number `first` on, and note which buffers the call writes into."""
+    """Return the outputs of n examples, from number `first` on, and record the buffers that the call changes."""
     inputs = problem.inputs[(_examples(problem, n) + first) % len(problem.inputs)]
     buffers = {name: value.clone() for name, value in model.fixed.items()}
     before = x.clone()
@@ -72,7 +72,7 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
                 _check_exchanged(model, inputs)
     except ConfigError:
         raise
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # any error of the user's module
         shape = list(inputs.shape)
         mode = "training" if train else "evaluation"
         raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
@@ -86,10 +86,10 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
 
 
 def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
-    """Raise ConfigError where a call depends on the calls before it by anything but buffers.
+    """Raise ConfigError where a call depends on earlier calls other than through buffers.
 
-    In both modes, outputs must be the same again after a call in training mode with other examples: a run would
-    otherwise depend on the other runs of its fleet, and could not be resumed.
+    In both modes, outputs must not change after a call in training mode with other examples: otherwise a run would
+    depend on the other runs of its fleet, and could not be resumed.
     """
 
     def outputs(train: bool, first: int = 0) -> Tensor:
@@ -99,7 +99,7 @@ def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
     before = outputs(False), outputs(True)
     outputs(True, first=n)
     for one, again in zip(before, (outputs(False), outputs(True)), strict=True):
-        rounding = 1e-5 * float(one.abs().nan_to_num(0, 0, 0).max())  # of GPUs, which may add in another order
+        rounding = 1e-5 * float(one.abs().nan_to_num(0, 0, 0).max())  # GPUs may add in another order
         if not torch.allclose(one, again, rtol=1e-5, atol=rounding, equal_nan=True):
             raise ConfigError(
                 "model: its outputs depend on the calls before; what it remembers must be a buffer (register_buffer), "
@@ -108,7 +108,7 @@ def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
 
 
 def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
-    """Raise ConfigError where a call in training mode exchanges a buffer for another tensor."""
+    """Raise ConfigError where a call in training mode replaces a buffer by another tensor."""
     plain = model.module().to(inputs.device, inputs.dtype).train()
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
     plain(inputs.clone())
@@ -118,7 +118,7 @@ def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
 
 
 def _check_outputs(outputs: object, n: int, n_outputs: int, loss: str) -> None:
-    """Raise ConfigError for outputs that are not real ``[n, n_outputs]``."""
+    """Raise ConfigError for outputs that are not a real tensor ``[n, n_outputs]``."""
     if not isinstance(outputs, Tensor):
         raise ConfigError(f"model: gives a {type(outputs).__name__}, must give one tensor [examples, outputs]")
     if list(outputs.shape) != [n, n_outputs]:

@@ -1,8 +1,8 @@
 """Resolves the settings that depend on data and model: loss=auto, the default learning rate, lr=auto.
 
-Where nothing is set, a rule's own rate (chosen on digits, docs/defaults.md) is multiplied by a share: 1 for classifiers
-whose network is no larger than the one it was chosen for, less for others. The shares were found by
-`python scripts/search_rates.py`. optimizer.lr=auto measures the curvature instead.
+If no rate is set, that of the rule (chosen on digits, docs/defaults.md) is multiplied by a factor, called a share: 1
+for classifiers whose network is no larger than the one for which it was chosen, less for others. The shares were found
+by `python scripts/search_rates.py`. optimizer.lr=auto measures the curvature instead.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from burgersgd.copies import changed
 from burgersgd.training.stability import SAFE_SHARE, safe_lr
 
 SQUARED_ERROR_SHARE = 1 / 30
-"""Share of the default rate with loss=squared_error, whose curvature grows with the network's initial outputs."""
+"""Factor on the default rate with loss=squared_error, whose curvature grows with the network's initial outputs."""
 
 
 OWN_MODEL_SHARE = 1 / 10
-"""Share of the default rate for a module of the user's own; LeNet needs as much."""
+"""Factor on the default rate for a user's module; LeNet needs the same factor."""
 
 
 @dataclass
 class Facts:
-    """The properties of data and model that these settings depend on: the same for all runs of a fleet."""
+    """The properties of data and model that determine these settings, the same for all runs of a fleet."""
 
     task: str
     n_inputs: int
     own_model: bool
     budget: int
     curvature: Callable[[], float]
-    """Largest |eigenvalue| of the Hessian at the start of seed 0, measured when it is asked for."""
+    """Function that measures the largest |eigenvalue| of the Hessian at the start of seed 0."""
 
 
 def with_loss(config: TrainConfig, task: str) -> TrainConfig:
-    """Return the configuration with a loss, and without what means nothing to the task."""
+    """Return the configuration with loss=auto resolved, and without settings that do not apply to the task."""
     dataset, loss = config.dataset.recorded(), config.loss
     if loss.name == "auto":
         loss = changed(loss, name="squared_error" if task == "regression" else "cross_entropy")
     if task == "classification" and getattr(dataset, "standardize_targets", False):
         dataset = changed(dataset, standardize_targets=False)  # pyright: ignore[reportCallIssue]
-    if (dataset, loss) == (config.dataset, config.loss):  # checking a configuration anew takes a millisecond
+    if (dataset, loss) == (config.dataset, config.loss):  # checking a new configuration takes 1 ms
         return config
     return changed(config, dataset=dataset, loss=loss)
 
 
 def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
-    """Return the configuration with everything decided that it leaves open. Raises ConfigError for lr=auto."""
+    """Return the configuration with all automatic settings resolved. Raises ConfigError where lr=auto is impossible."""
     config = with_loss(config, facts.task)
     optimizer = config.optimizer
     if optimizer.lr == "default":
@@ -65,7 +65,7 @@ def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
         found = safe_lr(optimizer.rule(), hyper, facts.budget, lip, SAFE_SHARE)
         if found is None:
             raise optimizer.error("lr", f"no bound on the learning rate of {optimizer.name} is known: set a number")
-        lr = float(f"{found:.2g}")  # two digits: another machine rounds the curvature otherwise
+        lr = float(f"{found:.2g}")  # two digits: the curvature is rounded differently on other machines
     else:
         return config
     return changed(config, optimizer=changed(optimizer, lr=lr))

@@ -1,4 +1,4 @@
-"""Data sets: load(config) for the named ones, from_arrays(x, y) for one's own; Batches for the order of examples."""
+"""Data sets: load(config) for named ones, from_arrays(x, y) for a user's arrays, Batches for the order of examples."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Batches", "DataError", "Dataset", "Options", "Part", "Units", "from_
 
 
 def load(config: DatasetConfig) -> Dataset:
-    """Return the data set of a configuration with its options; raises DataError."""
+    """Return the data set of a configuration with its options. Raises DataError."""
     options = Options.of(config)  # checked before anything is read or downloaded
-    with np.errstate(over="ignore", invalid="ignore"):  # prepare refuses what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # preprocess raises for numbers that are not finite
         raw = config.read()
     return preprocess(config.name, raw, options)

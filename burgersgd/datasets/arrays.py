@@ -1,4 +1,4 @@
-"""The user's own data: numpy arrays, handed over in Python or in an .npz file."""
+"""A user's data: numpy arrays, given in Python or in an .npz file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from burgersgd.schema import SplitDatasetConfig, named, opt
 
 LARGE = 256 << 20
 MOST_PACKED = 200
-"""Data do not shrink to less than this part; only a file that is made to fill the memory does."""
+"""Largest ratio of unpacked to packed size of a large array; real data do not exceed it, zip bombs do."""
 KEYS = ("x", "y", "x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
 
 
@@ -43,8 +43,8 @@ def from_arrays(
 ) -> Dataset:
     """Return a data set of inputs x ``[n]``, ``[n, features]``, ``[n, h, w]`` or ``[n, channels, h, w]`` and targets y.
 
-    Integer y ``[n]`` are the classes 0..k-1, real y ``[n]`` or ``[n, outputs]`` are regression targets. Validation and
-    test parts not given are taken from x, y. `options` are those of `Options` (label_noise, train_size, ...).
+    Integer y ``[n]`` are the classes 0..k-1; real y ``[n]`` or ``[n, outputs]`` are regression targets. Validation and
+    test parts that are not given are taken from x, y. `options` are those of `Options` (label_noise, train_size, ...).
     Raises DataError for data or options that cannot be used.
 
     >>> data = from_arrays([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1], validation_fraction=0.25, test_fraction=0.25)
@@ -76,7 +76,7 @@ class NpzConfig(SplitDatasetConfig):
         return npz(self)
 
     def recorded(self) -> NpzConfig:
-        """Return the settings with the whole path, and with the digest, which names the data instead of the path."""
+        """Return the settings with the absolute path, and with the digest, which identifies the data."""
         path = Path(self.path).expanduser().absolute()
         return dataclasses.replace(self, path=str(path), digest=self.digest or digest_of(path))
 
@@ -109,14 +109,14 @@ def npz(config: NpzConfig) -> Raw:
 
 
 def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
-    """Return those arrays of an .npz file that have one of our names, and the names of the others."""
+    """Return the arrays of an .npz file whose names are in KEYS, and the names of the others."""
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
     arrays, others = {}, []
     reading = "the list of its arrays"
     try:
         with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numpy and Python, about the text of a damaged header
+            warnings.simplefilter("ignore")  # numpy and Python warn about damaged headers
             members = archive.namelist()
             names = [name.removesuffix(".npy") for name in members]
             others = [ascii(name)[1:-1] for name in names if name not in KEYS]
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
-    """Return one array of an archive, read to its end: only there zipfile compares its checksum."""
+    """Return one array of an archive, which is read to its end, because zipfile checks the checksum there."""
     size, packed = archive.getinfo(name).file_size, archive.getinfo(name).compress_size
     if size > memory():
         raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than this machine has memory")
@@ -145,7 +145,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
 
 def _array(key: str, value: ArrayLike | Tensor) -> ndarray:
     try:
-        if isinstance(value, Tensor):  # numpy takes neither tensors with a gradient, nor of a GPU, nor in bfloat16
+        if isinstance(value, Tensor):  # numpy accepts no tensors that require gradients, are on a GPU or in bfloat16
             value = value.detach().cpu()
             value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         return np.asarray(value)
@@ -154,9 +154,9 @@ def _array(key: str, value: ArrayLike | Tensor) -> ndarray:
 
 
 def _raw(arrays: dict[str, ndarray], others: Sequence[str] = ()) -> Raw:
-    """Return the data in arrays, named as in KEYS; raises DataError that names the array at fault.
+    """Return the data in arrays, named as in KEYS. Raises DataError naming the array that is wrong.
 
-    others: names of arrays that are there, too.
+    others: names of further arrays in the file, for the error message.
     """
     training = ("x", "y") if {"x", "y"} & arrays.keys() else ("x_train", "y_train")
     if training == ("x", "y") and {"x_train", "y_train"} & arrays.keys():
@@ -180,7 +180,7 @@ def _raw(arrays: dict[str, ndarray], others: Sequence[str] = ()) -> Raw:
 
 
 def _part(arrays: dict[str, ndarray], key_x: str, key_y: str) -> Part:
-    """Return inputs and targets of one part, checked by themselves."""
+    """Return inputs and targets of one part, checked without the other parts."""
     inputs, targets = _inputs(key_x, arrays[key_x]), _targets(key_y, arrays[key_y])
     if len(inputs) != len(targets):
         raise DataError(f"{key_x} has {len(inputs)} rows, {key_y} has {len(targets)}; they must have the same number")
@@ -218,7 +218,7 @@ def _targets(key: str, y: ndarray) -> Targets:
 
 
 def _floats(key: str, x: ndarray) -> Float32[Tensor, "n *shape"]:
-    """Return a float32 copy of x; raises DataError when one of its numbers is not finite."""
+    """Return a float32 copy of x. Raises DataError where one of its numbers is not finite."""
     with np.errstate(over="ignore"):
         values = torch.from_numpy(np.array(x, dtype=np.float32, order="C"))
     bad = int((~values.isfinite()).sum())
@@ -228,7 +228,7 @@ def _floats(key: str, x: ndarray) -> Float32[Tensor, "n *shape"]:
 
 
 def _number_of_classes(key: str, labels: Tensor) -> int:
-    """Return k of the labels 0..k-1 of all parts together; raises DataError when one of them never occurs."""
+    """Return the number k of the classes 0..k-1 in all parts. Raises DataError where one of them does not occur."""
     present = labels.unique()
     classes = len(present)
     if classes < 2 or int(present[0]) != 0 or int(present[-1]) != classes - 1:

@@ -1,12 +1,12 @@
-"""Random changes of training images that keep their class: crops, flips and shifts, of a batch at once on its device.
+"""Augments training images by random crops, flips and shifts, which keep their class, in batches on their device.
 
-An image has as many variants as it can be moved and flipped, so a changed example is one of n times that many, numbered
+An image has a variant for every combination of a shift and a flip. The variants of all n images are numbered
 
     number = example + n variant,    variant = flip + 2 (column + (2 reach_x + 1) row)
 
-(without the factor 2 where nothing is flipped). Batches draws these numbers from a stream of each run's own, and here
-they become images. Pixel (i, j) of a variant is pixel (i + row - reach_y, j + column - reach_x) of the image, black
-where there is none; a flip then mirrors the columns.
+(without the factor 2 where images are not flipped). Batches draws these numbers from a separate stream of each run, and
+this module turns them into images. Pixel (i, j) of a variant is pixel (i + row - reach_y, j + column - reach_x) of the
+image, or black outside of the image; a flip then mirrors the columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from burgersgd.datasets.dataset import DataError, Dataset
 
 REACH = 1 / 8
-"""The share of height and width that an image is moved by at most: 4 of 32 pixels, as is usual for CIFAR-10."""
+"""Largest shift as a fraction of height and width: 4 of 32 pixels, as is usual for CIFAR-10."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Augmentation:
     flips: bool
     """Whether half of the variants are mirrored."""
     reach: tuple[int, int]
-    """The most pixels that an image is moved, down or up and to either side."""
+    """Largest numbers of pixels by which an image is shifted vertically and horizontally."""
     black: Float[Tensor, "channels #height #width"]
-    """The numbers of a black pixel, which fills the border that a shifted image leaves."""
+    """Values of a black pixel, which fills the border of a shifted image."""
 
     @property
     def variants(self) -> int:
@@ -44,7 +44,7 @@ class Augmentation:
     def __call__(
         self, images: Float[Tensor, "n channels height width"], numbers: Int64[Tensor, "..."]
     ) -> Float[Tensor, "... channels height width"]:
-        """Return the changed examples with the given numbers."""
+        """Return the variants with the given numbers."""
         _, channels, height, width = images.shape
         (reach_y, reach_x), device = self.reach, images.device
         number = numbers[..., None, None, None]
@@ -61,10 +61,10 @@ class Augmentation:
 
 
 def augmentation_of(kind: str, data: Dataset) -> Augmentation | None:
-    """Return what dataset.augment asks for, on the device of the data; None for none.
+    """Return the augmentation of dataset.augment, on the device of the data; None for none.
 
-    crop_flip: moved by up to an eighth of height and width, and mirrored half of the time. shift: moved alone. Raises
-    DataError for examples that are no images ``[channels, height, width]``.
+    crop_flip: images are shifted by up to an eighth of height and width, and mirrored with probability 1/2. shift: they
+    are only shifted. Raises DataError for examples that are not images ``[channels, height, width]``.
     """
     if kind == "none":
         return None

@@ -1,4 +1,4 @@
-"""The order of training examples: which ones each run sees at each gradient evaluation."""
+"""The order of training examples: the examples of each run's batch at each gradient evaluation."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 from burgersgd.streams import Purpose, integers, permutations
 
 TABLES_BYTES = 1 << 25
-"""Memory for the orders of several epochs on a GPU, about."""
+"""Approximate number of bytes for the orders of several epochs on a GPU."""
 
 
 def evaluations_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
-    """Return the gradient evaluations that count as one epoch of n examples, with or without replacement alike."""
+    """Return the number of gradient evaluations of one epoch of n examples, the same with and without replacement."""
     return n // batch_size if drop_last else -(-n // batch_size)
 
 
 class Batches:
-    """The order in which R runs see the training examples: device-resident, reproducible from (seed, epoch) alone.
+    """The order in which R runs see the training examples, on the device and determined by (seed, epoch) alone.
 
-    Without replacement every epoch is a fresh permutation of the n examples, its last batch short or dropped; a batch
-    of all n examples keeps their order. With replacement each batch is batch_size independent draws, and the epoch is
-    only counted.
+    Without replacement every epoch is a new permutation of the n examples, whose last batch is short or dropped; a
+    batch of all n examples keeps their order. With replacement each batch consists of batch_size independent draws, and
+    epochs are only counted.
 
     Implements Eq. (2.13).
     """
@@ -37,10 +37,10 @@ class Batches:
         purpose: int = Purpose.BATCHES,
         variants: int = 1,
     ) -> None:
-        """Batches of n examples on the device of seeds; raises ValueError when batch_size is not in 1..n.
+        """Prepare batches of n examples on the device of seeds. Raises ValueError where batch_size is not in 1..n.
 
-        purpose is the word of the streams' counter that the orders come from. With several variants of an example, one
-        of them is drawn whenever it is seen: number v of example i is i + n v.
+        purpose is the word of the streams' counter for the orders. If examples have several variants, one of them is
+        drawn at each use: variant v of example i has the number i + n v.
         """
         if not 1 <= batch_size <= n:
             raise ValueError(
@@ -52,16 +52,16 @@ class Batches:
         self.drop_last, self.purpose, self.variants = drop_last, purpose, variants
         self.with_replacement = with_replacement
         self.evaluations_per_epoch = evaluations_per_epoch(n, batch_size, drop_last)
-        """Gradient evaluations that make an epoch."""
+        """Number of gradient evaluations of an epoch."""
         whole = drop_last or with_replacement
         self._last_size = batch_size if whole else n - (self.evaluations_per_epoch - 1) * batch_size
         self._tables: dict[int, Tensor] = {}
         on_cpu = seeds.device.type == "cpu"
         self.epochs_at_once = 1 if on_cpu else max(1, min(8, TABLES_BYTES // (8 * len(seeds) * n)))
-        """Epochs whose orders are drawn in one go: a GPU sorts eight orders in the time of one."""
+        """Number of epochs whose orders are drawn together: a GPU sorts eight orders in the time of one."""
 
     def of_purpose(self, purpose: int) -> Batches:
-        """Return batches like these whose order comes from another stream of the same runs."""
+        """Return the same batches with the order of another stream of the same runs."""
         whole = (self.with_replacement, self.drop_last)
         return Batches(self.n, self.batch_size, self.seeds, *whole, purpose, self.variants)
 
@@ -71,9 +71,9 @@ class Batches:
         return self._last_size if last else self.batch_size
 
     def indices(self, first: int, count: int) -> Int64[Tensor, "steps runs batch_size"]:
-        """Return the examples of evaluations first ... first + count - 1, not to be written to.
+        """Return the examples of evaluations first ... first + count - 1; callers must not change the tensor.
 
-        Only the first size(step) entries of a batch count: a short one is filled up by repeating its beginning.
+        Only the first size(step) entries of a batch are valid: a short batch is padded by repeating its beginning.
         """
         examples = self._examples(first, count)
         if self.variants == 1:
@@ -84,7 +84,7 @@ class Batches:
 
     @property
     def ordered(self) -> bool:
-        """Whether every batch is all examples as they are, in their order."""
+        """Whether every batch consists of all examples, without variants, in their order."""
         return self.batch_size == self.n and not self.with_replacement and self.variants == 1
 
     def _examples(self, first: int, count: int) -> Int64[Tensor, "steps runs batch_size"]:
@@ -100,7 +100,7 @@ class Batches:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _epoch_table(self, epoch: int) -> Int64[Tensor, "evaluations runs batch_size"]:
-        """Return all batches of an epoch; the latest epochs asked for are kept."""
+        """Return all batches of an epoch; those of the latest epochs are cached."""
         if self.batch_size == self.n:
             return torch.arange(self.n, device=self.seeds.device).expand(1, len(self.seeds), self.n)
         if epoch not in self._tables:
@@ -111,7 +111,7 @@ class Batches:
 
 
 def _cut(order: Int64[Tensor, "runs n"], evaluations: int, batch_size: int) -> Int64[Tensor, "evaluations runs batch"]:
-    """Return order cut into batches, the last one filled up from its own beginning."""
+    """Return order divided into batches, the last one padded by repeating its beginning."""
     runs, n = order.shape
     missing = evaluations * batch_size - n
     if missing > 0:

@@ -17,11 +17,11 @@ Targets = Int64[Tensor, " n"] | Float[Tensor, "n outputs"]
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message is one line that says what to do about it."""
+    """The data cannot be used; the message is one line that says how to correct them."""
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the message of an error in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -53,18 +53,18 @@ class Units:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, split and scaled. Nothing in train or validation was computed with the help of test."""
+    """A data set, split and scaled; train and validation do not depend on the test part."""
 
     name: str
     task: Task
     train: Part
     validation: Part
-    """Empty where the configuration asks for none; then nothing may be selected by it."""
+    """The validation part, empty if validation_fraction is 0; then nothing may be selected by it."""
     test: Part
     n_outputs: int
     """Number of classes, or of regression outputs."""
     units: Units = field(default_factory=Units)
-    """The scaling of the raw data; by default they are used as they are."""
+    """The scaling of the raw data; by default they are not scaled."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -77,9 +77,10 @@ class Dataset:
         return self.train.n
 
     def guess_error(self, part: Part) -> float:
-        """Return the error on a part of the best answer that looks at no input.
+        """Return the error of the best constant prediction on a part.
 
-        That is the most frequent class of the training part, or the mean of its targets (then RMSE per output).
+        The prediction is the most frequent class of the training part, or the mean of its targets (then the error is
+        the RMSE over examples and outputs).
         """
         if self.task == "classification":
             most_frequent = self.train.targets.bincount(minlength=self.n_outputs).argmax()
@@ -89,7 +90,7 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits of all inputs and targets: any change of them changes it."""
+        """Digest of all inputs and targets, 32 hexadecimal digits; any change of the data alters it."""
         sha = hashlib.sha256()
         for tensor in (*self.train, *self.validation, *self.test):
             plain = tensor.detach().cpu().contiguous()
@@ -101,7 +102,7 @@ class Dataset:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data set on a device, its real numbers as dtype (class numbers stay int64), without gradients.
 
-        All fleets that use a copy elsewhere at the same time share one.
+        Fleets that use the data set on another device at the same time share one copy.
         """
         key = id(self), torch.device(device), dtype
         copy = _COPIES.get(key)
@@ -109,13 +110,13 @@ class Dataset:
             parts = (_part_to(part, device, dtype) for part in (self.train, self.validation, self.test))
             copy = replace(self, **dict(zip(("train", "validation", "test"), parts, strict=True)))
             if torch.device(device) != self.train.inputs.device:
-                copy.__dict__["_copied"] = self  # which keeps the id its own
+                copy.__dict__["_copied"] = self  # the reference keeps the id unique
                 _COPIES[key] = copy
         return copy
 
 
 _COPIES: weakref.WeakValueDictionary[tuple[int, torch.device, torch.dtype], Dataset] = weakref.WeakValueDictionary()
-"""Data sets on other devices."""
+"""Copies of data sets on other devices, by id of the data set, device and dtype."""
 
 
 def _part_to(part: Part, device: torch.device | str, dtype: torch.dtype) -> Part:

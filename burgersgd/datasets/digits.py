@@ -20,7 +20,7 @@ from burgersgd.datasets.preprocess import Raw
 from burgersgd.schema import SplitDatasetConfig, named
 
 SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the unpacked file
-LARGEST = 1 << 20  # its bytes that are read at most; there are 268 kB
+LARGEST = 1 << 20  # largest number of bytes that are read of it; it has 268 kB
 
 
 @dataclass
@@ -35,7 +35,7 @@ class DigitsConfig(SplitDatasetConfig):
 
 
 def digits_file() -> Path:
-    """Return where scikit-learn keeps the digits; raises DataError when it is not installed."""
+    """Return the file of the digits in scikit-learn. Raises DataError where it is not installed."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise DataError("dataset=digits: the data comes with scikit-learn; run: pip install scikit-learn")
@@ -43,7 +43,7 @@ def digits_file() -> Path:
 
 
 def load_digits() -> Raw:
-    """Return the digits, ``[1797, 1, 8, 8]`` in [0, 1]; raises DataError when the file is missing or corrupt."""
+    """Return the digits, ``[1797, 1, 8, 8]`` in [0, 1]. Raises DataError where the file is missing or corrupt."""
     path = digits_file()
     repair = "run: pip install --force-reinstall scikit-learn"
     try:

@@ -21,7 +21,7 @@ from burgersgd.datasets.preprocess import Raw
 from burgersgd.schema import SplitDatasetConfig, named
 
 LARGEST = 1 << 24
-"""Bytes of an unpacked file that are read at most; the largest one has 9.1 MB."""
+"""Largest number of bytes that are read of an unpacked file; the largest file has 9.1 MB."""
 
 CHECKSUMS = {
     "iris.csv": ("f13ffa8fdd56fd8e6c8d16d4081a3fbd3114bcd0aae4256c43205169cd9d1449",),
@@ -62,7 +62,7 @@ class DiabetesConfig(SplitDatasetConfig):
     name: str = named("diabetes")
 
     def read(self) -> Raw:
-        """Return measurements as they were taken, and the progress of the disease."""
+        """Return the original measurements, and the progress of the disease."""
         inputs = _numbers(self.name, "sklearn", "datasets/data/diabetes_data_raw.csv.gz", separator=" ")
         targets = _numbers(self.name, "sklearn", "datasets/data/diabetes_target.csv.gz", separator=" ")
         return Raw("regression", 1, Part(torch.from_numpy(inputs), torch.from_numpy(targets)))
@@ -84,7 +84,7 @@ class Mnist5kConfig(SplitDatasetConfig):
 def _numbers(name: str, package: str, file: str, *, separator: str = ",", skip: int = 0) -> ndarray:
     """Return the table in a file of an installed package, float32 ``[rows, columns]``, without its first lines.
 
-    Raises DataError where the package is not installed, or the file is missing or not the one that is expected.
+    Raises DataError where the package is not installed, or the file is missing or has another checksum.
     """
     distribution = {"sklearn": "scikit-learn"}.get(package, package)
     spec = importlib.util.find_spec(package)

@@ -1,12 +1,12 @@
-"""From raw arrays to a Dataset: split, subsample, noise on the labels, scale. The same for every source.
+"""Makes a Dataset of raw arrays from any source: splits, subsamples, adds noise to the labels, and scales.
 
-Everything drawn here depends on `dataset.seed` alone, each choice on a stream of its own, and every smaller choice is
-contained in the larger one, so that a study of one option does not change another:
+All random choices depend only on `dataset.seed`, each choice has its own stream, and every smaller choice is contained
+in the larger one, so that varying one option does not change the effect of another:
 
 - the test part depends on test_fraction only, the validation part on these two fractions only;
 - train_size=100 keeps the first 100 of the examples that train_size=200 keeps;
-- label_noise=0.1 changes a subset of the labels that 0.2 changes, and changes them to the same classes; those of the
-  validation part are drawn apart from those of the training part, those of the test part stay as they are.
+- label_noise=0.1 changes a subset of the labels that 0.2 changes, and changes them to the same classes; the changes of
+  the validation part are drawn separately from those of the training part, and the test part is not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from burgersgd.datasets.dataset import DataError, Dataset, Part, Task, Units
 
-SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # what random numbers are for
+SPLIT, LABELS, POINTS, TEACHER, NOISE, VALIDATION_LABELS = range(6)  # purposes of random numbers
 
 
 def generator(seed: int, purpose: int) -> np.random.Generator:
@@ -31,7 +31,7 @@ def generator(seed: int, purpose: int) -> np.random.Generator:
 
 
 class Raw(NamedTuple):
-    """Data as its source has it; parts that are None are to be taken from train. Inputs may be uint8 images."""
+    """Data of a source before preprocessing; parts that are None are taken from train. Inputs may be uint8 images."""
 
     task: Task
     n_outputs: int
@@ -83,7 +83,7 @@ class Options:
 
 
 def preprocess(name: str, raw: Raw, options: Options) -> Dataset:
-    """Return the data set called name made of raw; raises DataError for unfit data or an option that does not fit."""
+    """Return the data set `name` made of raw. Raises DataError for invalid data or an option that does not fit them."""
     for part in (raw.train, raw.validation, raw.test):
         if part is not None:
             _check(name, part, raw)
@@ -123,7 +123,7 @@ def preprocess(name: str, raw: Raw, options: Options) -> Dataset:
 
 
 def _check(name: str, part: Part, raw: Raw) -> None:
-    """Raise DataError for targets that are not one for each input, not labels of the classes there are, not finite."""
+    """Raise DataError unless there is one target per input, labels are valid classes, and all numbers are finite."""
     inputs, targets = part
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise DataError(f"dataset={name}: {len(inputs)} inputs have {len(targets)} targets")
@@ -141,7 +141,7 @@ def _finite(x: Tensor) -> bool:
 
 
 def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
-    """Return train, validation and test, the missing ones taken from a shuffled train; the rest stays shuffled."""
+    """Return train, validation and test; missing parts are taken from train, which is shuffled."""
     n = raw.train.n
     order = torch.from_numpy(generator(options.seed, SPLIT).permutation(n))
     n_test = 0 if raw.test is not None else _share(n, "test_fraction", options)
@@ -159,7 +159,7 @@ def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
 
 
 def memory() -> float:
-    """Return the bytes of memory of this machine, inf where it does not say."""
+    """Return the number of bytes of memory of this machine; inf where the system does not report it."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
@@ -188,7 +188,7 @@ def _check_train_size(options: Options, available: int) -> int:
 def _with_noise(
     targets: Int64[Tensor, " n"], kept: int, classes: int, share: float, rng: np.random.Generator
 ) -> Int64[Tensor, " n"]:
-    """Return targets with exactly round(share * kept) of the first kept ones changed to another class."""
+    """Return targets with exactly round(share * kept) of the first `kept` ones changed to another class."""
     rank = rng.random(len(targets))
     shift = torch.from_numpy(rng.integers(1, classes, len(targets)))
     changed = torch.from_numpy(np.argsort(rank[:kept])[: round(share * kept)])
@@ -211,11 +211,11 @@ def _to_float(part: Part) -> Part:
 def _mean_and_std(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation per channel (4 dimensions or more) or feature, in a shape that broadcasts."""
     over = [0, *range(2, inputs.dim())] if inputs.dim() >= 4 else [0]
-    chunks = inputs.split(256)  # float64 copies of all images would be the largest thing in memory
+    chunks = inputs.split(256)  # a float64 copy of all images would need too much memory
     total = torch.stack([chunk.double().sum(over, keepdim=True) for chunk in chunks]).sum(0)
     n = inputs.numel() / total.numel()
     mean = total / n
     variance = torch.stack([(chunk - mean).square().sum(over, keepdim=True) for chunk in chunks]).sum(0) / n
     std = variance.sqrt()
-    constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # not == 0: the mean of equal numbers is rounded
+    constant = std <= torch.finfo(torch.float32).eps * mean.abs()  # not std == 0: the mean of equal numbers is rounded
     return mean.float(), torch.where(constant, 1.0, std).float()

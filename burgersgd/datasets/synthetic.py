@@ -1,4 +1,4 @@
-"""Data made by procedure, the same for the same dataset.seed: MNIST-1D, two spirals, a teacher network."""
+"""Generates data, equal for equal dataset.seed: MNIST-1D, two spirals, a teacher network."""
 
 from __future__ import annotations
 
@@ -79,15 +79,16 @@ MAX_TRANSLATION, SCALE, SHEAR = 48, 0.4, 0.75
 CORRELATED_NOISE, CORRELATION_LENGTH, WHITE_NOISE = 0.25, 2.0, 0.02
 LENGTH = 40
 
-PROBE_SIZE = 10_000  # inputs by which the teacher's outputs are scaled
+PROBE_SIZE = 10_000  # number of inputs from which the scale of the teacher's outputs is measured
 
 
 def mnist1d(config: Mnist1dConfig) -> Raw:
     """Return MNIST-1D ``[n_samples, 40]``, ten classes of equal size (Greydanus & Kobak, Scaling down deep learning).
 
-    A digit is a curve of 12 points, lengthened by 36 to 60 zeros, stretched to 72 points, scaled by 1 +- 0.2, moved on
-    by up to 47 points, with correlated noise where there is no curve, white noise and a random slope everywhere, and
-    read off at 40 points. Procedure and constants are theirs, the random numbers are not: this is not their file.
+    A digit is a curve of 12 points, extended by 36 to 60 zeros, interpolated at 72 points, scaled by 1 +- 0.2, shifted
+    by up to 47 points, with correlated noise outside of the curve, white noise and a random slope everywhere, and
+    interpolated at 40 points. Procedure and constants are those of the paper, but the random numbers differ from those
+    of the published file.
     """
     n = config.n_samples
     _check_size(config, n * CANVAS)
@@ -95,8 +96,8 @@ def mnist1d(config: Mnist1dConfig) -> Raw:
     labels = np.arange(n) % 10
 
     padding = rng.integers(MIN_PADDING, MAX_PADDING + 1, (n, 1))
-    place = np.linspace(0, 1, CANVAS) * (CURVE_POINTS + padding - 1)  # of a canvas point on the padded curve
-    left = np.minimum(np.floor(place).astype(int), CURVE_POINTS)  # all beyond the curve is zero
+    place = np.linspace(0, 1, CANVAS) * (CURVE_POINTS + padding - 1)  # position of a canvas point on the padded curve
+    left = np.minimum(np.floor(place).astype(int), CURVE_POINTS)  # the padding after the curve is zero
     padded = np.pad(_normalised_curves(), ((0, 0), (0, 2)))[labels[:, None], [[*range(CURVE_POINTS + 2)]]]
     here, there = np.take_along_axis(padded, left, 1), np.take_along_axis(padded, left + 1, 1)
     signal = here + (place - np.floor(place)) * (there - here)
@@ -123,7 +124,7 @@ def _normalised_curves() -> Float64[ndarray, "digits points"]:
 
 
 def gaussian_smooth(x: Float64[ndarray, "n length"], sigma: float) -> Float64[ndarray, "n length"]:
-    """Return rows convolved with a Gaussian cut off at 4 sigma, mirrored at the ends, as scipy.ndimage has it."""
+    """Return rows convolved with a Gaussian truncated at 4 sigma, mirrored at the ends, as in scipy.ndimage."""
     radius = round(4 * sigma)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     mirrored = np.pad(x, ((0, 0), (radius, radius)), mode="symmetric")
@@ -131,11 +132,11 @@ def gaussian_smooth(x: Float64[ndarray, "n length"], sigma: float) -> Float64[nd
 
 
 def two_spirals(config: TwoSpiralsConfig) -> Raw:
-    """Return points ``[n_samples, 2]`` on two interleaved spirals (turns rounds, radius 1) plus noise."""
+    """Return points ``[n_samples, 2]`` on two interleaved spirals (`turns` turns, radius 1) plus noise."""
     n = config.n_samples
     _check_size(config, 2 * n)
     labels = np.arange(n) % 2
-    radius = np.sqrt(generator(config.seed, POINTS).random(n))  # equally dense along the curve
+    radius = np.sqrt(generator(config.seed, POINTS).random(n))  # uniform density along the curve
     angle = 2 * np.pi * config.turns * radius + np.pi * labels
     points = radius * np.stack([np.cos(angle), np.sin(angle)])
     noise = generator(config.seed, NOISE).standard_normal((n, 2))
@@ -143,7 +144,7 @@ def two_spirals(config: TwoSpiralsConfig) -> Raw:
 
 
 def teacher_student(config: TeacherStudentConfig) -> Raw:
-    """Return normal inputs ``[n_samples, input_dim]`` and what a random tanh network says of them, plus noise.
+    """Return normal inputs ``[n_samples, input_dim]`` and the outputs of a random tanh network, plus noise.
 
     The teacher has teacher_depth hidden layers of teacher_width units, weights N(0, 1 / fan-in), biases N(0, 1); its
     outputs have mean 0 and variance 1 over the inputs, to which noise of standard deviation `noise` is added.
@@ -163,7 +164,7 @@ def teacher_student(config: TeacherStudentConfig) -> Raw:
             x = np.tanh(x @ weight + bias)
         return x @ layers[-1][0]
 
-    # Its scale is the teacher's own, measured apart, so that it depends on no example and on no n_samples.
+    # The scale is measured on separate inputs, so that it depends neither on the examples nor on n_samples.
     probe = teacher(rng.standard_normal((PROBE_SIZE, config.input_dim)))
     inputs = generator(config.seed, POINTS).standard_normal((n, config.input_dim))
     outputs = (teacher(inputs) - probe.mean(0)) / probe.std(0)
@@ -172,7 +173,7 @@ def teacher_student(config: TeacherStudentConfig) -> Raw:
 
 
 def _check_size(config: Any, numbers: int) -> None:
-    """Raise DataError where so many float64 numbers do not fit into the memory of this machine."""
+    """Raise DataError where that many float64 numbers do not fit into the memory of this machine."""
     if 8 * numbers > memory():
         size = f"{8 * numbers / 2**30:.3g} GiB"
         raise DataError(f"dataset={config.name}: would take {size}, more than this machine has memory; make it smaller")

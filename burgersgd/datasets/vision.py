@@ -1,9 +1,9 @@
-"""Image data sets under dataset.root in torchvision's layout: MNIST and its relatives, CIFAR.
+"""Image data sets below dataset.root in torchvision's layout: MNIST, Fashion-MNIST, KMNIST, CIFAR.
 
-torchvision knows where the files come from, what they are called and their checksums. They are checked every time they
-are read (torchvision itself trusts what is unpacked), and written whole or not at all. Nothing in a file is trusted
-beyond its checksum: sizes are bounded, members of an archive are read by name and never extracted, and a pickle can
-make nothing but arrays of bytes.
+torchvision provides the addresses, names and checksums of the files. Checksums are verified at every read (torchvision
+itself does not verify unpacked files), and files are written completely or not at all. Even a file with the right
+checksum is not trusted: sizes are bounded, members of an archive are read by name and never extracted, and a pickle can
+only create arrays of bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class VisionConfig(DatasetConfig):
     )
 
     def read(self) -> Raw:
-        """Return the images, read from their files, which are downloaded where they may be."""
+        """Return the images, read from their files, which are downloaded if missing and if `download` is true."""
         return (cifar if self.name.startswith("cifar") else mnist_like)(self)
 
 
@@ -66,13 +66,13 @@ CLASSES = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
 }
-TIMEOUT = 15  # seconds without an answer
+TIMEOUT = 15  # in seconds, without an answer
 LARGEST = 1 << 28
-"""Bytes of a file, unpacked or not, that are read at most; the largest of these data sets has 170 MB."""
+"""Largest number of bytes read of a file, unpacked or not; the largest of these data sets has 170 MB."""
 
 
 def mnist_like(config: Any) -> Raw:
-    """Return mnist, fashion_mnist or kmnist, uint8 ``[n, 1, 28, 28]``, downloaded if need be; raises DataError."""
+    """Return mnist, fashion_mnist or kmnist, uint8 ``[n, 1, 28, 28]``, downloaded if necessary. Raises DataError."""
     source = _torchvision_class(config.name)
     folder = Path(config.root).expanduser() / source.__name__ / "raw"
     arrays = []
@@ -86,7 +86,7 @@ def mnist_like(config: Any) -> Raw:
 
 
 def cifar(config: Any) -> Raw:
-    """Return cifar10 or cifar100, uint8 ``[n, 3, 32, 32]``, downloaded if need be; raises DataError."""
+    """Return cifar10 or cifar100, uint8 ``[n, 3, 32, 32]``, downloaded if necessary. Raises DataError."""
     source = _torchvision_class(config.name)
     root = Path(config.root).expanduser()
     folder = root / source.base_folder
@@ -106,13 +106,13 @@ def cifar(config: Any) -> Raw:
 
 
 def _torchvision_class(name: str) -> Any:
-    import torchvision.datasets  # takes most of a second
+    import torchvision.datasets  # the import takes almost a second
 
     return getattr(torchvision.datasets, CLASSES[name])
 
 
 def _verified(path: Path, md5: str) -> bytes:
-    """Return the content of a file; raises DataError when it is not what its publisher signed with md5."""
+    """Return the content of a file. Raises DataError where it cannot be read or has another MD5 checksum."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST)
@@ -128,7 +128,7 @@ def _md5(content: bytes) -> str:
 
 
 def _download(config: Any, path: Path, md5: str, urls: list[str]) -> bytes:
-    """Return the file that belongs at path from the first URL that has it right; raises DataError if there is none."""
+    """Return the content for path from the first URL with the right checksum. Raises DataError if there is none."""
     reason = "dataset.download is false"
     for url in urls if config.download else []:
         try:
@@ -146,7 +146,7 @@ def _download(config: Any, path: Path, md5: str, urls: list[str]) -> bytes:
 
 
 def _fetch(url: str, name: str) -> bytes:
-    """Return what is at url, with a progress bar on a terminal."""
+    """Return the content at url, with a progress bar on a terminal."""
     content = io.BytesIO()
     with urlopen(Request(url, headers={"User-Agent": "burgersgd"}), timeout=TIMEOUT) as response:
         total = int(response.headers.get("Content-Length", 0)) or None
@@ -157,7 +157,7 @@ def _fetch(url: str, name: str) -> bytes:
 
 
 def _write(config: Any, path: Path, content: bytes) -> None:
-    """Write a file so that it is there completely or not at all."""
+    """Write a file completely or not at all. Raises DataError."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _write(config: Any, path: Path, content: bytes) -> None:
 
 
 def _members(archive: Path, content: bytes, folder: str, listed: dict[str, str]) -> dict[str, bytes]:
-    """Return the listed members of folder in a tar archive, each as its md5 says; raises DataError."""
+    """Return the listed members of folder in a tar archive, with verified MD5 checksums. Raises DataError."""
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as members:
@@ -212,10 +212,10 @@ class _Inert:
 
 
 class _DataOnly(pickle._Unpickler):
-    """Reads containers, numbers, text and arrays; whatever else a pickle asks for, it does not get to run.
+    """Reads containers, numbers, text and arrays; a pickle that requests any other object raises UnpicklingError.
 
-    The Python twin of pickle.Unpickler, which takes no more memory than the file has bytes: the one in C makes room for
-    whatever index the file names (LONG_BINPUT). BYTEARRAY8 does so in both.
+    The base class is Python's version of pickle.Unpickler, which takes no more memory than the file has bytes: the C
+    version allocates memory for any index that the file contains (LONG_BINPUT). BYTEARRAY8 does so in both.
     """
 
     dispatch = {  # noqa: RUF012  (a dict of the class in pickle)
@@ -233,21 +233,21 @@ def _from_pickle(path: Path, content: bytes) -> tuple[UInt8[ndarray, "images 3 3
     """Return images and labels of a file in CIFAR's format: a dict with an array "data" and a list of labels."""
     try:
         batch = _DataOnly(io.BytesIO(content), encoding="latin1").load()
-        _, shape, kind, column_order, data = batch["data"].state  # as numpy's arrays have it
+        _, shape, kind, column_order, data = batch["data"].state  # the state of a numpy array
         labels = batch.get("labels", batch.get("fine_labels"))
         if kind.arguments[0] != "u1" or not all(type(label) is int for label in labels):
             raise ValueError("no array of bytes and list of integers")
         values = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.uint8)
         images = values.reshape(shape, order="F" if column_order else "C").reshape(-1, 3, 32, 32)
         return images, np.array(labels, dtype=np.int64)
-    except Exception as error:  # almost anything, where a file is not what its format says
+    except Exception as error:  # a file in another format can raise almost any error
         raise DataError(f"{path} is not a file of CIFAR's format ({one_line(error)})") from error
 
 
 def _raw(
     config: Any, classes: int, shape: tuple[int, ...], x: ndarray, y: ndarray, x_test: ndarray, y_test: ndarray
 ) -> Raw:
-    """Return images (with a channel) and labels; raises DataError where the images are not of the data set's shape."""
+    """Return images (with a channel) and labels. Raises DataError where the images do not have the expected shape."""
 
     def part(images: ndarray, labels: ndarray) -> Part:
         if images.shape[1:] != shape or labels.ndim != 1:

@@ -1,4 +1,4 @@
-"""Models: functions of a list of parameter tensors, written for one run."""
+"""Models: functions of a list of parameter tensors of one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Model(Protocol):
 
     @property
     def n_uniform(self) -> int:
-        """Uniform random numbers needed per training example (dropout), 0 for none."""
+        """Number of uniform random numbers needed per training example (dropout), 0 for none."""
         ...
 
     @property

@@ -20,14 +20,14 @@ class LeNetConfig(InitializedModelConfig):
     name: str = named("lenet")
 
     def network(self, input_shape: tuple[int, ...], n_outputs: int) -> LeNet:
-        """Return the network. Raises ValueError for inputs that are no images of at least 12 x 12 pixels."""
+        """Return the network. Raises ValueError for inputs that are not images of at least 12 x 12 pixels."""
         drawn = (self.dropout, self.initialization, self.init_scale, self.init_distribution)
         return LeNet(input_shape, n_outputs, *drawn)
 
 
 @dataclass(frozen=True)
 class LeNet:
-    """conv 6 @ 5x5, pool, conv 16 @ 5x5, pool, 120, 84, outputs; images below 32 pixels are padded by 2.
+    """LeNet-5: conv 6 @ 5x5, pool, conv 16 @ 5x5, pool, 120, 84, outputs; images below 32 pixels are padded by 2.
 
     Raises ValueError for images that are not ``[channels, height, width]`` with at least 12 x 12 pixels.
     """
@@ -49,7 +49,7 @@ class LeNet:
 
     @property
     def padding(self) -> int:
-        """Padding of the first convolution: 2, so that 28 x 28 images count as 32 x 32."""
+        """Padding of the first convolution: 2 for images below 32 pixels, so that 28 x 28 becomes 32 x 32, else 0."""
         return 2 if min(self.input_shape[1:]) < 32 else 0
 
     activation: ClassVar[str] = "relu"
@@ -76,12 +76,12 @@ class LeNet:
 
     @property
     def batched(self) -> bool:
-        """True: made of operations that vmap knows."""
+        """True: vmap supports all operations of the network."""
         return True
 
     @property
     def n_uniform(self) -> int:
-        """Uniform numbers that dropout (before the last two layers) needs per example."""
+        """Number of uniform numbers that dropout (before the last two layers) needs per example."""
         return 120 + 84 if self.dropout > 0 else 0
 
     def init_std(self) -> Tensor:

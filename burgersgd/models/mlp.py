@@ -50,7 +50,7 @@ class MlpConfig(InitializedModelConfig):
     activation: str = opt("relu", "activation function of the hidden layers", choices=tuple(ACTIVATIONS))
 
     def lr_share(self, n_inputs: int) -> float:
-        """Return the share of an optimizer's own learning rate: all of it up to the size that it was chosen for."""
+        """Return the factor on an optimizer's default learning rate: 1 up to the size for which it was chosen."""
         depth = self.depth if self.widths is None else len(self.widths)
         return 1.0 if depth <= 2 and n_inputs <= 100 else 1 / 3
 
@@ -62,7 +62,9 @@ class MlpConfig(InitializedModelConfig):
 
 
 def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
-    """Return the deviation of a weight: He et al. 2015, Glorot & Bengio 2010, LeCun et al. 1998, torch's default.
+    """Return the standard deviation of a weight by the rule of that name.
+
+    The rules are those of He et al. 2015, Glorot & Bengio 2010 and LeCun et al. 1998, and the default of torch.
 
     Raises ValueError for an unknown name.
     """
@@ -78,9 +80,9 @@ def weight_std(initialization: str, fan_in: int, fan_out: int) -> float:
 
 
 def initial_std(shapes: Sequence[tuple[int, ...]], initialization: str, init_scale: float) -> Tensor:
-    """Return the standard deviation of every initial parameter, ``[d]``: weights as named, biases 0.
+    """Return the standard deviation of every initial parameter, ``[d]``: that of the rule for weights, 0 for biases.
 
-    shapes alternates weight ``[out, in, ...]`` and bias ``[out]``; "pytorch" draws biases too.
+    shapes alternates weight ``[out, in, ...]`` and bias ``[out]``; "pytorch" draws biases, too.
     """
     parts = []
     fan_in = 1
@@ -102,7 +104,9 @@ def dropout(z: Tensor, uniform: Tensor, p: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Mlp:
-    """widths = (inputs, hidden ..., outputs); the parameters of one run are W_1, b_1, W_2, ... in one vector.
+    """A fully connected network with widths = (inputs, hidden ..., outputs).
+
+    The parameters of one run are W_1, b_1, W_2, ... in one vector.
 
     Implements Eq. (2.1).
     """
@@ -115,7 +119,7 @@ class Mlp:
     init_distribution: str = "normal"
 
     image: ClassVar[None] = None
-    """No convolutions."""
+    """Shape of the images for convolutional layers; None because there are none (see models/conv.py)."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -124,12 +128,12 @@ class Mlp:
 
     @property
     def batched(self) -> bool:
-        """True: made of operations that vmap knows."""
+        """True: vmap supports all operations of the network."""
         return True
 
     @property
     def n_uniform(self) -> int:
-        """Uniform numbers that dropout needs per example."""
+        """Number of uniform numbers that dropout needs per example."""
         return sum(self.widths[1:-1]) if self.dropout > 0 else 0
 
     def init_std(self) -> Tensor:

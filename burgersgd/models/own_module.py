@@ -1,4 +1,4 @@
-"""Checks whether a user's own nn.Module can be trained as its author meant, and copies it."""
+"""Checks whether a user's nn.Module can be trained as its author intended, and copies it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel
 
 
 def independent_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that shares no tensor with module, without the wrappers of torch.compile; modes are kept.
+    """Return a copy that shares no tensor with module, without wrappers of torch.compile; training modes are kept.
 
     Raises ValueError, one line, for a module that cannot be copied.
     """
@@ -24,20 +24,20 @@ def independent_copy(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
             if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter) and id(value) not in memo:
-                # Written out: deepcopy refuses tensors that were computed (weight_norm) and keeps inference tensors.
+                # Copied here: deepcopy rejects computed tensors (weight_norm) and keeps inference tensors.
                 own = value.detach().clone()
                 trains = value.requires_grad
                 is_parameter = isinstance(value, nn.Parameter)
                 memo[id(value)] = nn.Parameter(own, requires_grad=trains) if is_parameter else own
     try:
         return _without_compilation(copy.deepcopy(module, memo))
-    except Exception as error:  # whatever the user's attributes raise: locks, files, generators
+    except Exception as error:  # any error of the user's attributes: locks, files, generators
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"model: {type(module).__name__} cannot be copied ({reason})") from error
 
 
 def _without_compilation(module: nn.Module) -> nn.Module:
-    """Return the module with every torch.compile wrapper replaced by what it wraps (names without _orig_mod)."""
+    """Return the module with every torch.compile wrapper replaced by its module (names without _orig_mod)."""
     inner = getattr(module, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         return _without_compilation(inner)
@@ -49,7 +49,7 @@ def _without_compilation(module: nn.Module) -> nn.Module:
 
 
 def check(module: nn.Module) -> None:
-    """Raise ValueError, one line that says what to do, for a module that would not be trained as its author meant."""
+    """Raise ValueError for a module that would not be trained as its author intended, with one line on what to do."""
     for part in module.modules():
         kind = type(part).__name__
         if isinstance(part, torch.jit.ScriptModule):
@@ -92,7 +92,7 @@ def check(module: nn.Module) -> None:
 
 
 def _check_overlaps(named: list[tuple[str, Tensor]]) -> None:
-    """Raise ValueError for a trainable parameter in whose memory lies another tensor: a step would move both."""
+    """Raise ValueError for a trainable parameter that shares memory with another tensor: a step would change both."""
     ranges = []
     for name, p in named:
         if p.layout == torch.strided and p.numel():

@@ -1,4 +1,4 @@
-"""Adapts the user's own nn.Module to the model interface."""
+"""Adapts a user's nn.Module to the model interface."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from burgersgd.models.own_module import check, independent_copy
 class Wrapped:
     """A copy of an nn.Module whose trainable parameters are one vector, called by torch.func.functional_call.
 
-    Parameters with requires_grad=False stay what they are; a parameter that occurs twice (tied weights) is one.
-    Submodules in evaluation mode stay in it where the module itself is in training mode, as after model.train() and
-    model.part.eval(). Raises ValueError, one line, for a module that cannot be trained as its author meant.
+    Parameters with requires_grad=False do not change; a parameter that occurs twice (tied weights) counts once.
+    Submodules in evaluation mode stay in it if the module itself is in training mode, as after model.train() and
+    model.part.eval(). Raises ValueError, one line, for a module that cannot be trained as its author intended.
     """
 
     def __init__(self, module: nn.Module, source: nn.Module | Callable[[], nn.Module] | None = None) -> None:
-        """Make it of a module; source is the module itself (None) or what makes one for each run."""
+        """Wrap a copy of a module; source is the module itself (or None) or a function that makes one for each run."""
         check(module)
         self.source = module if source is None else source
         self._original = independent_copy(module)
-        self._called = independent_copy(module)  # calls may leave traces in it
+        self._called = independent_copy(module)  # calls may change its attributes
         self._always_evaluating = [m for m in self._called.modules() if self._called.training and not m.training]
         self._mode: bool | None = None
         trained: dict[int, int] = {}
@@ -39,7 +39,7 @@ class Wrapped:
                 self.names.append(name)
                 self.shapes.append(tuple(p.shape))
         self._places: list[tuple[str, int]] = []
-        """Every place of a trained parameter, a tied one has several, and its number."""
+        """Pairs (name, number of the trained parameter); a tied parameter has several names."""
         fixed: dict[str, Tensor] = {}
         for prefix, part in self._called.named_modules():
             for name, p in part._parameters.items():
@@ -53,17 +53,17 @@ class Wrapped:
                     fixed[f"{prefix}.{name}" if prefix else name] = buffer.detach()
         self._fixed = {torch.get_default_dtype(): fixed}
         self.fixed = fixed
-        """Frozen parameters and buffers, by name."""
+        """Frozen parameters and buffers by name."""
         self.random = False
-        """Whether a call draws from torch's global generator: then a run follows its own seed, one run at a time."""
+        """Whether a call draws from torch's global generator, which is then seeded for each run separately."""
         self.changing: tuple[str, ...] = ()
-        """Names of the buffers that training changes (running statistics): state of a run, given to apply."""
+        """Names of the buffers that training changes (running statistics), state of a run that is passed to apply."""
         self.batched = True
         """Whether torch.func.vmap can take several runs at once."""
 
     @property
     def n_uniform(self) -> int:
-        """Numbers per example of the run's stream: 2 x 24 bits seed torch's generator for one evaluation."""
+        """Uniform numbers needed per example: 2 of 24 bits each, which seed torch's generator for an evaluation."""
         return 2 if self.random else 0
 
     def start(self) -> Tensor:
@@ -72,7 +72,7 @@ class Wrapped:
         return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
 
     def original_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters of the module that was given, which is never trained itself, by name."""
+        """Return the parameters by name of the user's module, which is never trained itself."""
         return list(self.source.named_parameters()) if isinstance(self.source, nn.Module) else []
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -90,8 +90,8 @@ class Wrapped:
     ) -> Tensor:
         """Return the module's outputs with the given parameters, in training or evaluation mode.
 
-        buffers: those of the names in `changing`, which a call in training mode writes into; None: where they start.
-        A module that draws random numbers draws those of uniform ``[batch, 2]``; in evaluation always the same.
+        buffers: those with names in `changing`, which a call in training mode changes; None: copies of the initial
+        ones. A module that draws random numbers is seeded by uniform ``[batch, 2]``, in evaluation mode by a constant.
         """
         self._set_mode(train)
         fixed = self._fixed.get(inputs.dtype)
@@ -110,10 +110,10 @@ class Wrapped:
     def statistics_at(
         self, params: Sequence[Tensor], inputs: Tensor, batch_size: int, n_batches: int
     ) -> dict[str, Tensor]:
-        """Return the buffers of `changing` estimated anew at the given parameters, from the first batches of inputs.
+        """Return the buffers of `changing`, estimated at the given parameters from the first n_batches of inputs.
 
-        Running statistics of batch normalisation become means over these batches; other buffers begin where they
-        started. inputs are those of the training part: statistics never see what is evaluated.
+        Running statistics of batch normalisation become means over these batches; other buffers start from their
+        initial values. inputs are those of the training part, so that statistics never depend on evaluated examples.
         """
         buffers = {name: self.fixed[name].clone() for name in self.changing}
         self._set_mode(True)
@@ -152,6 +152,6 @@ def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _key(uniform: Tensor) -> int:
-    """Return the 48 bits of the first two numbers, multiples of 2^-24."""
+    """Return a seed of 48 bits from the first two numbers, which are multiples of 2^-24."""
     high, low = (int(math.ldexp(u, 24)) for u in uniform[0].tolist())
     return high << 24 | low

@@ -1,10 +1,10 @@
-"""C kernels, compiled for this machine at first use and kept in a cache folder.
+"""Compiles C kernels for this machine at first use and stores them in a cache folder.
 
-Everything written in C has a twin in plain torch, so a machine without a compiler computes the same numbers, slower.
-``BURGERSGD_NATIVE=0`` switches the kernels off; ``BURGERSGD_CACHE`` names the folder they are kept in.
+Every C kernel has an equivalent in plain torch, so a machine without a compiler computes the same numbers more slowly.
+``BURGERSGD_NATIVE=0`` switches the kernels off; ``BURGERSGD_CACHE`` names the folder in which they are stored.
 
-What is loaded runs as this user. A folder in which other users of the machine can write is therefore not used, and a
-file is loaded only if its content has the digest that is part of its name: what a crash left half written is replaced.
+A loaded library runs with the rights of this user. Folders that other users of the machine can write to are therefore
+not used, and a file is loaded only if its content has the digest in its name, so that incomplete files are replaced.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from pathlib import Path
 _log = logging.getLogger("burgersgd")
 
 _REQUIRED = ["-O3", "-shared", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-# Not -ffast-math: linked into a library, it makes the whole process flush subnormal numbers to zero; NaN and inf must
-# keep their meaning, and sums their order.
-_OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clang knows no -fopenmp
-_TIMEOUT = 120  # seconds; a compile takes up to two
+# Without -ffast-math: linked into a library, it makes the entire process flush subnormal numbers to zero; and NaN, inf
+# and the order of sums must be preserved.
+_OPTIONAL_FLAGS = [["-march=native", "-fopenmp"], ["-march=native"], []]  # Apple's clang does not support -fopenmp
+_TIMEOUT = 120  # in seconds; a compilation takes up to two
 
 _ahead: dict[str, threading.Thread] = {}
 
 
 def library(name: str, define: str = "") -> ctypes.CDLL | None:
-    """Return ``burgersgd/native/<name>.c`` as a loaded library, or None where it cannot be had (the log says why).
+    """Return ``burgersgd/native/<name>.c`` as a loaded library, or None where that is impossible (the log says why).
 
-    define is a macro to define.
+    define is the name of a macro to define.
 
-    OpenMP, where used, is torch's own pool of threads: torch loads its libgomp before this library asks for one.
+    Where OpenMP is used, it is torch's pool of threads: torch loads its libgomp before this library needs one.
     """
     return compiled(name + define, source_text(name, define))
 
@@ -56,9 +56,9 @@ def source_text(name: str, define: str = "", suffix: str = ".c") -> str:
 
 
 def compile_ahead(*names: str) -> None:
-    """Begin to compile ``burgersgd/native/<name>.c`` in the background, where that is still to be done.
+    """Start to compile ``burgersgd/native/<name>.c`` in the background, unless it is compiled already.
 
-    For the command line: the compiler works on one core while Python imports torch on the other.
+    The command line uses it: the compiler runs on one core while Python imports torch on another one.
     """
     compiler = _compiler()
     if os.environ.get("BURGERSGD_NATIVE") == "0" or compiler is None:
@@ -72,13 +72,13 @@ def compile_ahead(*names: str) -> None:
 
 
 def _compile_to_cache(folder: Path, compiler: list[str], name: str) -> None:
-    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # compiled() will say what is wrong
+    with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # compiled() will report the error
         _built(folder, compiler, name, source_text(name))
 
 
 @functools.cache
 def compiled(name: str, source: str) -> ctypes.CDLL | None:
-    """Return C source text as a loaded library, or None where it cannot be had (the log says why)."""
+    """Return C source text as a loaded library, or None where that is impossible (the log says why)."""
     if name in _ahead:
         _ahead[name].join()
     if os.environ.get("BURGERSGD_NATIVE") == "0":
@@ -87,7 +87,7 @@ def compiled(name: str, source: str) -> ctypes.CDLL | None:
     if compiler is None:
         return _unavailable("no C compiler found ($CC, cc, gcc, clang)")
     reason = "no folder to keep them in"
-    for folder in folders():  # the second one serves where the first cannot be written to, or not be executed from
+    for folder in folders():  # the second is used where the first is read-only or forbids execution
         try:
             return ctypes.CDLL(str(_built(folder, compiler, name, source)))
         except (OSError, subprocess.SubprocessError) as error:
@@ -96,7 +96,7 @@ def compiled(name: str, source: str) -> ctypes.CDLL | None:
 
 
 def cache_folder() -> Path:
-    """Return the folder where compiled kernels are kept: $BURGERSGD_CACHE, else the user's cache folder."""
+    """Return the folder for compiled kernels: $BURGERSGD_CACHE, else the user's cache folder."""
     if chosen := os.environ.get("BURGERSGD_CACHE"):
         return Path(chosen)
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
@@ -106,12 +106,12 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _unavailable(reason: str) -> None:
-    """Say once per reason, not once per kernel."""
+    """Log a warning once per reason, not once per kernel."""
     _log.warning("C kernels are not used, plain torch computes the same numbers more slowly: %s", reason)
 
 
 def _compiler() -> list[str] | None:
-    """Return the command of the C compiler."""
+    """Return the command of the C compiler; None where there is none."""
     for command in (os.environ.get("CC"), "cc", "gcc", "clang"):
         words = shlex.split(command or "")
         if words and (found := shutil.which(words[0])):
@@ -120,7 +120,10 @@ def _compiler() -> list[str] | None:
 
 
 def _key(source: str, compiler: list[str]) -> str:
-    """Hash what the binary depends on, without starting the compiler: source, flags, compiler, processor."""
+    """Return a hash of everything that determines the binary, without starting the compiler.
+
+    These are source, flags, compiler and processor.
+    """
     program = os.stat(compiler[0])
     included = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.c"))]
     parts = [source, included, _REQUIRED, _OPTIONAL_FLAGS, compiler, program.st_size, program.st_mtime_ns, _processor()]
@@ -128,7 +131,7 @@ def _key(source: str, compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """Return the name and the abilities of the processor; homes are shared by machines that differ in them."""
+    """Return the name and the features of the processor, since different machines may share a home folder."""
     try:
         with open("/proc/cpuinfo") as file:
             first = file.read(8192).split("\n\n")[0]
@@ -141,11 +144,11 @@ def _processor() -> str:
 
 
 def folders() -> Iterator[Path]:
-    """Yield the folders that may hold kernels: they exist, and no other user can write in them."""
+    """Yield the folders for kernels, which exist and to which no other user can write."""
     try:
         folder = cache_folder().absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = folder.resolve(strict=True)  # a link could be turned to another place later
+        folder = folder.resolve(strict=True)  # a link could be changed later
         if (danger := danger_of(folder)) is None:
             yield folder
         else:
@@ -161,21 +164,21 @@ def folders() -> Iterator[Path]:
 
 
 def danger_of(folder: Path) -> str | None:
-    """Return how another user (root aside) could plant a file in a folder or exchange it, None if none can."""
+    """Return how another user, except root, could add or replace files in a folder; None if no other user can."""
     if os.name != "posix":
         return None
     for place in (folder, *folder.parents):
         status = place.stat()
         if status.st_uid not in (os.geteuid(), 0):
             return f"{place} belongs to another user (uid {status.st_uid})"
-        # In a folder like /tmp (sticky bit) others can make entries of their own, but not exchange ours.
+        # In a folder with the sticky bit, such as /tmp, other users can add entries but not replace those of this user.
         if _others_write(status) and (place == folder or not status.st_mode & stat.S_ISVTX):
             return f"others can write in {place} (mode {stat.S_IMODE(status.st_mode):o})"
     return None
 
 
 def _others_write(status: os.stat_result) -> bool:
-    """Whether users besides the owner can write; the group that some systems make for each user holds no others."""
+    """Whether users other than the owner can write; the private group of the user (on some systems) does not count."""
     if status.st_mode & stat.S_IWOTH:
         return True
     return bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status.st_gid)
@@ -194,13 +197,13 @@ def _is_own_group(gid: int) -> bool:
 
 @functools.cache
 def _refused(danger: str) -> None:
-    """Say it once."""
+    """Log a warning, once per reason."""
     _log.warning("%s: compiled kernels are not kept there, each process compiles its own", danger)
 
 
 @functools.cache
 def _private_folder() -> Path:
-    """Return a folder of this process alone, removed at its end."""
+    """Return a temporary folder for this process alone, which is removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="burgersgd-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -210,17 +213,17 @@ def _private_folder() -> Path:
 
 
 def _built(folder: Path, compiler: list[str], name: str, source: str) -> Path:
-    """Return the library in a folder, compiled where it is not there as it was written."""
+    """Return the library in a folder, compiling it if the file is missing or damaged."""
     stem = f"{name}-{_key(source, compiler)}-"
     for path in sorted(folder.glob(f"{stem}*.so")):
         if is_whole(path):
             return path
-        path.unlink(missing_ok=True)  # a process that has loaded it keeps it
+        path.unlink(missing_ok=True)  # processes that have loaded it can still use it
     return _compile(compiler, source, folder, stem)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a library is ours and its content has the digest, and so the length, that its name tells."""
+    """Whether a library belongs to this user or root and its content has the digest in its name."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if os.name == "posix" and (status.st_uid not in (os.geteuid(), 0) or _others_write(status)):
@@ -234,7 +237,7 @@ def _digest(content: bytes) -> str:
 
 
 def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
-    """Compile source with the first set of flags that works, and return the file, which appears whole or not at all."""
+    """Compile source with the first flags that work, and return the file, which is created completely or not at all."""
     _clean_up(folder)
     handle, unfinished = tempfile.mkstemp(dir=folder, prefix=stem, suffix=".tmp")
     os.close(handle)
@@ -253,9 +256,9 @@ def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
 
 
 def kept(unfinished: Path, folder: Path, stem: str, suffix: str = ".so") -> Path:
-    """Give a compiled file its name, once its content is on the disk."""
+    """Rename a compiled file to its final name after its content is on the disk; return the new path."""
     with open(unfinished, "r+b") as file:
-        os.chmod(unfinished, 0o700)  # whatever the umask
+        os.chmod(unfinished, 0o700)  # independently of the umask
         path = folder / f"{stem}{_digest(file.read())}{suffix}"
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -269,7 +272,7 @@ def kept(unfinished: Path, folder: Path, stem: str, suffix: str = ".so") -> Path
 
 
 def _clean_up(folder: Path) -> None:
-    """Remove what processes left that were killed while they compiled."""
+    """Remove the temporary files of processes that were killed during a compilation."""
     for path in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > 10 * _TIMEOUT:

@@ -1,6 +1,6 @@
-"""CUDA kernels, compiled by NVRTC (which comes with PyTorch) at first use and kept where the C kernels are.
+"""Compiles CUDA kernels by NVRTC (which comes with PyTorch) at first use and stores them with the C kernels.
 
-Loaded and launched through CUDA's driver interface; no compiler has to be installed.
+Kernels are loaded and launched through CUDA's driver interface; no compiler has to be installed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_
 
 
 class CudaError(RuntimeError):
-    """NVRTC or the driver refused."""
+    """NVRTC is missing, or NVRTC or the driver returned an error."""
 
 
 @functools.cache
 def _nvrtc() -> ctypes.CDLL:
-    """Return NVRTC of the CUDA version that torch was built with. Raises CudaError where there is none."""
+    """Return NVRTC of the CUDA version with which torch was built. Raises CudaError where there is none."""
     version = (torch.version.cuda or "").split(".")[0]
     names = [
         f"libnvrtc.so.{version}",
@@ -77,7 +77,7 @@ def _text(size_of: Any, get: Any, program: ctypes.c_void_p) -> str:
 
 @functools.cache
 def cubin(name: str, source: str, architecture: str) -> bytes:
-    """Return the machine code of a kernel from the cache folder, compiled where it is not there. Raises CudaError."""
+    """Return the machine code of a kernel, from the cache folder or newly compiled. Raises CudaError."""
     key = hashlib.sha256(repr((source, architecture, _OPTIONS, torch.version.cuda)).encode()).hexdigest()[:16]
     stem, folder = f"{name}-{key}-", next(native.folders(), None)
     for path in [] if folder is None else sorted(folder.glob(f"{stem}*.cubin")):
@@ -94,14 +94,14 @@ def cubin(name: str, source: str, architecture: str) -> bytes:
 
 
 class Kernel:
-    """A kernel that takes one structure by value, on one device."""
+    """A kernel on one device, whose only argument is a structure passed by value."""
 
     def __init__(self, code: bytes, name: str, device: torch.device, threads: int, shared_bytes: int) -> None:
-        """Load it. Raises CudaError."""
+        """Load the kernel. Raises CudaError."""
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._device, self._threads, self._shared_bytes = device, threads, shared_bytes
         self.module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
-        torch.zeros(1, device=device)  # makes the context
+        torch.zeros(1, device=device)  # creates the CUDA context
         with torch.cuda.device(device):
             self._call("cuModuleLoadData", ctypes.byref(self.module), code)
             self._call("cuModuleGetFunction", ctypes.byref(self._function), self.module, name.encode())
@@ -109,7 +109,7 @@ class Kernel:
             self._call("cuFuncSetAttribute", self._function, *limit)
 
     def __call__(self, blocks: int, arguments: ctypes.Structure) -> None:
-        """Launch it on torch's current stream. Raises CudaError."""
+        """Launch the kernel on torch's current stream. Raises CudaError."""
         unsigned = ctypes.c_uint
         with torch.cuda.device(self._device):
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -127,7 +127,7 @@ class Kernel:
 
 
 def shared_memory(device: torch.device) -> int:
-    """Return the bytes of shared memory that a block of threads may have."""
+    """Return the largest number of bytes of shared memory of a thread block."""
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 

@@ -8,8 +8,8 @@
  * (examples that are in shared memory at once), MOST_STEPS, N_THREADS, N_BLOCKS (of a multiprocessor), N_FIELDS, FIELD_AT (the
  * vector at which gradients are taken), ALL_SHARED, N_COEFFICIENTS, NOISE, NOISY, ACTIVATION, LOSS, and the rule's
  * lines: RULE_COEFFICIENTS, RULE_STEP, STEP_STORES(k) and CYCLE_STORES(k) (whether they change vector k),
- * RULE_END_CYCLE, and RULE_NORMED, what is meant by the norm where that is not the gradient. A run's numbers are the
- * same bits alone and beside others. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
+ * RULE_END_CYCLE, and RULE_NORMED, the vector whose norm the rule uses where that is not the gradient. A run is bitwise
+ * equal alone and in a fleet. Every sum over k = 0, 1, 2, ... is taken in that order with fused multiply-adds. */
 typedef struct {
     float *fields[N_FIELDS];   /* the state [runs, d]: read at the start, written at the end */
     const float *inputs;       /* [examples, WIDTHS[0]] */
@@ -80,7 +80,7 @@ DEVICE float sum_of(const float *losses) {
     return sum;
 }
 
-/* Two numbers of a vector, which are beside one another wherever they belong to the same row of weights. */
+/* Two numbers of a vector, which are adjacent in memory if they belong to the same row of weights. */
 DEVICE void load_two(const float *field, int at, int next, real *two) {
     if (at % 2 == 0 && next == at + 1) {
         const float2 v = *(const float2 *)(field + at);
@@ -96,7 +96,7 @@ DEVICE void store_two(float *field, int at, int next, const real *two) {
         field[at] = two[0], field[next] = two[1];
 }
 
-/* The same of a vector in global memory, whose numbers j and j + 1 are side by side. */
+/* The same for a vector in global memory, whose numbers j and j + 1 are adjacent. */
 DEVICE void load_flat(const float *field, int j, bool even, real *two) {
     if (D % 2 == 0 || (even && j + 1 < D)) {
         const float2 v = *(const float2 *)(field + j);
@@ -198,7 +198,7 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
             const float whole = sqrtf(block_sum(square, scratch));
             if (loss <= limit && isfinite(whole)) {
                 last_loss = loss, grad_norm = whole;
-                real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient that the rule gets */
+                real norm = whole > p.clip_norm ? p.clip_norm : whole; /* of the gradient after clipping */
                 const real factor = whole > p.clip_norm ? 1 / whole * p.clip_norm : 1.0f; /* gradients.clipped */
                 (void)norm;
 #if NOISY
@@ -247,7 +247,7 @@ DEVICE void one_run(const Args &p, int64_t r, float *shared) {
             }
         }
         loss_sum += last_loss;
-        if (p.first + s == 0) { /* the first loss decides on the largest one */
+        if (p.first + s == 0) { /* the first loss determines the limit of later ones */
             limit = (last_loss < 1 ? 1 : last_loss) * p.explosion_factor;
             if (limit > LARGEST) limit = LARGEST;
         }

@@ -10,7 +10,7 @@ static void F(activate)(enum activation activation, int64_t n, REAL *z) {
         for (int64_t j = 0; j < n; j += LANES) STORE(z + j, F(vector_tanh)(LOAD(z + j)));
 }
 
-/* dz = dz * sigma'(z), told from sigma(z), in some columns. */
+/* dz = dz * sigma'(z) in some columns; the derivative is computed from sigma(z). */
 static void F(activate_backward)(enum activation activation, int64_t batch, int64_t columns, int64_t stride, const REAL *z,
                                  REAL *dz) {
     for (int64_t i = 0; i < batch; i++, z += stride, dz += stride) {

@@ -20,8 +20,8 @@ constexpr int act_of(int l) { return l == 0 ? 0 : act_of(l - 1) + CHUNK * ROW(wi
 constexpr int ACTS = act_of(L + 1);
 constexpr int widest(int l) { return l == L ? 0 : (widths[l] > widest(l + 1) ? widths[l] : widest(l + 1)); }
 constexpr int DZ = CHUNK * ROW(widest(1));
-/* The gradients by the layers' inputs lie in a buffer of their own and, every second one, in the activations behind it,
- * which nobody needs any more; in a second buffer where there is no room for them. */
+/* The gradients with respect to the layers' inputs alternate between a separate buffer and the memory of the later layers'
+ * activations, which are no longer needed; without room for them there, in a second buffer. */
 constexpr bool behind(int l) { return (L - 1 - l) % 2 == 1; }
 constexpr bool roomy(int l) { return l < 1 || ((!behind(l) || ACTS - act_of(l + 1) >= CHUNK * ROW(widths[l])) && roomy(l - 1)); }
 constexpr bool ROOMY = roomy(L - 1);
@@ -75,7 +75,7 @@ template <int ROWS, int COLUMNS> DEVICE bool tile_of(int task, int *row, int *co
     *row = warp / across * 4 + lane % 2 + lane / 16 * 2, *column = warp % across * 8 + lane / 2 % 8;
     return (ROWS % 4 == 0 || *row < ROWS) && (COLUMNS % 8 == 0 || *column < COLUMNS);
 }
-/* The first task of this thread where others before them began with thread 0. */
+/* The first task of this thread, where `others` earlier tasks were assigned from thread 0 on. */
 DEVICE int first_after(int others) { return (TID + THREADS - others % THREADS) % THREADS; }
 
 /* Z[b, o] = bias[o] + sum_k A[b, k] W[o, k]: TB x TO numbers per thread. */
@@ -104,7 +104,7 @@ template <int IN, int OUT, bool HIDDEN> DEVICE void forward(const float *w, cons
         }
     }
 }
-/* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones beside it; 4 x 4 numbers per thread. Returns this
+/* dW[o, k] (+)= sum_b dZ[b, o] A[b, k], and the bias from a column of ones next to A; 4 x 4 numbers per thread. Returns this
  * thread's sum of squares. */
 template <int IN, int OUT> DEVICE float weights_gradient(const float *dz, const float *a, float *g, bool add, int others) {
     constexpr int R = ROW(IN), RZ = ROW(OUT), KG = UP4(IN) / 4, OG = UP4(OUT) / 4;
@@ -138,8 +138,8 @@ template <int IN, int OUT> DEVICE float weights_gradient(const float *dz, const 
     }
     return square;
 }
-/* dA[b, k] = sigma'(A[b, k]) sum_o dZ[b, o] W[o, k]; the derivative is told from A = sigma(Z). Threads that have no tile of
- * dW begin. */
+/* dA[b, k] = sigma'(A[b, k]) sum_o dZ[b, o] W[o, k]; the derivative is computed from A = sigma(Z). The threads without a
+ * tile of dW take the first tiles. */
 template <int IN, int OUT> DEVICE void inputs_gradient(const float *w, const float *dz, const float *a, float *da, int others) {
     constexpr int TB = 2, R = ROW(IN), RZ = ROW(OUT), BG = CHUNK / TB, KG = UP4(IN) / 4;
     for (int t = first_after(others); t < tasks(BG, KG); t += THREADS) {

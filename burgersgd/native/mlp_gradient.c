@@ -79,7 +79,7 @@ typedef struct { /* several steps of all runs; mirrored by engines/native._Steps
 #include "convolutions.c"
 #include "network.c"
 
-/* What Python's mirrors of the two structures must measure. */
+/* Sizes that Python's mirrors of the two structures must have. */
 int64_t F(mlp_plan_size)(void) { return sizeof(Plan); }
 int64_t F(mlp_steps_size)(void) { return sizeof(Steps); }
 
@@ -108,8 +108,8 @@ int64_t F(mlp_gradient)(const Plan *plan, const REAL *params, int64_t params_row
     return OK;
 }
 
-/* Losses of max_batch examples, summed, and how many of them are not put into the class that labels name, where there are
- * labels: sums[0], sums[1]. */
+/* sums[0]: sum of the losses of at most max_batch examples; sums[1]: number of those whose class differs from labels, 0
+ * where labels is NULL. */
 static void F(evaluate_part)(const Plan *plan, REAL *workspace, const REAL *params, const int64_t *rows,
                              const int64_t *labels, int64_t first, double *sums) {
     int64_t n = plan->widths[plan->layers], stride = F(stride)(n);
@@ -126,8 +126,8 @@ static void F(evaluate_part)(const Plan *plan, REAL *workspace, const REAL *para
     sums[0] = F(mean_loss)(plan, rows + first, batch, outputs) * (double)batch;
 }
 
-/* Of every run; rows are 0, 1, ..., examples - 1. sums: room for 2 numbers of every part of every run. Threads share out
- * the parts, which are added up in their order. */
+/* The same for all examples of every run; rows are 0, 1, ..., examples - 1. sums: memory for 2 numbers for every part of
+ * every run. The parts are distributed over the threads, and their sums are added in order. */
 void F(mlp_evaluate)(const Plan *plan, const REAL *params, int64_t params_row, const int64_t *rows, const int64_t *labels,
                      double *sums, double *loss, double *wrong) {
     const int64_t parts = (plan->examples + plan->max_batch - 1) / plan->max_batch, team = plan->threads;

@@ -118,7 +118,7 @@ static void F(run)(const Plan *plan, REAL *workspace, const REAL *params, const 
                 F(panel)(columns, 1, batch, out, dz, stride, 1, as_it_is ? w + k : copy, as_it_is ? in : width, NULL, da + k,
                          in_stride);
             }
-            if (l > 0) { /* and of the layer before, dZ and db */
+            if (l > 0) { /* dZ and db of the previous layer */
                 F(activate_backward)(plan->activation, batch, columns, in_stride, a + k, da + k);
                 F(sum_rows)(batch, columns, in_stride, da + k, grad + first[l] - in + k);
             }

@@ -247,7 +247,7 @@ static int order_rows(const request_t *r, int64_t from, int64_t to) {
     return 0;
 }
 
-/* Permutations of range(n), int64 [epochs, runs, n]; the answer is 1 where there is no memory. */
+/* Permutations of range(n), int64 [epochs, runs, n]; returns 1 if memory cannot be allocated. */
 int orders(const request_t *r) {
     const int64_t total = r->steps * r->runs;
     if (r->threads == 1) return order_rows(r, 0, total);

@@ -7,7 +7,7 @@
 #else
 #define VECTOR_BYTES 16
 #endif
-/* Vectors in a panel of columns, and rows of a tile, whose sums stay in registers with what they are made of. */
+/* Vectors in a panel of columns, and rows of a tile, so that the sums of a tile and their operands fit the registers. */
 #if defined(__AVX512F__) || defined(__aarch64__) /* 32 registers, at most 24 of them for sums */
 #define PANEL 4
 #define TILE_ROWS(vectors) ((vectors) == 4 ? 6 : (vectors) == 3 ? 8 : 12)
@@ -16,7 +16,7 @@
 #define TILE_ROWS(vectors) ((vectors) == 2 ? 6 : 12)
 #endif
 
-/* for (int64_t i = 0; i < count; i++) body, shared out among the team: what it computes must not depend on that. */
+/* for (int64_t i = 0; i < count; i++) body, distributed over the team; the result must not depend on the distribution. */
 #ifdef _OPENMP
 #define TEAM_FOR(count, ...)                                                                  \
     if (team > 1) {                                                                           \

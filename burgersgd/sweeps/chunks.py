@@ -1,4 +1,4 @@
-"""A chunk of jobs, trained as one fleet: the unit of work of every launcher, in this process or in another one."""
+"""Trains a chunk of jobs as one fleet, the unit of work of every launcher, in this process or in another one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from burgersgd.sweeps.pruning import pruning
 
 
 class Job(NamedTuple):
-    """One run to be trained and recorded in a folder of its own, whose name is the run's."""
+    """One run to be trained and recorded in its own folder, which has the name of the run."""
 
     config: TrainConfig
     folder: Path
@@ -34,10 +34,10 @@ Chunk = list[Job]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; errors as in Result, nan where there are none."""
+    """How a job ended; errors are defined as in Result, nan where there are none."""
 
     state: Literal["completed", "diverged", "pruned", "failed", "elsewhere", "interrupted", "waiting"]
-    """elsewhere: another process trains it; waiting: it was not begun."""
+    """elsewhere: another process trains the job; waiting: the job was not started."""
     folder: Path
     validation_error: float = math.nan
     best_validation_error: float = math.nan
@@ -45,17 +45,17 @@ class Outcome:
     evaluations: int = 0
     seconds: float = 0.0
     error: Exception | None = None
-    """Why a failed job failed."""
+    """The error of a job that failed."""
 
     def objective(self, which: str) -> float:
-        """Return what a search minimises, the validation error: the last or the best one, +inf of a diverged run."""
+        """Return the quantity that a search minimises: the last or best validation error; +inf for a diverged run."""
         if self.state in ("diverged", "failed"):
             return math.inf
         return self.best_validation_error if which == "best" else self.validation_error
 
 
 def chunks_of(jobs: Sequence[Job], max_runs: int | None) -> list[Chunk]:
-    """Return the jobs grouped by what cannot vary inside a fleet, no group with more than max_runs of them."""
+    """Return the jobs in chunks that may each be a fleet, with at most max_runs jobs in a chunk (None: no limit)."""
     groups: dict[str, Chunk] = {}
     for job in jobs:
         groups.setdefault(group_name(job.config), []).append(job)
@@ -63,7 +63,7 @@ def chunks_of(jobs: Sequence[Job], max_runs: int | None) -> list[Chunk]:
 
 
 def spread(chunks: Sequence[Chunk], n: int) -> list[Chunk]:
-    """Return the chunks, the longest ones in parts, so that there are n of them or none holds more than one job."""
+    """Return the chunks, the longest ones split, so that there are at least n chunks or each holds one job."""
     parts = [1] * len(chunks)
     for _ in range(min(n, sum(map(len, chunks))) - len(chunks)):
         parts[max(range(len(chunks)), key=lambda i: len(chunks[i]) / parts[i])] += 1
@@ -71,33 +71,33 @@ def spread(chunks: Sequence[Chunk], n: int) -> list[Chunk]:
 
 
 def _parts(chunk: Chunk, n: int) -> list[Chunk]:
-    """Return n parts of like size."""
+    """Return n parts whose sizes differ by at most one."""
     return [chunk[i * len(chunk) // n : (i + 1) * len(chunk) // n] for i in range(n)]
 
 
 def group_name(config: TrainConfig) -> str:
-    """Return text that is the same for runs that may share a fleet."""
+    """Return a text that is equal for runs that may share a fleet."""
     return repr(sorted(fleet_key(config).items()))
 
 
 def stored(folder: Path) -> Outcome | None:
-    """Return how a job ended whose folder says that it is over, or None."""
+    """Return the recorded outcome of a job, or None where its folder does not say that it has ended."""
     try:
         status = read_end(folder, unchanged=True)
-    except RunFolderError:  # training it will tell
+    except RunFolderError:  # training the job will report the error
         return None
     digits = hash_of(folder.name)
     if status is None or (digits is not None and status.get("config_hash", digits) != digits):
-        return None  # not over, or another run's
+        return None  # the run has not ended, or the folder belongs to another run
     numbers = ("validation_error", "best_validation_error", "test_error", "evaluations", "seconds")
     return Outcome(status["state"], folder, **{name: status[name] for name in numbers})
 
 
 def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) -> list[Outcome]:
-    """Train jobs that may share a fleet, each in its folder, from wherever that stands; return how they ended.
+    """Train or resume jobs that may share a fleet, each in its folder, and return their outcomes.
 
-    Raises Interrupted and nothing else: where the fleet fails, its halves are trained one after the other, so that a
-    job that cannot be trained costs no other job its result.
+    Raises only Interrupted: where the fleet fails, its halves are trained one after the other, so that a job that
+    cannot be trained does not prevent the results of others.
     """
     configs = [changed(j.config, output_root=str(j.folder.parent), run_name=j.folder.name) for j in chunk]
     try:
@@ -106,7 +106,7 @@ def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) 
         return [_outcome(job.folder, result) for job, result in zip(chunk, results, strict=True)]
     except Exception as error:
         failure = without_frames(error)
-    gc.collect()  # for what a user's own module keeps in cycles
+    gc.collect()  # a user's module may hold memory in reference cycles
     if len(chunk) == 1:
         return [Outcome("failed", chunk[0].folder, error=failure)]
     half = len(chunk) // 2
@@ -114,7 +114,7 @@ def train_chunk(chunk: Chunk, progress: SweepProgress | Literal[False] = False) 
 
 
 def without_frames(error: Exception) -> Exception:
-    """Return an error that keeps nothing alive: the frames that it came through would keep the memory of a fleet."""
+    """Return the error without its tracebacks, whose frames would keep the memory of a fleet alive."""
     met: BaseException | None = error
     while met is not None:
         met.with_traceback(None)

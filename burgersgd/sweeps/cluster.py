@@ -1,10 +1,10 @@
-"""hydra/launcher=fleet_ray and fleet_slurm: the chunks of a sweep trained in processes of Ray or SLURM.
+"""hydra/launcher=fleet_ray and fleet_slurm: train the chunks of a sweep in processes of Ray or SLURM.
 
 Chunks, their resumption after a process was lost and the claims that keep a run from being trained twice are the same
 as in this process; this module only sends chunks to other processes and collects their outcomes. docs/cluster.md
 explains its use.
 
-Hydra imports this module at every start (through hydra_plugins/burgersgd.py), so slow imports stand in functions.
+Hydra imports this module at every start (through hydra_plugins/burgersgd.py), so slow imports are inside functions.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class ChunkTask:
     """The working directory of the command, to which paths such as dataset.root refer."""
 
     def __call__(self, chunk: Chunk) -> list[Outcome]:
-        """Train the chunk. At a signal it saves the runs, and then calls the handler that Ray or submitit installed.
+        """Train the chunk. At a signal, save the runs and then call the handler that Ray or submitit installed.
 
         That handler ends or requeues the process; at the SIGTERM of a SLURM preemption it lets training continue.
         """
@@ -122,14 +122,14 @@ class ChunkTask:
                 handler(interrupted.signal, None)
 
     def checkpoint(self, chunk: Chunk) -> Any:
-        """Return what a requeued job of submitit runs: the same chunk, since the run folders hold its progress."""
+        """Return the task of a requeued submitit job: the same chunk, since the run folders hold its progress."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, chunk)
 
 
 class ClusterLauncher(FleetLauncher):
-    """Trains chunks in processes of a cluster, which `submit`, `ended`, `outcomes` and `cancel` connect."""
+    """Trains chunks in processes of a cluster, to which `submit`, `ended`, `outcomes` and `cancel` connect."""
 
     def train_chunks(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterable[tuple[Chunk, list[Outcome]]]:
         """Yield every chunk, or each of the parts into which it was split, with its outcomes."""
@@ -259,7 +259,7 @@ class FleetRayLauncher(ClusterLauncher):
             return _failed(chunk, f"lost on Ray: {type(cause).__name__}: {_first_line(cause)}")
 
     def cancel(self, handles: Sequence[Any]) -> None:
-        """Raise SIGINT's handler in the tasks and wait for them."""
+        """Interrupt the tasks as SIGINT does and wait for them."""
         if handles:
             import ray
 
@@ -288,13 +288,16 @@ def _call(task: ChunkTask, chunk: Chunk) -> list[Outcome]:
 
 
 class FleetSlurmLauncher(ClusterLauncher):
-    """Trains every chunk as a task of a SLURM job array. Raises ConfigError as FleetRayLauncher, without submitit."""
+    """Trains every chunk as a task of a SLURM job array.
+
+    Raises ConfigError for a setting out of range, or without submitit.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.settings = FleetSlurmConf(**settings)
         self._lost: dict[Path, int] = {}
-        """How often a chunk was lost, by the folder of its first job."""
+        """How many times a chunk was lost, by the folder of its first job."""
         if self.settings.cluster == "local":
             self.room = self.settings.max_parallel or max(1, (os.cpu_count() or 1) // self.settings.cpus)
         _need("submitit", "fleet_slurm")
@@ -361,7 +364,7 @@ class FleetSlurmLauncher(ClusterLauncher):
         return _failed(chunk, f"job {handle.job_id} {how}, its log is {handle.paths.stderr}")
 
     def cancel(self, handles: Sequence[Any]) -> None:
-        """Cancel the jobs: SLURM sends SIGTERM, at which they save, and half a minute later SIGKILL."""
+        """Cancel the jobs: SLURM sends SIGTERM, at which they save their runs, and half a minute later SIGKILL."""
         for job in handles:
             job.cancel(check=False)
         until = time.monotonic() + STOP_SECONDS
@@ -378,7 +381,7 @@ def _need(package: str, launcher: str) -> None:
 
 
 def _gpus(asked: float | None, chunks: Sequence[Chunk]) -> float:
-    """Return the GPUs of a chunk: the number asked for, else 1 where a job has device=cuda."""
+    """Return the number of GPUs for a chunk: the given one; if None, 1 where a job has device=cuda, else 0."""
     return float(any(chunk[0].config.device.name == "cuda" for chunk in chunks)) if asked is None else asked
 
 

@@ -1,6 +1,6 @@
-"""From overrides to checked configurations, thousands of them: a full Hydra composition takes 0.1 s, a job must not.
+"""Composes overrides to checked configurations, fast enough for thousands of jobs (a Hydra composition takes 0.1 s).
 
-What a job changes apart from the choice of config groups is applied to a copy of one composition of that choice.
+Each combination of choices of config groups is composed once; the other overrides of a job are applied to a copy of it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from burgersgd.schema import Group, fields_of, type_name
 T = TypeVar("T")
 ROOT = "train"
 WHOLE_NUMBER = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)=(-?(?:0|[1-9][0-9]{0,17}))")
-"""Overrides that give a whole number to a key."""
+"""Pattern of overrides that set a key to an integer."""
 
 
 class Composer:
     """Composes conf/train.yaml with lists of overrides.
 
-    hydra_overrides: those of Hydra's own keys (hydra.searchpath=... says where more files are), the same for all jobs.
-    All methods raise ConfigError of one line for whatever Hydra, a type or a range refuses.
+    hydra_overrides: overrides of Hydra's own keys, the same for all jobs (hydra.searchpath=... names folders with more
+    files). All methods raise ConfigError of one line for errors of Hydra and for values of a wrong type or range.
     """
 
     def __init__(self, hydra_overrides: Sequence[str] = ()) -> None:
@@ -55,10 +55,10 @@ class Composer:
         self._parsed: dict[str, Override] = {}
         self._is_group: dict[str, bool] = {}
         self._objects: dict[tuple[str, ...], TrainConfig | None] = {}
-        """What bases are as settings; None where not every key of them has a value, or one refers to another."""
+        """Base compositions, by choices, as TrainConfig; None where a key has no value or refers to another key."""
         self._bases: dict[tuple[str, ...], bytes] = {}  # unpickling takes a fifth of the time of copy.deepcopy
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # of hydra.searchpath: a folder that there is not
+            warnings.simplefilter("error", UserWarning)  # a missing folder in hydra.searchpath
             _, self._files = as_config_error(
                 lambda: self._loader._parse_overrides_and_create_caching_repo(ROOT, self._hydra_overrides)
             )
@@ -68,7 +68,7 @@ class Composer:
         for word in words:
             if word in self._parsed:
                 continue
-            if whole := WHOLE_NUMBER.fullmatch(word):  # one of thousands of seeds: Hydra's parser takes a millisecond
+            if whole := WHOLE_NUMBER.fullmatch(word):  # such as thousands of seeds: Hydra's parser takes 1 ms
                 self._parsed[word] = Override(
                     *(OverrideType.CHANGE, whole[1], ValueType.ELEMENT, int(whole[2])),
                     input_line=word,
@@ -95,19 +95,19 @@ class Composer:
         return as_config_error(composed)
 
     def sweep(self, words: Sequence[str]) -> SweepConfig:
-        """Return what describes the sweep of jobs with these overrides, which may be lists and ranges."""
+        """Return the settings of the sweep (group sweep) with these overrides, which may be lists and ranges."""
 
         def composed() -> SweepConfig:
             overrides = self.parse(words)
             refuse_varied(overrides)
             fixed = [o for o in overrides if not o.is_sweep_override()]
-            own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs start from that base too
+            own = [o for o in fixed if _of_sweep(o) or self._is_choice(o)]  # all choices: jobs use that base, too
             return OmegaConf.to_object(self._node(own).sweep)  # pyright: ignore[reportReturnType]
 
         return as_config_error(composed)
 
     def plugin(self, name: str) -> DictConfig:
-        """Return which launcher or sweeper Hydra's own keys choose, and its settings: the node hydra.launcher."""
+        """Return the node hydra.launcher or hydra.sweeper (by name), with the chosen plugin and its settings."""
         load = self._loader.load_configuration
         hydra = as_config_error(lambda: load(ROOT, self._hydra_overrides, RunMode.MULTIRUN, from_shell=False).hydra)
         if not isinstance(hydra.get(name), DictConfig) or not hydra[name].get("_target_"):
@@ -130,10 +130,10 @@ class Composer:
         return node
 
     def _quickly(self, overrides: list[Override]) -> TrainConfig | None:
-        """Return what OmegaConf would make of a job that gives numbers to keys: the base with other numbers.
+        """Return the configuration of a job that sets keys to numbers, by changing a copy of the base.
 
-        None where that is not certain to be the same: for other overrides, where a value of the base refers to another
-        one, and where anything is refused, which OmegaConf then says in its words.
+        Return None where the result might differ from that of OmegaConf: for other overrides, where a value of the base
+        refers to another one, and for invalid values, whose error OmegaConf then reports.
         """
         choices = tuple(str(o.input_line) for o in overrides if self._is_choice(o))
         given: dict[str, dict[str, Any]] = {}
@@ -170,7 +170,7 @@ class Composer:
             words = [*self._hydra_overrides, *choices]
             try:
                 node = self._loaded(words)
-            except (AttributeError, TypeError) as error:  # in Hydra: a dict meets null, a list is no name of a file
+            except (AttributeError, TypeError) as error:  # raised by Hydra for a dict and null, or a list as a choice
                 raise ConfigError(f"{' '.join(words)}: cannot be composed") from error
             with open_dict(node):
                 del node["hydra"]
@@ -178,7 +178,7 @@ class Composer:
         return self._bases[choices]
 
     def _loaded(self, words: list[str]) -> DictConfig:
-        """Return what Hydra composes; a name that is not known yet may be an installed package's."""
+        """Return Hydra's composition; for an unknown name, import the installed packages and try again."""
         try:
             return self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
         except MissingConfigException:
@@ -187,7 +187,7 @@ class Composer:
             return self._loader.load_configuration(ROOT, words, RunMode.RUN, from_shell=False)
 
     def _installed(self) -> list[str]:
-        """Import what installed packages add to the groups, and return its names."""
+        """Import the choices that installed packages add to the groups, and return their names."""
         found = [(choices, name) for choices in GROUPS.values() for name in choices.installed()]
         for choices, name in found:
             choices[name]
@@ -196,7 +196,7 @@ class Composer:
 
 
 def _fits(config: TrainConfig, group: str, values: Mapping[str, Any]) -> bool:
-    """Whether a group has keys of these names for exactly this kind of number."""
+    """Whether a group has keys of these names whose types accept exactly these numbers."""
     settings = getattr(config, group, None) if group else config
     if not isinstance(settings, Group) or "." in group:
         return False
@@ -209,7 +209,7 @@ def _fits(config: TrainConfig, group: str, values: Mapping[str, Any]) -> bool:
 def compose_job(overrides: Sequence[str]) -> TrainConfig:
     """Return the checked configuration of a single run.
 
-    Raises ConfigError with a one-line message for whatever Hydra or a range check refuses.
+    Raises ConfigError with a one-line message for errors of Hydra and values out of range.
     """
     hydra_words, words = split_words(overrides)
     composer = Composer(hydra_words)
@@ -223,14 +223,14 @@ def compose_job(overrides: Sequence[str]) -> TrainConfig:
 
 
 def refuse_varied(overrides: Sequence[Override]) -> None:
-    """Raise ConfigError for a list or a range of values of a key that does not decide what a run computes.
+    """Raise ConfigError for a list or a range of values of a key that does not change what a run computes.
 
-    Runs that differ in it alone are the same run, which is trained once.
+    Runs that differ only in such a key are the same run.
     """
     for override in overrides:
         key = override.key_or_group
         group, _, name = key.partition(".")
-        if not override.is_sweep_override() or key == "trainer.epochs":  # epochs decide the budget
+        if not override.is_sweep_override() or key == "trainer.epochs":  # epochs determine the budget
             continue
         if _of_sweep(override):
             raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
@@ -246,7 +246,7 @@ def _of_sweep(override: Override) -> bool:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides of Hydra's own keys, and those of the job."""
+    """Return the overrides of Hydra's own keys, and the others, which are those of the job."""
     ours: tuple[list[str], list[str]] = [], []
     for word in words:
         ours[not word.lstrip("+~").startswith(("hydra.", "hydra/"))].append(word)
@@ -254,9 +254,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def as_config_error(compose: Callable[[], T]) -> T:
-    """Return what compose returns; raises a ConfigError of one line for every error of Hydra and OmegaConf.
+    """Return the result of compose(); turn every error of Hydra and OmegaConf into a ConfigError of one line.
 
-    This includes errors of Python that these let through, such as a number that is too large for a float.
+    This includes Python errors that pass through them, such as that of a number that is too large for a float.
     """
     try:
         return compose()
@@ -264,7 +264,7 @@ def as_config_error(compose: Callable[[], T]) -> T:
         raise ConfigError(one_line(error)) from error
     except RecursionError:
         raise ConfigError("a value is nested too deeply") from None
-    except OSError as error:  # Hydra looks for a file of that name
+    except OSError as error:  # Hydra has searched a file of that name
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise ConfigError(f"{str(error.filename)[-40:]}: no such key; a key cannot be that long") from error
@@ -278,7 +278,7 @@ def one_line(error: Exception) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     while len(causes) > 1 and isinstance(causes[-1], ValueError) and isinstance(causes[-2], OmegaConfBaseException):
-        causes.pop()  # under a debugger and with OC_CAUSE=1, OmegaConf shows what int("maybe") raised as well
+        causes.pop()  # in a debugger or with OC_CAUSE=1, OmegaConf also chains the error of int("maybe")
     text, reason = str(error), (str(causes[-1]).splitlines() or [""])[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"

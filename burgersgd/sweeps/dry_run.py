@@ -1,4 +1,4 @@
-"""What `burgersgd train --dry-run` prints: what would be trained and about how long it would take."""
+"""Texts of `burgersgd train --dry-run`: the runs that would be trained and about how long they would take."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from burgersgd.sweeps.planning import rate_of
 from burgersgd.sweeps.sweep import Plan, Sweep
 
 MEASURED = 6
-"""Groups of runs that are measured; of more, the rest is taken to be as fast."""
+"""Largest number of fleets whose speed is measured; further ones are assumed to be as fast."""
 RUNS = 16
-"""Runs of the fleet that is measured, at most."""
+"""Largest number of runs in a measured fleet."""
 
 
 def of_run(config: TrainConfig) -> str:
-    """Return what a single run would be. Raises as train does."""
+    """Return a description of a single run and its duration. Raises the same errors as train."""
     prepared = prepare([config])
     seconds = prepared.budget / rate_of([config])
     return _table(
@@ -34,7 +34,7 @@ def of_run(config: TrainConfig) -> str:
 
 
 def of_sweep(sweep: Sweep) -> str:
-    """Return what a sweep would train, as far as that is known before it starts. Raises as train does."""
+    """Return a description of a sweep, as far as it is known before the start. Raises the same errors as train."""
     if sweep.space is None:
         return _table({"jobs": "as many as hydra/sweeper proposes; the first of them is fine"})
     if not sweep.jobs:
@@ -63,7 +63,7 @@ def of_sweep(sweep: Sweep) -> str:
 
 
 def _seconds(fleets: Sequence[Sequence[Job]], plans: Mapping[str, Plan]) -> float:
-    """Return the seconds that the fleets would take one after the other, from the speed of some of them."""
+    """Return the seconds that the fleets would take one after the other, estimated from the speed of some of them."""
     known, measured = 0.0, 0
     total = [sum(plans[job.folder.name].budget for job in fleet) for fleet in fleets]
     for fleet, evaluations in [*zip(fleets, total, strict=True)][:MEASURED]:

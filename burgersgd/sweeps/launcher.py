@@ -1,7 +1,7 @@
-"""Hydra's side of a sweep: the launcher that trains jobs together, and the sweeper that hands it all of them at once.
+"""Hydra plugins of sweeps: a launcher that trains jobs together, and a sweeper that passes it all jobs at once.
 
-Hydra imports this module at every start (through hydra_plugins/burgersgd.py): what takes long is imported in functions.
-With a task function that is not a Sweep's, both do what Hydra's basic ones do.
+Hydra imports this module at every start (through hydra_plugins/burgersgd.py), so slow imports are inside functions.
+With the task function of another program, both behave like Hydra's basic launcher and sweeper.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class FleetLauncherConf:
-    """hydra/launcher=fleet."""
+    """Configuration of hydra/launcher=fleet."""
 
     _target_: str = "hydra_plugins.burgersgd.FleetLauncher"
 
 
 @dataclass
 class FleetSweeperConf:
-    """hydra/sweeper=fleet; its settings are the group sweep."""
+    """Configuration of hydra/sweeper=fleet, whose settings are in the group sweep."""
 
     _target_: str = "hydra_plugins.burgersgd.FleetSweeper"
 
@@ -47,18 +47,18 @@ ConfigStore.instance().store(group="hydra/sweeper", name="fleet", node=FleetSwee
 
 
 class FleetLauncher(BasicLauncher):
-    """Trains the jobs of a Sweep in fleets on this machine; `train_chunks` is what other places to train override."""
+    """Trains the jobs of a Sweep in fleets on this machine; launchers for other machines override `train_chunks`."""
 
     sweep: Sweep | None = None
     _trainer: LocalTrainer | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives."""
+        """Store Hydra's arguments, and the Sweep of the task function."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.sweep = getattr(task_function, "sweep", None)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Return one JobReturn per list of overrides, in their order: the objective, or why the job failed."""
+        """Return one JobReturn per list of overrides, in their order, with the objective or the error of the job."""
         if self.sweep is None:
             return super().launch(job_overrides, initial_job_idx)
         assert self.config is not None
@@ -87,14 +87,14 @@ class FleetLauncher(BasicLauncher):
         yield from self._trainer.train(chunks, progress)
 
     def close(self) -> None:
-        """Let go of what training needed, after the last batch of jobs."""
+        """Release the resources of training after the last batch of jobs."""
         if self._trainer is not None:
             self._trainer.close()
 
     def _job_return(self, words: list[str], outcome: Outcome, composed: bool) -> JobReturn:
-        """Return what Hydra's run_job returns; hydra_cfg is the sweep's (a copy for each job would take 0.1 MB).
+        """Return a JobReturn like Hydra's run_job; hydra_cfg is that of the sweep, since a copy per job takes 0.1 MB.
 
-        composed: with the configuration of the job, which only callbacks look at.
+        composed: include the configuration of the job, which only callbacks use.
         """
         assert self.sweep is not None
         failed = outcome.error is not None
@@ -120,10 +120,10 @@ class FleetLauncher(BasicLauncher):
 
 
 class FleetSweeper(Sweeper):
-    """Hands the jobs of a Sweep to the launcher, all at once or as a search asks for them.
+    """Passes the jobs of a Sweep to the launcher, all at once or in the batches of a search.
 
-    They are composed and checked already, and one that fails does not end the sweep. A launcher that is not ours gets
-    `train_job` for a task.
+    The jobs are already composed and checked, and a job that fails does not end the sweep. Launchers of other packages
+    get `train_job` as the task function.
     """
 
     def __init__(self) -> None:
@@ -131,11 +131,11 @@ class FleetSweeper(Sweeper):
         self._basic: Sweeper | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra gives and set up the launcher."""
+        """Store Hydra's arguments and set up the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self._sweep = getattr(task_function, "sweep", None)
         if self._sweep is None:
-            # Neither imported above nor a base class: Hydra executes its plugins' modules anew when it looks for them.
+            # Imported here and not a base class: Hydra executes its plugins' modules again when it searches them.
             from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
             self._basic = BasicSweeper(max_batch_size=None)
@@ -148,7 +148,7 @@ class FleetSweeper(Sweeper):
             self.launcher.sweep = self._sweep
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Return the JobReturns of all jobs, batch by batch; how they ended is kept in the Sweep."""
+        """Return the JobReturns of all jobs, batch by batch; the Sweep stores the outcomes."""
         if self._basic is not None:
             return self._basic.sweep(arguments)
         assert self._sweep is not None

@@ -1,4 +1,4 @@
-"""What a sweep has to know of launchers and sweepers of Hydra's that are not this package's."""
+"""Functions for the choice of Hydra's launchers and sweepers, including those of other packages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_plugin() -> None:
 
 
 def check_launcher(node: DictConfig) -> None:
-    """Raise ConfigError where a launcher of ours cannot be made with its settings; others are not looked at."""
+    """Raise ConfigError where a launcher of this package cannot be made with its settings; others are not checked."""
     settings: dict[str, Any] = OmegaConf.to_container(node)  # pyright: ignore[reportAssignmentType]
     module, _, name = settings.pop("_target_").rpartition(".")
     if module == PLUGIN:
@@ -35,7 +35,7 @@ def check_launcher(node: DictConfig) -> None:
 
 
 def jobs_of_other_sweeper(target: str, overrides: Sequence[Override]) -> list[Words]:
-    """Return the jobs of Hydra's basic sweeper, all of them; of another one a job of the first values of every list."""
+    """Return all jobs of Hydra's basic sweeper; for another sweeper, one job with the first value of every list."""
     of_each: list[list[str]] = []
     for o in overrides:
         if not o.is_sweep_override():

@@ -1,7 +1,8 @@
-"""How the jobs of a sweep are cut into fleets and spread over processes: by what fits the memory, and is fastest.
+"""Divides the jobs of a sweep into fleets that fit the memory and are fast, and distributes them over processes.
 
 The other runs of a fleet do not change a run, so only rounding depends on the choice (with the native engine, no bit).
-It is kept in `plan.json` of the sweep's folder: the same command again forms the same fleets and measures nothing.
+The choice is stored in `plan.json` of the sweep's folder: repeating the command forms the same fleets and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ from burgersgd.sweeps.workers import Pool
 
 PLAN = "plan.json"
 REPAID_SECONDS = 10.0
-"""A sweep that this process trains in less time gains nothing from workers, which start in two to three seconds."""
+"""Training time of a sweep in this process below which workers, which start in two to three seconds, save no time."""
 REPAID_FORKED_SECONDS = 3.0
 """The same for workers that are forked from a process which has imported PyTorch."""
 MEASURE_FROM_SECONDS = 1.0
-"""Estimated time of a group, by the speed of a processor, below which its speed is not measured."""
+"""Training time of a group, estimated from the speed of a processor, below which its speed is not measured."""
 LOOK_SECONDS = 0.1
-"""Longest duration of one measurement."""
+"""Longest duration of one measurement, in seconds."""
 LOOKS_SHARE = 0.03
-"""Largest share of a group's training time that its measurements take."""
+"""Largest fraction of a group's training time that its measurements take."""
 LOOKS = 5
-"""Measurements of a group, about."""
+"""Approximate number of measurements of a group."""
 FLEET_SECONDS = 0.1
-"""What a fleet costs besides its steps and what each of its runs records: preparing it, 250 turns of its loop."""
+"""Time of a fleet in addition to its steps and the recording of its runs: preparation, 250 iterations of its loop."""
 MEMORY_SHARE = 0.8
 """Fraction of the available memory that fleets may take."""
 WORKER_BYTES = 500 << 20
-"""What a process takes before it trains: PyTorch."""
+"""Memory that a process takes before it trains, for PyTorch."""
 
 _log = logging.getLogger("burgersgd")
 
 Rates = dict[int, float]
-"""Runs in a fleet -> gradient evaluations per second of one process."""
+"""Number of runs in a fleet -> gradient evaluations per second of one process."""
 
 
 def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threads: int | None = None) -> float:
-    """Return the gradient evaluations per second of a fleet, measured for so many seconds. Raises as prepare does."""
+    """Return the gradient evaluations per second of a fleet, measured for `seconds`. Raises as prepare does."""
     prepared = prepare(configs, threads=threads)
     with prepared.torch_settings():
         fleet = prepared.fleet()
@@ -69,12 +70,12 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
         while (started := time.perf_counter()) < until:
             n = min(n, fleet.budget)
             last = fleet.budget // fleet.points - -(-n // fleet.points)
-            fleet.step = min(fleet.step, last)  # a step costs the same wherever it is
+            fleet.step = min(fleet.step, last)  # all steps take the same time
             fleet.advance(n)
-            if fleet.x.device.type == "cuda":  # steps are only queued so far
+            if fleet.x.device.type == "cuda":  # until here the steps may only be queued
                 torch.cuda.synchronize(fleet.x.device)
             elapsed = time.perf_counter() - started
-            best = max(best, n * fleet.n_runs / elapsed)  # the fastest stretch: the least disturbed by other programs
+            best = max(best, n * fleet.n_runs / elapsed)  # the fastest interval, least disturbed by other programs
             if elapsed < seconds / 8:
                 n *= 2
         return best
@@ -84,9 +85,9 @@ def rate_of(configs: Sequence[TrainConfig], seconds: float = LOOK_SECONDS, threa
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes that may still be taken on a device."""
+    """Return the number of bytes that are still available on a device."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, to be used again
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch reuses it
         return torch.cuda.mem_get_info(device)[0] + unused
     limits = []
     with contextlib.suppress(OSError, ValueError):  # Linux
@@ -102,7 +103,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def run_bytes(prepared: Prepared) -> int:
-    """Return about how many bytes one run of a fleet takes: a fleet of one is built and takes one eager step."""
+    """Return the approximate number of bytes of one run of a fleet, measured by one eager step of a fleet of one."""
     one = dataclasses.replace(prepared, configs=prepared.configs[:1], engine="eager")
     kept = 0
 
@@ -129,19 +130,19 @@ class Group:
     name: str
     jobs: Chunk
     new: Chunk
-    """Those that were in no fleet before."""
+    """The jobs that were in no fleet before."""
     prepared: Prepared
     bytes_per_run: int
     seconds_per_run: float
-    """About, on one core."""
+    """Approximate training time of one run on one core."""
 
     def look_seconds(self, workers: int) -> float:
-        """Return how long one measurement may take."""
+        """Return the longest duration of one measurement, in seconds."""
         whole = self.seconds_per_run * len(self.jobs) / max(1, workers)
         return min(LOOK_SECONDS, LOOKS_SHARE * whole / LOOKS)
 
     def most(self, workers: int) -> int:
-        """Return the runs of a fleet that fit the memory, beside those of the other workers."""
+        """Return the number of runs of a fleet that fit the memory together with the fleets of the other workers."""
         device = self.prepared.problem.inputs.device
         free = MEMORY_SHARE * available_memory(device)
         if device.type == "cpu" and workers > 1:
@@ -151,7 +152,7 @@ class Group:
 
 
 class Memory:
-    """What is known of a sweep from `plan.json`: the fleets that were formed, and how fast fleets are."""
+    """The contents of `plan.json` of a sweep: the fleets that were formed, and the measured speeds of fleets."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / PLAN
@@ -162,18 +163,18 @@ class Memory:
             except RunFolderError as error:
                 _log.warning("%s: the jobs that are left are planned anew", error)
         self.fleets: list[list[str]] = known.get("fleets", [])
-        """Hashes of runs that were begun together, where not all were that could have been."""
+        """Hashes of the runs of each fleet that was formed, unless it contained all runs that could share it."""
         self.rates: dict[str, dict[str, float]] = known.get("rates", {})
-        """Group, machine and workers -> runs in a fleet -> gradient evaluations per second of one process."""
+        """Hash of group, cores and workers -> runs in a fleet -> gradient evaluations per second of one process."""
 
     def save(self) -> None:
-        """Write what is known; a folder that cannot be written to keeps nothing."""
+        """Write `plan.json`, unless it would be empty; an OSError is ignored."""
         if self.fleets or self.rates:
             with contextlib.suppress(OSError), replacing(self.path) as stream:
                 stream.write(to_json({"fleets": self.fleets, "rates": self.rates}).encode())
 
     def measured(self, group: Group, workers: int, sizes: Sequence[int], measure: Measure) -> Rates:
-        """Return how fast fleets of the given sizes are, in rising order until they get slower."""
+        """Return the speeds of fleets of the given sizes, which increase, up to the first size that is much slower."""
         text = f"{group.name} {os.cpu_count()} {workers}"
         known = self.rates.setdefault(hashlib.sha256(text.encode()).hexdigest()[:12], {})
         key = speeds.key_of(group.prepared, workers)
@@ -187,10 +188,10 @@ class Memory:
                 configs = [job.config for job in group.jobs[:runs]]
                 try:
                     rate = measure(configs, seconds)
-                    if rate < 0.8 * max(rates.values(), default=0.0):  # or was something else running just then?
+                    if rate < 0.8 * max(rates.values(), default=0.0):  # another program may have run: repeat
                         rate = max(rate, measure(configs, seconds))
                     known[str(runs)] = new[str(runs)] = rate
-                except (MemoryError, RuntimeError, ValueError) as error:  # training will tell, job by job
+                except (MemoryError, RuntimeError, ValueError) as error:  # training will report the error of each job
                     _log.debug("cannot measure a fleet of %d: %s", runs, error)
                     break
             rates[runs] = known[str(runs)]
@@ -201,7 +202,7 @@ class Memory:
         return rates
 
     def formed(self, jobs: Sequence[Job]) -> tuple[list[Chunk], list[Job]]:
-        """Return the jobs of each fleet that was formed before, and those that are in none."""
+        """Return the jobs by the fleets that were formed before, and the jobs that are in none of them."""
         fleet_of = {name: i for i, fleet in enumerate(self.fleets) for name in fleet}
         formed: dict[tuple[int, str], Chunk] = {}
         new = []
@@ -215,7 +216,7 @@ class Memory:
 
 
 Measure = Callable[[list[TrainConfig], float], float]
-"""Runs of a fleet and how long to measure -> gradient evaluations per second of one process."""
+"""Function (runs of a fleet, seconds to measure) -> gradient evaluations per second of one process."""
 
 
 def sizes_to_try(limit: int) -> list[int]:
@@ -224,7 +225,7 @@ def sizes_to_try(limit: int) -> list[int]:
 
 
 def best_size(rates: Rates, jobs: int, workers: int, budget: int) -> int:
-    """Return the size of fleets with which the last of the workers is done first, about: a large one if in doubt."""
+    """Return the size of fleets for which all workers finish earliest, by estimate; within 5 % the largest one."""
 
     def seconds(runs: int) -> float:
         chunks = -(-jobs // runs)
@@ -235,14 +236,14 @@ def best_size(rates: Rates, jobs: int, workers: int, budget: int) -> int:
 
 
 class LocalTrainer:
-    """Trains jobs on this machine: in this process or, where that is faster, in workers, kept until `close`."""
+    """Trains jobs on this machine: in this process or, where that is faster, in workers, which run until `close`."""
 
     def __init__(self, settings: SweepConfig) -> None:
         self.settings = settings
         self.pool: Pool | None = None
 
     def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
-        """Yield all jobs with their outcomes, in chunks of its own. Raises Interrupted, every run saved."""
+        """Yield all jobs with their outcomes, in chunks that it forms. Raises Interrupted after every run is saved."""
         jobs = [job for chunk in chunks for job in chunk]
         if not jobs:
             return
@@ -264,7 +265,7 @@ class LocalTrainer:
         for group in fits:
             cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
             planned += cut
-            if len(cut) > 1 or workers > 1:  # fewer groups, when others are over, would be cut for all workers
+            if len(cut) > 1 or workers > 1:  # a later command could divide this group in another way
                 memory.fleets += [[same_job(job.folder.name) for job in chunk] for chunk in cut]
         memory.save()
         if self.settings.max_runs is not None:
@@ -283,7 +284,7 @@ class LocalTrainer:
             self.pool = None
 
     def _groups(self, memory: Memory, jobs: Sequence[Job], new: set[int]) -> tuple[list[Group], list[Chunk]]:
-        """Return the groups, looked at, and chunks of jobs that cannot even be prepared: training will tell why."""
+        """Return the groups, and chunks of jobs that cannot be prepared, whose errors training will report."""
         groups, unprepared = [], []
         for chunk in chunks_of(jobs, None):
             configs = [job.config for job in chunk]
@@ -293,7 +294,7 @@ class LocalTrainer:
             except Exception:
                 unprepared.append([job for job in chunk if id(job) in new])
                 continue
-            # on one core if nothing is in the way
+            # a rough estimate for one core
             seconds = prepared.budget * (15e-6 + 6 * prepared.problem.d * prepared.batch_size / 200e9)
             group = Group(
                 group_name(configs[0]), chunk, [job for job in chunk if id(job) in new], prepared, size, seconds
@@ -308,7 +309,7 @@ class LocalTrainer:
         return groups, [chunk for chunk in unprepared if chunk]
 
     def _start_workers(self, groups: Sequence[Group]) -> int:
-        """Return the number of processes to train in, 1 for this one alone, and have that many workers ready."""
+        """Return the number of processes to train in, 1 for this one alone; start the workers if it is larger."""
         n_jobs = sum(len(group.jobs) for group in groups)
         if n_jobs < 2:
             return 1
@@ -326,7 +327,7 @@ class LocalTrainer:
         return workers
 
     def _cut(self, memory: Memory, group: Group, workers: int, alone: bool) -> list[Chunk]:
-        """Return the new jobs of a group as fleets. alone: there is not enough besides to keep all workers busy."""
+        """Return the new jobs of a group as fleets. alone: other groups are too few to keep all workers busy."""
         if not group.new:
             return []
         limit = min(len(group.new), max(1, group.most(workers)))
@@ -342,11 +343,11 @@ class LocalTrainer:
 
 
 def _rate_of(configs: Sequence[TrainConfig], seconds: float, threads: int | None = None) -> float:
-    return rate_of(configs, seconds, threads=threads)  # by its name, which tests replace
+    return rate_of(configs, seconds, threads=threads)  # called by its name, which tests replace
 
 
 def gpu_hint(groups: Sequence[Group]) -> str | None:
-    """Return what to say where device=auto took the CPU for small runs that a GPU would train faster together."""
+    """Return a hint where device=auto chose the CPU for small runs that a GPU would train faster together."""
     several = [g for g in groups if g.prepared.configs[0].device.name == "auto"]
     work = sum(len(g.jobs) * g.prepared.gpu_work for g in several)
     on_cpu = any(g.prepared.problem.inputs.device.type == "cpu" for g in several)
@@ -356,13 +357,13 @@ def gpu_hint(groups: Sequence[Group]) -> str | None:
 
 
 def _long(groups: Sequence[Group]) -> bool:
-    """Whether measurements and workers are repaid."""
+    """Whether training takes so long that measurements and workers save time."""
     least = REPAID_FORKED_SECONDS if own_process.start_method() == "forkserver" else REPAID_SECONDS
     return sum(group.seconds_per_run * len(group.jobs) for group in groups) > least
 
 
 def _run_bytes_if_they_matter(prepared: Prepared) -> int:
-    """Return run_bytes, or 0 where all runs together are small beyond doubt."""
+    """Return run_bytes, or 0 where all runs together certainly fit the memory."""
     problem = prepared.problem
     numbers = 32 * problem.d + 1000 * prepared.batch_size
     if len(prepared.configs) * 8 * numbers < available_memory(problem.inputs.device) / 10:

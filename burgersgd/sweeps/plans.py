@@ -1,4 +1,4 @@
-"""The jobs of a sweep, composed and checked before anything is written."""
+"""Composes and checks the jobs of a sweep before anything is written."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from burgersgd.sweeps.report import setting_of
 
 
 class Plan(NamedTuple):
-    """A job that is composed and checked."""
+    """A job, composed and checked."""
 
     config: TrainConfig
     budget: int
     percent: bool
-    """Whether its errors are shares of wrong classes."""
+    """Whether its errors are fractions of wrong classes."""
     digits: str
-    """The hash of its configuration, by which its folder is found."""
+    """Hash of its configuration, which identifies its folder."""
     data: str
-    """Digest of its data."""
+    """Digest of its data set."""
 
 
 class Plans:
-    """Composes and checks jobs, each of them once; what jobs of one fleet have in common is checked once for all."""
+    """Composes and checks jobs, each of them once; jobs that may share a fleet are prepared only once."""
 
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
@@ -37,7 +37,7 @@ class Plans:
         self._settings: dict[tuple[str, ...], str] = {}
 
     def of(self, words: Sequence[str]) -> Plan:
-        """Return a job, composed and checked. Raises ConfigError or DataError."""
+        """Return the plan of a job. Raises ConfigError or DataError."""
         key = tuple(words)
         if key not in self._plans:
             config = self._composer.config(words)
@@ -54,12 +54,12 @@ class Plans:
         return self._plans[key]
 
     def setting(self, words: tuple[str, ...]) -> str:
-        """Return what a job has in common with those that differ in nothing but the seed. Raises as of does."""
+        """Return the hash of a job's setting, equal for jobs that differ only in the seed. Raises as `of` does."""
         if words not in self._settings:
             plan = self.of(words)
             self._settings[words] = setting_of(plan.config, plan.budget)
         return self._settings[words]
 
     def known(self, words: tuple[str, ...]) -> Plan | None:
-        """Return a job that was composed before, None for another one."""
+        """Return the plan of a job that was composed before; None for other jobs."""
         return self._plans.get(words)

@@ -1,7 +1,7 @@
-"""Which runs of a fleet to stop before their end, decided at its validation points by comparing the runs in it.
+"""Decides which runs of a fleet to stop early, by comparing its runs at their validation points.
 
 A rule is called with every point of the fleet and returns the runs to stop, bool ``[runs]``. All runs of a fleet are at
-the same gradient evaluation, so that nothing has to be waited for, and nothing is read from or written to a study.
+the same gradient evaluation, so rules neither wait for other runs nor use a study.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from burgersgd.config import SweepConfig
 
 
 class Point(Protocol):
-    """What a rule looks at: see training/fleet.py."""
+    """The data that a rule uses: see Point in training/fleet.py."""
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations of every run."""
+        """Number of gradient evaluations of every run."""
         ...
 
     @property
@@ -32,17 +32,17 @@ class Point(Protocol):
 
     @property
     def validation_error(self) -> Tensor | None:
-        """Errors ``[runs]``, None where nothing was validated."""
+        """Validation errors ``[runs]``; None where they were not measured."""
         ...
 
 
 class MedianPruning:
-    """Stops a run whose lowest error so far is above the median of the mean errors so far of all runs of its fleet.
+    """Stops a run whose lowest error so far is above the median, over the runs of its fleet, of the mean error so far.
 
-    A run that was stopped keeps its mean, a diverged one counts as infinite. warm_up: gradient evaluations before which
-    nothing is stopped. (Golovin et al. 2017, Google Vizier, 3.2.2, with runs that started together.) Optuna's
-    MedianPruner takes the errors at this point for the means; of runs that started together it would stop half at once,
-    and then hardly another one.
+    A run that was stopped keeps its mean; that of a diverged one is infinite. warm_up: gradient evaluations before
+    which no run is stopped. (Golovin et al. 2017, Google Vizier, 3.2.2, for runs that start together.) Optuna's
+    MedianPruner uses the current errors instead of the means; among runs that start together it would stop half at
+    once, and hardly any afterwards.
     """
 
     def __init__(self, warm_up: int) -> None:
@@ -54,7 +54,7 @@ class MedianPruning:
         error, alive = point.validation_error, point.alive
         if error is None:
             return torch.zeros_like(alive)
-        error = error.double()  # as they are read back from metrics.csv
+        error = error.double()  # the precision of numbers read from metrics.csv
         if self._lowest.dim() == 0:
             self._lowest, self._sum, self._count = torch.full_like(error, torch.inf), 0 * error, 0 * error
             self._stopped = torch.zeros_like(alive)
@@ -70,16 +70,17 @@ class MedianPruning:
 
 
 class HalvingPruning:
-    """Keeps the runs of lowest error so far, 1/eta of them at each rung: after budget / eta^k gradient evaluations.
+    """Keeps the fraction 1/eta of runs with the lowest error so far at each rung, budget / eta^k gradient evaluations.
 
-    smallest: no rung is earlier. Of equal runs the first is kept, and one in any case. (Jamieson and Talwalkar 2016,
-    successive halving; with runs that started together asynchronous halving, ASHA, is the same.)
+    smallest: gradient evaluations before which there is no rung. Of runs with equal errors the first is kept, and at
+    least one run is always kept. (Jamieson and Talwalkar 2016, successive halving; for runs that start together,
+    asynchronous halving, ASHA, is the same.)
     """
 
     def __init__(self, budget: int, smallest: int, eta: int = 3) -> None:
         self._eta = eta
         n_rungs = int(math.log(budget / smallest, eta) + 1e-9) if smallest < budget else 0
-        self._rungs = [budget / eta**k for k in range(1, n_rungs + 1)]  # the next one last
+        self._rungs = [budget / eta**k for k in range(1, n_rungs + 1)]  # in decreasing order: the next rung is the last
         self._lowest = torch.zeros(())
         self._keep = 0
 
@@ -99,7 +100,7 @@ class HalvingPruning:
 
 
 def pruning(settings: SweepConfig) -> Callable[[int], Callable[[Point], Tensor]] | None:
-    """Return what makes the rule for a fleet from its budget, as sweep.prune says."""
+    """Return a function from the budget of a fleet to its rule, chosen by sweep.prune; None without pruning."""
     if settings.prune == "none":
         return None
     return functools.partial(_rule, settings)

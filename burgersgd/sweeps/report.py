@@ -1,4 +1,4 @@
-"""A sweep by setting, while it runs and once it has ended: what analysis/by_setting.py makes of its jobs."""
+"""Reports a sweep by setting, during training and at its end, by means of analysis/by_setting.py."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from burgersgd.recording.run_folder import read_status
 
 
 def setting_of(config: TrainConfig, budget: int) -> str:
-    """Return what jobs have in common that differ in nothing but the seed."""
+    """Return the hash of a setting, equal for jobs that differ only in the seed."""
     return config_hash(changed(config, seed=0), budget)
 
 
 class BestMean:
-    """The lowest mean error of the settings whose jobs are all over: what a bar shows, and the report will say."""
+    """The lowest mean error of the settings whose jobs have all ended, as in the progress bar and in the report."""
 
     def __init__(self) -> None:
         self._left: Counter[str] = Counter()
         self._errors: defaultdict[str, list[float]] = defaultdict(list)
 
     def expect(self, setting: str) -> None:
-        """Count a job that is to be trained, or was."""
+        """Count a job of the setting, whether it is still to be trained or has ended."""
         self._left[setting] += 1
 
     def end(self, setting: str, error: float) -> None:
-        """Take the error of a job that is over; inf: it diverged, nan: none is known."""
+        """Add the error of a job that has ended; inf: it diverged, nan: its error is not known."""
         self._left[setting] -= 1
         self._errors[setting].append(error)
 
     @property
     def value(self) -> float | None:
-        """The mean; settings with diverged jobs count only where there are no others."""
+        """The lowest mean, None before any; settings with diverged jobs count only if there are no others."""
         means = []
         for setting, errors in self._errors.items():
             known = [error for error in errors if math.isfinite(error)]
@@ -51,14 +51,14 @@ class BestMean:
 
 
 class Settings(NamedTuple):
-    """The settings of a sweep as text, and the folder of the best one's best run."""
+    """The table of a sweep's settings as text, and the folder of the best run of the best setting."""
 
     text: str
     best_folder: Path | None
 
 
 def known_run(config: TrainConfig, budget: int, folder: Path, state: str) -> Run:
-    """Return a job whose configuration is known; of its folder only status.json is read."""
+    """Return the run of a job whose configuration is known, reading only status.json of its folder."""
     status = {}
     with contextlib.suppress(RunFolderError):
         status = read_status(folder)
@@ -66,7 +66,7 @@ def known_run(config: TrainConfig, budget: int, folder: Path, state: str) -> Run
 
 
 def settings_of(folder: Path, runs: Iterable[Run], objective: str) -> Settings:
-    """Return a sweep's settings, and write results.csv and summary.md into its folder where that is possible."""
+    """Return a sweep's settings, and write results.csv and summary.md into its folder if possible."""
     table = Runs(tuple(runs))
     settings = by_setting.by_setting(table, objective)
     with contextlib.suppress(RunFolderError):

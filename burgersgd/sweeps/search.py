@@ -1,11 +1,11 @@
-"""sweep.sampler=optuna: the tree-structured Parzen estimator proposes a fleet of trials at a time (ask and tell).
+"""sweep.sampler=optuna: the tree-structured Parzen estimator proposes the trials of a fleet together (ask and tell).
 
 A proposal depends only on sweep.seed, the number of the trial and the results reported before it: a search that is
 resumed after an interruption proposes the same trials as without it.
 
-Other programs can read the study, too: it has the name of the sweep, the parameters of a trial are the numbers that
-were trained (the estimator's own draws are rounded first) and typed choices, and the user attribute "folders" of a
-finished trial names its run folders, which lie beside the study's file.
+Other programs can read the study, too: it has the name of the sweep, the parameters of a trial are the numbers used in
+training (the estimator's own draws are rounded first) and typed choices, and the user attribute "folders" of a
+finished trial names its run folders, which are in the folder of the study's file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 STUDY = "optuna.db"
 AS_TRAINED = "parameters as trained"
-"""User attribute of studies that hold the trained values; those of version 0.1.0 hold the draws, and words."""
+"""User attribute of studies that hold the values used in training; version 0.1.0 stored draws and texts of choices."""
 STARTUP = 10
 """Number of trials drawn at random before the estimator is used; at least the first batch."""
 

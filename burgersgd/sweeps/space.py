@@ -1,8 +1,8 @@
-"""What a sweep tries: values and ranges of keys, written in Hydra's syntax, and how they become jobs.
+"""The space of a sweep: values and ranges of keys, written in Hydra's syntax, and the jobs that they define.
 
-`KEY=a,b,c`, `choice(...)`, `range(...)` and `glob(...)` list values, which form a grid; `sweep.zip` walks the lists of
-some keys in step. `interval(a,b)` is a range to sample from, `tag(log, interval(a,b))` one on a logarithmic scale,
-`int(interval(a,b))` one of whole numbers, both ends among them.
+`KEY=a,b,c`, `choice(...)`, `range(...)` and `glob(...)` list values, which form a grid; `sweep.zip` pairs the lists of
+some keys. `interval(a,b)` is a range to sample from, `tag(log, interval(a,b))` one on a logarithmic scale,
+`int(interval(a,b))` one of integers, including both ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Words = list[str]
 
 @dataclass(frozen=True)
 class Range:
-    """A range of numbers of which samples are taken."""
+    """A range of numbers from which samples are drawn."""
 
     key: str
     low: float
@@ -49,21 +49,21 @@ class Range:
         return f"{self.key}={self.value(value)!r}"
 
     def value(self, value: float) -> float:
-        """Return what is trained for a value in the range: it has six digits, or is whole."""
+        """Return the value used in training for a value in the range: rounded to six digits, or an integer."""
         value = math.floor(value) if self.whole else float(f"{value:.6g}")
         return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Keys that vary together: a list of settings, each of them one override of every key."""
+    """Keys that vary together, with a list of settings, each of which has one override per key."""
 
     keys: tuple[str, ...]
     settings: list[tuple[str, ...]]
 
 
 class Space:
-    """All that a sweep may try. Raises ConfigError of one line for what does not go together.
+    """The values and ranges that a sweep tries. Raises ConfigError of one line for inconsistent settings.
 
     words: overrides of a command line, without those of Hydra's own keys.
     """
@@ -71,7 +71,7 @@ class Space:
     def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
         presets = composer.parse([f"{key}={values}" for key, values in settings.params.items()])
         refuse_varied(presets)
-        overrides = {o.get_key_element(): o for o in (*presets, *composer.parse(words))}  # the last of a key counts
+        overrides = {o.get_key_element(): o for o in (*presets, *composer.parse(words))}  # the last override wins
         self.settings = settings
         self.ranges = [_range(key, o) for key, o in overrides.items() if isinstance(o.value(), IntervalSweep)]
         lists = {key: _values(key, o) for key, o in overrides.items() if not isinstance(o.value(), IntervalSweep)}
@@ -94,7 +94,7 @@ class Space:
             )
 
     def jobs(self) -> list[Words]:
-        """Return the overrides of all jobs of a grid, random or sobol sampler, last list fastest, then the samples."""
+        """Return the overrides of all jobs of a grid, random or sobol sampler; samples vary fastest."""
         samples = self._samples() if self.ranges else [[]]
         combinations = itertools.product(*(axis.settings for axis in self.axes))
         return [
@@ -103,7 +103,7 @@ class Space:
         ]
 
     def corners(self) -> list[Words]:
-        """Return some jobs that use every listed value and the ends of every range: what to check of a search."""
+        """Return some jobs that use every listed value and the ends of every range, for checks before a search."""
         first = [axis.settings[0] for axis in self.axes]
         varied = [first] + [
             [*first[:i], other, *first[i + 1 :]] for i, axis in enumerate(self.axes) for other in axis.settings[1:]
@@ -114,12 +114,12 @@ class Space:
 
     @property
     def n_trials(self) -> int:
-        """How many settings are tried; runs that differ in the seed alone are one."""
+        """Number of settings that are tried; runs that differ only in the seed have the same setting."""
         lists = math.prod(len(axis.settings) for axis in self.axes if axis.keys != ("seed",))
         return lists * (self.settings.n_samples if self.ranges else 1)
 
     def _samples(self) -> list[Words]:
-        """Return n_samples points of the ranges; more samples begin with the same points."""
+        """Return n_samples points of the ranges; a larger n_samples yields the same points first."""
         n, d = self.settings.n_samples, len(self.ranges)
         generator = np.random.default_rng(self.settings.seed)
         if self.settings.sampler == "random":
@@ -132,10 +132,10 @@ class Space:
 
 
 class Spaces:
-    """What a sweep tries of each of several optimizers: a Space for each, with as many trials (sweep.spaces).
+    """The spaces of several optimizers, a Space for each, with equal numbers of trials (sweep.spaces).
 
-    What the command line and sweep.params say of an optimizer's key counts for those optimizers that have it. Raises
-    ConfigError of one line as Space does.
+    Overrides of an optimizer's key on the command line and in sweep.params apply to the optimizers that have the key.
+    Raises ConfigError of one line as Space does.
     """
 
     def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
@@ -184,12 +184,12 @@ class Spaces:
 
 
 def space_of(words: Sequence[str], settings: SweepConfig, composer: Composer) -> Space | Spaces:
-    """Return what a sweep tries. Raises ConfigError as Space does."""
+    """Return the space of a sweep. Raises ConfigError as Space does."""
     return Spaces(words, settings, composer) if settings.spaces else Space(words, settings, composer)
 
 
 def _has(optimizer: str, key: str) -> bool:
-    """Whether an optimizer has a key, `optimizer.KEY`. Raises ConfigError for an optimizer that there is not."""
+    """Whether an optimizer has a key, `optimizer.KEY`. Raises ConfigError for an unknown optimizer."""
     try:
         return key.removeprefix("optimizer.") in fields_of(GROUPS["optimizer"][optimizer])
     except KeyError:
@@ -206,7 +206,7 @@ def _fitting(optimizer: str, params: dict[str, str]) -> dict[str, str]:
 
 
 def _values(key: str, override: Override) -> Words:
-    """Return the override, or one for each of the values that it lists. Raises ConfigError where it lists none."""
+    """Return the override, or one for each value that it lists. Raises ConfigError for none and for too many values."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     try:
@@ -253,7 +253,7 @@ def _axes(swept: dict[str, Words], zipped: list[str]) -> list[Axis]:
     for key in swept:
         if key not in zipped:
             axes.append(Axis((key,), [(word,) for word in swept[key]]))
-        elif key == next(k for k in swept if k in zipped):  # at the place of the first of them
+        elif key == next(k for k in swept if k in zipped):  # at the position of the first of these keys
             keys = tuple(k for k in swept if k in zipped)
             axes.append(Axis(keys, list(zip(*(swept[k] for k in keys), strict=True))))
     return axes

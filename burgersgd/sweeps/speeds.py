@@ -1,7 +1,7 @@
-"""How fast fleets are on this machine, kept in the cache folder from one sweep to the next.
+"""Stores the measured speeds of fleets on this machine in the cache folder, for later sweeps.
 
-A file holds the rates of one kind of work. Whatever is wrong with one, it is as if it were not there: rates decide how
-jobs are cut into fleets and no number of a run.
+A file holds the rates of one kind of work. A file with any error is ignored: rates determine how jobs are divided into
+fleets, but no result of a run.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from burgersgd.recording.files import RunFolderError, read_bytes, replacing, to_
 from burgersgd.recording.schema import Speeds, checked, decoded
 
 LARGEST = 1 << 16
-"""Bytes of a file that is read."""
+"""Size in bytes above which a file is not read."""
 
 Rates = dict[str, float]
-"""Runs in a fleet, as text -> gradient evaluations per second of one process."""
+"""Number of runs in a fleet, as text -> gradient evaluations per second of one process."""
 
 
 def place() -> Path | None:
-    """Return the folder where rates are kept, None where there is none that is ours alone."""
+    """Return the folder of the rates; None where there is no folder that only this user can write to."""
     folder = next(iter(native.folders()), None)
     return None if folder is None else folder / "speeds"
 
 
 def key_of(prepared: Prepared, workers: int) -> str:
-    """Return the name of a kind of work: machine, code, engine, network, batch and rule, but not the budget."""
+    """Return the hash of a kind of work: machine, code, engine, network, batch and rule, but not the budget."""
     problem, config = prepared.problem, prepared.configs[0]
     trainer = config.trainer
     parts = [
@@ -49,7 +49,7 @@ def key_of(prepared: Prepared, workers: int) -> str:
 
 
 def known(key: str) -> Rates:
-    """Return the rates of a kind of work that were measured before; empty where there are none to be trusted."""
+    """Return the rates of a kind of work that were measured before; empty where there is no valid file."""
     with contextlib.suppress(OSError, RunFolderError):
         folder = place()
         file = None if folder is None else folder / f"{key}.json"
@@ -62,7 +62,7 @@ def known(key: str) -> Rates:
 
 
 def keep(key: str, rates: Mapping[str, float]) -> None:
-    """Keep rates beside those that are known, as far as the folder can be written to."""
+    """Add rates to the stored ones of a kind of work, if the folder can be written to."""
     with contextlib.suppress(OSError, RunFolderError):
         folder = place()
         if folder is not None:

@@ -35,7 +35,7 @@ class JobState(NamedTuple):
     reason: str
     validation_error: float
     percent: bool
-    """Whether errors are shares of wrong classes."""
+    """Whether errors are fractions of wrong classes."""
     evaluations: int
     """Number of gradient evaluations recorded so far."""
     budget: int | None
@@ -54,7 +54,7 @@ def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
     lines = [json.dumps({"name": name, "overrides": words}) for name, words in new.items()]
     with contextlib.suppress(
         RunFolderError
-    ):  # then no job can write to the folder either, and its error reports the cause
+    ):  # jobs cannot write to the folder either, and their errors report the cause
         if lines:
             append(folder / JOBS, ("\n".join(lines) + "\n").encode())
 

@@ -1,4 +1,4 @@
-"""`burgersgd status [FOLDER]`: how a sweep, a single run, or whatever was trained last stands."""
+"""`burgersgd status [FOLDER]`: reports the state of a sweep, of a single run, or of the latest ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from burgersgd.recording.reading import CONFIG, METRICS, STATUS, read_status
 from burgersgd.sweeps.status import JobState, counted, job_states, progress_of, record, state_of, sweep_text
 
 LATEST = 10
-"""Sweeps and runs that are shown where no folder is named."""
+"""Number of sweeps and runs that are shown where no folder is given."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd status [FOLDER] [--jobs | --json]`; 1 where a job of the sweep, or the run, has failed.
+    """Run `burgersgd status [FOLDER] [--jobs | --json]`; return 1 if a job of the sweep, or the run, has failed.
 
-    Raises RunFolderError of one line where there is nothing of that name.
+    Raises RunFolderError of one line where there is no such sweep or run.
     """
     given = parser().parse_args(arguments)
     folder = _found(given.folder)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the parser of the command's arguments."""
     made = argparse.ArgumentParser(prog="burgersgd status", description="Show how sweeps and runs stand.")
     what = "a sweep or run: its folder, or its name below outputs; left out, the latest of outputs"
     made.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help=what)
@@ -60,7 +60,7 @@ def _json(value: Any) -> str:
 
 
 def _found(name: str) -> Path:
-    """Return the folder of a sweep or a run, given itself or by its name below outputs."""
+    """Return the folder of a sweep or a run, given as a path or by its name below outputs."""
     places = [Path(name), Path("outputs", "multirun", name), Path("outputs", name)]
     found = next((path for path in places if path.is_dir()), None)
     if found is None:
@@ -89,14 +89,17 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _updated(folder: Path) -> float:
-    """Return when a run, or any run of a sweep, was last written to, in seconds; `status` writes into sweeps."""
+    """Return the time of the last write to a run, or to any run of a sweep, in seconds since the epoch.
+
+    The folder of a sweep itself does not count, since `status` writes into it.
+    """
     is_sweep = (folder / JOBS).exists()
     found = [folder / JOBS, *_folders(folder)] if is_sweep else [folder, *(f for f in [folder / METRICS] if f.exists())]
     return max(path.stat().st_mtime for path in found)
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Return what is shown of a sweep or a run beside others."""
+    """Return the entries of a sweep or a run in the list of the latest ones."""
     is_sweep = (folder / JOBS).exists()
     try:
         jobs = job_states(folder) if is_sweep else [state_of(folder, "")]
@@ -122,7 +125,7 @@ def _table(latest: Sequence[dict[str, Any]]) -> Table:
 
 
 def _run_text(folder: Path, run: JobState) -> str:
-    """Return a single run in a few lines."""
+    """Return the report of a single run in a few lines."""
     status: dict[str, Any] = {}
     if (folder / STATUS).exists():
         status = read_status(folder)

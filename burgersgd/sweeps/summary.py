@@ -1,4 +1,4 @@
-"""The report of a sweep that has ended: a screen of text."""
+"""The report at the end of a sweep, one screen of text."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def summary(
     objective: str,
     done_before: int,
 ) -> str:
-    """Return how many jobs ended how, the best setting, and why some jobs failed.
+    """Return the report of a sweep: the number of jobs by outcome, the best setting, and the reasons of failures.
 
-    folder: that of the sweep. ends: for every job the words that tell it from the others, and how it ended. planned:
-    the jobs whose configuration is known. objective: see SweepConfig. done_before: the number of jobs that earlier
-    commands trained.
+    folder: that of the sweep. ends: for every job the overrides in which it differs from the others, and its outcome.
+    planned: the jobs whose configuration is known. objective: see SweepConfig. done_before: the number of jobs that
+    earlier commands trained.
     """
     count = Counter(end.state for _, end in ends.values())
     jobs = {end.folder: (planned[key], end.state) for key, (_, end) in ends.items() if key in planned}

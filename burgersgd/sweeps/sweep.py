@@ -1,4 +1,4 @@
-"""One sweep: its jobs are checked before anything is written, trained chunk by chunk, and summarised at the end."""
+"""Runs one sweep: checks its jobs before anything is written, trains them in chunks, and summarises them at the end."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ from burgersgd.sweeps.sweep_folder import SweepFolder
 _log = logging.getLogger("burgersgd")
 
 IGNORED = ("hydra.run.", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
-"""Keys of Hydra's that decide where it writes, or works, but for the folder of a sweep."""
+"""Prefixes of Hydra's keys for its folders, except that of a sweep; they have no effect here and are refused."""
 Launch = Callable[[list[Words], int], Sequence[JobReturn]]
-"""A Hydra launcher's launch: overrides of jobs and the number of the first -> how they ended."""
+"""Method `launch` of a Hydra launcher: (overrides of jobs, number of the first job) -> results of the jobs."""
 TrainChunks = Callable[[list[Chunk], SweepProgress], Iterable[tuple[Chunk, list[Outcome]]]]
 
 
 class ElsewhereError(ConfigError):
-    """The sweep cannot go on before another process has trained some of it."""
+    """The sweep cannot continue before another process has trained some of its jobs."""
 
 
 class Sweep:
-    """The jobs of `burgersgd train --multirun`: which they are, how to train them, how they ended.
+    """The sweep of `burgersgd train --multirun`: its jobs, their training, and their outcomes.
 
-    words: the overrides of the command line. Every job is composed and checked (of a search: some that use every value
-    and the ends of every range). composer: that of another sweep, to be used again; without
-    keys of Hydra's own. Raises ConfigError or DataError of one line that names the job.
+    words: the overrides of the command line. Every job is composed and checked (for a search: some jobs that use every
+    value and the ends of every range). composer: that of another sweep, to be reused if words have no keys of Hydra's
+    own. Raises ConfigError or DataError of one line that names the job.
     """
 
     def __init__(self, words: Sequence[str], composer: Composer | None = None) -> None:
         hydra_words, words = split_words(words)
         chosen = {word.lstrip("+~").partition("=")[0] for word in hydra_words}
         self.added = [f"{key}=fleet" for key in ("hydra/launcher", "hydra/sweeper") if key not in chosen]
-        """Overrides of Hydra's own keys that the command line lacks."""
+        """Overrides of Hydra's own keys that are added to those of the command line."""
         if self.added:
             check_plugin()
         self.composer, self._sweeper = composer or Composer([*hydra_words, *self.added]), ""
@@ -74,21 +74,21 @@ class Sweep:
         self.settings = self.composer.sweep(words)
         self._folder_is_chosen = "hydra.sweep.dir" in chosen
         self.error: ConfigError | None = None
-        """Why the sweep could not go on, if it could not."""
+        """The error that ended the sweep; None if there was none."""
         self.notes: list[str] = []
-        """What the user should know before the sweep starts."""
+        """Messages for the user before the sweep starts."""
         self._plans = Plans(self.composer)
         self.quiet = False
-        """Whether to show no progress."""
+        """Whether to hide the progress."""
         self._ends: dict[tuple[str, ...], Outcome | None] = {}
-        """How the jobs ended, by their overrides; None: not yet."""
+        """Outcomes of the jobs by their overrides; None for jobs that have not ended."""
         self._done_before: set[tuple[str, ...]] = set()
         self._root = Path()
         self.folder = SweepFolder()
         self._progress: SweepProgress | None = None
         self._best = BestMean()
-        self._later = 0  # jobs that a search will propose after those it has proposed
-        if "hydra/sweeper" in chosen:  # another sweeper decides what is tried
+        self._later = 0  # number of jobs that a search has not proposed yet
+        if "hydra/sweeper" in chosen:  # another sweeper proposes the jobs
             self.space, self.jobs = None, []
             self._check(jobs_of_other_sweeper(self._sweeper, self.composer.parse(words)))
             return
@@ -105,7 +105,7 @@ class Sweep:
     # ------------------------------------------------------------------------------------------- before it starts
 
     def plan(self, words: Sequence[str]) -> Plan:
-        """Return a job, composed and checked. Raises ConfigError or DataError."""
+        """Return the plan of a job, composed and checked. Raises ConfigError or DataError."""
         return self._plans.of(words)
 
     def _check(self, jobs: list[Words]) -> None:
@@ -124,34 +124,34 @@ class Sweep:
                     check_name(self.settings, "name", (self._root / self.settings.name / name).absolute())
 
     def take_folder(self) -> None:
-        """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
+        """Choose the folder of the sweep; an unnamed one gets a folder that no other sweep uses."""
         if not self._folder_is_chosen:
             self.folder.take(self._root, self.settings.name)
             self.added.append(self.folder.word)
             self._folder_is_chosen = True
 
     def command(self, arguments: Sequence[str]) -> str:
-        """Return the command that resumes the sweep which a command line began."""
+        """Return the command that resumes the sweep which a command line started."""
         words = [*arguments] if self.settings.name is not None else [self.folder.word, *arguments]
         return shlex.join(["burgersgd", "train", *dict.fromkeys(words)])
 
     # ------------------------------------------------------------------------------------------------- training
 
     def begin(self, folder: Path) -> None:
-        """Make the folder of the sweep, if that is possible; Hydra has the last word on where it is."""
+        """Make the folder of the sweep, which Hydra determines, if possible. Raises ConfigError."""
         self.folder.begin(folder)
 
     def place(self, words: Sequence[str]) -> Path:
-        """Return where the folder of a job is or will be. Raises as plan does."""
+        """Return the folder of a job, which need not exist yet. Raises as plan does."""
         digits = self.plan(words).digits
         return self.folder.place(digits, lambda: job_name(self._varied_words(words), digits))
 
     def clean_up(self) -> None:
-        """Remove what a sweep has left that could not train anything, where its folder is new."""
+        """Remove the files of a sweep that trained nothing, if its folder is new."""
         self.folder.clean_up()
 
     def run(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
-        """Launch all jobs, of a search batch by batch, and return how they ended."""
+        """Launch all jobs, those of a search in batches, and return their results."""
         self.begin(folder)
         try:
             self._check_stored(self.jobs)
@@ -184,9 +184,9 @@ class Sweep:
             raise self.error
 
     def _check_stored(self, jobs: Sequence[Words]) -> None:
-        """Compare data and code of the jobs that are over with those that the others would be trained on and by.
+        """Compare data and code of the jobs that have ended with the present data and code.
 
-        Raises ConfigError for other data, and for other code where sweep.code=same; otherwise it says so.
+        Raises ConfigError for other data, and for other code where sweep.code=same; otherwise logs a warning.
         """
         codes: dict[str, int] = {}
         for job in jobs:
@@ -208,10 +208,10 @@ class Sweep:
             _log.warning("%s", text)
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
-        """Launch what a search proposes, until it has proposed enough.
+        """Launch the jobs that a search proposes, until all its trials have results.
 
-        Raises ElsewhereError where another process trains some of it: those trials stay open, and the same command goes
-        on once they are over.
+        Raises ElsewhereError where another process trains some of the jobs: their trials stay open, and the same
+        command continues once they have ended.
         """
         assert isinstance(self.space, Space)
         search = Search(self.space, folder if self.settings.name is not None else None)
@@ -234,7 +234,7 @@ class Sweep:
                 stopped = [end.evaluations for end in ends if end.state == "pruned"]
                 which = self.settings.objective
                 objectives = [None if end.state == "failed" else end.objective(which) for end in ends]
-                names = [end.folder.name for end in ends if end.folder != folder]  # a job that was no run has none
+                names = [end.folder.name for end in ends if end.folder != folder]  # an invalid job has no run folder
                 search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
@@ -243,17 +243,17 @@ class Sweep:
         return batches
 
     def _launched(self, launch: Launch, jobs: list[Words], first: int) -> Sequence[JobReturn]:
-        self._note(map(tuple, jobs))  # other processes that train some of them read the names of their folders there
+        self._note(map(tuple, jobs))  # other processes that train them read the folder names there
         returns = launch(jobs, first)
         for job, ended in zip(jobs, returns, strict=True):
-            if self._ends.get(tuple(job)) is None:  # of a launcher that is not ours
+            if self._ends.get(tuple(job)) is None:  # by a launcher of another package
                 self._ends[tuple(job)] = self._reported(job, ended)
         return returns
 
     def _reported(self, job: Words, ended: JobReturn) -> Outcome:
-        """Return how a job ended that a launcher of Hydra's trained."""
+        """Return the outcome of a job that a launcher of another package trained."""
         folder = self.place(job)
-        if ended.status == JobStatus.FAILED:  # `return_value` would raise, and write
+        if ended.status == JobStatus.FAILED:  # the property `return_value` would log the error and raise it
             return Outcome("failed", folder, error=ended._return_value)
         objective = float(ended.return_value)
         done = stored(folder)
@@ -264,9 +264,9 @@ class Sweep:
         return Outcome("completed" if math.isfinite(objective) else "diverged", folder, objective, objective)
 
     def train(self, jobs: list[Words], folder: Path, train_chunks: TrainChunks) -> list[Outcome]:
-        """Train jobs in chunks, each in a folder of `folder`, and return how they ended; what is done already, is kept.
+        """Train jobs in chunks, each in a folder in `folder`, and return the outcomes; skip jobs that have ended.
 
-        A job that cannot be trained is a failed outcome and no exception.
+        A job that cannot be trained has a failed outcome and raises no exception.
         """
         self.folder.look(folder)
         outcomes: dict[tuple[str, ...], Outcome] = {}
@@ -277,11 +277,11 @@ class Sweep:
 
         places: dict[Path, set[tuple[str, ...]]] = {}
         self._ends = dict.fromkeys(map(tuple, jobs)) | self._ends
-        self._note(map(tuple, jobs) if self.space is None else ())  # another sweeper has noted none
+        self._note(map(tuple, jobs) if self.space is None else ())  # with another sweeper they are not in the list yet
         for words in map(tuple, jobs):
             try:
                 places.setdefault(self.place(words), set()).add(words)
-            except ValueError as error:  # of a search: what it proposed does not go together
+            except ValueError as error:  # a search may propose an invalid combination
                 end([words], Outcome("failed", folder, error=error))
         left = []
         which = self.settings.objective
@@ -310,10 +310,10 @@ class Sweep:
         return [outcomes[tuple(words)] for words in jobs]
 
     def _note(self, jobs: Iterable[tuple[str, ...]]) -> None:
-        """Add jobs to the list of them in the sweep's folder."""
+        """Add jobs to the list of jobs in the sweep's folder."""
         noted: dict[str, str] = {}
         for words in jobs:
-            with contextlib.suppress(ValueError):  # of a search: what it proposed does not go together
+            with contextlib.suppress(ValueError):  # a search may propose an invalid combination
                 noted.setdefault(self.place(words).name, self._varied(words))
         note_jobs(self.folder.path, noted)
 
@@ -323,16 +323,16 @@ class Sweep:
     # ------------------------------------------------------------------------------------------------- afterwards
 
     def _varied_words(self, words: Sequence[str]) -> list[str]:
-        """Return the overrides that tell a job from the others."""
+        """Return the overrides in which a job differs from the others."""
         fixed = set(words).intersection(*self._ends) if self.space is None else self.space.fixed
         return [word for word in words if word not in fixed]
 
     def _varied(self, words: Sequence[str]) -> str:
-        """Return what tells a job from the others, in words."""
+        """Return the overrides in which a job differs from the others as text; all overrides if there are none."""
         return " ".join(self._varied_words(words)) or " ".join(words)
 
     def _end(self, words: tuple[str, ...]) -> Outcome:
-        """Return how a job ended, or how it stands. The folder of one that failed here may say that it is over."""
+        """Return the outcome of a job, or its state; a job that failed here may have ended in another process."""
         end = self._ends.get(words)
         if end is not None and end.state not in ("failed", "elsewhere"):
             return end
@@ -345,17 +345,17 @@ class Sweep:
 
     @property
     def started(self) -> bool:
-        """Whether any job has ended, or is noted in the folder: another sweeper and another launcher tell nothing."""
+        """Whether any job has ended or, if sweeper and launcher are of other packages, is in the folder's list."""
         return any(end is not None for end in self._ends.values()) or bool(self._noted_states())
 
     def _noted_states(self) -> list[JobState]:
-        """Return the jobs of another sweeper and another launcher, as the folder shows them."""
+        """Return the states of the jobs in the folder's list, if sweeper and launcher are of other packages."""
         is_known = self.space is None and not self._ends and (self.folder.path / JOBS).exists()
         return job_states(self.folder.path) if is_known else []
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: of several reasons the first of 2, 75, 1, 3."""
+        """Exit code of the command; if there are several reasons, the first of 2, 75, 1, 3."""
         states = [self._end(words).state for words in self._ends] or [job.state for job in self._noted_states()]
         if self.error is not None:
             return RESUMABLE if isinstance(self.error, ElsewhereError) else 2
@@ -366,12 +366,12 @@ class Sweep:
         return 3 if states and set(states) == {"diverged"} else 0
 
     def report(self) -> str:
-        """End the progress bar and return a screen of text: how many jobs ended how, the best, and why some failed."""
+        """Close the progress bar and return the report: jobs by outcome, the best setting, and reasons of failures."""
         if self._progress is not None:
             self._progress.close()
         if jobs := self._noted_states():
             return sweep_text(self.folder.path, jobs, every=False)
-        self.folder.look(self.folder.path)  # another process may have made some of them by other names
+        self.folder.look(self.folder.path)  # another process may have made folders with other names
         ends = {words: self._end(words) for words in self._ends}
         planned = {words: plan for words in ends if (plan := self._plans.known(words)) is not None}
         return summary(
@@ -384,16 +384,16 @@ class Sweep:
 
 
 def train_job(cfg: Any) -> float:
-    """Train one job of a sweep on its own and return its objective: what launchers call that are not ours."""
+    """Train one job of a sweep alone and return its objective; launchers of other packages call this function."""
     hydra = HydraConfig.get()
     config: TrainConfig = OmegaConf.to_object(cfg)  # pyright: ignore[reportAssignmentType]
     prepared = prepare([config])
     (config,) = prepared.configs
     root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
     folder = job_folder(root / noted_names(root).get(digits, digits))
-    with contextlib.suppress(OSError):  # then the run folder cannot be made either, and that says so
+    with contextlib.suppress(OSError):  # the run folder cannot be made either, and its error is reported
         root.mkdir(parents=True, exist_ok=True)
-    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper notes none
+    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper does not list its jobs
     outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error

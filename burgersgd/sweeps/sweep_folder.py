@@ -1,4 +1,4 @@
-"""The folder of a sweep: where it is, which jobs are in it, and what is left behind where none could be trained."""
+"""The folder of a sweep: chooses and makes it, finds the jobs in it, and removes it if no job could be trained."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class SweepFolder:
         self._jobs: dict[str, Path] = {}
         """Folders of jobs by hash."""
         self._made: list[Path] = []
-        """Folders that did not exist before: the sweep's and those above it."""
+        """Folders that did not exist before: that of the sweep and its parents."""
 
     def take(self, root: Path, name: str | None) -> None:
-        """Decide where the sweep goes; an unnamed one takes a folder that no other sweep has."""
+        """Choose the folder of the sweep; an unnamed one gets a folder that no other sweep uses."""
         folder = (root / (name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))).absolute()
         self._made = _missing(folder)
         if name is None:
             stamp, numbers = folder.name, itertools.count(2)
-            with contextlib.suppress(OSError):  # it cannot be made: `begin` says so
+            with contextlib.suppress(OSError):  # it cannot be made; `check_writable` reports that
                 while True:
                     try:
                         folder.mkdir(parents=True)
@@ -54,13 +54,13 @@ class SweepFolder:
 
     @property
     def word(self) -> str:
-        """The override that says where the sweep goes."""
+        """The override that sets the folder of the sweep."""
         folder = shown_path(self.path)
         quoted = QuotedString(folder.replace("${", "\\${"), Quote.single).with_quotes()
         return f"hydra.sweep.dir={quoted if re.search('[^A-Za-z0-9_./-]', folder) else folder}"
 
     def begin(self, folder: Path) -> None:
-        """Make the folder of the sweep, if that is possible. Raises ConfigError where no folder can be called so."""
+        """Make the folder of the sweep, if possible. Raises ConfigError where the path cannot be that of a folder."""
         try:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.stat(folder)
@@ -68,21 +68,21 @@ class SweepFolder:
             raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
         self.look(folder)
         self._made = self._made or _missing(folder)
-        with contextlib.suppress(OSError):  # then no job can be written in it, and `check_writable` says so
+        with contextlib.suppress(OSError):  # no job can be written in it; `check_writable` reports that
             folder.mkdir(parents=True, exist_ok=True)
 
     def look(self, folder: Path) -> None:
-        """Take note of the jobs in the folder of the sweep; they are identified by their hashes, not by their names."""
+        """Find the folders of jobs in the folder of the sweep; hashes identify them, not complete names."""
         self.path, self._jobs = folder, job_folders(folder)
 
     def place(self, digits: str, name: Callable[[], str]) -> Path:
-        """Return the folder of the job with a hash; if there is none yet, it will have the name."""
+        """Return the folder of the job with the hash `digits`; a new one gets the name that `name` returns."""
         if digits not in self._jobs:
             self._jobs[digits] = self.path / name()
         return self._jobs[digits]
 
     def check_writable(self) -> None:
-        """Raise ConfigError where a sweep cannot write to its folder, before each of its jobs fails of that."""
+        """Raise ConfigError where the sweep cannot write to its folder, instead of an error for each of its jobs."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -91,10 +91,10 @@ class SweepFolder:
             raise ConfigError(f"{self.path}: cannot write there: {one_line(error)}") from error
 
     def clean_up(self) -> None:
-        """Remove what a sweep has left that could not train anything, where its folder is new."""
+        """Remove the files and folders of a sweep that trained nothing, if its folder is new."""
         if self.path not in self._made:
             return
-        with contextlib.suppress(OSError):  # it could not be made, but those above it
+        with contextlib.suppress(OSError):  # the folder may be missing although its parents were made
             if any(path.joinpath(METRICS).exists() for path in self.path.iterdir()):
                 return
             for name in (MULTIRUN, JOBS, PLAN):
@@ -107,5 +107,5 @@ class SweepFolder:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """Return the folder and those above it that do not exist."""
+    """Return those of the folder and its parents that do not exist."""
     return [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,7 +1,8 @@
-"""Chunks trained on processes of this machine: one per core, or per GPU, started once and used for all of them.
+"""Trains chunks in processes of this machine: one per core, or per GPU, started once and used for all chunks.
 
-On a CPU one process per core beats one process with a thread per core: threads wait for one another at every step,
-which is dear where other programs run besides, and a process records its own runs (docs/benchmarks.md, Sweeps).
+On a CPU one process per core is faster than one process with a thread per core: threads wait for one another at every
+step, which is slow if other programs run at the same time, and each process records its own runs (docs/benchmarks.md,
+Sweeps).
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from burgersgd.sweeps.chunks import Chunk, Outcome, train_chunk
 _log = logging.getLogger("burgersgd")
 
 POLL_SECONDS = 0.1
-"""How long a signal may wait until the workers hear of it, and between two reports of how far one is."""
+"""Longest delay until a signal is forwarded to the workers, and shortest time between two progress reports of one."""
 PATIENCE_SECONDS = 60.0
-"""How long workers may take to save their runs."""
+"""Longest time that workers may take to save their runs."""
 
 
 class WorkerDiedError(RuntimeError):
-    """A process ended that should not have; the message says how."""
+    """A worker process ended unexpectedly; the message says how."""
 
 
 class Pool:
-    """n worker processes with so many threads each; gpus: worker i sees the i-th GPU alone."""
+    """A pool of n worker processes with `threads` threads each; gpus: worker i sees only the i-th GPU."""
 
     def __init__(self, n: int, threads: int, gpus: bool = False) -> None:
         self.n, self._threads, self._gpus = n, threads, gpus
@@ -59,7 +60,7 @@ class Pool:
     def measure(self, configs: Sequence[TrainConfig], seconds: float) -> float:
         """Return the gradient evaluations per second of one worker while all of them train such a fleet.
 
-        Raises WorkerDiedError where one dies of it, and what `planning.rate_of` raises.
+        Raises WorkerDiedError where a worker dies, and the errors of `planning.rate_of`.
         """
         for i, worker in enumerate(self.workers):
             if worker.connection.closed:
@@ -81,8 +82,9 @@ class Pool:
     def train(self, chunks: Sequence[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
         """Yield every chunk with its outcomes, as soon as it is trained.
 
-        The chunk of a worker that dies is started once more, from its checkpoints; after that its jobs count as failed.
-        Raises Interrupted where this process or a worker is asked to stop, after all workers have saved their runs.
+        The chunk of a worker that dies is resumed once from its checkpoints; if that worker dies, too, its jobs have
+        failed. Raises Interrupted where this process or a worker receives a signal, after all workers have saved their
+        runs.
         """
         waiting = deque(chunks)
         lost: set[int] = set()  # chunks whose worker has died, by identity
@@ -119,7 +121,7 @@ class Pool:
                         worker.counted += content[0]
                         progress.percent = content[2]
                         progress.add(content[0], None, content[1])
-                    elif kind == "interrupted":  # by somebody else than this process
+                    elif kind == "interrupted":  # by a signal that this process did not send
                         worker.chunk = None
                         raise self._interrupted(content[0], content[1])
                     else:
@@ -128,7 +130,7 @@ class Pool:
                         yield chunk, content[0]
 
     def _interrupted(self, number: int, folders: Sequence[Path] = ()) -> Interrupted:
-        """Tell all workers to stop and return what is to be raised once they have."""
+        """Stop all workers, wait until they have saved their runs, and return the exception to raise."""
         interrupted = Interrupted(number)
         interrupted.folders = list(folders)
         for worker in self.workers:
@@ -157,7 +159,7 @@ class Pool:
             raise
 
     def close(self) -> None:
-        """End all workers; one that still trains saves its runs. May be called twice."""
+        """End all workers; those that still train save their runs first. May be called twice."""
         for worker in self.workers:
             worker.send("stop")
         for worker in self.workers:
@@ -167,7 +169,7 @@ class Pool:
 
 
 class _Worker:
-    """One worker, seen from the process that started it."""
+    """One worker, as an object in the process that started it."""
 
     def __init__(self, threads: int, gpu: str | None) -> None:
         context: Any = multiprocessing.get_context("spawn" if gpu is not None else own_process.start_method())
@@ -178,20 +180,20 @@ class _Worker:
         theirs.close()
         self.chunk: Chunk | None = None
         self.counted = 0
-        """Gradient evaluations of the chunk so far."""
+        """Number of gradient evaluations of the chunk so far."""
 
     def begin(self, chunk: Chunk) -> None:
-        """Have a chunk trained."""
+        """Start training a chunk in the worker."""
         self.chunk, self.counted = chunk, 0
         self.send("train", chunk)
 
     def send(self, *message: Any) -> None:
-        """Send a message; one to a dead worker is lost, which the next `recv` tells."""
+        """Send a message; if the worker is dead the message is lost, and the next `recv` raises."""
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
     def end(self) -> str:
-        """Make sure that the process has ended and return how; its place is free for another one."""
+        """Make sure that the process has ended, close the connection, and return how the process ended."""
         self.chunk = None
         self.process.join(1.0)
         if self.process.exitcode is None:
@@ -206,7 +208,7 @@ class _Worker:
 
 
 def work(connection: Connection, threads: int, gpu: str | None) -> None:
-    """Do in a process of its own what the other end asks for, until it says stop or is gone."""
+    """Run a worker process: do the tasks that arrive on the connection until it sends "stop" or is closed."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:

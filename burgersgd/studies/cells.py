@@ -1,4 +1,4 @@
-"""The cells of a study, each one workload, budget and schedule: what is searched there, chosen, and tested."""
+"""The cells of a study, each one workload, budget and schedule: their searches, choices and tests."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from burgersgd.sweeps.compose import Composer
 from burgersgd.sweeps.sweep import Sweep
 
 FIRST_TEST_SEED = 1000
-"""Seeds of the tests begin here, those of the search at 0."""
+"""First seed of the tests; the seeds of the search begin at 0."""
 END = At("end")
 
 
 class StudyStoppedError(ConfigError):
-    """A sweep of the study has not all of its jobs: the study cannot go on."""
+    """A sweep of the study is incomplete, so that the study cannot continue."""
 
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
@@ -48,48 +48,48 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell in the names of its folders."""
+        """The name of the cell, which its folders have, too."""
         return f"{self.workload},{self.budget},{self.schedule}"
 
     @property
     def search_folder(self) -> Path:
-        """Where its trials are."""
+        """The folder of the trials of its search."""
         return self.root / "search" / self.name
 
     @property
     def test_folder(self) -> Path:
-        """Where the runs of the chosen settings are."""
+        """The folder of the test runs of the chosen settings."""
         return self.root / "test" / self.name
 
     @property
     def words(self) -> list[str]:
-        """Overrides that all of its runs have in common."""
+        """The overrides that all runs of the cell share."""
         chosen = self.study.workloads[self.workload]
         return [*self.study.common, *chosen, f"trainer.budget={self.budget}", f"schedule={self.schedule}"]
 
     @property
     def width(self) -> float:
-        """The wanted width of the interval of a difference in test error."""
+        """The target width of the interval of a difference in test error."""
         return self.study.widths.get(self.workload, self.study.width)
 
     def search_words(self) -> list[str]:
-        """Return the sweep of its trials: for every optimizer as many points of its space, with the same seeds."""
+        """Return the overrides of the search: the same number of points of each optimizer's space, with equal seeds."""
         study = self.study
         sampled = [f"sweep.sampler={study.sampler}", f"sweep.n_samples={study.trials}"]
         return [*self.words, *sampled, spaces_word(study.optimizers), f"seed=range({study.tuning_seeds})"]
 
     def test_words(self, chosen: Mapping[str, Mapping[str, str]], n: int) -> list[str]:
-        """Return the sweep of the chosen settings with n fresh seeds."""
+        """Return the overrides of the test sweep: the chosen settings with n new seeds."""
         seeds = f"seed=range({FIRST_TEST_SEED},{FIRST_TEST_SEED + n})"
         return [*self.words, *self.study.final, spaces_word(chosen), seeds]
 
     def choose(self) -> dict[str, dict[str, str]]:
-        """Return each optimizer's setting of lowest mean validation error; those without a diverged run come first."""
+        """Return each optimizer's setting with the lowest mean validation error; those with diverged runs come last."""
         runs = load(self.search_folder)
         return {name: chosen_setting(runs, name, list(space)) for name, space in self.study.optimizers.items()}
 
     def differences(self, n: int) -> dict[str, NDArray[np.float64]]:
-        """Return the differences in test error to the baseline by seed, of the first n seeds where both completed."""
+        """Return differences in test error to the baseline by optimizer, for those of n seeds that both completed."""
         errors: dict[str, dict[int, float]] = defaultdict(dict)
         for run in load(self.test_folder):
             if run.seed < FIRST_TEST_SEED + n:
@@ -105,14 +105,14 @@ class Cell:
         return found
 
     def n_seeds(self) -> int:
-        """Return N: what the optimizer with the largest deviation needs, the same for all; at most max_seeds."""
+        """Return N for all optimizers: the number that the one with the largest deviation needs, at most max_seeds."""
         study = self.study
         first = self.differences(study.n0)
         needed = [pairs_for(deviation(values), len(values), self.width) for values in first.values()]
         return min(study.max_seeds, max(study.n0, *needed))
 
     def stein(self) -> dict[str, Stein]:
-        """Return each optimizer's difference to the baseline with Stein's interval."""
+        """Return each optimizer's mean difference to the baseline with Stein's interval."""
         first, every = self.differences(self.study.n0), self.differences(self.study.max_seeds)
         return {name: interval_of(first[name], every[name]) for name in every}
 
@@ -152,14 +152,14 @@ def sweep_of(words: Sequence[str]) -> Sweep:
 
 @functools.cache
 def _composer() -> Composer:
-    """Return what composes all sweeps of a study: the same few choices of groups occur in all of them."""
+    """Return the composer of all sweeps of a study, which is shared because their choices of groups are the same."""
     return Composer()
 
 
 def train_sweep(sweep: Sweep, folder: Path, quiet: bool = False) -> None:
-    """Train what is left of a sweep. Raises StudyStoppedError where not all of its jobs are over then, and Interrupted.
+    """Train the unfinished jobs of a sweep. Raises StudyStoppedError if some are still unfinished, and Interrupted.
 
-    A diverged run is over; one that failed is not.
+    A diverged run is finished; a failed run is not.
     """
     sweep.quiet = quiet
     sweep.run_here(folder)

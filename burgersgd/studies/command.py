@@ -1,4 +1,4 @@
-"""`burgersgd study NAME [--quick]`: from a question to a report, in one folder; the same command goes on."""
+"""`burgersgd study NAME [--quick]`: runs a study in one folder and writes a report; the same command resumes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from burgersgd.studies.study import REPORT, run_study
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `burgersgd study`. Raises ConfigError of one line."""
+    """Run `burgersgd study`. Raises ConfigError with a one-line message."""
     given = parser().parse_intermixed_args(arguments)
     if given.study is None:
         for name in studies():
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def main_bench(arguments: Sequence[str]) -> int:
-    """Run `burgersgd bench PACKAGE:CLASS`: the study bench with one more optimizer. Raises ConfigError of one line."""
+    """Run `burgersgd bench PACKAGE:CLASS`: the study bench with one more optimizer. Raises ConfigError (one line)."""
     given = parser_of_bench().parse_intermixed_args(arguments)
     registry = GROUPS["optimizer"]
     name = registry.named(given.optimizer) if ":" in given.optimizer else given.optimizer
@@ -46,7 +46,7 @@ def main_bench(arguments: Sequence[str]) -> int:
 
 
 def space_of(cls: type[Any]) -> dict[str, str]:
-    """Return the search space of an optimizer that nobody has given one: its rate, momentum and weight decay."""
+    """Return the default search space of an optimizer: its learning rate, momentum and weight decay."""
     lr = cls().default_lr(1.0)
     usual = {
         "lr": f"tag(log, interval({lr / 300:.3g}, {lr * 3:.3g}))",
@@ -57,7 +57,7 @@ def space_of(cls: type[Any]) -> dict[str, str]:
 
 
 def space_given(text: str) -> dict[str, str]:
-    """Return the search space that a text in YAML describes. Raises ConfigError."""
+    """Return the search space that a YAML text describes. Raises ConfigError."""
     try:
         space = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -88,7 +88,7 @@ def _run(study: StudyConfig, usual_name: str, given: argparse.Namespace, words: 
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command's arguments."""
+    """Return the parser of the command's arguments."""
     made = argparse.ArgumentParser(
         prog="burgersgd study",
         description="Tune optimizers at equal budgets on validation, test them with fresh seeds, and write a report.",
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parser_of_bench() -> argparse.ArgumentParser:
-    """Return the arguments of `burgersgd bench`."""
+    """Return the parser of the arguments of `burgersgd bench`."""
     made = argparse.ArgumentParser(
         prog="burgersgd bench", description="Compare a new optimizer with those that ship, each tuned at the same cost."
     )

@@ -1,4 +1,4 @@
-"""What a study asks: the files of conf/study/, checked like every other setting."""
+"""The settings of a study: the files of conf/study/, checked like all other settings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StudyConfig(Group):
 def installed(study: StudyConfig, tell: Callable[[str], None]) -> StudyConfig:
     """Return the study without the workloads whose packages are not installed, and report these by `tell`.
 
-    Raises ConfigError where none is left.
+    Raises ConfigError if none is left.
     """
     missing = {name: package for name, package in study.needs.items() if importlib.util.find_spec(package) is None}
     for name, package in missing.items():
@@ -87,14 +87,14 @@ def installed(study: StudyConfig, tell: Callable[[str], None]) -> StudyConfig:
 
 
 def studies() -> list[str]:
-    """Return the names of the studies that ship."""
+    """Return the names of the shipped studies."""
     return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 def read_study(name: str, words: Sequence[str] = (), quick: bool = False) -> StudyConfig:
-    """Return the study of a name, or of a YAML file, with KEY=VALUE words in place of what it says.
+    """Return the study of a name, or of a YAML file, with the keys of KEY=VALUE words replaced.
 
-    Raises ConfigError of one line.
+    Raises ConfigError with a one-line message.
     """
     own = Path(name)
     path = own if own.suffix == ".yaml" and own.is_file() else STUDIES / f"{name}.yaml"
@@ -127,7 +127,7 @@ def read_study(name: str, words: Sequence[str] = (), quick: bool = False) -> Stu
 
 
 def _value(text: str) -> Any:
-    """Return what a word of the command line stands for; YAML reads 1e-3 as text."""
+    """Return the value of a word of the command line in YAML, and 1e-3, which YAML reads as text, as a float."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

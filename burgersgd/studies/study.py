@@ -1,4 +1,4 @@
-"""A study from its question to its report: search, choice, two stages of tests. What is there already is kept."""
+"""Runs a study: search, choice, two stages of tests, and the report. Finished runs are kept."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Chosen = dict[str, dict[str, str]]
 
 
 class Answer(NamedTuple):
-    """What a study found."""
+    """The results of a study."""
 
     comparison: Comparison
     overview: Table
@@ -39,14 +39,14 @@ class Answer(NamedTuple):
     chosen: Table
 
     def __str__(self) -> str:
-        """Return what the terminal shows."""
+        """Return the tables for the terminal as text."""
         return "\n\n".join(map(as_text, (self.overview, self.stein, *tables_of(self.comparison))))
 
 
 def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, quiet: bool = False) -> Answer:
-    """Train what is left of a study in its folder, write its report, and return what it found.
+    """Train the unfinished runs of a study in its folder, write its report, and return the results.
 
-    Every cell is checked before anything is written. Raises ConfigError (of another study in that folder, too),
+    Every cell is checked before anything is written. Raises ConfigError (also if the folder holds another study),
     StudyStoppedError and Interrupted.
     """
     root, study = root.absolute(), installed(study, tell)
@@ -54,7 +54,7 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
     searches = {cell: sweep_of(cell.search_words()) for cell in cells}
     if study.final:
         for cell in cells:
-            sweep_of(cell.test_words({study.baseline: {}}, 1))  # the words are checked
+            sweep_of(cell.test_words({study.baseline: {}}, 1))  # checks the overrides
     keep_spec(study, root)
     chosen: dict[Cell, Chosen] = {}
     for i, cell in enumerate(cells):
@@ -78,13 +78,13 @@ def run_study(study: StudyConfig, root: Path, command: str, tell: Tell = print, 
 
 
 def keep_spec(study: StudyConfig, root: Path) -> None:
-    """Record what the study asks. Raises ConfigError where the folder holds another study."""
+    """Record the settings of the study. Raises ConfigError if the folder holds another study."""
     plain = {key: value for key, value in dataclasses.asdict(study).items() if key not in ("question", "quick")}
     try:
         known = yaml.safe_load(read_text(root / SPEC))
     except (RunFolderError, yaml.YAMLError):
         known = None
-    if isinstance(known, dict):  # a key that came later is missing from older ones, which meant its usual value
+    if isinstance(known, dict):  # older records lack keys that were added later; they had the default values
         known = {key: known.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
     if known is not None and known != plain:
         other = ", ".join(key for key in plain if known.get(key) != plain[key])
@@ -95,18 +95,18 @@ def keep_spec(study: StudyConfig, root: Path) -> None:
 
 
 def comparison_of(runs: Runs, study: StudyConfig) -> Comparison:
-    """Return the comparison of optimizers within each cell: nothing is compared across cells."""
+    """Return the comparison of optimizers within each cell; nothing is compared across cells."""
     differing = [key for key in runs.differing() if key not in SEEDS and not key.startswith("optimizer.")]
     within = tuple(key for key in differing if ONLY_WITH.get(key) not in differing)
     return compare(runs, Question(by=(*within, "optimizer.name"), within=within, baseline=study.baseline))
 
 
 def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
-    """Return a row per cell with the mean test error of each optimizer and its difference to the baseline.
+    """Return a table with one row per cell: each optimizer's mean test error and its difference to the baseline.
 
-    A star says that the p-value of the paired test is below 0.05 after Holm's correction over all cells and optimizers;
-    the last row counts the stars. Runs that are no better than guessing are counted: a setting that was chosen by few
-    seeds may fail for some of the others.
+    A star means that the p-value of the paired test is below 0.05 after Holm's correction over all cells and
+    optimizers; the last row counts the stars. Runs that are no better than guessing are counted, because a setting that
+    was chosen with few seeds may fail with others.
     """
     study = cells[0].study
     names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]
@@ -140,7 +140,7 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
 
 
 def stein_table(cells: list[Cell]) -> Table:
-    """Return the differences to the baseline with Stein's intervals and the widths that were reached."""
+    """Return a table of the differences to the baseline with Stein's intervals and their widths."""
     rows = []
     for cell in cells:
         form = Form(100, "%", 2) if load(cell.test_folder)[0].percent else Form(1, "", 4)
@@ -156,7 +156,7 @@ def stein_table(cells: list[Cell]) -> Table:
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:
-    """Return the settings that were chosen on the validation part."""
+    """Return a table of the settings that were chosen on the validation part."""
     rows = []
     for cell, settings in chosen.items():
         for name, values in settings.items():

@@ -288,7 +288,7 @@ def test_a_study_whose_file_fails_in_mid_search_is_one_line_and_nothing_is_lost(
         out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys)
         assert "jobs                  4: 4 completed" in out
         assert "optuna.db: " in error
-        assert "what is trained is kept" in error
+        assert "trained runs are kept" in error
     if trouble != "locked":
         file.unlink(missing_ok=True)
     sizes.clear()

@@ -34,6 +34,8 @@ from burgersgd.build.parts import (
     model_of,
     own_start,
 )
+from burgersgd.build.probe import probe
+from burgersgd.build.rates import Facts, resolved, with_loss
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.copies import plain_values
 from burgersgd.datasets import Batches, DataError, Dataset, Part
@@ -46,8 +48,6 @@ from burgersgd.models.mlp import Mlp
 from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
-from burgersgd.build.probe import probe
-from burgersgd.build.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator

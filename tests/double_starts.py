@@ -13,6 +13,7 @@ from unittest import mock
 
 from burgersgd.api import resume, train, train_jobs
 from burgersgd.recorder import _FleetRun
+from burgersgd.recording import run_folder
 from burgersgd.recording.run_folder import read_metrics, read_status
 from burgersgd.training.fleet import Fleet
 from tests.conftest import small_config
@@ -77,7 +78,7 @@ def _failing(root: Path) -> str:
     def full(*arguments: Any, **words: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with mock.patch.object(Path, "write_text", full):
+    with mock.patch.object(run_folder, "write_new", full):
         return train(dataclasses.replace(_config(root), run_name="other"), progress=False).state
 
 

@@ -1,1 +1,1 @@
-"""From a configuration to a run that can start: its parts, checked one by one, and the runs of a fleet prepared together."""
+"""Builds runs from their configurations: makes and checks the parts of a run, and prepares the runs of a fleet."""

@@ -268,7 +268,7 @@ def engine_again(engine: str, device: torch.device) -> str:
 
 
 def compiled_or(otherwise: str, device: torch.device) -> str:
-    """Return the engine compiled where torch.compile works; else log the reason and return the other one."""
+    """Return the engine "compiled" where torch.compile works; else log the reason and return `otherwise`."""
     reason = why_not_compiled(device.type)
     if reason is not None:
         _log.warning("torch.compile does not work here (%s): continuing with engine %s", reason, otherwise)

@@ -34,6 +34,8 @@ from burgersgd.build.parts import (
     model_of,
     own_start,
 )
+from burgersgd.build.probe import probe
+from burgersgd.build.rates import Facts, resolved, with_loss
 from burgersgd.config import ConfigError, TrainConfig
 from burgersgd.copies import plain_values
 from burgersgd.datasets import Batches, DataError, Dataset, Part
@@ -46,8 +48,6 @@ from burgersgd.models.mlp import Mlp
 from burgersgd.models.own_module import same_values
 from burgersgd.models.wrapped import Wrapped
 from burgersgd.predictor import described, trained_parameters
-from burgersgd.build.probe import probe
-from burgersgd.build.rates import Facts, resolved, with_loss
 from burgersgd.streams import Purpose
 from burgersgd.training.engines import ENGINES, Kind
 from burgersgd.training.evaluation import Evaluator
@@ -253,7 +253,7 @@ class Prepared:
 
     @functools.cached_property
     def network(self) -> dict[str, Any]:
-        """Description by which x of a checkpoint becomes an ordinary module, and a predictor of raw inputs."""
+        """Description needed to turn x of a checkpoint into an ordinary module and a predictor of raw inputs."""
         problem = self.problem
         return {
             "parameters": [[name, list(p.shape)] for name, p in trained_parameters(problem.model).items()],
@@ -262,7 +262,7 @@ class Prepared:
 
     def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
         """Raise ConfigError where a run was trained with another module, and DataError where on other data."""
-        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 kept neither structure nor digest
+        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 stored neither structure nor digest
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
         if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
             raise ConfigError(f"model: is not the module that {folder} was trained with")
@@ -330,7 +330,7 @@ class Prepared:
         if isinstance(model, Wrapped):
             return torch.stack([own_start(model, c.seed) for c in self.configs]).to(inputs)
         assert isinstance(model, Mlp | LeNet)
-        z = torch.empty(1, len(self.configs), self.problem.d)  # on the CPU: the same bits for every device
+        z = torch.empty(1, len(self.configs), self.problem.d)  # drawn on the CPU, so that all devices get the same bits
         if model.init_distribution == "normal":
             streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1

@@ -110,7 +110,7 @@ def npz(config: NpzConfig) -> Raw:
 
 def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
     """Return the arrays of an .npz file whose names are in KEYS, and the names of the others."""
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+    if not os.path.isfile(path):  # Path.is_file would raise for a name that is too long
         raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
     arrays, others = {}, []
     reading = "the list of its arrays"

@@ -29,7 +29,7 @@ CHECKSUMS = {
     "breast_cancer.csv": ("fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",),
     "diabetes_data_raw.csv.gz": (
         "86badf50b4f9436ddd1e497dc0ae1b93166f8120221ee7dca4634fe849f3be7c",  # since scikit-learn 1.8
-        "ec2683754c379fdffc39f53922c475eff67e2fb9c94c7c27207b7c4371d51726",  # the same float32 numbers, written longer
+        "ec2683754c379fdffc39f53922c475eff67e2fb9c94c7c27207b7c4371d51726",  # the same float32 numbers with more digits
     ),
     "diabetes_target.csv.gz": ("244713a551f62a291a354212d8a048adec6cb1244b2bc44e66a0698f5006d26d",),
     "mnist_5k.csv.gz": ("167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",),

@@ -45,14 +45,16 @@ class Options:
     """The options common to all data sets.
 
     label_noise: exactly round(label_noise * n) of the n training labels become another class, drawn uniformly.
-    noisy_validation: and of the validation labels too, as where somebody has noisy data and nothing else to select by.
-    train_size: training examples kept (None: all).
-    seed: fixes the split and all of the above.
-    validation_fraction, test_fraction: of the examples that validation (and test, where the source has no test part of
-        its own) are taken from. Without validation (0) there is more to train on and nothing to select by.
-    standardize: shift and scale inputs to mean 0 and variance 1 over the training part (those kept): images by channel,
-        vectors by feature; what does not vary is only shifted.
-    standardize_targets: the targets of a regression likewise, by output; the data set remembers their mean and scale.
+    noisy_validation: change the validation labels in the same way, as if there were only noisy data to select by.
+    train_size: number of training examples kept (None: all).
+    seed: seed of the split and of all the above choices.
+    validation_fraction, test_fraction: fractions of the source's training part that are used for validation, and for
+        the test if the source has no test part. Without validation (0), more examples are left for training, but
+        nothing can be selected.
+    standardize: shift and scale inputs to mean 0 and variance 1 over the kept training examples, images by channel and
+        vectors by feature; constant features are only shifted.
+    standardize_targets: shift and scale the targets of a regression in the same way, by output; the data set stores
+        their mean and scale.
     """
 
     label_noise: float = 0.0

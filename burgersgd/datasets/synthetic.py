@@ -72,7 +72,7 @@ DIGIT_CURVES = (
     (5, 4, 3.5, 3.5, 4, 5, 5, 4, 3.5, 3.5, 4, 5),
     (5, 4, 3.5, 3.5, 4, 5, 5, 5, 5, 4.7, 4.3, 5),
 )
-"""MNIST-1D: the pen's path for each of the ten digits."""
+"""The noise-free curve of each of the ten digits of MNIST-1D."""
 CURVE_POINTS, MIN_PADDING, MAX_PADDING = 12, 36, 60
 CANVAS = CURVE_POINTS + MAX_PADDING
 MAX_TRANSLATION, SCALE, SHEAR = 48, 0.4, 0.75

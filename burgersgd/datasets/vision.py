@@ -202,7 +202,7 @@ def _from_idx(path: Path, content: bytes) -> UInt8[ndarray, "n *image"]:
 
 
 class _Inert:
-    """Stand-in for a pickled array or its type: holds arguments and state from the file, and calls nothing."""
+    """Replacement for a pickled array or its type, which only stores arguments and state from the file."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments

@@ -62,7 +62,7 @@ class LeNet:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Inputs, hidden units and outputs of the fully connected layers."""
+        """Numbers of inputs, hidden units and outputs of the fully connected layers."""
         shapes = self.shapes
         return shapes[4][1], shapes[4][0], shapes[6][0], self.n_outputs
 
@@ -85,7 +85,7 @@ class LeNet:
         return 120 + 84 if self.dropout > 0 else 0
 
     def init_std(self) -> Tensor:
-        """Standard deviation of every initial parameter, ``[d]``."""
+        """Return the standard deviation of every initial parameter, ``[d]``."""
         return initial_std(self.shapes, self.initialization, self.init_scale)
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:

@@ -137,7 +137,7 @@ class Mlp:
         return sum(self.widths[1:-1]) if self.dropout > 0 else 0
 
     def init_std(self) -> Tensor:
-        """Standard deviation of every initial parameter, ``[d]``."""
+        """Return the standard deviation of every initial parameter, ``[d]``."""
         return initial_std(self.shapes, self.initialization, self.init_scale)
 
     def apply(self, params: Sequence[Tensor], inputs: Tensor, train: bool, uniform: Tensor | None) -> Tensor:

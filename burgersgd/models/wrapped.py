@@ -95,7 +95,7 @@ class Wrapped:
         """
         self._set_mode(train)
         fixed = self._fixed.get(inputs.dtype)
-        if fixed is None:  # the network's arithmetic is in bfloat16
+        if fixed is None:  # the network computes in bfloat16
             fixed = self._fixed[inputs.dtype] = {n: _as(value, inputs.dtype) for n, value in self.fixed.items()}
         if buffers is None:
             buffers = {name: fixed[name].clone() for name in self.changing}

@@ -49,7 +49,7 @@ class Encoded:
             self.digested += shared.digested
 
     def digest(self) -> str:
-        """Return the digest of the dict, as files.digest does."""
+        """Return the digest of the dict, the same as files.digest returns."""
         sha = hashlib.sha256(b"{%d" % self.n)
         for piece in self.digested:
             sha.update(piece)

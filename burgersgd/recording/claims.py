@@ -149,7 +149,7 @@ def _locked(run: Path) -> _LockFile | None:
             raise
         if lock.is_at(run.parent / LOCK):
             return lock
-        _unlock(lock, 1, _byte(run))  # it was removed after it was opened
+        _unlock(lock, 1, _byte(run))  # the file was removed after it was opened
         _close_unused(lock)
 
 

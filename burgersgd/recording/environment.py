@@ -46,7 +46,7 @@ def environment_snapshot(device: str = "cpu") -> dict[str, Any]:
 
 
 def cpu_capability() -> str:
-    """Return which vector instructions torch chose for this processor (AVX2, AVX512, ...): sums differ between them."""
+    """Return the vector instructions that torch uses on this processor (AVX2, AVX512, ...); they affect rounding."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability()

@@ -236,7 +236,7 @@ def csv_number(value: float | None) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """Return `value` as JSON can hold it: non-finite floats as "inf", "-inf", "nan"; array scalars as numbers."""
+    """Return `value` in types of JSON: non-finite floats as "inf", "-inf", "nan"; array scalars as numbers."""
     match value:
         case None | bool() | int() | str():
             return value

@@ -64,7 +64,7 @@ def begun(path: Path) -> bool:
 
 
 def is_half_made(path: Path) -> bool:
-    """Whether a crash has left the run folder `path` before it held anything worth keeping.
+    """Whether a crash left the run folder `path` incomplete, before it held anything worth keeping.
 
     Such a folder holds no checkpoint, its status is not final, it lacks a file that every run folder has, and all of
     its files are of the kinds that this package writes.

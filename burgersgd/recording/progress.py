@@ -109,7 +109,7 @@ class Progress:
         self.update(self._evaluations + evaluations, train_loss, validation_error)
 
     def close(self) -> None:
-        """Show the last state and release the terminal's line; may be called twice."""
+        """Show the last state and end the line of the bar; may be called twice."""
         if self._bar is not None:
             self._draw(self._bar)
             self._bar.close()

@@ -73,7 +73,7 @@ def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
         raise RunFolderError(f"{file}: a completed run has finite errors, these are {errors[0]} and {errors[1]}")
     if any(error < 0 for error in errors):
         raise RunFolderError(f"{file}: an error is negative")
-    if unchanged and status.get("result_digest") not in (None, result_digest(status)):  # version 0.1.0 wrote none
+    if unchanged and status.get("result_digest") not in (None, result_digest(status)):  # version 0.1.0 wrote no digest
         raise RunFolderError(f"{file}: its results were changed since the run ended")
     return status
 

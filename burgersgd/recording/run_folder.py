@@ -94,7 +94,7 @@ class RunFolder:
         self._is_new = False
         """Whether `create` made the folder and nothing was added to it since."""
         self.regression = False
-        """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
+        """Whether the errors among the metrics are RMSE; TensorBoard then shows them by that name."""
         self._events: TensorBoardEvents | None = None  # None: the folder is only read
 
     @classmethod
@@ -277,7 +277,7 @@ class RunFolder:
             self.finish(state, fields)
 
     def _check_claim(self) -> None:
-        """Raise RunFolderError where another process may have begun to train the run, too."""
+        """Raise RunFolderError where another process may also have started to train the run."""
         if not still_holds(self.path):
             lost = f"{self.path.parent / LOCK} was removed or replaced"
             raise RunFolderError(f"{self.path}: {lost}, another process may be training this run; it is left alone")

@@ -27,7 +27,7 @@ Scalar = str | int | float | bool | None
 
 
 class Parent(Struct):
-    """The run that another one continues."""
+    """The run that this run continues."""
 
     folder: str
     evaluations: Count

@@ -57,7 +57,7 @@ def sink_names() -> list[str]:
 
 
 def problem_with(name: str) -> str | None:
-    """Return why `trainer.sinks` cannot contain a name, None where it can."""
+    """Return the reason why `trainer.sinks` cannot contain a name; None where it can."""
     if name not in sink_names():
         return f"{name}: must be among {', '.join(sink_names())}"
     if name == MLFLOW and MLFLOW not in _registered and importlib.util.find_spec("mlflow") is None:

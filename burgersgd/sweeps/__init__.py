@@ -1,1 +1,1 @@
-"""Sweeps: from the overrides of `burgersgd train --multirun` to fleets, and back to one run folder per job."""
+"""Sweeps: the overrides of `burgersgd train --multirun` become jobs, trained in fleets, with a run folder each."""

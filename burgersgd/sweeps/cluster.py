@@ -220,7 +220,7 @@ class FleetRayLauncher(ClusterLauncher):
             raise self.settings.error("num_gpus", f"must be available on this machine, where a chunk needs {wanted}")
 
     def _slots(self) -> int:
-        """Return how many chunks the cluster, with its present nodes, trains at the same time."""
+        """Return the number of chunks that the cluster, with its present nodes, trains at the same time."""
         import ray
 
         available = ray.cluster_resources()
@@ -249,7 +249,7 @@ class FleetRayLauncher(ClusterLauncher):
         return ray.wait(list(handles), num_returns=1, timeout=POLL_SECONDS)[0]
 
     def outcomes(self, handle: Any, chunk: Chunk) -> list[Outcome]:
-        """Return how the jobs ended; Ray itself starts a chunk again when its process was lost."""
+        """Return the outcomes of the jobs; Ray itself restarts a chunk when its process was lost."""
         import ray
 
         try:
@@ -329,7 +329,7 @@ class FleetSlurmLauncher(ClusterLauncher):
             raise s.error("cluster", _first_line(error)) from error
 
     def split(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Return at least max_parallel chunks, if there are as many runs; how many SLURM runs at once is unknown."""
+        """Return at least max_parallel chunks, if there are as many runs; the capacity of SLURM is not known."""
         from burgersgd.sweeps.chunks import spread
 
         return spread(chunks, self.settings.max_parallel or (self.room if self.settings.cluster == "local" else 1))
@@ -349,7 +349,7 @@ class FleetSlurmLauncher(ClusterLauncher):
         return ended
 
     def outcomes(self, handle: Any, chunk: Chunk) -> list[Outcome] | None:
-        """Return how the jobs ended, or None where the process was killed and is to be started again."""
+        """Return the outcomes of the jobs, or None where the process was killed and is to be started again."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:

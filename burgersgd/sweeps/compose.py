@@ -64,7 +64,7 @@ class Composer:
             )
 
     def parse(self, words: Sequence[str]) -> list[Override]:
-        """Return the overrides that the words of a command line stand for."""
+        """Return the parsed overrides of the words of a command line."""
         for word in words:
             if word in self._parsed:
                 continue

@@ -228,7 +228,7 @@ def _labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
 def _typed_labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
     """Return the settings of an axis by their values: for a single key numbers, truth values or None.
 
-    They are labelled by words where Optuna does not accept the value (a list) or confuses two of them (1 and True).
+    The labels are texts where Optuna does not accept a value (a list) or confuses two of them (1 and True).
     """
     words = _labels(axis)
     typed = {_typed(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}

@@ -194,7 +194,7 @@ class Sweep:
             if stored(place) is None:
                 continue
             end = read_end(place) or {}
-            if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither
+            if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither data nor code
                 where = f"the data of dataset={plan.config.dataset.name} changed since {place.name} was trained"
                 raise self.settings.error("name", f"{where}; choose another sweep.name")
             code = end.get("code")

@@ -78,7 +78,7 @@ class Inputs:
         self._block: Block | None = None
         self._draws: Draws | None = None
         self._exact: Any = None  # coefficients of the block in float64
-        self._rows: list[Any] | None = None  # and in the runs' precision, step by step
+        self._rows: list[Any] | None = None  # and by step, in the runs' precision
 
     # ---------------------------------------------------------------------------------------------- one step
 

@@ -34,7 +34,7 @@ def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> No
     pairs = [(before, after) for before, after in zip(old, new, strict=True) if after is not before]
     if not pairs:
         return
-    if alive is not None:  # torch.where copies
+    if alive is not None:  # no further copies: torch.where returns new tensors
         kept = alive[:, None]
         values = [torch.where(kept, after, before) for before, after in pairs]
     else:

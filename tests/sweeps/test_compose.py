@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from burgersgd.config import CONF_DIR, ConfigError, SgdConfig
 from burgersgd.copies import plain_values
-from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, as_config_error, split_words
+from burgersgd.sweeps.compose import WHOLE_NUMBER, Composer, as_config_error, one_line, split_words
 
 KINDS = [
     [],
@@ -196,3 +196,10 @@ def test_more_config_files_may_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "hot.yaml").write_text("# @package _global_\noptimizer:\n  nu: 0.125\n")
     composer = Composer([f"hydra.searchpath=[file://{tmp_path}]"])
     assert composer.config(["experiment=hot"]).optimizer.nu == 0.125  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_long_complaint_is_cut_at_300_characters() -> None:
+    assert one_line(ValueError("x" * 400 + "\n    full_key: a.b")) == "a.b: " + "x" * 295
+    assert one_line(ValueError("x" * 20 + "\n    full_key: a.b")) == "a.b: " + "x" * 20
+    assert one_line(ValueError("y " * 300)) == ("y " * 150)
+    assert one_line(ValueError()) == "ValueError"

@@ -295,7 +295,8 @@ class Scripted(workers._Worker):
 def pool_with(*scripted: Scripted, again: tuple[Scripted, ...] = ()) -> Pool:
     """Return a pool of given workers; the others take the place of those that die."""
     pool, later = Pool(0, threads=1), list(again)
-    pool.n, pool.workers = len(scripted), list(scripted)  # pyright: ignore[reportAttributeAccessIssue]
+    pool.n = len(scripted)
+    pool.workers.extend(scripted)
     pool._start = lambda i: later.pop(0)  # pyright: ignore[reportAttributeAccessIssue]
     return pool
 
@@ -347,6 +348,17 @@ def test_a_chunk_whose_worker_dies_twice_has_failed_and_counts_nothing(tmp_path:
     said = f"its worker process {how}, twice; the system may be out of memory"
     assert [str(outcome.error) for outcome in outcomes] == [said] * 2
     assert progress._evaluations == 0
+
+
+def test_the_bar_of_a_pool_shows_errors_as_its_workers_do(tmp_path: Path) -> None:
+    chunk, progress = jobs(tmp_path, range(1)), SweepProgress(enabled=False)
+    assert progress.percent
+    done = [Outcome("completed", chunk[0].folder)]
+    pool = pool_with(Scripted(("progress", 30, 2.5, False), ("progress", 5, 1.5, False), ("done", done)))
+    ((_, outcomes),) = pool.train([chunk], progress)
+    assert [(outcome.state, outcome.folder) for outcome in outcomes] == [("completed", chunk[0].folder)]
+    assert not progress.percent
+    assert progress._evaluations == 35
 
 
 def test_how_long_a_measurement_may_take_is_a_share_of_what_the_workers_train() -> None:

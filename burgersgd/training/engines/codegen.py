@@ -159,7 +159,7 @@ def source(rule: Rule, layout: Layout, dtype: torch.dtype) -> str | None:
     if rule.noisy:
         loads.append("const real xi = normals[i];")
     stores = [f"F{i}[j + i] = {name};" for i, name in step.stores]
-    purpose = f"{int(Purpose.NOISE)} + ((uint32_t)(r % {rule.replicas or 1}) << 16)"  # replicas.purpose_of
+    purpose = f"{int(Purpose.NOISE)} + ((uint32_t)(r % {rule.replicas or 1}) << 16)"  # as replicas.purpose_of
     loop = _LOOP.format(
         n_fields=len(kept),
         n_wide=max(1, len(layout.wide)),

@@ -137,7 +137,7 @@ class Compiled:
         return Piece(size, n, every if cycle > 1 else 0)
 
     def _launch(self, piece: Piece) -> None:
-        """Take the steps of a piece."""
+        """Execute the steps of a piece."""
         for k in range(piece.steps):
             self.steps[piece.size]()
             if piece.every and (k + 1) % piece.every == 0:

@@ -23,7 +23,7 @@ class UntraceableError(TypeError):
 
 
 class Layout(NamedTuple):
-    """Which fields of the state are tensors, and the types of state and coefficients."""
+    """The types of state and coefficients, and which fields of the state are tensors."""
 
     state_type: type[Any]
     present: tuple[bool, ...]
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """rule.step or end_cycle for one number: s0, ... are the state, c0, ... the coefficients, g the gradient."""
+    """C lines of rule.step or end_cycle for one number: state s0, ..., coefficients c0, ..., gradient g."""
 
     lines: tuple[str, ...]
     """Definitions of variables, in order."""

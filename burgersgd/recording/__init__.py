@@ -1,1 +1,1 @@
-"""What a run leaves behind (its folder, TensorBoard events) and what it shows meanwhile (progress, summary)."""
+"""Records of a run (its folder, TensorBoard events) and what it displays while it trains (progress, summary)."""

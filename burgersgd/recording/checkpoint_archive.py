@@ -1,10 +1,10 @@
-"""Checkpoints as the bytes of a file that `torch.load(weights_only=True)` reads, made in a fraction of torch's time.
+"""Encodes checkpoints as files that `torch.load(weights_only=True)` reads, much faster than `torch.save`.
 
 The format is that of `torch.save`: an uncompressed zip archive of a pickle, data.pkl, and of the memory of each tensor,
 data/0, data/1 and so on, each aligned to 64 bytes. torch.save calls Python for every single value of the pickle, which
 takes a large share of the time of a sweep of short runs. Here one pass over the values makes the pickle and the digest,
-and what all runs of a fleet have in common is encoded once. The pickle spells out what that of torch.save abbreviates
-(it has no memo), and the archive holds the sizes of its members before and not behind them.
+and the entries that all runs of a fleet have in common are encoded once. The pickle has no memo, so it repeats values
+to which that of torch.save refers, and the archive stores the sizes of its members before their contents, not after.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Any
 
 ALIGNMENT = 64
 LARGEST = 1 << 31
-"""Bytes from which on an archive needs the 64-bit fields of the zip format, which are left to torch."""
+"""Size in bytes from which an archive would need the 64-bit fields of the zip format; torch writes such archives."""
 
 Buffer = bytes | memoryview
 
 
 class UnusualError(ValueError):
-    """The state holds what only torch can save, or what a checkpoint must not hold."""
+    """The state holds a value that only torch can save, or one that a checkpoint must not hold."""
 
 
 class Encoded:
-    """Entries of a dict: as opcodes of a pickle, as pieces of the digest, and the memory of their tensors."""
+    """The entries of a dict as opcodes of a pickle and as pieces of the digest, with the memory of their tensors."""
 
     def __init__(self, entries: Mapping[str, Any], shared: Encoded | None = None) -> None:
-        """Encode the entries. shared: further entries, which are encoded already and come last.
+        """Encode the entries. shared: further entries, already encoded, which are appended.
 
-        Raises UnusualError, or UnicodeEncodeError for text that is no UTF-8.
+        Raises UnusualError, or UnicodeEncodeError for text that UTF-8 cannot represent.
         """
         self.n = len(entries)
         self.pickled: list[bytes] = []
@@ -101,7 +101,10 @@ class Encoded:
 
 
 def archive(entries: Encoded, head: Mapping[str, str | int]) -> list[Buffer]:
-    """Return the file, in pieces, of a dict that holds head and the entries. Raises UnusualError for a large one."""
+    """Return the file of a dict that holds head and the entries, in pieces.
+
+    Raises UnusualError where the file would be larger than LARGEST.
+    """
     first = Encoded(head)
     pickled = b"".join([b"\x80\x02}(", *first.pickled, *entries.pickled, b"u."])
     members: list[tuple[str, Buffer]] = [("data.pkl", pickled), (".format_version", b"1")]
@@ -127,11 +130,11 @@ def archive(entries: Encoded, head: Mapping[str, str | int]) -> list[Buffer]:
 
 
 _ABOUT = (20, 0x0800, 0, 0, 0x21)
-"""Header of a member of a zip archive: version to read it, names in UTF-8, not compressed, no time, 1 January 1980."""
+"""Constant header fields of a zip member: version needed, flags (UTF-8 names), no compression, time 0, 1980-01-01."""
 
 
 def _identifier(pickled: bytes) -> bytes:
-    """Return 40 digits that name the content."""
+    """Return 40 decimal digits that identify the content."""
     return b"%040d" % (int.from_bytes(hashlib.sha256(pickled).digest()) % 10**40)
 
 
@@ -169,7 +172,7 @@ _CONSTANTS: dict[bool | None, tuple[bytes, bytes]] = {
 
 @functools.lru_cache(maxsize=1024)
 def _around(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes, bytes]:
-    """Return the pickle of a tensor before and behind the name of its memory, and what stands for it in the digest."""
+    """Return the pickle of a tensor before and after the name of its memory, and the tensor's header in the digest."""
     import torch
 
     kinds = {

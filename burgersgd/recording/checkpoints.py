@@ -1,4 +1,4 @@
-"""Writes checkpoint.pt: staged beside the old one first, so that the runs of a fleet change over together."""
+"""Writes checkpoint.pt: staged next to the old one first, so that all runs of a fleet replace theirs together."""
 
 import contextlib
 import os
@@ -18,14 +18,15 @@ class CommonEntries:
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self.entries = entries
         self.encoded = _encoded(entries)
-        """None where only torch can save them."""
+        """The encoded entries; None where only torch can save them."""
 
 
 def stage_checkpoint(path: Path, state: Mapping[str, Any], common: CommonEntries | None = None) -> None:
-    """Put `state` beside checkpoint.pt of the run folder `path`, complete; see RunFolder.checkpoint for what it holds.
+    """Write the complete checkpoint `state` of the run folder `path` to a file next to checkpoint.pt.
 
-    common: entries that it holds besides. It may become the checkpoint once it is on the disk (`make_lasting`).
-    Raises RunFolderError, and TypeError for what a checkpoint must not hold.
+    RunFolder.checkpoint says what a state may hold. common: further entries of the checkpoint. The staged file may be
+    committed once it is on the disk (`make_lasting`).
+    Raises RunFolderError, and TypeError for values that a checkpoint must not hold.
     """
     file, pieces = path / STAGED, None
     if common is None or common.encoded is not None:
@@ -40,13 +41,13 @@ def stage_checkpoint(path: Path, state: Mapping[str, Any], common: CommonEntries
 
 
 def digest_of(entries: Mapping[str, Any]) -> str:
-    """Return the digest of a dict of plain values, as files.digest does, in less time."""
+    """Return the digest of a dict of plain values, the same as files.digest returns, in less time."""
     encoded = _encoded(entries)
     return digest(entries) if encoded is None else encoded.digest()
 
 
 def _encoded(entries: Mapping[str, Any], shared: Encoded | None = None) -> Encoded | None:
-    """Return the entries encoded; None where they hold what only torch can save, or what is not allowed."""
+    """Return the encoded entries; None where they hold a value that only torch can save or that is not allowed."""
     try:
         return Encoded(entries, shared)
     except (UnusualError, UnicodeEncodeError):
@@ -59,12 +60,12 @@ def _save_by_torch(stream: BinaryIO, file: Path, state: dict[str, Any]) -> None:
     plain = plain_state(state, "checkpoint")
     try:
         torch.save({"format": FORMAT, "digest": digest(plain), **plain}, stream)
-    except RuntimeError as error:  # torch's archive writer hides a full disk behind one of its own
+    except RuntimeError as error:  # torch's archive writer raises its own error for a full disk
         raise RunFolderError(f"cannot write {file}: {one_line(error.__context__ or error)}") from error
 
 
 def commit_checkpoint(path: Path) -> None:
-    """Make the staged checkpoint of the run folder `path` its checkpoint. Raises RunFolderError."""
+    """Rename the staged checkpoint of the run folder `path` to checkpoint.pt. Raises RunFolderError."""
     try:
         os.replace(path / STAGED, path / CHECKPOINT)
     except OSError as error:
@@ -72,15 +73,15 @@ def commit_checkpoint(path: Path) -> None:
 
 
 def complete_checkpoints(paths: Sequence[Path]) -> None:
-    """Let the runs of a fleet stand at the same evaluation where the process died while they changed over.
+    """Bring the checkpoints of a fleet to the same evaluation if the process died while it committed them.
 
     A fleet stages the checkpoints of all its runs before it commits the first one. So if one of them is committed, the
-    others are staged and are committed here; if none is, the staged ones are ignored. A staged checkpoint is ignored,
-    too, if its run has been resumed alone since: then metrics.csv lacks the rows that the checkpoint counts.
+    others are staged and are committed here; if none is, the staged ones are ignored. A staged checkpoint is also
+    ignored if its run has been resumed alone since: then metrics.csv lacks the rows that the checkpoint counts.
     """
 
     def moment(path: Path, name: str) -> tuple[str, int] | None:
-        with contextlib.suppress(RunFolderError, KeyError):  # half a file: the run goes on from where it is, by itself
+        with contextlib.suppress(RunFolderError, KeyError):  # a damaged file: its run is resumed alone
             state = read_checkpoint(path, name=name)
             return state["fleet"]["id"], state["evaluations"]
         return None

@@ -1,14 +1,14 @@
-"""Claims on run folders: one process at a time works on a run, and a dead process holds nothing.
+"""Claims on run folders: one process at a time works on a run, and the claims of a dead process end with it.
 
-A claim is a lock of the operating system on one byte of the file `.lock` beside the run folders, so hundreds of runs
-need one open file, and there is no such thing as a stale lock. The byte is that of the job, whatever its folder is
-called (recording/naming.py). Where there are no such locks (Windows, some network
-file systems) a claim only holds within the process.
+A claim is a lock of the operating system on one byte of the file `.lock` in the folder that contains the run folders,
+so hundreds of runs need one open file, and no lock outlives its process. The byte depends on the job alone, not on the
+rest of its folder's name (recording/naming.py). Where there are no such locks (Windows, some network file systems) a
+claim only holds within the process.
 
-Three properties of these locks (POSIX, fcntl) decide what follows. They belong to the process and the file, by whatever
-path it was opened, and closing any descriptor of the file drops them all: each file is opened once. A file that was
-removed can still be locked: a lock counts only while the path leads to the file that is locked. A child made by fork
-has none of them.
+Three properties of these locks (POSIX, fcntl) determine the code below. The locks belong to the process and the file,
+whatever path it was opened by, and closing any descriptor of the file drops them all: each file is opened once. A file
+that was removed can still be locked: a lock counts only while the path leads to the locked file. A child made by fork
+inherits none of the locks.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ except ImportError:  # Windows
 LOCK = ".lock"
 
 _FLOCK = {"linux": "hhqqi4x", "darwin": "qqihh"}.get(sys.platform) if sys.maxsize > 2**32 else None
-"""Layout of the system's struct flock, where it is known."""
+"""Layout of the system's struct flock as a format of the struct module; None where it is not known."""
 
 
 @dataclass
 class _LockFile:
-    """An open lock file: its descriptors, none of which may be closed while a byte is held, and the bytes held."""
+    """An open lock file: its descriptors, none of which may be closed while a byte is held, and its held bytes."""
 
     key: tuple[int, int]
     descriptors: list[int]
@@ -50,14 +50,14 @@ class _LockFile:
 
 
 _open: dict[tuple[int, int], _LockFile] = {}  # by device and inode
-_claims: dict[Path, _LockFile | None] = {}  # see _real; None where there are no locks
+_claims: dict[Path, _LockFile | None] = {}  # by real path, see _real; None where there are no locks
 _names: dict[Path, Path] = {}
-"""Paths by which runs were claimed, where the lock file lies beside them -> their real paths, see _real."""
+"""Path by which a run was claimed -> its real path (see _real), if the lock file is in the parent of that path."""
 _guard = threading.RLock()
 
 
 def claim(run: Path) -> bool:
-    """Claim a run folder, existing or not, below an existing folder; return False where somebody else holds it.
+    """Claim a run folder, which need not exist, in an existing folder; return False where the run is claimed already.
 
     Raises OSError where the lock file cannot be made.
     """
@@ -73,28 +73,28 @@ def claim(run: Path) -> bool:
             if lock is None:
                 return False
             lock.held.add(_byte(run))
-            if lock.is_at(name.parent / LOCK):  # not so where the name is a link to a run of another folder
+            if lock.is_at(name.parent / LOCK):  # false where the name is a link to a run in another folder
                 _names[name] = run
         _claims[run] = lock
         return True
 
 
 def is_claimed(run: Path) -> bool:
-    """Whether a process works on a run; looking takes no claim."""
+    """Whether a process works on a run; the check itself makes no claim."""
     return _real(run) in _claims or _holder(_real(run)) is not None
 
 
 def whose(run: Path) -> str:
-    """Return which process works on a run, in words, as far as the system knows."""
+    """Return a text that names the process working on a run: its id, or "another process" if the id is unknown."""
     pid = os.getpid() if _real(run) in _claims else _holder(_real(run))
     return f"process {pid}" if pid else "another process"
 
 
 def still_holds(run: Path) -> bool:
-    """Whether the claim on a run still excludes others: not where the lock file was removed or replaced."""
+    """Whether the claim on a run still excludes others; it does not once the lock file was removed or replaced."""
     with _guard:
         known = _claims.get(_names[run]) if run in _names else None
-        if known is not None:  # the path by which it was claimed: no need to resolve all links on the way there
+        if known is not None:  # claimed by this path, whose links need not be resolved again
             return known.is_at(run.parent / LOCK)
         run = _real(run)
         lock = _claims.get(run)
@@ -102,7 +102,7 @@ def still_holds(run: Path) -> bool:
 
 
 def release(run: Path) -> None:
-    """Give a claim back; without a claim nothing happens."""
+    """Release the claim on a run; does nothing if there is none."""
     with _guard:
         run = _names.pop(run, None) or _real(run)
         lock = _claims.pop(run, None)
@@ -113,7 +113,7 @@ def release(run: Path) -> None:
 
 
 def remove_lock_file(root: Path) -> None:
-    """Remove the lock file of a folder where no process holds a claim in it."""
+    """Remove the lock file of a folder if no process holds a claim in it."""
     if fcntl is None:
         return
     path = Path(os.path.realpath(root)) / LOCK
@@ -123,7 +123,7 @@ def remove_lock_file(root: Path) -> None:
         lock = _lock_file(path)
         if not lock.held:
             try:
-                fcntl.lockf(lock.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # all of it
+                fcntl.lockf(lock.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # the whole file
                 if lock.is_at(path):
                     path.unlink()
             finally:
@@ -132,16 +132,16 @@ def remove_lock_file(root: Path) -> None:
 
 
 def _locked(run: Path) -> _LockFile | None:
-    """Return the lock file with the byte of a run locked, None where another process holds it."""
+    """Return the lock file with the byte of a run locked; None where the byte is held already."""
     assert fcntl is not None
     while True:
         lock = _lock_file(run.parent / LOCK)
-        if _byte(run) in lock.held:  # by another path
+        if _byte(run) in lock.held:  # this process holds it by another path
             return None
         try:
             fcntl.lockf(lock.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(run))
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):  # the file system has no locks
                 return lock
             _close_unused(lock)
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -166,7 +166,7 @@ def _lock_file(path: Path) -> _LockFile:
 
 def _unlock(lock: _LockFile, length: int, start: int) -> None:
     assert fcntl is not None
-    with contextlib.suppress(OSError):  # a file system without locks
+    with contextlib.suppress(OSError):  # the file system has no locks
         fcntl.lockf(lock.descriptors[0], fcntl.LOCK_UN, length, start)
 
 
@@ -208,14 +208,14 @@ def _who_locks(descriptor: int, byte: int) -> int | None:
         found = struct.unpack(
             _FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK, *fields[sys.platform]))
         )
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         return None
     kind, pid = (found[0], found[4]) if sys.platform == "linux" else (found[3], found[2])
     return None if kind == fcntl.F_UNLCK else max(pid, 0)
 
 
 def _real(run: Path) -> Path:
-    """Return the real path of a run folder, with what all names of its job have in common for a name."""
+    """Return the real path of a run folder, with its name reduced to the part that all names of the job share."""
     real = Path(os.path.realpath(run))
     return real.with_name(same_job(real.name)) if real.name else real
 
@@ -229,12 +229,12 @@ def _key_at(path: Path) -> tuple[int, int] | None:
 
 
 def _byte(run: Path) -> int:
-    """Return the byte that stands for a run's name, one of 2^40: no file system has smaller files."""
+    """Return the offset of the byte that stands for a run's name, below 2^40, which every file system allows."""
     return int.from_bytes(hashlib.sha256(os.fsencode(run.name)).digest()[:5])
 
 
 def _forget() -> None:
-    """Hold nothing in a child made by fork: the parent does."""
+    """Forget all claims in a child made by fork: they remain those of the parent."""
     global _guard
     _guard = threading.RLock()
     _claims.clear()

@@ -1,4 +1,4 @@
-"""What it would take to repeat a run: versions, machine, device and the commit of the checkout."""
+"""The environment of a run, needed to repeat it: versions, machine, device and the commit of the checkout."""
 
 import functools
 import os
@@ -16,8 +16,8 @@ GIT_TIMEOUT_SECONDS = 5.0
 
 @functools.cache
 def _machine() -> dict[str, Any]:
-    """Everything that cannot change while the process runs, so that a fleet of hundreds of runs asks once."""
-    import torch  # here, so that reading run folders does not wait for it
+    """Return the entries that cannot change while the process runs; cached for fleets of hundreds of runs."""
+    import torch  # imported here, so that reading run folders does not wait for it
 
     return {
         "python": platform.python_version(),
@@ -36,7 +36,7 @@ def _machine() -> dict[str, Any]:
 def environment_snapshot(device: str = "cpu") -> dict[str, Any]:
     """Return versions, machine, torch threads, git state and the name of `device`, all as plain JSON values.
 
-    `cuda` is the CUDA version torch was built with (None without), `git` is None outside a checkout.
+    `cuda` is the CUDA version with which torch was built (None without CUDA); `git` is None outside a checkout.
     """
     import torch
 
@@ -53,13 +53,13 @@ def cpu_capability() -> str:
 
 
 def machine_of(device: str) -> list[Any]:
-    """Return what the speed of a device depends on: its name, that of the processor and its cores."""
+    """Return the facts that the speed of a device depends on: device, processor, numbers of cores and platform."""
     snapshot = environment_snapshot(device)
     return [snapshot[name] for name in ("device_name", "cpu", "cores", "usable_cores", "platform")]
 
 
 def environment_text(device: str = "cpu") -> str:
-    """Return environment.json: the snapshot of this moment, made once for all runs of a fleet."""
+    """Return the text of environment.json: the current snapshot, made once for all runs of a fleet."""
     import torch
 
     return _text(device, torch.get_num_threads())
@@ -72,7 +72,7 @@ def _text(device: str, threads: int) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Return version and commit of this code, as checkpoints note them."""
+    """Return version and commit of this code, as recorded in checkpoints."""
     git = _machine()["git"]
     commit = "" if git is None or git["commit"] is None else f" {git['commit'][:12]}"
     return f"burgersgd {_machine()['burgersgd']}{commit}{' with changes' if git and git['dirty'] else ''}"
@@ -81,13 +81,13 @@ def code_version() -> str:
 def git_state(checkout: Path) -> dict[str, Any] | None:
     """Return {"commit", "dirty"} of the git checkout whose root is `checkout`; None if it is not one.
 
-    `dirty` counts untracked files too: a module nobody committed is not in the commit. A checkout that git cannot
-    read (git not installed, slow disk, foreign owner) gives None for both values; a repository without a commit gives
-    commit None.
+    Untracked files, too, make a checkout dirty: a module that nobody committed is not in the commit. A checkout that
+    git cannot read (git not installed, slow disk, other owner) gives None for both values; a repository without a
+    commit gives commit None.
     """
     if not (checkout / ".git").exists():  # an installed package inside some other repository is not its checkout
         return None
-    # A caller's own GIT_DIR (set inside git hooks) would answer for another repository.
+    # With the GIT_DIR of the caller (set inside git hooks), git would report on another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(checkout), "status", "--porcelain=v2", "--branch"]
     try:

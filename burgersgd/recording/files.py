@@ -1,4 +1,4 @@
-"""Files written whole or not at all, with one line about what went wrong; values as the files can hold them."""
+"""Writes files completely or not at all, with errors of one line; converts values to those that the files can hold."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ import yaml
 
 YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 YAML_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The ones in C, ten times as fast, where PyYAML has them: a sweep writes and reads a file for each of its runs."""
+"""The C versions, ten times as fast, where PyYAML has them: a sweep writes and reads a file for each of its runs."""
 
 
 class RunFolderError(ValueError):
-    """A run folder that cannot be created, written or read: one line naming the path and the reason."""
+    """A run folder cannot be created, written or read; the message is one line naming the path and the reason."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Yield a stream whose content becomes the file `path` in one step at the end, or not at all.
 
-    lasting: it survives a power failure from then on; otherwise that takes `make_lasting`.
+    lasting: the file survives a power failure afterwards; otherwise only after a call of `make_lasting`.
+    Raises RunFolderError.
     """
     temporary, replaced = path.with_name(f".{path.name}.tmp"), False
     try:
@@ -53,9 +54,10 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
 
 
 def make_lasting(folders: Sequence[Path]) -> None:
-    """Make all that was written below some folders survive a power failure, the entries in their parents included.
+    """Make everything written below the folders survive a power failure, including their entries in their parents.
 
-    On Linux this is one call for all of them, which takes as long as a few single files do. Raises RunFolderError.
+    On Linux one call per file system does so, which takes as long as syncing a few single files. Raises
+    RunFolderError.
     """
     devices: set[int] = set()
     for folder in folders:
@@ -73,7 +75,7 @@ def make_lasting(folders: Sequence[Path]) -> None:
 
 @functools.cache
 def _syncfs() -> Callable[[int], int] | None:
-    """Return the system call syncfs, for which Python has no name; None on a system that has none."""
+    """Return the system call syncfs, which Python's os module lacks; None on a system without it."""
     try:
         return ctypes.CDLL(None, use_errno=True).syncfs if sys.platform == "linux" else None
     except (OSError, AttributeError):
@@ -81,7 +83,7 @@ def _syncfs() -> Callable[[int], int] | None:
 
 
 def _sync_file_system(folder: Path) -> bool:
-    """Write out the file system that a folder is on; False where the system cannot. Raises OSError."""
+    """Write the file system of a folder to the disk; return False where the system cannot. Raises OSError."""
     syncfs = _syncfs()
     if syncfs is None:
         return False
@@ -98,7 +100,7 @@ def _sync_file_system(folder: Path) -> bool:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Write out every file and folder below a folder, and the folder's entries in all its parents."""
+    """Write every file and folder below a folder, and the folder's entries in all its parents, to the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             descriptor = os.open(Path(place, name), os.O_RDWR)
@@ -108,12 +110,12 @@ def _sync_tree(folder: Path) -> None:
                 os.close(descriptor)
         sync_folder(Path(place))
     for parent in folder.parents:
-        with contextlib.suppress(OSError):  # that of somebody else
+        with contextlib.suppress(OSError):  # a parent that this user may not open
             sync_folder(parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder last."""
+    """Write the entries of a folder (the names of its files) to the disk. Raises OSError."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(path, os.O_RDONLY)
         try:
@@ -123,13 +125,13 @@ def sync_folder(path: Path) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Append `data`, in one write where the system takes it at once, so that a reader sees whole lines, or nothing."""
+    """Append `data`, if possible in one write, so that a reader sees complete lines only. Raises RunFolderError."""
     try:
         descriptor, written = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666), 0
         try:
             while written < len(data):
                 written += os.write(descriptor, data[written:] if written else data)
-        except OSError:  # the disk is full: leave no part of a line
+        except OSError:  # the disk is full: do not leave a part of a line
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise
         finally:
@@ -139,9 +141,9 @@ def append(path: Path, data: bytes) -> None:
 
 
 def write_new(path: str, data: bytes) -> None:
-    """Write a file of a folder that nobody reads yet. Raises OSError.
+    """Write a file into a folder that no other process reads yet. Raises OSError.
 
-    As in append, without Python's layers around a file: they take most of the time where files are small and many.
+    Like append, it avoids Python's file objects, which take most of the time for many small files.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
@@ -152,7 +154,7 @@ def write_new(path: str, data: bytes) -> None:
         os.close(descriptor)
 
 
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would write other ends of lines
+_BINARY = getattr(os, "O_BINARY", 0)  # without it, Windows would change the line ends
 
 
 def read_text(path: Path) -> str:
@@ -172,7 +174,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong in one line: the system's words for its own errors, else the type and the message."""
+    """Return an error as one line: the system's message for errors of the system, else the type and the message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     message = " ".join(str(error).split())
@@ -180,17 +182,17 @@ def one_line(error: BaseException) -> str:
 
 
 def to_yaml(value: Any, path: Path) -> str:
-    """Return plain values as YAML; path is the run folder that an error names. Raises RunFolderError."""
+    """Return plain values as YAML; path is the run folder to name in errors. Raises RunFolderError."""
     try:
         if not isinstance(value, dict) or not value:
             return _yaml(value)
         return "".join(_entry(key, entry) for key, entry in value.items())
-    except yaml.YAMLError as error:  # the value holds more than numbers, text, lists and dicts
+    except yaml.YAMLError as error:  # the value holds something else than numbers, text, lists and dicts
         raise RunFolderError(f"cannot create run folder {path}: {one_line(error)}") from error
 
 
 def _entry(key: Any, value: Any) -> str:
-    """Return the lines of one entry of a mapping; most entries of a sweep's runs are alike, and are made once."""
+    """Return the lines of one entry of a mapping; cached, since most entries of a sweep's runs are the same."""
     name = repr((key, value))
     if name not in _entries:
         if len(_entries) >= 256:
@@ -212,9 +214,9 @@ def to_json(value: Any) -> str:
 
 
 def _indented(value: Any, line: str) -> str:
-    """Return what json.dumps(value, indent=2) does, which is in Python and takes four times as long.
+    """Return the text that json.dumps(value, indent=2), implemented in Python, returns in four times the time.
 
-    line: the start of a line at the depth of the value.
+    line: a line break followed by the indentation of the value.
     """
     if isinstance(value, dict) and value:
         inner = line + "  "
@@ -251,7 +253,7 @@ def plain_json(value: Any) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """Return what plain_json made of a value as it was."""
+    """Return a value that plain_json converted, with "inf", "-inf" and "nan" turned back into floats."""
     match value:
         case "inf" | "-inf" | "nan":
             return float(value)
@@ -264,11 +266,11 @@ def restored(value: Any) -> Any:
 
 
 def plain_state(value: Any, where: str, storages: set[int] | None = None) -> Any:
-    """Return `value` with tensors that own their memory; raise TypeError naming `where` for anything but data."""
+    """Return `value` with tensors that own their memory. Raises TypeError, naming `where`, for anything but data."""
     import torch
 
     storages = set() if storages is None else storages
-    kind = type(value)  # exactly: a subclass would be pickled by reference to its code
+    kind = type(value)  # the exact type: a subclass would be pickled by reference to its code
     if kind is dict:
         for key in value:
             if type(key) not in (str, int):
@@ -290,22 +292,22 @@ def plain_state(value: Any, where: str, storages: set[int] | None = None) -> Any
 
 
 def digest(value: Any) -> str:
-    """Return 32 hexadecimal digits of plain data and tensors, see plain_state: any change of them changes it.
+    """Return a digest of 32 hexadecimal digits of plain data and tensors (see plain_state); any change alters it.
 
     Raises TypeError, ValueError or RuntimeError for tensors that are not plain.
     """
     pieces: list[Any] = []
     _add_pieces(value, pieces)
     sha = hashlib.sha256()
-    for piece in pieces:  # not joined: tensors are large, and are not copied here
+    for piece in pieces:  # not joined, because that would copy large tensors
         sha.update(piece)
     return sha.hexdigest()[:32]
 
 
 def _add_pieces(value: Any, pieces: list[Any]) -> None:
-    """Add what a value is made of, as bytes.
+    """Append the pieces of a value, as bytes, to `pieces`.
 
-    Not a function inside of digest: one that calls itself is a cycle, which would keep the tensors' memory.
+    It is not nested in digest, because a recursive closure is a reference cycle, which would keep the tensors' memory.
     """
     import torch
 

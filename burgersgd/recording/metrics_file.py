@@ -1,4 +1,4 @@
-"""metrics.csv of one run: the rows that wait to be written, and a digest of those that are."""
+"""metrics.csv of one run: the rows that are not written yet, and a digest of those that are."""
 
 import hashlib
 import math
@@ -17,25 +17,25 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 class MetricsFile:
-    """Reads and writes metrics.csv of the run folder `path`; the file is open only while that is done.
+    """Reads and writes metrics.csv of the run folder `path`; the file is open only during a call.
 
-    No other program writes to the file: its length and its digest are known from what was written.
+    No other program writes to the file, so its length and its digest are computed from what this object wrote.
     """
 
     def __init__(self, path: Path) -> None:
         self.file = path / METRICS
         self.more: Sequence[str] = ()
-        """Columns of a new metrics.csv behind COLUMNS: what else the rule says of its state."""
+        """Columns that a new metrics.csv has after COLUMNS: quantities of its state that the optimizer reports."""
         self.length = 0
-        """Bytes that are written."""
+        """Number of bytes written."""
         self._sum = hashlib.sha256()
         self._columns: Sequence[str] = COLUMNS
-        self._lines: list[bytes] = []  # that wait to be written
+        self._lines: list[bytes] = []  # rows that are not written yet
 
     def text(self, length: int | None = None, known: str | None = None) -> str:
-        """Return the first so many bytes of metrics.csv, None for all; `known` is their digest, None for any.
+        """Return the first `length` bytes of metrics.csv (None: all of it).
 
-        Raises RunFolderError where the file is shorter, or holds other bytes.
+        Raises RunFolderError where the file is shorter, or where the digest of these bytes is not `known` (None: any).
         """
         text = read_text(self.file)
         if length is not None and len(text) < length:  # the file is plain ASCII
@@ -48,7 +48,7 @@ class MetricsFile:
         return text
 
     def rows(self, length: int | None = None, known: str | None = None) -> list[Row]:
-        """Return the rows of metrics.csv by column, None for what is empty. Arguments and errors as in text."""
+        """Return the rows of metrics.csv by column, with None for empty entries. Arguments and errors as in text."""
         columns = metrics_of(self.text(length, known), self.file)
         rows: list[Row] = []
         for values in zip(*columns.values(), strict=True):
@@ -58,7 +58,10 @@ class MetricsFile:
         return rows
 
     def rewind(self, length: int | None, known: str | None = None) -> list[Row]:
-        """Forget all rows behind the first so many bytes (None: all rows) and return those before. Raises as text."""
+        """Remove all rows after the first `length` bytes (None: all rows) and return the remaining ones.
+
+        Raises RunFolderError as text does, and where the lines were changed or the file cannot be truncated.
+        """
         header = self.text().partition("\n")[0] + "\n"
         kept = self.text(len(header) if length is None else length, known)
         self._columns = list(metrics_of(header, self.file))
@@ -74,12 +77,12 @@ class MetricsFile:
         return rows
 
     def kept(self, text: str) -> None:
-        """Take text as all that metrics.csv holds."""
+        """Set length and digest to those of `text`, the complete content of metrics.csv."""
         self._sum, self.length = hashlib.sha256(text.encode()), len(text.encode())
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of metrics.csv. What else the rule says of its state joins those of a file that has no row yet."""
+        """Columns of metrics.csv; those of `more` are added as long as the file has no row."""
         return (*COLUMNS, *self.more) if self._header_is_short else tuple(self._columns)
 
     @property
@@ -87,20 +90,20 @@ class MetricsFile:
         return bool(self.more) and self.length == len(HEADER)
 
     def add(self, line: bytes) -> None:
-        """Take a row, to be written later."""
+        """Add a row, to be written later."""
         self._lines.append(line)
 
     def forget_waiting(self) -> None:
-        """Drop the rows that wait to be written."""
+        """Drop the rows that are not written yet."""
         self._lines.clear()
 
     @property
     def waits(self) -> bool:
-        """Whether rows wait to be written."""
+        """Whether there are rows that are not written yet."""
         return bool(self._lines)
 
     def write(self) -> None:
-        """Write the rows that wait: with one call of the system, so that a reader sees whole lines."""
+        """Write the added rows with one system call, so that a reader sees complete lines."""
         if self._header_is_short:
             self._columns = self.columns
             header = ",".join(self._columns) + "\n"
@@ -108,13 +111,13 @@ class MetricsFile:
                 stream.write(header.encode())
             self.kept(header)
         lines = b"".join(self._lines)
-        self._lines.clear()  # a row that cannot be written is lost, whole
+        self._lines.clear()  # a row that cannot be written is dropped entirely
         append(self.file, lines)
         self._sum.update(lines)
         self.length += len(lines)
 
     def position(self) -> dict[str, Any]:
-        """Return what a checkpoint must know of the file: its length, and a digest of what it holds.
+        """Return the entries of a checkpoint about the file: its length, and a digest of its content.
 
         Raises RunFolderError where another program has written to it.
         """

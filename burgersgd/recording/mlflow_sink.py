@@ -2,8 +2,8 @@
 # (MLflow is an extra)
 """The sink of MLflow: trainer.sinks=[tensorboard,mlflow], with the extra `mlflow`.
 
-Runs are kept in MLFLOW_TRACKING_URI or, where that is not set, in mlflow.db (sqlite) beside the run folder, of which
-`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows all.
+Runs are stored at MLFLOW_TRACKING_URI or, where that is not set, in mlflow.db (sqlite) next to the run folder;
+`mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db` shows them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from burgersgd.recording.tensorboard import flat_hparams
 
 EXPERIMENT = "burgersgd"
 FOLDER = "burgersgd.folder"
-"""Tag of a run: its folder, by which a resumed run finds the metrics that were logged before."""
+"""Tag with the folder of a run, by which a resumed run finds the metrics that were logged before."""
 MOST = 1000
-"""Metrics of one request."""
+"""Largest number of metrics in one request."""
 MOST_PARAMS = 100
 
 
 class MlflowSink:
-    """Tells MLflow of one run: its settings as parameters, its rows as metrics, its end as the state."""
+    """Sends one run to MLflow: its configuration as parameters, its rows as metrics and its end as the status."""
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Make the run; metrics logged before an interruption are removed, since their rows are sent again."""
+        """Create the run; delete an earlier one of the same folder, since all rows of a resumed run are sent again."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -45,11 +45,11 @@ class MlflowSink:
             self._client.log_batch(self._run, params=params[i : i + MOST_PARAMS])
 
     def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
-        """Log every number of the rows at its gradient evaluations."""
+        """Log every number of the rows, with the number of gradient evaluations as the step."""
         self._log([(name, value, int(row["evaluations"] or 0)) for row in rows for name, value in row.items()])
 
     def end(self, state: str, result: Mapping[str, Any]) -> None:
-        """Log the final numbers and end the run; one that was interrupted is killed, as MLflow calls it."""
+        """Log the final numbers and end the run; MLflow's status of an interrupted run is KILLED."""
         last = int(result.get("evaluations") or 0)
         numbers = ("test_error", "test_loss", "best_test_error", "best_validation_error")
         self._log([(name, result.get(name), last) for name in numbers])

@@ -1,4 +1,4 @@
-"""Makes the folder of a new run for one process alone, and recognises a folder that a crash left half made."""
+"""Makes the folder of a new run for exactly one process, and recognises a folder that a crash left incomplete."""
 
 import contextlib
 import errno
@@ -36,13 +36,13 @@ class RunInUseError(RunFolderError):
 
 
 class FolderTakenError(RunFolderError):
-    """There is something already where a new run folder was to be made."""
+    """The path at which a new run folder was to be made already exists."""
 
 
 def begun(path: Path) -> bool:
-    """Whether `path` is a run folder with contents: to be resumed, or to be left alone.
+    """Whether `path` is a folder with contents, which a new run must not overwrite.
 
-    A folder that a crash left half made is removed. Raises RunInUseError where another process is making it,
+    A run folder that a crash left incomplete is removed. Raises RunInUseError where another process is making it, and
     RunFolderError where it cannot be removed.
     """
     if not path.is_dir() or not any(path.iterdir()):
@@ -52,7 +52,7 @@ def begun(path: Path) -> bool:
     if not claim_run(path.absolute()):
         raise RunInUseError(f"{path}: {whose(path)} is training this run")
     try:
-        if not is_half_made(path):  # the other process was faster
+        if not is_half_made(path):  # another process has completed it in the meantime
             return True
         shutil.rmtree(path)
         _log.warning("%s: a crash left it half made, it is begun again", path)
@@ -66,7 +66,7 @@ def begun(path: Path) -> bool:
 def is_half_made(path: Path) -> bool:
     """Whether a crash has left the run folder `path` before it held anything worth keeping.
 
-    Such a folder holds no checkpoint, its status is not final, it lacks some file that every run folder has, and all of
+    Such a folder holds no checkpoint, its status is not final, it lacks a file that every run folder has, and all of
     its files are of the kinds that this package writes.
     """
     try:
@@ -91,7 +91,7 @@ def _is_ours(file: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed_folder(path: Path) -> Iterator[None]:
-    """Make `path` a folder that no other process can claim; on any failure inside, undo all of it."""
+    """Make the folder `path` and claim it for this process; undo everything if the body of the context fails."""
     missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
     ours = claimed = False
     try:
@@ -105,8 +105,8 @@ def claimed_folder(path: Path) -> Iterator[None]:
             raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
         hydra = path / CONFIG.parts[0]
         try:
-            hydra.mkdir()  # of two processes that saw an empty folder, one makes this
-        except FileNotFoundError:  # the one that held it has removed it
+            hydra.mkdir()  # of two processes that saw an empty folder, only one can make this
+        except FileNotFoundError:  # the process that held it has removed it
             _make(path)
             hydra.mkdir()
         claimed = True
@@ -117,14 +117,14 @@ def claimed_folder(path: Path) -> Iterator[None]:
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
         if ours:
             if path in missing:
-                with contextlib.suppress(OSError, ValueError):  # while it is claimed: no other process uses it
+                with contextlib.suppress(OSError, ValueError):  # no other process uses it while it is claimed
                     path.rmdir()
             release(path)
         if path.parent in missing and not isinstance(error, RunInUseError):
             with contextlib.suppress(OSError, ValueError):
                 remove_lock_file(path.parent)
         for folder in missing if not isinstance(error, RunInUseError) else ():
-            with contextlib.suppress(OSError, ValueError):  # not made yet, in use by somebody else, cannot exist
+            with contextlib.suppress(OSError, ValueError):  # not made yet, used by another process, or impossible
                 folder.rmdir()
         if isinstance(error, OSError | ValueError) and not isinstance(error, RunFolderError):
             kind = FolderTakenError if isinstance(error, FileExistsError) else RunFolderError
@@ -133,7 +133,7 @@ def claimed_folder(path: Path) -> Iterator[None]:
 
 
 def _make(path: Path) -> None:
-    """Make a folder and those above it, also while another process removes those that it had made."""
+    """Make a folder and its parents, even while another process removes parents that it had made."""
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError):
             path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _make(path: Path) -> None:
 
 
 def claim_run(path: Path) -> bool:
-    """Claim a run folder, see claims.claim; raises RunFolderError where no lock file can be made."""
+    """Claim a run folder, see claims.claim. Raises RunFolderError where the lock file cannot be made."""
     try:
         return claim(path)
     except OSError as error:

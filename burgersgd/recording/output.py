@@ -1,7 +1,7 @@
-"""Standard output and standard error to which writing never fails: what cannot be shown is lost, and nothing else.
+"""Standard output and standard error to which writing never fails: text that cannot be written is dropped.
 
-A terminal that is gone, a full disk, a reader that has seen enough (`| head -2`), a stream that is closed or None, and
-a terminal that lacks the letters of a folder's name must neither end a run nor hide how it ended.
+A closed terminal, a full disk, a reader that has exited (`| head -2`), a stream that is closed or None, and a terminal
+that cannot show the characters of a folder's name must neither end a run nor hide how it ended.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any, TextIO
 
 
 class Unfailing:
-    """A text stream that never raises; the rest is the stream's own. None is a stream that shows nothing."""
+    """A text stream whose methods to write never raise; other attributes are the stream's. None drops all text."""
 
     def __init__(self, stream: TextIO | Unfailing | None) -> None:
         self._stream: TextIO | None = stream._stream if isinstance(stream, Unfailing) else stream
         self.error: Exception | None = None
-        """Why something could not be written, the last time."""
+        """The last error of writing; None if there was none."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
     def encoding(self) -> str:
-        """The stream's encoding."""
+        """The encoding of the stream, utf-8 if it has none."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write text; letters that the stream lacks are written as escapes."""
+        """Write text; characters that the stream cannot encode are written as escapes."""
         if self._stream is None:
             return len(text)
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
             self._write_escaped(self._stream, text)
-        except Exception as error:  # OSError, ValueError of a closed one, anything of one that is not Python's own
+        except Exception as error:  # OSError, ValueError of a closed stream, anything from a class of a user
             self.error = error
         return len(text)
 
@@ -50,7 +50,7 @@ class Unfailing:
             self.error = error
 
     def flush(self) -> None:
-        """Write out what is pending."""
+        """Flush the stream."""
         try:
             if self._stream is not None:
                 self._stream.flush()
@@ -58,7 +58,7 @@ class Unfailing:
             self.error = error
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal, as far as it can tell."""
+        """Whether the stream is a terminal; False if it cannot tell."""
         with contextlib.suppress(Exception):
             return self._stream is not None and self._stream.isatty()
         return False
@@ -71,13 +71,13 @@ class Unfailing:
 
     @property
     def is_full(self) -> bool:
-        """Whether something was lost that its reader did not do without."""
+        """Whether text was lost for another reason than a closed stream or a reader that has exited."""
         return isinstance(self.error, OSError) and self.error.errno not in (errno.EPIPE, errno.EBADF)
 
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[Unfailing]:
-    """Let writing to standard output and standard error never fail meanwhile; yield standard output."""
+    """Make standard output and standard error unfailing streams while the context lasts; yield standard output."""
     before = sys.stdout, sys.stderr
     ours = Unfailing(sys.stdout), Unfailing(sys.stderr)
     sys.stdout, sys.stderr = ours  # pyright: ignore[reportAttributeAccessIssue]
@@ -90,12 +90,15 @@ def unfailing() -> Iterator[Unfailing]:
 
 
 def open_descriptors() -> None:
-    """Let what is closed of the descriptors 0, 1 and 2 lead nowhere: the next file would become standard error."""
+    """Open those of the descriptors 0, 1 and 2 that are closed on os.devnull.
+
+    Otherwise the next file that is opened could become standard error.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the system returns the lowest free number
             if nowhere == descriptor:
                 os.set_inheritable(nowhere, True)
             else:
@@ -104,7 +107,10 @@ def open_descriptors() -> None:
 
 
 def let_go() -> None:
-    """Write out what is pending, or drop it: the interpreter's own attempt at its end would change the exit code."""
+    """Flush standard output and standard error; on failure redirect them to os.devnull.
+
+    Otherwise the interpreter's own flush at exit would fail and change the exit code.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue

@@ -1,4 +1,4 @@
-"""What a run shows while it works and when it is done, in plain text."""
+"""Displays the progress of a run and its summary at the end, in plain text."""
 
 import contextlib
 import os
@@ -19,22 +19,22 @@ from burgersgd.recording.output import Unfailing
 from burgersgd.recording.warned import NUMBER
 
 REDRAW_SECONDS = 0.1
-LINES = 20  # of a whole run, where there is no terminal
+LINES = 20  # number of lines for one run where there is no terminal
 WIDTH = 80
 LABEL_WIDTH = 22
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]  (generic in the stubs only)
-    monitor_interval = 0  # tqdm's watching thread is of no use here: update() redraws by the clock
+    monitor_interval = 0  # tqdm's monitor thread is not needed: update() redraws by the clock
 
 
 def _in_notebook() -> bool:
-    return "ipykernel.zmqshell" in sys.modules  # the shell behind a page, not that of a terminal
+    return "ipykernel.zmqshell" in sys.modules  # the shell of a notebook, not that of a terminal
 
 
 def _bar_class() -> type[tqdm]:  # pyright: ignore[reportMissingTypeArgument]
-    """Return what draws a bar here: in a notebook what tqdm.auto chooses, a widget where ipywidgets is installed."""
+    """Return the class of the bar: in a notebook the choice of tqdm.auto, a widget where ipywidgets is installed."""
     if not _in_notebook():
         return _Bar
     with warnings.catch_warnings():  # tqdm warns where ipywidgets is not installed, and draws the bar as text
@@ -44,11 +44,11 @@ def _bar_class() -> type[tqdm]:  # pyright: ignore[reportMissingTypeArgument]
 
 
 class Progress:
-    """Shows how far a run (or a fleet, by its aggregate numbers) is: a bar on a terminal, else about 20 lines.
+    """Shows the progress of a run, or of a fleet by its aggregate numbers: a bar on a terminal, else about 20 lines.
 
     Progress is counted in gradient evaluations, `total` of them in all, `initial` of them done before (a resumed run).
-    `percent` False shows errors that are not fractions (RMSE of a regression). `enabled` None decides by `stream`
-    (default stderr), True always draws the bar, False shows nothing. In a notebook it is a bar, too.
+    With `percent` False, errors are shown as numbers that are not fractions (RMSE of a regression). `enabled` None
+    draws a bar if `stream` (default stderr) is a terminal or in a notebook, True always, and False shows nothing.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class Progress:
                 file=self._stream,  # pyright: ignore[reportArgumentType]
                 unit=" grad",
                 unit_scale=True,
-                mininterval=0.0,  # update() has decided that it is time
+                mininterval=0.0,  # update() decides when to redraw
                 miniters=0,
                 dynamic_ncols=True,
                 bar_format=BAR_FORMAT,
             )
 
     def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
-        """Tell how many gradient evaluations are done in all and, if they are known anew, loss and error (a fraction).
+        """Set the total number of gradient evaluations done and, if they were measured, loss and error (a fraction).
 
-        Cheap enough to call at any time: it shows something only when that is due.
+        The call is cheap: the display changes only when a redraw or a line is due.
         """
         self._evaluations = evaluations
         if train_loss is not None:
@@ -106,7 +106,7 @@ class Progress:
             self._print()
 
     def add(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
-        """Tell how many gradient evaluations more are done; else as update."""
+        """Add to the number of gradient evaluations done; otherwise the same as update."""
         self.update(self._evaluations + evaluations, train_loss, validation_error)
 
     def close(self) -> None:
@@ -142,53 +142,53 @@ class Progress:
 
 
 def _has_room(stream: Unfailing) -> bool:
-    """Whether the stream is a terminal with lines to draw on: tqdm is silent on one of unknown size (0 x 0)."""
-    with contextlib.suppress(OSError):  # a stream that is a terminal by its own account
+    """Whether the stream is a terminal of known size: tqdm draws nothing on one of size 0 x 0."""
+    with contextlib.suppress(OSError):  # a stream without a descriptor that claims to be a terminal
         return stream.isatty() and os.get_terminal_size(stream.fileno()).lines > 0
     return stream.isatty()
 
 
 class SweepProgress(Progress):
-    """Shows how far a sweep is, by gradient evaluations, and the best mean error of the settings that are done.
+    """Shows the progress of a sweep in gradient evaluations, and the best mean error of the completed settings.
 
-    Fleets that train in this process `add` to it; `done` counts the jobs that have ended, in this process
-    or elsewhere. `expect` sets the total numbers of runs and evaluations, as far as they are known.
+    Fleets that train in this process call `add`; `done` counts the jobs that have ended, in this process or another
+    one. `expect` sets the total numbers of runs and evaluations, as far as they are known.
     """
 
     def __init__(self, stream: TextIO | None = None, enabled: bool | None = None) -> None:
         super().__init__(1, "sweep", stream, enabled)
         self._runs_done = self._runs = self._evaluations_done = 0
         self.under_way = 0
-        """Gradient evaluations that other processes have reported of runs that are not done."""
-        self._said = ""  # of the runs that are done, in the last line
+        """Gradient evaluations that other processes have reported for runs that have not ended."""
+        self._said = ""  # description (number of runs done) in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
-        """Tell how many runs are still to be done, and the sum of their budgets."""
+        """Set the number of runs that are still to be done, and the sum of their budgets."""
         self._runs = self._runs_done + runs
         self._total = max(self._evaluations_done + evaluations, 1)
         if self._bar is not None:
             self._bar.total = self._total
-            if (widgets := getattr(self._bar, "container", None)) is not None:  # a notebook's: text, bar, text
+            if (widgets := getattr(self._bar, "container", None)) is not None:  # in a notebook: text, bar, text
                 widgets.children[1].max = self._total
         self._describe()
 
     def done(self, runs: int, evaluations: int) -> None:
-        """Count runs that are over, with the sum of their budgets, however much of it they spent."""
+        """Count runs that have ended, with the sum of their budgets, even if they did not spend all of it."""
         self._runs_done += runs
         self._evaluations_done += evaluations
         self._describe()
         self.update(self._evaluations_done + self.under_way)
 
     def update(self, evaluations: int, train_loss: float | None = None, validation_error: float | None = None) -> None:
-        """Tell how many gradient evaluations of the sweep are done; what single runs reach is not shown."""
+        """Set the number of gradient evaluations done by the sweep; loss and error of single runs are not shown."""
         super().update(evaluations)
 
     def best(self, mean_error: float | None) -> None:
-        """Tell the lowest mean validation error of the settings whose jobs are all over."""
+        """Set the lowest mean validation error of the settings whose jobs have all ended."""
         self._validation_error = mean_error
 
     def close(self) -> None:
-        """Show the last state, with the runs that were done since; may be called twice."""
+        """Show the last state, including the runs that have ended since the last line; may be called twice."""
         if self._said != self._description:
             self._shown = None
         super().close()
@@ -207,7 +207,7 @@ class SweepProgress(Progress):
             [] if self._validation_error is None else [f"best mean {_error(self._validation_error, self.percent)}"]
         )
         elapsed, new = time.monotonic() - self._started, self._evaluations - self._initial
-        if self._bar is None and new > 0:  # the bar tells it itself
+        if self._bar is None and new > 0:  # the bar shows the remaining time itself
             numbers.insert(0, f"{tqdm.format_interval(elapsed * (self._total - self._evaluations) / new)} left")
         return numbers
 
@@ -234,14 +234,14 @@ def summary(
     advice: str | None = None,
     percent: bool = True,
 ) -> str:
-    """Return one screen of text about a finished run; what is None is left out.
+    """Return a summary of a finished run, one screen of text; arguments that are None are left out.
 
-    Errors are fractions and shown in per cent, or with percent=False the RMSE of a regression.
+    Errors are fractions, shown in per cent, or, with percent=False, the RMSE of a regression.
 
     `best_test_error` is the test error of the best parameters by validation, found after `best_at` gradient
-    evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite. `guess_error` is given
-    where the run is no better than that, the validation error of an answer that looks at no input; `regime` says how
-    far local_entropy was in the regime of its theory; `advice` says what to try.
+    evaluations. `diverged_at` is the gradient evaluation at which the run became non-finite. `guess_error` is the
+    validation error of the best constant prediction, given only if the run is no better than that; `regime` says to
+    what extent local_entropy was in the regime of its theory; `advice` says what to try.
     """
     best = None if best_test_error is None else _error(best_test_error, percent)
     if best is not None and best_at is not None:
@@ -276,7 +276,7 @@ def summary(
     files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * _width()
     blocks = [block for block in map(_block, (setting, outcome)) if block]
-    if where is not None:  # to be copied: never wrapped
+    if where is not None:  # never wrapped, so that it can be copied
         blocks.append("\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items()))
     return "\n".join([rule, "\n\n".join(blocks), rule])
 
@@ -293,13 +293,14 @@ def sweep_summary(
     best_folder: Path | None = None,
     progress: float | None = None,
 ) -> str:
-    """Return a sweep as text: its settings, how many jobs are in which state, and which failed, and why.
+    """Return the summary of a sweep: its settings, the number of jobs in each state, and the failed jobs with reasons.
 
     Jobs that failed for reasons that differ in numbers alone are reported together; likewise those that diverged or
     did not learn (unwell: label -> jobs and reasons).
 
-    done_before: how many of them were over before this command. elsewhere: how many jobs each other process trains.
-    settings is a table, best_folder the folder of the best setting's best run, progress the share of the work done.
+    done_before: number of jobs that had ended before this command. elsewhere: number of jobs that each other process
+    trains. settings is a table, best_folder the folder of the best run of the best setting, progress the fraction of
+    the work that is done.
     """
     rule = "-" * _width()
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
@@ -322,7 +323,7 @@ def sweep_summary(
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return one text for all jobs whose reasons differ in numbers alone; the first of them stands for the others."""
+    """Return one text for all jobs whose reasons differ in numbers alone; it names the first of them."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for job, reason in pairs:
         groups.setdefault(NUMBER.sub("#", reason), []).append((job, reason))
@@ -338,7 +339,7 @@ def _block(entries: dict[str, str | None]) -> str:
 
 
 def _entry(label: str, text: str) -> str:
-    """Return label and text, wrapped below itself; a word that is too long (a path, to be copied) stays whole."""
+    """Return label and text, wrapped with a hanging indent; long words, such as paths to be copied, are not broken."""
     return textwrap.fill(
         text,
         _width(),
@@ -355,13 +356,13 @@ def _width() -> int:
 
 
 def shown_path(folder: Path) -> str:
-    """Return the path from here where the folder lies below, else the whole path."""
+    """Return the path relative to the current folder if the folder lies below it, else the absolute path."""
     whole = Path(folder).absolute()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
 def _named(percent: bool) -> str:
-    """Return what an error is called: RMSE in regression."""
+    """Return the name of the error: "error", or "RMSE" in regression."""
     return "error" if percent else "RMSE"
 
 

@@ -1,6 +1,6 @@
-"""Reads the files of a run folder. What is damaged or was changed raises RunFolderError: one line, file and reason.
+"""Reads the files of a run folder. A damaged or changed file raises RunFolderError: one line with file and reason.
 
-Nothing that is read runs code, and nothing asks for more memory than a small multiple of its file.
+Reading a file executes none of its content, and needs no more memory than a small multiple of its size.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ CHECKPOINT = "checkpoint.pt"
 
 STATES = ("running", "completed", "diverged", "pruned", "failed", "interrupted")
 ENDED = ("completed", "diverged", "pruned")
-"""States with a result; a run in another one can go on from its checkpoint."""
+"""States with a result; a run in another state can be resumed from its checkpoint."""
 
 YAML_END = "...\n"
-"""The last line of config.yaml: a file without it was cut. (Version 0.1.0 did not write it.)"""
+"""The last line of config.yaml: a file without it is truncated. (Version 0.1.0 did not write it.)"""
 
 LAST_BYTES = 4096
-"""Number of bytes at the end of metrics.csv in which its last row is sought."""
+"""Number of bytes at the end of metrics.csv that are searched for its last row."""
 
 FORMAT = 2
-"""Format of checkpoint.pt, raised when its content changes its meaning. Format 1 (version 0.1.0) had no digest."""
+"""Format of checkpoint.pt, increased when its content changes its meaning. Format 1 (version 0.1.0) had no digest."""
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -57,9 +57,9 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
-    """Return status.json of a run that is over, with all its results, and None where the run is not over.
+    """Return status.json of a run that has ended, with all its results; None where the run has not ended.
 
-    unchanged: the results must be as they were written, by their digest. Raises RunFolderError.
+    unchanged: require that the digest of the results is the one that was written with them. Raises RunFolderError.
     """
     status, file = read_status(path), Path(path) / STATUS
     if status["state"] not in ENDED:
@@ -79,14 +79,14 @@ def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
 
 
 def result_digest(status: Mapping[str, Any]) -> str:
-    """Return what status.json keeps of its own results, to tell whether they were changed."""
+    """Return the digest of the results in status.json, stored there to detect later changes."""
     results = ["state", "config_hash", *(name for name in End.__struct_fields__ if name != "seconds")]
     text = json.dumps(plain_json([status.get(name) for name in results]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_over(path: Path) -> bool:
-    """Whether status.json says that a run has ended; one that cannot be read says nothing."""
+    """Whether status.json says that a run has ended; False if it cannot be read."""
     try:
         return read_status(path)["state"] in ENDED
     except RunFolderError:
@@ -105,9 +105,9 @@ def read_config(path: Path) -> dict[str, Any]:
     text = read_text(file)
     try:
         if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER)):
-            raise RunFolderError(f"cannot read {file}: it refers to itself")  # a few of those can fill the memory
+            raise RunFolderError(f"cannot read {file}: it refers to itself")  # a few aliases can fill the memory
         config = yaml.load(text, Loader=YAML_LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         if isinstance(error, RunFolderError):
             raise
         raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
@@ -124,14 +124,14 @@ def is_whole(path: Path) -> bool:
 def read_metrics(path: Path) -> dict[str, list[float]]:
     """Return the columns of metrics.csv in the run folder `path`; empty entries are nan.
 
-    A last line without its end (the writer was killed, or is writing) is left out.
+    A last line without a line end (the writer was killed, or is still writing) is left out.
     """
     file = Path(path) / METRICS
     return metrics_of(read_text(file), file)
 
 
 def metrics_of(text: str, file: Path) -> dict[str, list[float]]:
-    """Return the columns of the text of a metrics.csv, see read_metrics; lines may end as other programs end them."""
+    """Return the columns of the text of a metrics.csv, see read_metrics; lines may end in CR LF, too."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     rows = csv.reader(text[: text.rfind("\n") + 1].split("\n")[:-1], strict=True)
     try:
@@ -152,31 +152,31 @@ def metrics_of(text: str, file: Path) -> dict[str, list[float]]:
 
 
 def spent_so_far(path: Path) -> int:
-    """Return the gradient evaluations of the last row of metrics.csv, of which only the end is read; 0 without rows."""
+    """Return the gradient evaluations in the last row of metrics.csv, 0 without rows; only the file's end is read."""
     try:
         with open(Path(path) / METRICS, "rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_BYTES))
-            lines = stream.read().split(b"\n")[1:-1]  # half a line at either end
+            lines = stream.read().split(b"\n")[1:-1]  # the first and the last piece are not complete lines
         return int(lines[-1].partition(b",")[0]) if lines else 0
-    except (OSError, ValueError):  # ValueError: evaluations are not the first column, or no number
+    except (OSError, ValueError):  # ValueError: the first column holds no number
         return 0
 
 
 def _number(entry: str) -> float:
-    if "_" in entry or not entry.isascii():  # Python reads 1_0 as 10
+    if "_" in entry or not entry.isascii():  # float() would read 1_0 as 10
         raise ValueError(f"{entry[:40]!r} is no number")
     return float(entry) if entry else math.nan
 
 
 def metrics_digest(text: bytes) -> str:
-    """Return what a checkpoint keeps of the metrics before it."""
+    """Return the digest of the metrics before a checkpoint, which the checkpoint stores."""
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOINT) -> dict[str, Any]:
-    """Return checkpoint.pt of the run folder `path`; a file that holds more than data is refused, never executed.
+    """Return checkpoint.pt of the run folder `path`; code in the file is never executed.
 
-    Raises RunFolderError for that, for a checkpoint of another format, and for one that something else has changed.
+    Raises RunFolderError for a file that holds more than data, for one of another format, and for a changed one.
     """
     import torch
 
@@ -194,7 +194,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
         kept = state.pop("digest", None)
         try:
             same = digest(state) == kept
-        except Exception as error:  # what is no data, or a tensor without memory of its own
+        except Exception as error:  # a value that is no data, or a tensor larger than its memory
             raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
         if not same:
             raise RunFolderError(f"{file} was changed since it was written")
@@ -202,7 +202,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
 
 
 def _check_archive(file: Path) -> None:
-    """Raise where an archive of torch is damaged (torch itself does not look) or is larger unpacked than packed."""
+    """Raise if an archive of torch is damaged (torch itself does not check that) or larger unpacked than packed."""
     size = file.stat().st_size
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()

@@ -1,7 +1,8 @@
-"""The rows of metrics of all runs of a fleet at one moment, formatted together: lines of metrics.csv and events.
+"""Formats the metrics of all runs of a fleet at one moment together: as lines of metrics.csv and as events.
 
-What is the same in all runs is formatted once. An event is a protocol buffer of which only eight to some forty bytes
-differ from run to run, so all of them are made as one array of bytes; the layout is that of tensorboard's own classes.
+Values that are the same in all runs are formatted once. An event is a protocol buffer of which only about eight to
+forty bytes differ from run to run, so all of them are made as one array of bytes, in the layout of tensorboard's own
+classes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from burgersgd.training.metrics import tag_of
 Row = dict[str, float | int | None]
 """Metrics of a run at one moment, by column."""
 Table = Mapping[str, float | int | list[float] | None]
-"""Metrics of several runs at one moment, by column: a list has a number for every run, a number is that of all."""
+"""Metrics of several runs at one moment, by column: a list with a number for every run, or one number for all runs."""
 
 
 def rows_of(table: Table, n_runs: int) -> list[Row]:
@@ -27,9 +28,9 @@ def rows_of(table: Table, n_runs: int) -> list[Row]:
 
 
 def csv_lines(names: Sequence[str], table: Table, n_runs: int) -> list[bytes]:
-    """Return the line of every run in a metrics.csv of these columns; what the table lacks stays empty.
+    """Return the line of every run in a metrics.csv with these columns; entries that the table lacks are empty.
 
-    Floats are written so that they read back exactly.
+    Floats are written so that reading returns exactly the same numbers.
     """
     columns: list[Iterable[str]] = []
     for name in names:
@@ -40,9 +41,9 @@ def csv_lines(names: Sequence[str], table: Table, n_runs: int) -> list[bytes]:
 
 
 def tagged(table: Table, n_runs: int, regression: bool) -> dict[str, Sequence[float]]:
-    """Return the numbers of all runs by their tag in TensorBoard, without those that have no tag or no value.
+    """Return the numbers of all runs by their tag in TensorBoard; columns without a tag or a value are left out.
 
-    regression: errors are RMSE and go by that name.
+    regression: errors are RMSE and are named so.
     """
     found: dict[str, Sequence[float]] = {}
     for name, value in table.items():
@@ -53,12 +54,12 @@ def tagged(table: Table, n_runs: int, regression: bool) -> dict[str, Sequence[fl
 
 
 def named(tag: str, regression: bool) -> str:
-    """Return the tag of an error by its own name."""
+    """Return the tag, with "error" replaced by "RMSE" in regression."""
     return tag.replace("error", "RMSE") if regression else tag
 
 
 def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[float]], n_runs: int) -> Sequence[bytes]:
-    """Return for every run the record of an event file with its numbers, by tag, at a step; empty without any."""
+    """Return, for every run, the record of an event file with its numbers by tag at a step; empty without numbers."""
     if not values:
         return [b""] * n_runs
     import google_crc32c
@@ -76,7 +77,7 @@ def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[fl
     event += summary
     bodies = np.empty((n_runs, len(event)), np.uint8)
     bodies[:] = np.frombuffer(event, np.uint8)
-    with np.errstate(over="ignore"):  # what is too large for single precision is infinite there
+    with np.errstate(over="ignore"):  # numbers too large for single precision become infinite
         for place, column in zip(places, values.values(), strict=True):
             numbers = np.asarray(column, np.float64).astype("<f4")
             bodies[:, start + place : start + place + 4] = numbers.view(np.uint8).reshape(n_runs, 4)
@@ -89,7 +90,7 @@ def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[fl
 
 
 def record_head(size: int) -> bytes:
-    """Return what stands before so many bytes in an event file: their number and its checksum."""
+    """Return the header of a record of `size` bytes in an event file: the size and its checksum."""
     length = struct.pack("<Q", size)
     return length + checksum(length)
 
@@ -102,12 +103,12 @@ def checksum(data: bytes) -> bytes:
 
 
 def _masked(crc: Any) -> Any:
-    """Return a CRC of 32 bits, or an array of them as 64 bits, masked as TensorFlow does."""
+    """Return a 32-bit CRC, or an array of them with type uint64, masked as in TensorFlow."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _varint(number: int) -> bytes:
-    """Return a whole number as protocol buffers write it: seven bits a byte, the lowest first."""
+    """Return a non-negative integer in the encoding of protocol buffers: seven bits per byte, lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

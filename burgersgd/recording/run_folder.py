@@ -1,8 +1,8 @@
-"""The folder of one run: everything that a run leaves below outputs/ is written here, and what reads it is at hand.
+"""Writes the folder of one run below outputs/, and re-exports the functions that read it.
 
-No file stays open between calls, so that hundreds of runs can be written by one process. metrics.csv is the truth and
-the TensorBoard events a view of it. Every failure to write is a RunFolderError of one line and leaves the files that
-were there before readable.
+No file stays open between calls, so that one process can write hundreds of runs. metrics.csv is authoritative; the
+TensorBoard events are derived from it. Every failure to write raises a RunFolderError of one line and leaves the
+existing files readable.
 """
 
 import contextlib
@@ -71,31 +71,31 @@ FINAL_STATES = STATES[1:]
 
 
 class RunFolder:
-    """Writes everything that one run leaves behind.
+    """Writes all files of one run.
 
     As a context manager it records how the run ended: an exception as failed, a KeyboardInterrupt as interrupted, and
-    leaving without a final status as failed too, because such a run has no result. A final status written before
-    stays.
+    leaving without a final status as failed, too, because such a run has no result. A final status that was written
+    before is kept.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Write to the existing folder `path`, which is claimed; runs come from `create` and `reopen`."""
+        """Write to the existing, claimed folder `path`; use `create` or `reopen` to get an object."""
         self.path = path.absolute()
         self.state = "running"
         self.log = run_log(self.path / LOG)
         self.config = config
         """The resolved configuration in plain values."""
         self.config_hash: str | None = None
-        """What status.json says of which run this is."""
+        """Hash of the configuration, written to status.json; it identifies the run."""
         self.budget: int | None = None
-        """The gradient evaluations that it has to spend; in status.json from the start."""
+        """Number of gradient evaluations to spend, written to status.json from the start."""
         self.table = MetricsFile(self.path)
-        self._finished = False  # whether the TensorBoard view has its end
+        self._finished = False  # whether the TensorBoard session has been ended
         self._is_new = False
-        """Whether it was made by this object, and is as `create` left it."""
+        """Whether `create` made the folder and nothing was added to it since."""
         self.regression = False
         """Whether the errors among the metrics are RMSE, which TensorBoard then shows by that name."""
-        self._events: TensorBoardEvents | None = None  # None: the folder is only looked at
+        self._events: TensorBoardEvents | None = None  # None: the folder is only read
 
     @classmethod
     def create(
@@ -108,13 +108,13 @@ class RunFolder:
         config_hash: str | None = None,
         budget: int | None = None,
     ) -> Self:
-        """Return the new run folder `path`, holding the configuration and the environment, with status running.
+        """Create the run folder `path` with the configuration, the environment and the status running; return it.
 
-        `config` is the resolved configuration in plain Python values, `device` the one whose name is recorded,
-        `metrics` the text of metrics.csv so far, of a run that continues another one, `config_hash` what status.json
-        says of which run it is, and `budget` of what it has to spend. A folder that a crash left half made is made
-        anew. What is written survives a power failure from the next `make_lasting` on.
-        Raises RunFolderError if the folder is in use or cannot be made; then nothing is left behind.
+        `config` is the resolved configuration in plain Python values, `device` the device whose name is recorded,
+        `metrics` the previous text of metrics.csv for a run that continues another one. `config_hash` and `budget`
+        (gradient evaluations) are recorded in status.json. A folder that a crash left incomplete is replaced. The files
+        survive a power failure after the next call of `make_lasting`.
+        Raises RunFolderError if the folder is in use or cannot be made; then it leaves no files behind.
         """
         path = Path(path).absolute()
         begun(path)
@@ -137,9 +137,9 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Return the existing run folder `path`, claimed: nothing in it changes until it is rewound.
+        """Claim the existing run folder `path` and return it; its metrics do not change until `rewind` is called.
 
-        Raises RunInUseError while another process works on the run, RunFolderError where it is no run folder.
+        Raises RunInUseError while another process works on the run, and RunFolderError where `path` is no run folder.
         """
         path = Path(path).absolute()
         config = read_config(path)
@@ -156,7 +156,7 @@ class RunFolder:
         return folder
 
     def _mend(self) -> None:
-        """Write anew what a crash kept from the disk: status.json, or all files of a folder that is half made."""
+        """Rewrite files that a crash destroyed: status.json, or all files but config.yaml of an incomplete folder."""
         if not is_half_made(self.path):
             try:
                 read_status(self.path)
@@ -175,11 +175,11 @@ class RunFolder:
         self.log.warning("a crash left this folder half made: the run begins again")
 
     def rewind(self, metrics_bytes: int | None, known: str | None = None) -> list[Row]:
-        """Forget all rows of metrics behind the first so many bytes (None: all rows) and return those before.
+        """Remove all rows of metrics after the first `metrics_bytes` bytes (None: all rows); return the remaining ones.
 
-        The TensorBoard events are written anew from the rows: the curve is continuous, without a row twice. `known` is
-        what a checkpoint knows of the rows before it (metrics_position).
-        A folder that was just made has nothing to forget, and is not read.
+        The TensorBoard events are rewritten from these rows, so that the curve is continuous and no row occurs twice.
+        `known` is the digest of these rows that a checkpoint stores (metrics_position).
+        A folder that was just made has no rows and is not read.
         Raises RunFolderError where metrics.csv is shorter than that, missing, or was changed.
         """
         if self._is_new and metrics_bytes is None and self._events is not None:
@@ -204,7 +204,7 @@ class RunFolder:
         return rows
 
     def _new_events(self, before: Sequence[Path]) -> TensorBoardEvents:
-        """Return events in a file that sorts behind those before."""
+        """Return events for a new file, whose name sorts after those of the files `before`."""
         stamps = [int(s) for path in before if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
         wanted = TENSORBOARD in self.config.get("trainer", {}).get("sinks", [TENSORBOARD])
@@ -212,10 +212,11 @@ class RunFolder:
         return TensorBoardEvents(write, hparams_of(self.config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
-        """Append one row to metrics.csv and to TensorBoard; missing entries stay empty.
+        """Append one row to metrics.csv and to the TensorBoard events; missing entries are empty.
 
-        `row` is keyed by COLUMNS and the file's `more`. A file that is continued keeps the columns that it has.
-        Floats are written so that they read back exactly. The operating system has the line when this returns.
+        The keys of `row` are among COLUMNS and the file's `more`. A file that is continued keeps its columns.
+        Floats are written so that reading returns exactly the same numbers. When this returns, the line is with the
+        operating system. Raises ValueError for unknown keys or without `evaluations`.
         """
         unknown = row.keys() - {*COLUMNS, *self.table.more}
         if unknown:
@@ -228,14 +229,14 @@ class RunFolder:
         self.write_rows()
 
     def add_row(self, line: bytes, evaluations: int, event: bytes) -> None:
-        """Take a row as a line of metrics.csv and a record of the event file (see add_rows), to be written later."""
+        """Add a row as a line of metrics.csv and a record of the event file (see add_rows), to be written later."""
         assert self._events is not None, "a reopened folder must be rewound first"
         self._is_new = False
         self.table.add(line)
         self._events.add(evaluations, event)
 
     def write_rows(self) -> None:
-        """Write the rows that wait: with one call of the system, so that a reader sees whole lines."""
+        """Write the added rows with one system call, so that a reader sees complete lines."""
         if self.table.waits:
             self._check_claim()
             self.table.write()
@@ -245,13 +246,13 @@ class RunFolder:
     def status(self, state: str, **fields: Any) -> None:
         """Replace status.json by `state` and `fields` (numbers, text, lists, dicts; non-finite floats are kept).
 
-        A final state also ends the run's TensorBoard session, see finish; an interrupted one is left open to go on.
-        What is over is on the disk before status.json says so.
+        A final state also ends the run's TensorBoard session (see finish); that of an interrupted run is left open.
+        The files of a run that has ended are on the disk before status.json says that it has.
         """
         self._write_status(state, fields, synced=False)
 
     def end(self, state: str, fields: Mapping[str, Any]) -> None:
-        """Write the status of a run that is over, all of which is on the disk already: see make_lasting."""
+        """Write the status of a run that has ended and whose files are already on the disk, see make_lasting."""
         self._write_status(state, fields, synced=True)
 
     def _write_status(self, state: str, fields: Mapping[str, Any], synced: bool) -> None:
@@ -265,7 +266,7 @@ class RunFolder:
             content["result_digest"] = result_digest(content)
         text = to_json(content)
         self._check_claim()
-        if state in ENDED:  # a run that has ended is not opened again, so its TensorBoard view must be complete first
+        if state in ENDED:  # a run that has ended is not opened again, so its TensorBoard events must be complete
             self.finish(state, fields)
             if not synced:
                 make_lasting([self.path])
@@ -282,22 +283,19 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: {lost}, another process may be training this run; it is left alone")
 
     def finish(self, state: str, fields: Mapping[str, Any]) -> None:
-        """End the TensorBoard session, once, with the final metrics that `fields` holds.
-
-        These are test_error and test_loss.
-        """
+        """End the TensorBoard session with the final metrics in `fields`, test_error and test_loss; acts only once."""
         if self._events is not None and not self._finished:
             self._finished = True
             self._events.finish(state == "completed", fields)
 
     def log_once(self, lines: Sequence[tuple[int, str]]) -> None:
-        """Log the last lines of a run, (level, text) each, without those that a process before this one has logged."""
+        """Log the last lines of a run, each a pair (level, text), except those that an earlier process has logged."""
         log_once(self.log, self.path / LOG, lines)
 
     def metrics_position(self) -> dict[str, Any]:
-        """Return what a checkpoint must know of metrics.csv: its length, and a digest of what it holds.
+        """Return the entries of a checkpoint about metrics.csv: its length, and a digest of its content.
 
-        The rows that wait are written first. Raises RunFolderError where another program has written to it.
+        Added rows are written first. Raises RunFolderError where another program has written to the file.
         """
         self.write_rows()
         return self.table.position()
@@ -305,8 +303,8 @@ class RunFolder:
     def checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace checkpoint.pt by `state`: tensors, numbers, text and None in lists and dicts, nothing else.
 
-        Loading it can therefore run no code. Tensors are saved without the rest of a storage they are a view of, and
-        no two of them share memory when read back.
+        Loading the checkpoint can therefore execute no code. Of a tensor that is a view only its own elements are
+        saved, and no two tensors share memory when they are read back.
         """
         self.stage_checkpoint(state)
         make_lasting([self.path])
@@ -314,20 +312,21 @@ class RunFolder:
         make_lasting([self.path])
 
     def stage_checkpoint(self, state: Mapping[str, Any], common: CommonEntries | None = None) -> None:
-        """Put `state`, and what all runs have in common, beside checkpoint.pt, complete: a fleet changes over together.
+        """Write the complete checkpoint, of `state` and the entries common to all runs, next to checkpoint.pt.
 
-        It may become the checkpoint once it is on the disk (`make_lasting`).
+        A fleet stages all its checkpoints before it commits the first. A staged file may be committed once it is on the
+        disk (`make_lasting`).
         """
         self._is_new = False
         stage_checkpoint(self.path, state, common)
 
     def commit_checkpoint(self) -> None:
-        """Make the staged checkpoint the checkpoint."""
+        """Replace checkpoint.pt by the staged checkpoint."""
         self._check_claim()
         commit_checkpoint(self.path)
 
     def close(self) -> None:
-        """Write out the rows that wait and give the claim back; may be called twice."""
+        """Write the added rows and release the claim; may be called twice."""
         try:
             if self._events is not None:
                 self.write_rows()
@@ -336,8 +335,8 @@ class RunFolder:
             release(self.path)
 
     def abandon(self, reason: str) -> None:
-        """Record the run as failed, as far as the disk allows, and write no more; earlier files stay as they are."""
-        self._events = None  # what is pending cannot be written
+        """Record the run as failed, if the disk allows, and write no more; other files are left unchanged."""
+        self._events = None  # pending events cannot be written
         self.table.forget_waiting()
         with contextlib.suppress(RunFolderError):
             self.log.error("%s", reason)
@@ -367,17 +366,17 @@ class RunFolder:
                     self.log.error("the run ended by an exception", exc_info=exception)
                 self.status("interrupted" if interrupted else "failed", reason=one_line(exception))
             self.close()
-        except RunFolderError as error:  # the disk may be what failed in the first place: keep the first cause
+        except RunFolderError as error:  # the disk may be the cause of the exception: keep the first error
             exception.add_note(f"and its end could not be recorded: {error}")
         finally:
             release(self.path)
 
 
 def add_rows(folders: Sequence[RunFolder | None], table: Table, now: float | None = None) -> None:
-    """Record the metrics of the runs of a fleet at one moment; what is None is not recorded.
+    """Record the metrics of the runs of a fleet at one moment; runs whose folder is None are skipped.
 
-    They are formatted together and wait until `RunFolder.write_rows`. Each list in the table has an entry for every
-    folder. now: that moment, as TensorBoard shows it; None for the time of the call.
+    The rows are formatted together and written by `RunFolder.write_rows`. Each list in the table has an entry for every
+    folder. now: the wall time that TensorBoard shows; None for the time of the call.
     """
     evaluations, n_runs, now = table["evaluations"], len(folders), time.time() if now is None else now
     assert isinstance(evaluations, int | float)
@@ -393,4 +392,4 @@ def add_rows(folders: Sequence[RunFolder | None], table: Table, now: float | Non
 
 
 def _discard(data: bytes) -> None:
-    """Write nothing."""
+    """Discard the data."""

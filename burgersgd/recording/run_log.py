@@ -1,4 +1,4 @@
-"""log.txt of one run: what a user may want to read of it afterwards."""
+"""log.txt of one run: messages for users to read after the run."""
 
 import logging
 import os
@@ -9,14 +9,14 @@ from burgersgd.recording.files import append
 
 
 def run_log(file: Path) -> logging.Logger:
-    """Return a logger of the run whose log.txt is `file`; it is not in logging's registry, which would keep it."""
+    """Return a logger that writes to `file`, the log.txt of a run; not in logging's registry, which would keep it."""
     log = logging.Logger("burgersgd.api", logging.INFO)
     log.addHandler(_AppendingHandler(file))
     return log
 
 
 def log_once(log: logging.Logger, file: Path, lines: Sequence[tuple[int, str]]) -> None:
-    """Log the last lines of a run, (level, text) each, without those that an earlier process has logged in `file`."""
+    """Log the last lines of a run, each a pair (level, text), except those that are already in `file`."""
     known = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     for level, text in lines:
         if f"{logging.getLevelName(level)} {text}\n" not in known:
@@ -24,7 +24,7 @@ def log_once(log: logging.Logger, file: Path, lines: Sequence[tuple[int, str]]) 
 
 
 def end_last_line(log: Path) -> None:
-    """Remove what a process wrote of a line before it died."""
+    """Remove an incomplete last line, which a process left when it died."""
     if log.exists():
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
 
@@ -33,7 +33,7 @@ _FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
 
 class _AppendingHandler(logging.Handler):
-    """Appends each record to a file that is open only meanwhile."""
+    """Appends each record to a file that is open only while it writes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

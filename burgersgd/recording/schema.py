@@ -1,6 +1,6 @@
-"""What the files of a run folder and of a sweep's folder hold: the types that everything read back is checked against.
+"""Types of the contents of the files in run folders and sweep folders, against which everything read is checked.
 
-Keys that are not listed are let through, so that other versions can write more. Numbers with a bound exclude NaN.
+Keys that are not listed are allowed, so that other versions can write more. Numbers with a bound exclude NaN.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Status(Struct):
     last_loss: Loss | None = None
     n_parameters: Count | None = None
     n_test: Count | None = None
-    """Examples of the test part."""
+    """Number of examples in the test part."""
     engine: Engine | None = None
     threads: Threads | None = None
     budget: Positive | None = None
@@ -68,7 +68,7 @@ class Status(Struct):
 
 
 class End(Struct):
-    """status.json of a run that is over: what else must be there."""
+    """Fields of status.json that are required, in addition to those of Status, of a run that has ended."""
 
     evaluations: Count
     seconds: Seconds
@@ -85,7 +85,7 @@ class End(Struct):
 
 
 class Environment(Struct):
-    """environment.json."""
+    """environment.json of a run."""
 
     python: str
     torch: str
@@ -114,7 +114,7 @@ class ConfigRecord(Struct):
 
 
 class Choices(Struct):
-    """What a run began with and keeps."""
+    """Choices that a run makes at its start and keeps when it is resumed."""
 
     engine: Engine
     threads: Threads
@@ -124,7 +124,7 @@ class Choices(Struct):
 
 
 class FleetPlace(Struct):
-    """The fleet that a run was in."""
+    """The fleet that a run was part of, and its index there."""
 
     id: Hash
     size: Positive
@@ -132,7 +132,7 @@ class FleetPlace(Struct):
 
 
 class Best(Struct):
-    """The x of lowest validation error; tensors."""
+    """The x of lowest validation error, that error, and the gradient evaluation at which it was found; tensors."""
 
     x: Any
     error: Any
@@ -140,7 +140,7 @@ class Best(Struct):
 
 
 class PredictorRecord(Struct):
-    """What a checkpoint, or an exported file, says of the module of raw inputs; its tensors are checked by torch."""
+    """Description of the module of raw inputs in a checkpoint or an exported file; torch checks its tensors."""
 
     model: dict[str, Any]
     n_outputs: Positive
@@ -153,7 +153,7 @@ class PredictorRecord(Struct):
 
 
 class Checkpoint(Struct):
-    """checkpoint.pt; its tensors are checked against the parameters and the configuration."""
+    """checkpoint.pt of a run; its tensors are checked against the parameters and the configuration elsewhere."""
 
     evaluations: Count
     x: Any
@@ -196,17 +196,17 @@ class Plan(Struct):
 
 
 class Speeds(Struct):
-    """A file of measured rates in the cache folder: runs in a fleet -> gradient evaluations per second."""
+    """A file of measured rates in the cache folder: number of runs in a fleet -> gradient evaluations per second."""
 
     key: Hash
     rates: dict[Annotated[str, Meta(pattern="^[1-9][0-9]{0,8}$")], Rate]
 
 
 def checked(value: Any, kind: type[Struct], where: Any) -> Any:
-    """Return the value as it is, if it has the kind. Raises RunFolderError, naming where it was read and the key."""
+    """Return the value unchanged if it conforms to `kind`; else raise RunFolderError naming `where` and the key."""
     try:
         msgspec.convert(value, kind)
-    except Exception as error:  # also what an object raises that is asked for the entries which it does not have
+    except Exception as error:  # also any error of an object whose entries cannot be accessed
         what, _, key = str(error).partition(" - at ")
         key = key.strip("`").removeprefix("$").removeprefix(".")
         raise RunFolderError(f"{where}: {f'{key}: ' if key else ''}{what.replace('`', '')}") from error
@@ -214,7 +214,7 @@ def checked(value: Any, kind: type[Struct], where: Any) -> Any:
 
 
 def decoded(data: bytes, where: Any) -> Any:
-    """Return the value of a JSON text. Raises RunFolderError naming where it was read."""
+    """Return the value of a JSON text. Raises RunFolderError naming `where` it was read."""
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -29,7 +29,7 @@ _log = logging.getLogger("burgersgd")
 
 
 class Sink(Protocol):
-    """The methods that are called for one run. Each may raise any exception, and should return quickly."""
+    """Methods that are called for one run. Each may raise any exception and should return quickly."""
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Called when the run starts or is resumed; config is the resolved configuration in plain values."""
@@ -96,7 +96,7 @@ class Sinks:
         self._each(lambda sink: sink.start(folder, config))
 
     def rows(self, rows: Sequence[Mapping[str, float | None]]) -> None:
-        """Send the new ones among all rows of the run to the sinks."""
+        """Send those of all rows of the run that are new to the sinks."""
         new, self._n_rows = rows[self._n_rows :], len(rows)
         if new:
             self._each(lambda sink: sink.rows(new))

@@ -3,15 +3,15 @@
 """TensorBoard events of one run, written without TensorFlow, without threads and without keeping a file open.
 
 `torch.utils.tensorboard.SummaryWriter` starts a thread per run, and its `add_hparams` makes a second run in a
-subfolder. Here events wait in a list, tensorboard is imported when the first of them go to disk, and whoever owns the
-file appends the bytes.
+subfolder. Here events are collected in a list, tensorboard is imported when the first of them are written, and the
+owner of the file appends the bytes.
 
-There is deliberately no summary that declares the whole experiment: TensorBoard would take the columns of its
-hyperparameter table from the first run it meets, and a sweep over optimizers would lose the columns of the others.
-Without one it collects them from all runs.
+There is deliberately no summary that declares the entire experiment: TensorBoard would take the columns of its
+hyperparameter table from the first run that it reads, and a sweep over optimizers would lose the columns of the others.
+Without such a summary it collects the columns from all runs.
 
-Runs that differ in nothing but the seed are sessions of one group, of which the table shows the means in one row. The
-layout of the curves of all runs side by side (CUSTOM SCALARS) is in every file; TensorBoard merges what is alike.
+Runs that differ only in the seed are sessions of one group, whose means the table shows in one row. The layout of the
+charts with the curves of all runs (CUSTOM SCALARS) is in every file; TensorBoard merges equal layouts.
 """
 
 import functools
@@ -24,42 +24,42 @@ from typing import Any, NamedTuple
 
 from burgersgd.recording.rows import Table, checksum, named, record_head, scalar_records, tagged
 
-FLUSH_SECONDS = 5.0  # how far the file may lag behind; TensorBoard looks again as often
+FLUSH_SECONDS = 5.0  # largest delay of the file; TensorBoard reloads as often
 
 FINAL_METRICS = {"test_error": "test/error", "test_loss": "test/loss"}
-"""What is measured once, at the end, and its tag: a point alone, shown below the curves of loss and error.
+"""Metrics measured once, at the end -> their tags: single points, shown below the curves of loss and error.
 
-The table takes the validation part's numbers from the ends of their curves.
+The table of hyperparameters takes the numbers of the validation part from the ends of their curves.
 """
 
 OF_NO_SETTING = ("seed", "run_name", "output_root", "sweep")
-"""Keys and groups that the table of hyperparameters lacks: runs that differ in them have one row."""
+"""Keys and groups that the table of hyperparameters omits: runs that differ only in them share a row."""
 
 LAYOUT = {
     "loss": {"training loss": "loss/train", "validation loss": "loss/validation"},
     "error": {"validation error (in regression RMSE)": "(error|RMSE)/validation", "test error": "test/(error|RMSE)"},
 }
-"""Category -> chart -> pattern of the tags that it shows, of all runs together."""
+"""Category -> chart -> pattern of the tags that the chart shows, for all runs together."""
 
 
 class SessionStart(NamedTuple):
-    """The hyperparameters, once at the beginning."""
+    """The hyperparameters of a run, recorded once at its start."""
 
     wall_time: float
     hparams: Mapping[str, float | str | bool]
 
 
 class SessionEnd(NamedTuple):
-    """How the run ended."""
+    """Time at which the run ended, and whether it succeeded."""
 
     wall_time: float
     succeeded: bool
 
 
 class TensorBoardEvents:
-    """The events of one run, handed as bytes to `append`, which adds them to the run's event file.
+    """The events of one run, passed as bytes to `append`, which adds them to the run's event file.
 
-    Steps are gradient evaluations; `hparams` are the run's hyperparameters, flat.
+    Steps are gradient evaluations; `hparams` are the run's hyperparameters by dotted name.
     """
 
     def __init__(self, append: Callable[[bytes], None], hparams: Mapping[str, float | str | bool]) -> None:
@@ -69,10 +69,10 @@ class TensorBoardEvents:
         self._flushed_at = time.monotonic()
         self._evaluations = 0
         self.regression = False
-        """Whether errors are RMSE and go by that name."""
+        """Whether errors are RMSE and are named so."""
 
     def metrics(self, evaluations: int, row: Table) -> None:
-        """Record those entries of `row` that have a tag and a value, and write them if they are due."""
+        """Record those entries of `row` that have a tag and a value, and write pending events if that is due."""
         values = tagged(row, 1, self.regression)
         self.add(evaluations, scalar_records(time.time(), evaluations, values, 1)[0])
         self.flush_if_due()
@@ -84,7 +84,7 @@ class TensorBoardEvents:
             self._pending.append(record)
 
     def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
-        """Record the final metrics among `final` at the last step and the end of the session, and write it all."""
+        """Record the final metrics in `final` at the last step and the end of the session, and write all events."""
         found = {named(tag, self.regression): final.get(name) for name, tag in FINAL_METRICS.items()}
         values = {tag: [float(value)] for tag, value in found.items() if value is not None}
         self.add(self._evaluations, scalar_records(time.time(), self._evaluations, values, 1)[0])
@@ -92,12 +92,12 @@ class TensorBoardEvents:
         self.flush()
 
     def flush_if_due(self) -> None:
-        """Write what is pending, but not too often."""
+        """Write the pending events if FLUSH_SECONDS have passed since they were last written."""
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write the pending events."""
         if self._pending:
             self._append(_encode(self._pending, first=not self._begun))
             self._begun = True
@@ -106,19 +106,19 @@ class TensorBoardEvents:
 
 
 def hparams_of(config: Mapping[str, Any]) -> dict[str, float | str | bool]:
-    """Return the hyperparameters that the table shows of a run: those of its setting."""
+    """Return the hyperparameters of a run that the table shows: those of its setting."""
     return flat_hparams({name: value for name, value in config.items() if name not in OF_NO_SETTING})
 
 
 def group_of(hparams: Mapping[str, float | str | bool]) -> str:
-    """Return the name of a setting, the same for all of its seeds: optimizer, data set, and a hash of all of it."""
+    """Return the name of a setting, equal for all of its seeds: optimizer, data set, hash of all hyperparameters."""
     names = [str(hparams[key]) for key in ("optimizer.name", "dataset.name") if key in hparams]
     digits = hashlib.sha256(json.dumps(dict(hparams), sort_keys=True).encode()).hexdigest()[:12]
     return "-".join([*names, digits])
 
 
 def flat_hparams(config: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | bool]:
-    """Return the leaves of a nested configuration under dotted names, as values that TensorBoard's table can hold.
+    """Return the leaves of a nested configuration by dotted name, as values that TensorBoard's table can hold.
 
     Lists, None and non-finite numbers become text: TensorBoard sends hyperparameters as JSON and fails on infinity.
     """
@@ -140,7 +140,7 @@ def _encode(items: Sequence[SessionStart | bytes | SessionEnd], first: bool) -> 
         if isinstance(item, bytes):
             records.append(item)
             continue
-        # Imported here because it takes 40 ms, which nobody should wait for before training starts.
+        # Imported here because the import takes 40 ms, which would delay the start of training.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -152,7 +152,7 @@ def _encode(items: Sequence[SessionStart | bytes | SessionEnd], first: bool) -> 
 
 
 def _start(item: SessionStart) -> list[Any]:
-    """Return what the first event of a run says: its hyperparameters and the layout of the page CUSTOM SCALARS."""
+    """Return the values of a run's first event: its hyperparameters and the layout of the page CUSTOM SCALARS."""
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     info = plugin_data_pb2.SessionStartInfo()
@@ -164,7 +164,7 @@ def _start(item: SessionStart) -> list[Any]:
 
 @functools.lru_cache(maxsize=64)
 def _setting(text: str) -> Any:
-    """Return the hyperparameters (given as JSON) and the group of a run, the same for all seeds of a setting."""
+    """Return the hyperparameters (given as JSON) and the group of a run, equal for all seeds of a setting."""
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     hparams = json.loads(text)

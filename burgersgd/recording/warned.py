@@ -1,4 +1,4 @@
-"""Warnings of a command: each kind is said once, however many fleets and worker processes meet it."""
+"""Warnings of a command: each kind is shown once, no matter how many fleets and worker processes issue it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _log = logging.getLogger("burgersgd")
 
 
 class _Once(logging.Filter):
-    """Lets a warning through if no other one was that differs from it in numbers alone."""
+    """Suppresses a warning that differs from an earlier one in numbers alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Once(logging.Filter):
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Let every kind of warning of the package be said once while the context lasts."""
+    """Show every kind of warning of the package only once while the context lasts."""
     once = _Once()
     _log.addFilter(once)
     try:
@@ -39,7 +39,7 @@ def said_once() -> Iterator[None]:
 
 
 def relay(send: Callable[[int, str], None]) -> None:
-    """Have what this process logs for the package sent, level and text, instead of shown; for the rest of its life."""
+    """Call `send` with level and text of the package's log records instead of showing them, until the process ends."""
 
     class Relay(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -61,7 +61,7 @@ def test_networks_are_trained_as_by_torch_sgd(optimizer: SgdConfig) -> None:
     nn.utils.vector_to_parameters(fleet.x[0].clone(), network.parameters())
     torch_sgd = torch.optim.SGD(
         network.parameters(),
-        lr=optimizer.lr,
+        lr=float(optimizer.lr),
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
         weight_decay=optimizer.weight_decay,

@@ -138,7 +138,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
                 search.tell(number, [loss(batch[number][0])])
     again = Search(space(), tmp_path)
     all_of(again)
-    (done,) = [[[words] for words in Search(space(), tmp_path).told()]]
+    (done,) = [[[words] for words in Search(space(), tmp_path).finished_jobs()]]
     assert done == undisturbed
     assert [trial.state for trial in trials(tmp_path)] == [TrialState.COMPLETE] * 11
 

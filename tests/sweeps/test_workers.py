@@ -295,7 +295,7 @@ class Scripted(workers._Worker):
 def pool_with(*scripted: Scripted, again: tuple[Scripted, ...] = ()) -> Pool:
     """Return a pool of given workers; the others take the place of those that die."""
     pool, later = Pool(0, threads=1), list(again)
-    pool.n, pool.workers = len(scripted), list(scripted)
+    pool.n, pool.workers = len(scripted), list(scripted)  # pyright: ignore[reportAttributeAccessIssue]
     pool._start = lambda i: later.pop(0)  # pyright: ignore[reportAttributeAccessIssue]
     return pool
 

@@ -48,7 +48,7 @@ def fleets(optimizer: OptimizerConfig, n_runs: int, trainer: dict[str, Any], **c
     configs = [
         small_config(
             seed=5 + s,
-            optimizer=dataclasses.replace(optimizer, lr=optimizer.lr * (1 + 0.1 * s)),
+            optimizer=dataclasses.replace(optimizer, lr=float(optimizer.lr) * (1 + 0.1 * s)),
             trainer=TrainerConfig(**{"budget": 280, "compile": "native"} | trainer),
             **config,
         )

@@ -39,7 +39,7 @@ def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(engine: str) -> 
     found = regimes(fleet, starts)
     inputs, targets = prepared.problem.inputs, prepared.problem.targets
     for run, optimizer in enumerate(optimizers):
-        lr = optimizer.lr / (1 - 0.6)
+        lr = float(optimizer.lr) / (1 - 0.6)
         regime = found[run]
         assert regime is not None
         network = prepared.problem.model.module().double()

@@ -64,7 +64,12 @@ def in_order(arguments: Iterable[str]) -> list[str]:
 
 
 def with_home_expanded(word: str) -> str:
-    """Return an argument with ~ expanded in its value, as shells do not do: KEY=~/data, --output=~/model.pt."""
+    """Return an argument with ~ expanded where no shell does it: KEY=~/data, --output=~/model.pt, '~/runs/one'.
+
+    A word such as ~optimizer.nu stays: it takes a key away, as Hydra has it.
+    """
+    if word.startswith("~/"):
+        return os.path.expanduser(word)
     key, equals, value = word.partition("=")
     return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 

@@ -143,7 +143,8 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
 
 
 def _sweep(arguments: list[str], own: OwnFlags) -> int:
-    """Check every job of a sweep, train all jobs, and print how they ended."""
+    """Check every job of a sweep, train them, and show how they ended."""
+    from burgersgd.help import with_failures_in_red
     from burgersgd.interruption import RESUMABLE, Interrupted
     from burgersgd.sweeps.compose import as_config_error
     from burgersgd.sweeps.sweep import Sweep, train_job
@@ -170,7 +171,7 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
             lambda: _run_hydra([*sweep.added, *arguments], train_job, known)
         )  # overrides come first (in_order)
     except Interrupted as interrupted:
-        print(sweep.report(), flush=True)
+        print(with_failures_in_red(sweep.report()), flush=True)
         print(f"burgersgd: interrupted by {interrupted}", file=sys.stderr)
         print(f"resume with: {sweep.command(arguments)}", file=sys.stderr)
         return RESUMABLE
@@ -178,7 +179,7 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         sweep.clean_up()
         return fail(error)
     if sweep.started:
-        print(sweep.report(), flush=True)
+        print(with_failures_in_red(sweep.report()), flush=True)
     if sweep.error is not None:
         fail(sweep.error)
     return sweep.exit_code

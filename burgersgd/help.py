@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -64,6 +65,12 @@ def colour(text: str, code: str, stream: TextIO | None = None) -> str:
     assert stream is not None
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def with_failures_in_red(text: str) -> str:
+    """Return a summary for standard output with its labels of what went wrong in red, as far as `colour` allows."""
+    labels = re.compile("^  (diverged|not learnt|failed)(?= )", re.MULTILINE | re.IGNORECASE)
+    return labels.sub(lambda found: f"  {colour(found[1], '31;1')}", text)
 
 
 def train_help(words: Sequence[str]) -> str:

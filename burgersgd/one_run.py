@@ -21,6 +21,7 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     from burgersgd.api import check_output, train_prepared
     from burgersgd.build.prepared import prepare
     from burgersgd.config import ConfigError
+    from burgersgd.help import with_failures_in_red
     from burgersgd.recording.progress import summary
     from burgersgd.sweeps.compose import compose_job, split_words
 
@@ -51,7 +52,7 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     except ValueError as error:  # checks before the start found nothing: the run itself failed
         fail(error)
         return 1
-    print(summary(**_summary_fields(result)), flush=True)
+    print(with_failures_in_red(summary(**_summary_fields(result))), flush=True)
     return 3 if result.state == "diverged" else 0
 
 
@@ -59,6 +60,7 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     """Resume the run of a folder: resume=FOLDER [trainer.budget=N] [output_root=...] [run_name=...]."""
     from burgersgd.api import resume
     from burgersgd.config import ConfigError
+    from burgersgd.help import with_failures_in_red
     from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
     from burgersgd.recording.reading import is_over, read_config
@@ -99,7 +101,7 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
         if isinstance(error, RunInUseError):
             return RESUMABLE
         return 1 if isinstance(error, RunFolderError) else 2
-    print(summary(**_summary_fields(result)), flush=True)
+    print(with_failures_in_red(summary(**_summary_fields(result))), flush=True)
     return 3 if result.state == "diverged" else 0
 
 

@@ -15,7 +15,7 @@ ROOM_ALLOWS: dict[str, set[str]] = {
         *("hydra_schemas", "interruption", "keys", "native", "one_run", "own_process", "recording"),
         *("registry", "revisit", "schema", "studies", "sweeps", "theory"),
     },
-    "one_run": {"api", "arguments", "build", "config", "error_line", "interruption", "recording", "sweeps"},
+    "one_run": {"api", "arguments", "build", "config", "error_line", "help", "interruption", "recording", "sweeps"},
     "error_line": {"help"},
     "analysis": {"recording"},
     "studies": {"analysis", "config", "hydra_schemas", "interruption", "recording", "schema", "sweeps"},

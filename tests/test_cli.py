@@ -275,8 +275,12 @@ def test_a_tilde_is_the_home_folder_in_every_value(tmp_path: Path, monkeypatch: 
     assert run([*SHORT, "output_root=~/runs", "run_name=a"]) == 0
     assert run([*SHORT, "--multirun", "output_root=~/runs", "sweep.name=s", "seed=1,2"]) == 0
     assert run(["resume=~/runs/a"]) == 0
-    assert main(["export", str(tmp_path / "home/runs/a"), "--output=~/model.pt"]) == 0
-    assert {p.name for p in (tmp_path / "home").iterdir()} - {".cache"} == {"runs", "model.pt"}  # the C kernels
+    assert main(["export", "~/runs/a", "--output=~/model.pt"]) == 0
+    assert main(["export", "~/runs/a", "--output", "~/second.pt"]) == 0
+    for words in (["list"], ["status"], ["compare", "--by", "seed", "--save", "~/table.csv"]):
+        assert main([words[0], "~/runs/multirun/s", *words[1:]]) == 0
+    made = {p.name for p in (tmp_path / "home").iterdir()} - {".cache"}  # the C kernels
+    assert made == {"runs", "model.pt", "second.pt", "table.csv"}
     assert (tmp_path / "home/runs/multirun/s").is_dir()
     assert {p.name for p in tmp_path.iterdir()} == {"home"}
     assert TrainConfig(output_root="~/x").output_root == str(tmp_path / "home/x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -114,6 +115,11 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TERM", "xterm")
     assert help.colour("x", "31", Terminal()) == "\x1b[31mx\x1b[0m"
     assert help.colour("x", "31", io.StringIO()) == "x"
+    summary = "  DIVERGED    at 2\n  jobs        2\n  failed      seed=1: diverged here\n  failure     none"
+    assert help.with_failures_in_red(summary) == summary
+    with contextlib.redirect_stdout(Terminal()):
+        red = help.with_failures_in_red(summary)
+    assert red == summary.replace("DIVERGED", "\x1b[31;1mDIVERGED\x1b[0m").replace("failed", "\x1b[31;1mfailed\x1b[0m")
     monkeypatch.setenv("TERM", "dumb")
     assert help.colour("x", "31", Terminal()) == "x"
     monkeypatch.setenv("TERM", "xterm")

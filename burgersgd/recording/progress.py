@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -273,7 +274,7 @@ def summary(
         "advice": advice,
     }
     files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
-    rule = "-" * WIDTH
+    rule = "-" * _width()
     blocks = [block for block in map(_block, (setting, outcome)) if block]
     if where is not None:  # never wrapped, so that it can be copied
         blocks.append("\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items()))
@@ -301,7 +302,7 @@ def sweep_summary(
     trains. settings is a table, best_folder the folder of the best run of the best setting, progress the fraction of
     the work that is done.
     """
-    rule = "-" * WIDTH
+    rule = "-" * _width()
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     lines = [_entry("jobs", f"{sum(states.values())}: {counts}")]
     if progress is not None and progress < 1:
@@ -341,12 +342,17 @@ def _entry(label: str, text: str) -> str:
     """Return label and text, wrapped with a hanging indent; long words, such as paths to be copied, are not broken."""
     return textwrap.fill(
         text,
-        WIDTH,
+        _width(),
         initial_indent=f"  {label:<{LABEL_WIDTH}}",
         subsequent_indent=" " * (LABEL_WIDTH + 2),
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _width() -> int:
+    """Return the width of a summary: that of the terminal, where it is narrower than WIDTH but fits a few words."""
+    return max(LABEL_WIDTH + 18, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def shown_path(folder: Path) -> str:

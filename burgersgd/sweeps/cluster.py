@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +209,9 @@ class FleetRayLauncher(ClusterLauncher):
             before = signal.getsignal(signal.SIGTERM)
             try:
                 _check_reachable(self.settings.address)
-                ray.init(**{"address": self.settings.address, **quiet, **self.settings.init})
+                with warnings.catch_warnings():  # of some versions, on GPUs that a task has not reserved
+                    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+                    ray.init(**{"address": self.settings.address, **quiet, **self.settings.init})
             except Exception as error:
                 raise self.settings.error("address", _first_line(error)) from error
             finally:

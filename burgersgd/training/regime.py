@@ -41,7 +41,9 @@ class Regime(NamedTuple):
 
     def __str__(self) -> str:
         """Return one line for the summary."""
-        noise = f"{self.nu_over_minibatch_at_start:.3g} at the start, {self.nu_over_minibatch_at_end:.3g} at the end"
+        ratios = (self.nu_over_minibatch_at_start, self.nu_over_minibatch_at_end)
+        start, end = ("unknown" if math.isnan(ratio) else f"{ratio:.3g}" for ratio in ratios)
+        noise = f"{start} at the start, {end} at the end"
         return f"L lr / gamma {self.equilibration:.3g}, eps {self.epsilon:.3g}, nu / mini-batch noise {noise}"
 
 

@@ -323,6 +323,15 @@ def test_summary_never_breaks_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert str(folder) in text
 
 
+def test_summaries_are_as_wide_as_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, width in (("200", 80), ("62", 62), ("40", 40), ("7", 40)):
+        monkeypatch.setenv("COLUMNS", columns)
+        report = sweep_summary(states={"completed": 1}, failed=[("seed=3", "no space " * 20)], folder=tmp_path)
+        lines = [*summary(**COMPLETED, advice="a smaller rate " * 20).splitlines(), *report.splitlines()]
+        whole = [line for line in lines if " " in line[24:] or "-" * 20 in line]  # a single word is never cut
+        assert max(len(line) for line in whole if "tensorboard" not in line and "compare" not in line) == width
+
+
 def test_summary_is_plain_ascii() -> None:
     assert summary(**COMPLETED, diverged_at=1).isascii()
     assert progress.WIDTH == 80

@@ -69,6 +69,7 @@ def test_batches_that_are_cut_short_do_not_count_and_one_batch_has_no_noise() ->
     assert str(Regime(3.75, 0.08, 0.1, 7.1)).endswith(
         "eps 0.08, nu / mini-batch noise 0.1 at the start, 7.1 at the end"
     )
+    assert str(Regime(3.75, 0.08, math.nan, math.nan)).endswith("noise unknown at the start, unknown at the end")
 
 
 def test_the_experiment_is_in_the_regime_of_the_theory_and_trains(

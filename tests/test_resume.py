@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
-from burgersgd.run_record import RunRecord
+from burgersgd.run_record import RunRecord, read_run
 from burgersgd.training.engines.compiled import Compiled
 from burgersgd.training.fleet import Fleet
 from burgersgd.training.inputs import Inputs
@@ -348,6 +349,23 @@ def test_a_finished_run_gives_its_result_again_and_stays_as_it_is(tmp_path: Path
     for name in ("state", "evaluations", "test_error", "test_loss", "validation_loss", "best_test_error", "best_at"):
         assert getattr(again, name) == getattr(result, name)
     assert again.metrics == result.metrics
+
+
+def test_a_checkpoint_beside_metrics_without_rows_is_refused(tmp_path: Path) -> None:
+    """metrics.csv may be as long as the checkpoint says and yet hold no row."""
+    folder: Any = SimpleNamespace(path=tmp_path, rewind=lambda *position: [])
+    run = RunRecord(small_config(), folder, {"evaluations": 20, "metrics_bytes": 3, "metrics_digest": "x"})
+    with pytest.raises(RunFolderError, match=r"metrics.csv ends at evaluation -1, the checkpoint differs$"):
+        run.rewind()
+
+
+def test_a_best_loss_in_single_precision_is_refused(tmp_path: Path) -> None:
+    train(named(small_config(), "run"), progress=False)
+    folder = tmp_path / "outputs/run"
+    best = read_checkpoint(folder)["best"]
+    rewrite_checkpoint(folder, best=best | {"loss": best["loss"].float()})
+    with pytest.raises(RunFolderError, match=r"best.loss: must be torch.float64 of shape \[\], is torch.float32"):
+        read_run(folder)
 
 
 def test_a_checkpoint_of_version_0_1_0_finds_the_loss_of_its_best_x_in_the_metrics(kill: Any, tmp_path: Path) -> None:

@@ -112,8 +112,12 @@ def test_replicas_count_in_the_budget_and_have_streams_of_their_own() -> None:
     assert torch.equal(fleet.inputs.block.indices[:, ::3], alone.inputs.block.indices)  # pyright: ignore
     fleet.advance(7)
     assert fleet.evaluations == 9  # all replicas take their gradient
-    loss = fleet.runs.loss_sum.view(2, 3)
+    loss = fleet.runs.loss_sum.view(2, 3).clone()
     assert torch.equal(loss, loss[:, :1].expand(2, 3))
+    assert torch.allclose(fleet.take_mean_loss(9), loss[:, 0] / 3)  # of three steps, each of three evaluations
+    fleet.evaluations = 6
+    assert fleet.step == 2
+    fleet.evaluations = 9
     with pytest.raises(ValueError, match="n=19: only 18 gradient evaluations"):
         fleet.advance(19)
 

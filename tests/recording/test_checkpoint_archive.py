@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -187,3 +188,17 @@ def test_an_archive_that_is_too_large_for_the_format_is_left_to_torch(
     assert_equal(read_checkpoint(tmp_path, name=STAGED), state)
     monkeypatch.setattr(checkpoint_archive, "LARGEST", size + 7 * 256)  # the most that seven members may take besides
     assert len(written(Encoded(state))) == size
+
+
+@pytest.mark.parametrize("value", [0, 1, 255, 256, 2**31 - 1, 2**31, -1, -(2**31), -(2**31) - 1, 2**2038])
+def test_whole_numbers_of_every_size_are_read_back(value: int) -> None:
+    pickled, _ = checkpoint_archive._integer(value)
+    assert pickle.loads(b"\x80\x02" + pickled + b".") == value
+    if 0 <= value < 256:
+        assert pickled == b"K" + bytes([value])  # the shortest form
+
+
+def test_a_whole_number_beyond_255_bytes_is_left_to_torch() -> None:
+    Encoded({"n": (1 << 2039) - 1})
+    with pytest.raises(UnusualError):
+        Encoded({"n": 1 << 2039})

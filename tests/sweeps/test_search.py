@@ -16,6 +16,7 @@ import pytest
 from burgersgd import api
 from burgersgd.cli import main
 from burgersgd.config import ConfigError, SweepConfig
+from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_config
 from burgersgd.recording.run_folder import RunInUseError
 from burgersgd.sweeps import chunks
@@ -346,6 +347,16 @@ def test_workers_are_kept_for_all_batches_of_a_search_and_then_ended(monkeypatch
     assert [*used] == ended
     assert main(["train", "--multirun", *TRAINED[:-1], "seed=1,2", "sweep.name=grid"]) == 0
     assert len(ended) == 2
+
+
+def test_the_bar_of_a_search_expects_the_evaluations_of_all_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[tuple[int, int]] = []
+    original = SweepProgress.expect
+    monkeypatch.setattr(SweepProgress, "expect", lambda self, *known: expected.append(known) or original(self, *known))
+    assert main([*SEARCH, "sweep.name=s"]) == 0
+    (budget,) = {evaluations / runs for runs, evaluations in expected}
+    assert budget == 40
+    assert expected[0][0] == 6  # all trials, of which the first batch is known
 
 
 def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from burgersgd.config import LocalEntropyConfig, MlpConfig, SweepConfig, TrainerConfig
 from burgersgd.interruption import Interrupted, interruptible
@@ -26,6 +27,7 @@ from burgersgd.sweeps import planning, workers
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, train_chunk
 from burgersgd.sweeps.planning import LocalTrainer, best_size
 from burgersgd.sweeps.workers import Pool, WorkerDiedError
+from burgersgd.training.gradients import eager_gradient
 from tests.conftest import small_config
 
 LONG = TrainerConfig(budget=10_000_000, batch_size=30, compile="off", log_every=100, checkpoint_every=100)
@@ -233,6 +235,17 @@ def test_a_rate_is_measured_however_short_the_budget_is() -> None:
     for budget in (8, 40):
         config = small_config(trainer=TrainerConfig(budget=budget, batch_size=30, compile="off"))
         assert planning.rate_of([config, dataclasses.replace(config, seed=1)], seconds=0.02) > 0
+
+
+def test_the_activations_of_a_run_are_those_of_one_step() -> None:
+    trainer = dataclasses.replace(small_config().trainer, compile="off")
+    prepared = planning.prepare([small_config(trainer=trainer)])
+    fleet, kept = prepared.fleet(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        eager_gradient(fleet.problem, fleet.x.clone(), fleet.batches.indices(0, 1)[0], None)
+    vectors = 6 + sum(field is not None for field in fleet.state)
+    assert kept
+    assert planning.run_bytes(prepared) == vectors * fleet.d * fleet.x.element_size() + 2 * sum(kept)
 
 
 def test_the_memory_of_a_run_grows_with_its_vectors_and_its_activations() -> None:

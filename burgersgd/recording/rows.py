@@ -8,12 +8,13 @@ classes.
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from burgersgd.recording.files import csv_number
-from burgersgd.training.metrics import tag_of
+from burgersgd.training.metrics import EVALUATED, tag_of
 
 Row = dict[str, float | int | None]
 """Metrics of a run at one moment, by column."""
@@ -30,14 +31,18 @@ def rows_of(table: Table, n_runs: int) -> list[Row]:
 def csv_lines(names: Sequence[str], table: Table, n_runs: int) -> list[bytes]:
     """Return the line of every run in a metrics.csv with these columns; entries that the table lacks are empty.
 
-    Floats are written so that reading returns exactly the same numbers.
+    Floats are written so that reading returns exactly the same numbers. What the rule does not have (SGD has no
+    distance of x and y) is NaN and not empty: programs that guess the type of a column from its first rows (polars)
+    then read numbers. They know no other spelling of NaN.
     """
+    evaluated = table.get("train_loss") is not None
     columns: list[Iterable[str]] = []
     for name in names:
         value = table.get(name)
-        same = itertools.repeat("" if isinstance(value, list) else csv_number(value), n_runs)
+        missing = value is None and evaluated and name in EVALUATED
+        same = itertools.repeat("" if isinstance(value, list) else csv_number(math.nan if missing else value), n_runs)
         columns.append(map(repr, value) if isinstance(value, list) else same)
-    return [(",".join(entries) + "\n").encode() for entries in zip(*columns, strict=True)]
+    return [(",".join(entries) + "\n").replace("nan", "NaN").encode() for entries in zip(*columns, strict=True)]
 
 
 def tagged(table: Table, n_runs: int, regression: bool) -> dict[str, Sequence[float]]:

@@ -48,6 +48,8 @@ TABLE = (
 """The metrics in the order of the columns; further diagnostics of a rule follow them under their own names."""
 
 NAMES = tuple(metric.name for metric in TABLE)
+EVALUATED = frozenset(metric.name for metric in TABLE if metric.when == "evaluated")
+"""Columns that have a value in every row but the first, if the rule has one at all."""
 _TAGS = {metric.name: metric.tag for metric in TABLE}
 
 

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from burgersgd import recorder
-from burgersgd.api import train_fleet
+from burgersgd.api import train, train_fleet
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainerConfig
 from burgersgd.recording import files
 from burgersgd.recording.rows import Table, csv_lines, rows_of, scalar_records, tagged
@@ -38,17 +38,33 @@ TABLE: Table = {
 
 
 def test_lines_are_those_of_a_naive_loop() -> None:
-    names = ("evaluations", "of_the_rule", "train_loss", "lacking", "validation_loss", "epoch")
+    names = ("evaluations", "of_the_rule", "train_loss", "x_y_distance", "lacking", "validation_loss", "epoch")
     expected = []
     for run in range(8):
         entries = []
         for name in names:
             value = TABLE.get(name)
             value = value[run] if isinstance(value, list) else value
-            entries.append("" if value is None else repr(value))
+            nothing = "NaN" if name == "x_y_distance" else ""  # a rule without it, in a row with a training loss
+            entries.append(nothing if value is None else repr(value).replace("nan", "NaN"))
         expected.append((",".join(entries) + "\n").encode())
     assert csv_lines(names, TABLE, 8) == expected
-    assert expected[0] == b"300,0.0,0.30000000000000004,,,2.5\n"
+    assert expected[0] == b"300,0.0,0.30000000000000004,NaN,,,2.5\n"
+    assert expected[2] == b"300,2.0,NaN,NaN,,,2.5\n"
+    first = csv_lines(names, {"evaluations": 0, "epoch": 0.0, "validation_loss": 2.5}, 2)
+    assert first == [b"0,,,,,2.5,0.0\n"] * 2
+
+
+def test_every_column_has_an_entry_from_which_its_type_is_guessed(tmp_path: Path) -> None:
+    config = small_config(
+        optimizer=SgdConfig(), trainer=TrainerConfig(budget=20, log_every=5), output_root=str(tmp_path)
+    )
+    folder = train(config).folder
+    assert folder is not None
+    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    entries = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert [name for name, column in entries.items() if not any(column)] == []
+    assert entries["x_y_distance"] == ("", *["NaN"] * (len(rows) - 1))
 
 
 def test_rows_have_the_entries_of_their_run() -> None:

@@ -200,7 +200,7 @@ def test_row_is_one_readable_line(folder: RunFolder) -> None:
     folder.metrics({"evaluations": 20, "train_loss": 0.1 + 0.2, "validation_loss": math.inf, "epoch": math.nan})
     header, row = folder.path.joinpath("metrics.csv").read_text().splitlines()
     assert header == ",".join(COLUMNS)
-    assert row == "20,nan,,0.30000000000000004,,,,,inf,"
+    assert row == "20,NaN,,0.30000000000000004,NaN,NaN,NaN,NaN,inf,"
 
 
 def test_metrics_refuse_unknown_names_and_rows_without_evaluations(folder: RunFolder) -> None:

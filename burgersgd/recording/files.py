@@ -124,16 +124,20 @@ def sync_folder(path: Path) -> None:
             os.close(folder)
 
 
+_BINARY = getattr(os, "O_BINARY", 0)  # without it, Windows would change the line ends
+
+
 def append(path: Path, data: bytes) -> None:
     """Append `data`, if possible in one write, so that a reader sees complete lines only. Raises RunFolderError."""
     try:
-        descriptor, written = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666), 0
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
         try:
-            while written < len(data):
-                written += os.write(descriptor, data[written:] if written else data)
-        except OSError:  # the disk is full: do not leave a part of a line
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-            raise
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:  # the disk is full: do not leave a part of a line
+                os.ftruncate(descriptor, before)
+                raise
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -147,14 +151,15 @@ def write_new(path: str, data: bytes) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
-        written = 0
-        while written < len(data):
-            written += os.write(descriptor, data[written:] if written else data)
+        _write_all(descriptor, data)
     finally:
         os.close(descriptor)
 
 
-_BINARY = getattr(os, "O_BINARY", 0)  # without it, Windows would change the line ends
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += os.write(descriptor, data[written:] if written else data)
 
 
 def read_text(path: Path) -> str:

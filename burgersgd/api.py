@@ -231,9 +231,9 @@ def _continued(
         if prepared.budget == checkpoint["choices"]["budget"]:
             return folder, prepared
         if prepared.budget < run.evaluations:
-            raise error(f"must be >= {run.evaluations}, what {folder} has spent already")
+            raise error(f"must be >= {run.evaluations}, the gradient evaluations that {folder} has already spent")
         if not run.alive:
-            raise error(f"{folder} has diverged, it cannot go on")
+            raise error(f"the run in {folder} diverged and cannot be continued")
         key = depends_on_budget(config)
         if key is not None:
             raise error(f"{key} makes the run depend on its budget; start a new run instead")
@@ -247,7 +247,7 @@ def _continued(
         metrics = opened.table.text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
             new.checkpoint(continued | {"config_digest": digest(new.config)})
-            new.status("interrupted", reason=f"continues {folder}, not begun yet")
+            new.status("interrupted", reason=f"not started yet; it continues the run in {folder}")
             return new.path, prepared
 
 
@@ -285,7 +285,7 @@ def train_jobs(
                 earlier[i] = opened
                 theirs = config_from(opened.config)
                 if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
-                    raise RunFolderError(f"{opened.path}: its configuration is that of another run")
+                    raise RunFolderError(f"{opened.path}: the folder holds the configuration of another run")
         all_new = len(runs) == len(configs)
         runs = dict(sorted((runs | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
         results = Recorder(None, None, prune).train(list(runs.values()), progress, prepared if all_new else None)
@@ -350,18 +350,18 @@ def check_output(config: TrainConfig) -> None:
     try:
         folder = path / (config.run_name or "")
         if config.run_name is not None and folder.exists() and not is_half_made(folder):
-            raise config.error("run_name", f"the folder {path / config.run_name} exists already")
+            raise config.error("run_name", f"the folder {path / config.run_name} already exists")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
+        raise config.error("output_root", f"cannot be written ({error.strerror or error})") from error
 
 
 def check_name(config: Group, key: str, path: Path) -> None:
     """Raise ConfigError for a key of config if no folder can have this path, for example because a name is too long."""
     if LOCK in path.parts:
-        raise config.error(key, f"no folder can be called {LOCK}")
+        raise config.error(key, f"a folder must not be called {LOCK}")
     for name in (*path.parts, path):
         try:
             os.stat(name)
@@ -385,4 +385,4 @@ def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
     for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
         with contextlib.suppress(FolderTakenError, RunInUseError):  # taken by a run that started in the same second
             return RunFolder.create(root / (name + suffix), plain, overrides, metrics=metrics, **named)
-    raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")
+    raise RunFolderError(f"output_root={root}: 10,000 runs were started in this second; set run_name")

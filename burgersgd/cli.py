@@ -126,7 +126,7 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
     flags = hydra_flags(arguments)
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
         if value := getattr(flags, flag):
-            error = f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
+            error = f"--{flag.replace('_', '-')}={value}: cannot be used, because burgersgd has its own configuration"
             return fail(ValueError(error))
     try:
         if flags.hydra_help:

@@ -115,7 +115,11 @@ def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
         return choices[name]
     except KeyError:
         known = f"{group}={name}: must be one of {', '.join(choices.names())}"
-        again = f"; it was {group}={value['class']}, which must be named again" if "class" in value else ""
+        again = (
+            f"; the run used {group}={value['class']}, which must be given again on the command line"
+            if "class" in value
+            else ""
+        )
         raise ConfigError(known + again) from None
 
 

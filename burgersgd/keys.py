@@ -131,8 +131,8 @@ def no_such_key(key: str) -> str:
     elif key in known:
         where = [f"{g}={c}" for g, names in GROUPS.items() for c in names.shipped if key in _names(g, c)]
         if len(where) in (0, len(GROUPS[key.partition(".")[0]].shipped)):  # all choices have the key
-            return f"{key}: cannot be set like that (burgersgd help {key})"
-        question = f" with this {key.partition('.')[0]}; it belongs to {', '.join(where)}"
+            return f"{key}: cannot be set in this way (see burgersgd help {key})"
+        question = f" with this {key.partition('.')[0]}; only {', '.join(where)} has it"
     else:
         question = did_you_mean(key, [*known, *GROUPS])
     return f"{key}: no such key{question} (burgersgd train --help lists them)"
@@ -149,7 +149,7 @@ def no_such_flag(flag: str, value: str, flags: Iterable[str]) -> str:
     known = all_keys()
     as_key = [k for k in [*known, *GROUPS] if k == name] or [k for k in known if k.endswith(f".{name}")]
     if as_key:
-        return f"{flag}: no such flag; did you mean {as_key[0]}={value}? (settings have no dashes)"
+        return f"{flag}: no such flag; did you mean {as_key[0]}={value}? (keys are written without dashes)"
     return f"{flag}: no such flag{did_you_mean(flag.partition('=')[0], flags)} (burgersgd train --help)"
 
 

@@ -82,13 +82,16 @@ LR_WORDS = ("default", "auto")
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
-    text = f"{meaning}; default: the rule's own, scaled for model and loss; auto: from the curvature at the start"
+    text = (
+        f"{meaning}; default: that of the optimizer, scaled for model and loss; auto: half of the stability bound at "
+    )
+    text += "the initial weights"
     return opt("default", text, above=0)
 
 
 def weight_decay_on() -> Any:
     """Return the field weight_decay_on of an optimizer."""
-    meaning = "parameters with weight decay; matrices: neither biases nor normalisation parameters"
+    meaning = "parameters to which weight decay applies; matrices: all but biases and normalisation parameters"
     return opt("all", meaning, choices=("all", "matrices"), since="0.2")
 
 
@@ -312,21 +315,27 @@ class DatasetConfig(Group):
     standardize: bool = opt(True, "standardize the inputs by the mean and standard deviation of the training part")
     standardize_targets: bool = opt(
         True,
-        "standardize real targets for training; errors are reported in the original unit",
+        "standardize the targets of a regression for training; errors are reported in the original unit",
         since="0.2",
         as_before=False,
     )
     augment: str = opt(
         "none",
-        "training images are moved by up to 1/8 of their size whenever they are seen; crop_flip mirrors half of them",
+        "random variants of the training images; shift: moved by up to 1/8 of height and width; crop_flip: also "
+        "mirrored with probability 1/2",
         choices=["none", "crop_flip", "shift"],
         since="0.2",
     )
     seed: int = opt(
-        0, "seed of the split, the label noise and generated data; the seed of the run is the key seed", at_least=0
+        0,
+        "seed of the split into parts, the label noise and generated data; the key seed is that of training",
+        at_least=0,
     )
     validation_fraction: float = opt(
-        0.2, "fraction of the examples that settings are selected by; 0 where nothing is selected", at_least=0, below=1
+        0.2,
+        "fraction of the examples in the validation part, by which settings are selected; 0: no validation part",
+        at_least=0,
+        below=1,
     )
 
     def read(self) -> Raw:
@@ -342,7 +351,9 @@ class DatasetConfig(Group):
 class SplitDatasetConfig(DatasetConfig):
     """Base of the data sets without a test part of their own."""
 
-    test_fraction: float = opt(0.2, "fraction of the examples that only the final test uses", above=0, below=1)
+    test_fraction: float = opt(
+        0.2, "fraction of the examples in the test part, which only the final test uses", above=0, below=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -206,7 +206,7 @@ def _backend(name: Backend | None, device: str) -> _Fill:
             if reason is None:
                 return triton_fill
         if name is None:
-            _log.warning("triton cannot be used (%s): plain torch draws the same numbers more slowly", reason)
+            _log.warning("Triton cannot be used (%s): PyTorch draws the same random numbers more slowly", reason)
     if name is None and device == "mps":
         return _host_fill
     if name in (None, "torch"):

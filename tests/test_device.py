@@ -85,6 +85,6 @@ def test_without_a_working_triton_plain_torch_draws_and_it_is_said(
     monkeypatch.setitem(sys.modules, "burgersgd.streams_triton", SimpleNamespace(fill=None))  # pyright: ignore[reportArgumentType]
     choose = streams._backend.__wrapped__
     assert choose(None, "cuda") is streams._torch_fill
-    assert "triton cannot be used (no C compiler)" in caplog.text
+    assert "Triton cannot be used (no C compiler)" in caplog.text
     with pytest.raises(ValueError, match="'triton' does not work here"):
         choose("triton", "cuda")

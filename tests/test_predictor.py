@@ -202,9 +202,11 @@ def test_a_predictor_of_an_own_module_needs_the_module() -> None:
         given = Tied()
         assert torch.equal(load_predictor(source, model=given)(x), result.predictor(x))
         assert not torch.equal(given.first.weight, result.model.get_parameter("first.weight"))  # a copy was filled
-        with pytest.raises(ConfigError, match=r"^model=Tied: is the user's own; give it again: burgersgd\.load_p"):
+        with pytest.raises(
+            ConfigError, match=r"^model=Tied: is a module of your own and must be passed again: burgersgd\.load_p"
+        ):
             load_predictor(source)
-        with pytest.raises(ConfigError, match=r"^model: does not fit what was trained: 0\.weight was not trained$"):
+        with pytest.raises(ConfigError, match=r"^model: differs from the trained module: 0\.weight was not trained$"):
             load_predictor(source, model=nn.Sequential(nn.Linear(64, 10)))
     assert not torch.equal(load_predictor("outputs/own", "best", model=Tied())(x), torch.zeros(7, 10))
 

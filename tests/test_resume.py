@@ -296,9 +296,9 @@ def test_going_on_with_other_vector_instructions_is_said(
     recorded = json.loads((same / "environment.json").read_text())["cpu_capability"]
     assert recorded == torch.backends.cpu.get_cpu_capability()
     resume(same, progress=False)
-    assert "began on a processor" not in caplog.text
+    assert "started on a processor" not in caplog.text
     monkeypatch.setattr("burgersgd.run_record.cpu_capability", lambda: "VSX")
-    said = f"began on a processor with {recorded}, resumed on VSX: equal to rounding, not bit by bit"
+    said = f"started on a processor with {recorded}, resumed on VSX: results agree only up to rounding"
     resume(other, progress=False)
     assert caplog.text.count(f"{other}: {said}") == 1
     assert (other / "log.txt").read_text().count(said) == 1
@@ -392,7 +392,9 @@ def test_a_diverged_run_stays_diverged(tmp_path: Path) -> None:
     result = train(config, progress=False)
     again = resume(tmp_path / "outputs/diverged", progress=False)
     assert (again.state, again.evaluations, again.reason) == (result.state, result.evaluations, result.reason)
-    with pytest.raises(ConfigError, match=r"trainer\.budget=400: .*diverged has diverged, it cannot go on"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.budget=400: the run in .*diverged diverged and cannot be continued"
+    ):
         resume(tmp_path / "outputs/diverged", budget=400, progress=False)
 
 
@@ -487,12 +489,14 @@ def test_damaged_or_changed_folders_are_refused(kill: Any, tmp_path: Path) -> No
     folder = changed("shorter")
     metrics = (folder / "metrics.csv").read_text().splitlines(keepends=True)
     (folder / "metrics.csv").write_text("".join(metrics[:3]))
-    with pytest.raises(RunFolderError, match=r"metrics\.csv has \d+ bytes, the checkpoint knows \d+: it was changed"):
+    with pytest.raises(
+        RunFolderError, match=r"metrics\.csv has \d+ bytes, fewer than the \d+ of the checkpoint: it was changed"
+    ):
         resume(folder, progress=False)
     folder = changed("edited")
     config = (folder / ".hydra/config.yaml").read_text()
     (folder / ".hydra/config.yaml").write_text(config.replace("lr: 0.13", "lr: 0.14"))
-    with pytest.raises(RunFolderError, match=r"edited: its configuration, or what burgersgd computes for it, changed"):
+    with pytest.raises(RunFolderError, match=r"edited: the configuration, or the update rule of this version, differs"):
         resume(folder, progress=False)
     folder = changed("torn")
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:-100])

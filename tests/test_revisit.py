@@ -89,20 +89,20 @@ def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "differs: y: largest difference 0.001" in out
     assert "differs: metrics.csv, evaluations: row" in out
-    assert "then and now: threads: 7, now 1" in out
+    assert "changed circumstances: threads: 7, now 1" in out
 
 
 def test_a_run_of_a_fleet_is_repeated_alone_and_says_so(tmp_path: Path) -> None:
     train_fleet([named(small_config(seed=s), f"run{s}") for s in (1, 2)], progress=False)
     repetition = rerun(tmp_path / "outputs/run1", progress=False)
-    assert any("one of a fleet of 2" in line for line in repetition.circumstances)
+    assert any("fleet: 2 runs, now 1" in line for line in repetition.circumstances)
     before, after = (read_checkpoint(f)["x"] for f in (tmp_path / "outputs/run1", repetition.result.folder or tmp_path))
     torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_not_over_or_not_a_beginning_is_not_repeated(folder: Path) -> None:
     resume(folder, budget=80, run_name="longer", progress=False)
-    with pytest.raises(ValueError, match=r"longer: continues .*run, which can be repeated by itself"):
+    with pytest.raises(ValueError, match=r"longer: continues another run and cannot be repeated; repeat .*run instead"):
         rerun(Path("outputs/longer"), progress=False)
     text = (folder / "status.json").read_text()
     (folder / "status.json").write_text(text.replace('"completed"', '"interrupted"'))

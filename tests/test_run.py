@@ -396,9 +396,9 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(63, 10), "cannot take inputs"),
+        (nn.Linear(63, 10), "fails on inputs"),
         (nn.ReLU(), "no parameters"),
-        (nn.BatchNorm2d(1), "gives outputs"),
+        (nn.BatchNorm2d(1), "returns outputs"),
     ],
 )
 def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:

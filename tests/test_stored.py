@@ -83,7 +83,7 @@ def test_a_run_of_0_1_0_whose_numbers_would_change_is_refused_in_one_line(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["train", f"resume={folder}"]) == 1
     error = capsys.readouterr().err
-    assert "what burgersgd computes for it, changed" in error
+    assert "the update rule of this version, differs" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 

@@ -344,7 +344,7 @@ def test_when_no_run_of_a_fleet_can_be_recorded_it_stops(tmp_path: Path, monkeyp
 
 
 class _Index(torch.autograd.Function):
-    """An operation that says of itself, like those of torch that do, that it has no deterministic form."""
+    """An operation that says of itself, like those of torch that do, that it has no deterministic implementation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -370,7 +370,9 @@ def test_an_operation_that_is_not_deterministic_is_named() -> None:
     config = TrainConfig(optimizer=SgdConfig(), trainer=TrainerConfig(budget=8, compile="off"))
     assert train(config, model=_Net(), record=False, progress=False).state == "completed"
     config.trainer.deterministic = True
-    with pytest.raises(ConfigError, match=r"deterministic=true: index_backward_cuda has no deterministic form"):
+    with pytest.raises(
+        ConfigError, match=r"deterministic=true: index_backward_cuda has no deterministic implementation"
+    ):
         train(config, model=_Net(), record=False, progress=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -410,7 +412,7 @@ assert [r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] == 
         return step(self, k, stop)
 
     monkeypatch.setattr(Fleet, "_steps", removing)
-    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, so another process may train"):
         train_jobs(configs, [()] * 2, progress=False)
     assert codes == [0]
     monkeypatch.setattr(Fleet, "_steps", step)

@@ -92,7 +92,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
     kept = everything.where(question.where)
     if not len(kept):
         wanted = " ".join(f"{k}={v}" for k, v in question.where.items())
-        raise ValueError(f"where {wanted}: none of the {len(everything)} runs is like that")
+        raise ValueError(f"where {wanted}: none of the {len(everything)} runs has these settings")
     check(kept, question.metric, at)
     by = question.by or tuple(key for key in everything.differing() if key not in SEEDS)
     strata = tuple(key for key in by if key.startswith("dataset.") or key in (*STRATA, *question.within))
@@ -212,7 +212,7 @@ def _baseline(question: Question, by: tuple[str, ...], blocks: Sequence[Block]) 
     found = exact if len(exact) == 1 else found
     if len(found) != 1:
         rows = "; ".join(words(by, key, short=True) for key in keys[:12])
-        raise ValueError(f"baseline={wanted}: must name one row, names {len(found)} of: {rows}")
+        raise ValueError(f"baseline={wanted}: must match exactly one row, matches {len(found)} of: {rows}")
     return found[0]
 
 

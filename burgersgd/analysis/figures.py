@@ -65,7 +65,7 @@ def new_figure(rows: int, columns: int, width: float = 5.2, height: float = 3.8)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("figures need matplotlib: pip install matplotlib") from error
+        raise ValueError("figures need matplotlib (pip install matplotlib)") from error
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.ravel():

@@ -167,7 +167,7 @@ def row_of(
         if len(settings) > 1 and all(r.state == "completed" and math.isnan(selection(r)) for r in runs):
             raise ValueError(
                 f"{label}: one of {len(settings)} settings is to be picked, but the runs have no validation part"
-                " (dataset.validation_fraction=0); name the keys that differ in --by, or pool all with --pick none"
+                " (dataset.validation_fraction=0); add the keys that differ to --by, or pool all by --pick none"
             )
         splits = dict.fromkeys(run.split for run in runs) if by_split else {None: None}
         picked, chosen = {}, []
@@ -178,7 +178,7 @@ def row_of(
             chosen.append(best)
             if left_out:
                 most = len({_unit(r, by_split=False) for r in candidates[best]})
-                notes.append(f"{left_out} settings with fewer runs than {most} were not picked from")
+                notes.append(f"{left_out} settings with fewer than {most} runs were not considered")
     kept = [run for group in picked.values() for run in group]
     units: dict[Any, list[Run]] = defaultdict(list)
     for run in sorted(kept, key=lambda run: (str(run.seed).zfill(20), str(run.folder))):

@@ -93,12 +93,12 @@ def tuning_curve(trials: Sequence[Trial], sampler: str = "random", pruned: bool 
         best = np.minimum.accumulate(validation)
         held = [float(test[: k + 1][validation[: k + 1] == best[k]].mean()) for k in range(len(trials))]
         why = (
-            "one search, each trial of which depends on those before" if sampler == "optuna" else "trials were stopped"
+            "one search, in which each trial depends on earlier ones" if sampler == "optuna" else "trials were stopped"
         )
         ranges = (Interval(math.nan, math.nan),) * len(trials)
         return TuningCurve(n, np.cumsum(cost), best, np.array(held), ranges, "running best", why, 0)
-    cautions = {"random": "", "sobol": "approximate: Sobol points are no independent draws"}
-    caution = cautions.get(sampler, "approximate: a grid is no random search")
+    cautions = {"random": "", "sobol": "approximate: Sobol points are not independent draws"}
+    caution = cautions.get(sampler, "approximate: a grid is not a random search")
     order = np.argsort(validation, kind="stable")
     best, held = validation[order], test[order]
     for value in np.unique(best[np.isfinite(best)]):

@@ -51,14 +51,14 @@ def check(runs: Runs, metric: str, at: At) -> None:
     if metric in TEST_METRICS and at.kind in ("budget", "target"):
         other = metric.replace("test", "validation")
         raise ValueError(
-            f"metric={metric}: is measured at the end of a run only; with at={at} take metric={other} or train_loss"
+            f"metric={metric}: is measured only at the end of a run; with at={at} use metric={other} or train_loss"
         )
     if metric == "test_loss" and at.kind == "best":
-        raise ValueError("metric=test_loss: is measured at the end of a run only; with at=best take metric=test_error")
+        raise ValueError("metric=test_loss: is measured only at the end of a run; with at=best use metric=test_error")
     if any(not math.isnan(measure(run, metric, at)) for run in runs):
         return
     if not any(run.state in ("completed", "diverged") for run in runs) and at.kind in ("end", "best"):
-        raise ValueError(f"none of the {len(runs)} runs is finished: there is nothing to compare yet")
+        raise ValueError(f"none of the {len(runs)} runs is finished, so there is nothing to compare yet")
     known: set[str] = set()
     for run in runs:
         known |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})

@@ -75,7 +75,7 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
     except Exception as error:  # any error of the user's module
         shape = list(inputs.shape)
         mode = "training" if train else "evaluation"
-        raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
+        raise ConfigError(f"model: fails on inputs {shape} in {mode} mode: {one_line(error)}") from error
     for name, old, new in zip(model.names, split(before, model.shapes), split(x, model.shapes), strict=True):
         if not same_values(old, new):
             raise ConfigError(
@@ -102,7 +102,7 @@ def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
         rounding = 1e-5 * float(one.abs().nan_to_num(0, 0, 0).max())  # GPUs may add in another order
         if not torch.allclose(one, again, rtol=1e-5, atol=rounding, equal_nan=True):
             raise ConfigError(
-                "model: its outputs depend on the calls before; what it remembers must be a buffer (register_buffer), "
+                "model: its outputs depend on earlier calls; state must be kept in buffers (register_buffer), "
                 "and random numbers must come from torch's global generator"
             )
 
@@ -114,20 +114,22 @@ def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
     plain(inputs.clone())
     for name, buffer in plain.named_buffers():
         if name in model.fixed and name not in model.changing and not same_values(before[name], buffer):
-            raise ConfigError(f"model: {name} is exchanged while training; write into it in place (copy_, add_)")
+            raise ConfigError(
+                f"model: forward replaces the buffer {name} by another tensor; change it in place (copy_, add_)"
+            )
 
 
 def _check_outputs(outputs: object, n: int, n_outputs: int, loss: str) -> None:
     """Raise ConfigError for outputs that are not a real tensor ``[n, n_outputs]``."""
     if not isinstance(outputs, Tensor):
-        raise ConfigError(f"model: gives a {type(outputs).__name__}, must give one tensor [examples, outputs]")
+        raise ConfigError(f"model: returns a {type(outputs).__name__}, must return one tensor [examples, outputs]")
     if list(outputs.shape) != [n, n_outputs]:
         raise ConfigError(
-            f"model: gives outputs {list(outputs.shape)} for {n} examples, "
+            f"model: returns outputs {list(outputs.shape)} for {n} examples, "
             f"must be [{n}, {n_outputs}] for this data set and loss={loss}"
         )
     if not outputs.is_floating_point():
-        raise ConfigError(f"model: gives outputs of type {outputs.dtype}, must be real numbers")
+        raise ConfigError(f"model: returns outputs of type {outputs.dtype}, must be real numbers")
 
 
 def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
@@ -139,14 +141,14 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
         loss = problem.batch_loss(leaves, problem.inputs[rows], problem.targets[rows], None, buffers or None)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
     except Exception as error:
-        raise ConfigError(f"model: no gradient can be taken: {one_line(error)}") from error
+        raise ConfigError(f"model: the gradient cannot be computed: {one_line(error)}") from error
     for stranger in _leaves_behind(loss):
         if not any(stranger is leaf for leaf in leaves):
             names = {id(p): name for name, p in model.original_parameters()}
             what = names.get(id(stranger), f"a tensor {list(stranger.shape)} that requires a gradient")
             raise ConfigError(
-                f"model: {what} is used by forward but not looked up in the module, and would not be trained; "
-                "make it an nn.Parameter of the module, and reach it through self"
+                f"model: forward uses {what}, which is not a parameter of the module and would not be trained; "
+                "make it an nn.Parameter of the module and access it by self"
             )
     if all(grad is None for grad in grads):
         raise ConfigError("model: its outputs do not depend on any trainable parameter")

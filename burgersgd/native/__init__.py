@@ -107,7 +107,7 @@ def cache_folder() -> Path:
 @functools.cache
 def _unavailable(reason: str) -> None:
     """Log a warning once per reason, not once per kernel."""
-    _log.warning("C kernels are not used, plain torch computes the same numbers more slowly: %s", reason)
+    _log.warning("the C kernels cannot be used (%s): PyTorch computes the same numbers more slowly", reason)
 
 
 def _compiler() -> list[str] | None:
@@ -198,7 +198,7 @@ def _is_own_group(gid: int) -> bool:
 @functools.cache
 def _refused(danger: str) -> None:
     """Log a warning, once per reason."""
-    _log.warning("%s: compiled kernels are not kept there, each process compiles its own", danger)
+    _log.warning("%s: compiled kernels are not kept there, so each process compiles its own", danger)
 
 
 @functools.cache

@@ -309,8 +309,8 @@ def sweep_summary(
         lines.append(_entry("progress", f"{100 * progress:.0f} % of the gradient evaluations"))
     if done_before:
         over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
-        lines.append(_entry("done before", f"{done_before}, trained now {over - done_before}"))
-    lines += [_entry("trained elsewhere", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
+        lines.append(_entry("trained before", f"{done_before}, trained now {over - done_before}"))
+    lines += [_entry("in other processes", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
     for label, pairs in {"failed": failed, **unwell}.items():
         lines += [_entry(label, text) for text in _grouped(pairs)]
     where = shown_path(folder)

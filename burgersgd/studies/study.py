@@ -88,7 +88,7 @@ def keep_spec(study: StudyConfig, root: Path) -> None:
         known = {key: known.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
     if known is not None and known != plain:
         other = ", ".join(key for key in plain if known.get(key) != plain[key])
-        raise ConfigError(f"{root}: holds a study with other settings ({other}); choose another --name")
+        raise ConfigError(f"{root}: the folder holds a study with different settings ({other}); choose another --name")
     root.mkdir(parents=True, exist_ok=True)
     with replacing(root / SPEC) as stream:
         stream.write(yaml.safe_dump(plain, sort_keys=False).encode())

@@ -161,7 +161,7 @@ class Memory:
             try:
                 known = checked(decoded(read_bytes(self.path), self.path), Plan, self.path)
             except RunFolderError as error:
-                _log.warning("%s: the jobs that are left are planned anew", error)
+                _log.warning("%s: planning the remaining jobs again", error)
         self.fleets: list[list[str]] = known.get("fleets", [])
         """Hashes of the runs of each fleet that was formed, unless it contained all runs that could share it."""
         self.rates: dict[str, dict[str, float]] = known.get("rates", {})

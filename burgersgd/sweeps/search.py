@@ -39,7 +39,7 @@ STARTUP = 10
 def check_optuna() -> None:
     """Raise ConfigError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep.sampler=optuna: needs the package optuna: pip install optuna")
+        raise ConfigError("sweep.sampler=optuna: needs the package optuna (pip install optuna)")
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def keeping(folder: Path) -> Iterator[None]:
     except (OptunaError, SQLAlchemyError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]  # the message of Optuna itself only guesses the reason
         kept = "trained runs are kept, and the same command resumes the search, even without that file"
-        raise ConfigError(f"{file}: cannot be used: {cause}; {kept}") from error
+        raise ConfigError(f"{file}: cannot be used ({cause}); {kept}") from error
     finally:
         release(file)
 
@@ -87,7 +87,7 @@ class Search:
             name = before[0] if before else space.settings.name or "search"
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
         except RuntimeError as error:  # the study was written by another version of Optuna
-            raise ConfigError(f"{storage}: cannot be used: {error}") from error
+            raise ConfigError(f"{storage}: cannot be used ({error})") from error
         if not self._study.user_attrs:
             self._study.set_user_attr(AS_TRAINED, True)
         self._as_trained = self._study.user_attrs.get(AS_TRAINED, False)
@@ -124,7 +124,7 @@ class Search:
             self._propose(range(n, stop))
         except ValueError as error:  # raised by Optuna for ranges of another kind than before
             raise ConfigError(
-                f"sweep.name={settings.name}: the study has other ranges ({error}); choose another sweep.name"
+                f"sweep.name={settings.name}: the study has different ranges ({error}); choose another sweep.name"
             ) from error
         return {trial.number: self.jobs(trial) for trial in self._waiting()}
 

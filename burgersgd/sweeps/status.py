@@ -84,7 +84,7 @@ def job_states(folder: Path) -> list[JobState]:
     """Return the jobs of a sweep in their original order. Raises RunFolderError where the folder holds no sweep."""
     noted = _noted(folder)
     if not noted:
-        raise RunFolderError(f"{folder}: must be the folder of a sweep, has no {JOBS}")
+        raise RunFolderError(f"{folder}: must be the folder of a sweep, but has no {JOBS}")
     existing = job_folders(folder)
     return [state_of(existing.get(same_job(name), folder / name), words) for name, words in noted.items()]
 
@@ -97,7 +97,7 @@ def state_of(path: Path, words: str) -> JobState:
         return JobState(path.name, words, "running" if is_claimed(path) else "waiting", "", math.nan, True, 0, None)
     state, reason = status["state"], status.get("reason") or ""
     if state == "running" and not is_claimed(path):
-        state, reason = "interrupted", "its process died"
+        state, reason = "interrupted", "the process that trained it died"
     percent, error = status.get("task") != "regression", status.get("validation_error")
     spent = status.get("evaluations") if state in ENDED else spent_so_far(path)
     known = math.nan if error is None else error

@@ -47,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
-    made = argparse.ArgumentParser(prog="burgersgd status", description="Show how sweeps and runs stand.")
-    what = "a sweep or run: its folder, or its name below outputs; left out, the latest of outputs"
+    made = argparse.ArgumentParser(prog="burgersgd status", description="Show the states of sweeps and runs.")
+    what = "folder of a sweep or a run, or its name below outputs; default: the latest ones in outputs"
     made.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help=what)
-    made.add_argument("--jobs", action="store_true", help="of a sweep: a line for every job")
-    made.add_argument("--json", action="store_true", help="as JSON")
+    made.add_argument("--jobs", action="store_true", help="print a line for every job of the sweep")
+    made.add_argument("--json", action="store_true", help="print JSON")
     return made
 
 

@@ -70,7 +70,7 @@ class Sweep:
             self._sweeper = str(self.composer.plugin("sweeper")["_target_"])
         for word in hydra_words:
             if word.lstrip("+~").startswith(IGNORED):
-                raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
+                raise ConfigError(f"{word}: has no effect on a sweep; set its folder by hydra.sweep.dir")
         self.settings = self.composer.sweep(words)
         self._folder_is_chosen = "hydra.sweep.dir" in chosen
         self.error: ConfigError | None = None
@@ -100,7 +100,7 @@ class Sweep:
         different = {self.plan(job).digits for job in self.jobs}
         if len(different) < len(self.jobs):
             again = len(self.jobs) - len(different)
-            self.notes.append(f"{again} of {len(self.jobs)} jobs are the same as another one and are trained once")
+            self.notes.append(f"{again} of {len(self.jobs)} jobs repeat another job and are not trained again")
 
     # ------------------------------------------------------------------------------------------- before it starts
 
@@ -202,9 +202,9 @@ class Sweep:
                 codes[code] = codes.get(code, 0) + 1
         if codes:
             trained = ", ".join(f"{n} by {code}" for code, n in codes.items())
-            text = f"jobs of this sweep were trained by other code ({trained}), this is {code_version()}"
+            text = f"jobs of this sweep were trained by other code ({trained}) than the present {code_version()}"
             if self.settings.code == "same":
-                raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
+                raise self.settings.error("code", f"{text}; choose another sweep.name, or allow it by sweep.code=any")
             _log.warning("%s", text)
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
@@ -238,7 +238,8 @@ class Sweep:
                 search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
-                    f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
+                    f"{self._varied(elsewhere[0])}: another process is training this job, which the search needs; "
+                    "repeat the command later"
                 )
         return batches
 

@@ -70,7 +70,9 @@ class Fleet:
         _ = self.inputs.wide  # raises for coefficients that would have to change
         c = self.inputs.row_of(0)
         if any(value._version != given[name] for name, value in self.hyper.items()):
-            raise ValueError(f"{type(self.rule).__name__}.coefficients: writes into its arguments")
+            raise ValueError(
+                f"{type(self.rule).__name__}.coefficients: changes its arguments; must return new tensors instead"
+            )
         check_rule(self.rule, c, rule_state)
         buffers = None  # by row: every replica has its own statistics
         if self.buffers is not None:

@@ -168,7 +168,7 @@ def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
         return None
     remedy = f"optimizer.lr < {_below(lr * bound / stiffness)} or " if math.isfinite(stiffness) else ""
     return (
-        f"{_formula(settings, None)} reaches {stiffness:.3g} >= {bound:.3g}: every step throws y further away from x; "
+        f"{_formula(settings, None)} reaches {stiffness:.3g} >= {bound:.3g}: every step moves y further away from x; "
         f"try {remedy}a larger optimizer.gamma (gamma_min with gamma_scoping)"
     )
 
@@ -185,7 +185,7 @@ def stability_hint(settings: Settings, lip: float, where: str = BEST) -> str:
     compared = f"{_formula(settings, 'L')} = {stiffness:.3g} {'>=' if stiffness >= bound else '<'} {bound:.3g}"
     compared += f" with L = {lip:.3g} (largest Hessian eigenvalue {where})"
     if stiffness < bound:
-        return f"{compared}: not unstable there; try trainer.clip_norm=1, and look at the scale of the data"
+        return f"{compared}: the step is stable there; try trainer.clip_norm=1, and check the scale of the data"
     larger = ", or a larger optimizer.gamma" if settings._replace(pull=0.0).stiffness(lip) < bound else ""
     rate = lip + settings.weight_decay + settings.pull + settings.slow_rate / settings.lr
     return f"{compared}: try optimizer.lr < {_below(bound / rate)}{larger}"
@@ -209,7 +209,7 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
     Dead units and saturated networks have no curvature, so only that at the start is informative.
     """
     if fleet.rule.budget_key() == "period=null":
-        return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
+        return "x moves only at the last gradient evaluation (optimizer.period=null); set optimizer.period"
     steps = _looked_at(fleet)
     columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
     if not columns:
@@ -218,7 +218,7 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
     settings = max((column[run] for column in columns), key=lambda s: s.stiffness(lip) / s.bound)
     if settings.stiffness(lip) < TIMID * settings.bound:
         product = f"{_formula(settings, 'L')} = {settings.stiffness(lip):.2g} with L = {lip:.3g} {START}"
-        return f"{product}: small steps; try a larger optimizer.lr or a larger trainer.budget"
+        return f"{product}: the steps are very small; try a larger optimizer.lr or a larger trainer.budget"
     return stability_hint(settings, lip, START)
 
 

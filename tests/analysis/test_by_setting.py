@@ -68,7 +68,7 @@ def test_one_seed_says_that_nothing_is_known_about_the_spread(tmp_path: Path) ->
         write_run(tmp_path / str(lr), {"optimizer.lr": lr}, validation_error=lr)
     settings = b.by_setting(load(tmp_path))
     assert math.isnan(settings[0].validation.sd)
-    assert "nothing is known about the spread" in b.text(settings)
+    assert "the spread over seeds is unknown" in b.text(settings)
 
 
 def test_a_setting_whose_seeds_are_not_all_over_is_not_called_the_best(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_half_written_folder_is_noted(tmp_path: Path, missing: str) -> None:
     runs = load(tmp_path)
     assert len(runs) == 1
     assert "left out" in runs.notes[0]
-    with pytest.raises(RunFolderError, match="no run can be read there"):
+    with pytest.raises(RunFolderError, match="contains no run that can be read"):
         load(tmp_path / "a")
 
 

@@ -204,9 +204,9 @@ def test_row_is_one_readable_line(folder: RunFolder) -> None:
 
 
 def test_metrics_refuse_unknown_names_and_rows_without_evaluations(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match=r"metrics \['loss'\] are unknown; allowed are evaluations, epoch"):
+    with pytest.raises(ValueError, match=r"unknown metrics \['loss'\]; allowed are evaluations, epoch"):
         folder.metrics({"evaluations": 1, "loss": 0.1})
-    with pytest.raises(ValueError, match="need the number of gradient evaluations"):
+    with pytest.raises(ValueError, match="must have the key 'evaluations', the number of gradient evaluations"):
         folder.metrics({"train_loss": 0.1})
     assert read_metrics(folder.path)["evaluations"] == []
 
@@ -460,7 +460,7 @@ def test_no_checkpoint_counts_whose_claim_was_lost(folder: RunFolder) -> None:
     folder.stage_checkpoint({"k": 2})
     lock, kept = folder.path.parent / LOCK, folder.path.parent / "kept"
     lock.rename(kept)
-    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, so another process may train"):
         folder.commit_checkpoint()
     assert read_checkpoint(folder.path) == {"k": 1}
     kept.rename(lock)
@@ -508,14 +508,16 @@ def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configurati
         file.unlink(missing_ok=True)
     (path / "status.json").write_bytes(b"")
     (path / ".hydra" / "config.yaml").write_bytes(config.removesuffix(b"...\n"))
-    with pytest.raises(RunFolderError, match=r"a crash left it half made; repeat the command that trains it"):
+    with pytest.raises(
+        RunFolderError, match=r"a crash left the folder incomplete; repeat the command that trains the run"
+    ):
         RunFolder.reopen(path)
     (path / ".hydra" / "config.yaml").write_bytes(config)
     with RunFolder.reopen(path) as folder:
         assert folder.rewind(None) == []
         assert read_metrics(path)["evaluations"] == []
         assert read_status(path)["state"] == "running"
-        assert "half made: the run begins again" in (path / "log.txt").read_text()
+        assert "incomplete: starting the run again" in (path / "log.txt").read_text()
         folder.status("completed")
 
 

@@ -163,10 +163,10 @@ def test_a_chunk_that_is_lost_again_and_again_has_failed(tmp_path: Path) -> None
     ended = launcher.outcomes(lost_job, [done, lost])
     assert ended is not None
     assert [outcome.state for outcome in ended] == ["completed", "failed"]
-    assert str(ended[1].error) == "job 7_0 was lost, its log is 7_0_0_log.err"
+    assert str(ended[1].error) == "job 7_0 was lost; see its log 7_0_0_log.err"
     failed = launcher.outcomes(Ended(FailedJobError), [lost])
     assert failed is not None
-    assert str(failed[0].error) == "job 7_0 failed, its log is 7_0_0_log.err"
+    assert str(failed[0].error) == "job 7_0 failed; see its log 7_0_0_log.err"
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
             {"objective": "best"},
             "sweep.name=s: the study was created with different settings (sweep.objective=last)",
         ),
-        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: the study has other ranges ("),
+        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: the study has different ranges ("),
         ([*WORDS, "output_root=elsewhere"], {}, None),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_study_of_a_later_optuna_is_one_line(tmp_path: Path) -> None:
         study.execute("UPDATE alembic_version SET version_num = 'v9.0.0'")
         study.execute("UPDATE version_info SET schema_version = 99")
         study.commit()
-    with pytest.raises(ConfigError, match=r"sqlite:///.*optuna\.db: cannot be used: .*no longer compatible.*schema"):
+    with pytest.raises(ConfigError, match=r"sqlite:///.*optuna\.db: cannot be used \(.*no longer compatible.*schema"):
         Search(space(), tmp_path)
 
 
@@ -331,7 +331,7 @@ def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: p
     with claimed_elsewhere(last):
         out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys, expected=75)
         assert "1 trained by another process" in out
-        assert ": another process trains this job, of which the search has to know" in error
+        assert ": another process is training this job, which the search needs" in error
     assert main([*SEARCH, "sweep.name=s"]) == 0
     assert [trial.state for trial in trials(FOLDER)] == [TrialState.COMPLETE] * 6
 
@@ -400,7 +400,7 @@ def test_a_trial_that_another_process_trains_stays_open(
         assert main(["train", "--multirun", *words]) == 75
     shown = capsys.readouterr()
     assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())
-    assert ": another process trains this job, of which the search has to know" in shown.err
+    assert ": another process is training this job, which the search needs" in shown.err
     assert sorted(trial.state.name for trial in trials(folder)) == ["COMPLETE", "RUNNING"]
     assert main(["train", "--multirun", *words]) == 0
     assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4
@@ -473,4 +473,4 @@ def test_without_optuna_a_search_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
-    assert "sweep.sampler=optuna: needs the package optuna: pip install optuna" in capsys.readouterr().err
+    assert "sweep.sampler=optuna: needs the package optuna (pip install optuna)" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_jobs_that_are_the_same_are_trained_once_and_this_is_said(
     assert sweep(*SHORT, "seed=1,1,2,3", *budgets, "sweep.name=s", "sweep.max_runs=2") == 0
     assert sorted(sizes) == [1, 2]
     assert len(folders(tmp_path)) == 3
-    assert "burgersgd: 5 of 8 jobs are the same as another one and are trained once" in capsys.readouterr().err
+    assert "burgersgd: 5 of 8 jobs repeat another job and are not trained again" in capsys.readouterr().err
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +280,10 @@ def chunks_launcher() -> Any:
         (["optimizer.lr=interval(-1,1)", "sweep.sampler=sobol"], "optimizer.lr=-"),
         (["seed=range(1000000000)"], "seed=range(1000000000): has too many values, must be <= 50,000"),
         (["seed=range(0)"], "seed=range(0): must have at least one value"),
-        (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "equally many values: seed has 2, "),
-        (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: what describes the sweep cannot vary in it"),
-        (["sweep=seeds,tuning"], "sweep=seeds,tuning: what describes the sweep cannot vary in it"),
-        (["seed=1,2", "sweep.name=a/b"], "sweep.name=a/b: must be a folder's name"),
+        (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "the same number of values: seed has 2, "),
+        (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: settings of the sweep itself cannot vary"),
+        (["sweep=seeds,tuning"], "sweep=seeds,tuning: settings of the sweep itself cannot vary within it"),
+        (["seed=1,2", "sweep.name=a/b"], "sweep.name=a/b: must consist of letters, digits"),
         (["seed=1,2", "run_name=x"], "run_name=x: the runs of a sweep are named by their settings"),
         (["seed=1,2", "hydra/launcher=foo"], "hydra/launcher=foo: must be one of basic, fleet"),
         (["seed=1,2", "hydra.sweep.dirr=x"], "hydra.sweep.dirr: no such key"),
@@ -317,7 +317,7 @@ def test_a_sweep_whose_folder_cannot_be_written_is_one_line_and_no_job_is_tried(
 
 def test_a_preset_that_lists_values_needs_multirun(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "sweep=seeds"]) == 2
-    assert "sweep.params is what a sweep tries: add --multirun" in capsys.readouterr().err
+    assert "sweep.params: has an effect only in a sweep; add --multirun" in capsys.readouterr().err
 
 
 def test_presets() -> None:

@@ -108,7 +108,9 @@ class Compiled:
                 if inputs.device.type != "cpu":
                     raise
                 reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
-                _log.warning("torch.compile failed (%s): continuing without it, equal to rounding only", reason)
+                _log.warning(
+                    "torch.compile failed (%s): continuing without it; results agree only up to rounding", reason
+                )
                 self.otherwise = make_eager(self.task, state, inputs)
                 return self.otherwise.advance(state, inputs, first, stop)
         if first == inputs.block.first or first != self._expected:

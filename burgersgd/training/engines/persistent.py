@@ -259,6 +259,8 @@ def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent |
         code = cuda.cubin("cycles", text, cuda.architecture(device))
         kernel = cuda.Kernel(code, "cycles", device, plan.threads, plan.shared_bytes)
     except (OSError, cuda.CudaError) as error:
-        _log.warning("the CUDA kernel is not used: %s; continuing with CUDA graphs, equal to rounding only", error)
+        _log.warning(
+            "the CUDA kernel cannot be used (%s): continuing with CUDA graphs; results agree only up to rounding", error
+        )
         return Graphed(task, state, inputs)
     return Persistent(task, state, inputs, kernel)

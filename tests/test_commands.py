@@ -24,7 +24,7 @@ def tried(place: Path, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["+" + "w" * 260 + "={a:1}", "--multirun", "seed=1,2"], "no such key; (keys are not that long)"),
+        (["+" + "w" * 260 + "={a:1}", "--multirun", "seed=1,2"], "no such key (keys are not that long)"),
         (["trainer.epochs=int(" + "17" * 200 + ")"], "trainer.epochs: int too large to convert to float"),
         (["optimizer.epsilon=" + "${oc.select:" * 2_000 + "seed" + "}" * 2_000], " ... }}}}"),
         (["hydra.launcher=null", "--multirun", "seed=1,2"], "hydra/launcher: must be the name of a launcher"),

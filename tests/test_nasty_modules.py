@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a list of parameters": (parameters_in_a_list, r"forward uses a tensor \[6\] that requires a gradient"),
     "a buffer of a weight": (buffer_in_the_memory_of_a_weight, "0.weight and seen share memory"),
     "not a number": (not_a_number, "2.bias has values that are not finite"),
-    "complex outputs": (lambda: nn.Sequential(net(), Function(torch.view_as_complex)), r"gives outputs \[3\] for 3"),
+    "complex outputs": (lambda: nn.Sequential(net(), Function(torch.view_as_complex)), r"returns outputs \[3\] for 3"),
     "complex numbers": (
         lambda: nn.Sequential(net(), Function(lambda y: y + 0j)),
         "returns outputs of type torch.complex",

@@ -361,7 +361,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "own generator": (lambda: with_attribute(torch.Generator()), "Sequential.extra is a random generator"),
     "not copyable": (lambda: with_attribute(threading.Lock()), "Sequential cannot be copied .*lock"),
     "a tuple": (lambda: Returns(lambda y: (y, y)), "returns a tuple, must return one tensor"),
-    "no batch": (lambda: Returns(lambda y: y.mean(0)), r"gives outputs \[2\] for 3 examples, must be \[3, 2\]"),
+    "no batch": (lambda: Returns(lambda y: y.mean(0)), r"returns outputs \[2\] for 3 examples, must be \[3, 2\]"),
     "integers": (lambda: Returns(lambda y: y.round().long()), "returns outputs of type torch.int64"),
     "gradient cannot be computed": (lambda: Returns(lambda y: y.detach()), "do not depend on any trainable parameter"),
     "inputs": (lambda: nn.Linear(6, 2), r"fails on inputs \[3, 5\] in training mode"),
@@ -395,7 +395,7 @@ def test_refused_in_one_line(make: Callable[[], Any], message: str, n_runs: int)
     ],
 )
 def test_outputs_that_only_broadcast_are_refused(loss: str, targets: Any, what: Any, wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"^model: gives outputs \[") as caught:
+    with pytest.raises(ConfigError, match=r"^model: returns outputs \[") as caught:
         run(Returns(what, outputs=3), config(loss=loss), (X, targets))
     dimensions = wrong.strip("[]").split(", ")[1:]
     assert str(caught.value).split(" for ")[0].endswith(", ".join(["", *dimensions])[1:] + "]" if dimensions else "]")

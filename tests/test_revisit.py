@@ -61,9 +61,9 @@ def test_what_is_exported_loads_into_an_ordinary_module(folder: Path, point: str
 
 def test_where_nothing_can_be_written_one_line_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "outputs/run", "--output", "nowhere/model.pt"]) == 2
-    assert "--output=nowhere/model.pt: cannot write there" in capsys.readouterr().err
+    assert "--output=nowhere/model.pt: cannot be written" in capsys.readouterr().err
     assert main(["evaluate", "nowhere"]) == 2
-    assert "cannot read nowhere" in capsys.readouterr().err
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compile", ["off", "native"])
@@ -72,7 +72,7 @@ def test_a_repetition_has_the_same_bits(compile: str, tmp_path: Path, capsys: py
     train(config, progress=False)
     assert main(["rerun", "outputs/run", "--check"]) == 0
     out = capsys.readouterr().out
-    assert "the same bits: outputs/run and outputs/" in out
+    assert "bit-identical: outputs/run and outputs/" in out
     assert "differs" not in out
 
 
@@ -87,8 +87,8 @@ def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytes
     assert main(["rerun", "outputs/run"]) == 0
     assert main(["rerun", "outputs/run", "--check"]) == 1
     out = capsys.readouterr().out
-    assert "differs: y: largest difference 0.001" in out
-    assert "differs: metrics.csv, evaluations: row" in out
+    assert "different result: y: largest difference 0.001" in out
+    assert "different result: metrics.csv, evaluations: row" in out
     assert "changed circumstances: threads: 7, now 1" in out
 
 

@@ -207,7 +207,7 @@ def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch,
         raise MemoryError
 
     monkeypatch.setattr(Fleet, "_steps", short_of_memory)
-    with pytest.raises(ConfigError, match=r"^out of memory .*: a smaller model or batch may fit$"):
+    with pytest.raises(ConfigError, match=r"^out of memory .*; try a smaller model or trainer\.batch_size$"):
         train(named(small_config(), "run"), progress=False)
     assert read_status(tmp_path / "outputs/run")["state"] == "failed"
 

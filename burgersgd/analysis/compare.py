@@ -91,7 +91,8 @@ def compare(runs: Runs, question: Question) -> Comparison:
     everything, repeats = _once(runs)
     kept = everything.where(question.where)
     if not len(kept):
-        wanted = " ".join(f"{k}={v}" for k, v in question.where.items())
+        values = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in question.where.items()}
+        wanted = " ".join(f"{k}={shown(v)}" for k, v in values.items())
         raise ValueError(f"where {wanted}: none of the {len(everything)} runs has these settings")
     check(kept, question.metric, at)
     by = question.by or tuple(key for key in everything.differing() if key not in SEEDS)

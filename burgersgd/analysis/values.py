@@ -55,7 +55,8 @@ def check(runs: Runs, metric: str, at: At) -> None:
         )
     if metric == "test_loss" and at.kind == "best":
         raise ValueError("metric=test_loss: is measured only at the end of a run; with at=best use metric=test_error")
-    if any(not math.isnan(measure(run, metric, at)) for run in runs):
+    values = [measure(run, metric, at) for run in runs]
+    if any(map(math.isfinite, values)):
         return
     if not any(run.state in ("completed", "diverged") for run in runs) and at.kind in ("end", "best"):
         raise ValueError(f"none of the {len(runs)} runs is finished, so there is nothing to compare yet")
@@ -64,7 +65,8 @@ def check(runs: Runs, metric: str, at: At) -> None:
         known |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})
     if metric not in known:
         raise ValueError(f"metric={metric}: must be one of {', '.join(sorted(known))}")
-    raise ValueError(f"metric={metric}: no run has a value at {at}")
+    if all(map(math.isnan, values)):  # +inf: a run diverged
+        raise ValueError(f"metric={metric}: no run has a value at {at}")
 
 
 def measure(run: Run, metric: str, at: At) -> float:

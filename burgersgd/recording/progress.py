@@ -253,7 +253,7 @@ def summary(
     guessing = None
     if guess_error is not None:
         guess = f"validation {_named(percent)} {_error(guess_error, percent)}"
-        guessing = f"no better than guessing: {constant} alone has {guess}"
+        guessing = f"no better than guessing: predicting {constant} has {guess}"
     where = None if folder is None else shown_path(folder)
     setting: dict[str, str | None] = {
         "optimizer": optimizer,
@@ -273,7 +273,7 @@ def summary(
         "NOT LEARNT": guessing,
         "advice": advice,
     }
-    files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
+    files = {"folder": where, "show curves with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * _width()
     blocks = [block for block in map(_block, (setting, outcome)) if block]
     if where is not None:  # never wrapped, so that it can be copied
@@ -317,7 +317,7 @@ def sweep_summary(
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}
     files |= {"folder": where}
     files |= {"compare with": f"burgersgd compare {shlex.quote(where)}"} if settings else {}
-    files |= {"look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
+    files |= {"show curves with": f"tensorboard --logdir {shlex.quote(where)}"}
     table = "\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items())
     return "\n".join([rule, *([settings, ""] if settings else []), *lines, "", table, rule])
 

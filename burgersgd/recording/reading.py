@@ -102,6 +102,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the resolved configuration of the run folder `path`, as plain values by key."""
     file = Path(path) / CONFIG
+    if not file.parent.parent.is_dir():
+        raise RunFolderError(f"{path}: there is no such folder")
     text = read_text(file)
     try:
         if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER)):

@@ -298,6 +298,8 @@ def one_line(error: Exception) -> str:
         kind = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
         if kind:
             reason = f"must be of type {(kind[1] or kind[2]).lower()}"
+        if reason.startswith("Unexpected type annotation"):  # of a range in a mapping, which Hydra has parsed
+            reason = "lists and ranges inside of braces must be quoted, such as {seed: 'range(3)'}"
         return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
     key = re.search(r"\n\s+full_key: (\S+)", text)
     if key:

@@ -121,7 +121,7 @@ def _table(latest: Sequence[dict[str, Any]]) -> Table:
         said = ", ".join(state if one else f"{count} {state}" for state, count in states.items())
         when = about["updated"][:16].replace("T", " ")
         rows.append((shown_path(Path(about["folder"])), about["kind"], when, said, f"{100 * about['progress']:.0f} %"))
-    return Table("", ("folder", "what", "updated", "state", "done"), tuple(rows))
+    return Table("", ("folder", "kind", "updated", "state", "done"), tuple(rows))
 
 
 def _run_text(folder: Path, run: JobState) -> str:

@@ -210,7 +210,7 @@ def test_unlike_budgets_are_refused_but_for_the_rest_of_a_cycle(tmp_path: Path) 
     write_run(tmp_path / "b", {"trainer.budget": 610, "optimizer": entropy}, budget=600)
     assert len(asked(tmp_path).blocks[0].rows) == 2
     write_run(tmp_path / "c", {"trainer.budget": 625}, budget=625)
-    with pytest.raises(RefusedError, match=r"budgets differ .600 to 625 gradient evaluations.: take --at budget=600"):
+    with pytest.raises(RefusedError, match=r"budgets differ .600 to 625 gradient evaluations.: use --at budget=600"):
         asked(tmp_path)
     assert "budgets differ" in asked(tmp_path, force=True).warnings[0]
     assert [b.label for b in asked(tmp_path, "optimizer.name,trainer.budget").blocks] == [
@@ -307,6 +307,7 @@ def test_what_depends_on_the_budget_is_what_the_trainer_says() -> None:
     [
         ({"by": ("optimizer.gama",)}, "optimizer.gama: none of the 6 runs has this key; they differ in seed"),
         ({"where": {"seed": "17"}}, "where seed=17: none of the 6 runs has these settings"),
+        ({"where": {"seed": ["17", "18"]}}, "where seed=17,18: none of the 6 runs has these settings"),
         ({"metric": "tset_error"}, "metric=tset_error: must be one of .*test_error"),
         (
             {"metric": "test_error", "at": "budget=300"},
@@ -324,6 +325,14 @@ def test_a_question_that_cannot_be_answered_is_one_line(tmp_path: Path, question
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         compare(load(tmp_path), Question(**question))
     assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_metric_is_refused_also_where_runs_diverged(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"sgd": [0.1, math.inf]})
+    with pytest.raises(ValueError, match="metric=tset_error: must be one of"):
+        asked(tmp_path, metric="tset_error")
+    write_sweep(tmp_path / "all", {"adamw": [math.inf, math.inf]})
+    assert asked(tmp_path / "all").blocks[0].rows[0].n_lost == 2
 
 
 def test_runs_that_are_not_finished_are_counted_and_left_out(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_second_grid_finds_the_jobs_of_the_first_by_other_names(
     first = names()
     assert {name.rpartition("-")[0] for name in first} == {"seed=1", "seed=2"}
     assert main([*GRID, "optimizer.lr=0.1,0.2", "seed=2,3"]) == 0
-    assert "done before           1, trained now 3" in capsys.readouterr().out
+    assert "trained before        1, trained now 3" in capsys.readouterr().out
     assert {name.rpartition("-")[0] for name in names() - first} == {"lr=0.1,seed=2", "lr=0.1,seed=3", "lr=0.2,seed=3"}
     assert [job.state for job in job_states(Path("outputs/multirun/s"))] == ["completed"] * 5
     assert main(["list", "outputs/multirun/s", "--json"]) == 0

@@ -257,7 +257,7 @@ def test_summary_of_a_completed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "  best by validation    test error 2.22 % at 12,000 gradient evaluations",
         "",
         "  folder                outputs/a b",
-        "  look at it with       tensorboard --logdir 'outputs/a b'",
+        "  show curves with      tensorboard --logdir 'outputs/a b'",
         rule,
     ]
 
@@ -300,7 +300,7 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
         "  best run              outputs/s/abc",
         "  folder                outputs/s",
         "  compare with          burgersgd compare outputs/s",
-        "  look at it with       tensorboard --logdir outputs/s",
+        "  show curves with      tensorboard --logdir outputs/s",
         rule,
     ]
     unwell = {

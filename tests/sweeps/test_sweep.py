@@ -343,7 +343,7 @@ def test_a_checkout_without_the_plugin_trains_single_runs_and_says_what_a_sweep_
     monkeypatch.setitem(sys.modules, "hydra_plugins.burgersgd", None)
     assert main(["train", *SGD]) == 0
     assert sweep(*SGD, "seed=1,2") == 2
-    assert "--multirun needs hydra_plugins.burgersgd" in capsys.readouterr().err
+    assert "--multirun: needs hydra_plugins.burgersgd" in capsys.readouterr().err
 
 
 def test_hydra_finds_the_plugin_without_importing_torch() -> None:

@@ -133,9 +133,9 @@ def train_all(
         groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
     fleets = [[configs[i] for i in group] for group in groups.values()]
     with undisturbed():  # fleets with the same split share the arrays, which are split once
-        splits = {_split(config): config for config in configs}
+        splits = {_split_key(config): config for config in configs}
         data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
-        waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
+        waiting = [_prepared(fleet, model, data[_split_key(fleet[0])]) for fleet in fleets]
     results: dict[int, Result] = {}
     with ExitStack() as stack:
         if len(fleets) > 1 and not isinstance(progress, Progress):  # one bar for all of them
@@ -143,13 +143,13 @@ def train_all(
             progress = Progress(total, f"{len(configs)} runs", enabled=progress)
             stack.callback(progress.close)
         for group, fleet in zip(groups.values(), fleets, strict=True):
-            recorder = Recorder(model, data[_split(fleet[0])], None)
+            recorder = Recorder(model, data[_split_key(fleet[0])], None)
             trained = train_prepared(waiting.pop(0), record=record, progress=progress, recorder=recorder)
             results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
 
 
-def _split(config: TrainConfig) -> str:
+def _split_key(config: TrainConfig) -> str:
     """Return the settings that decide how arrays are split and scaled, as a dictionary key."""
     return repr(config.dataset)
 
@@ -221,7 +221,7 @@ def _continued(
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         run = RunRecord.reopened(opened)
-        root = _root_beside(folder, run.config) if output_root is None else output_root
+        root = _output_root_for(folder, run.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(run.config, budget), output_root=root, run_name=run_name)
         checkpoint, error = run.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
@@ -251,7 +251,7 @@ def _continued(
             return new.path, prepared
 
 
-def _root_beside(folder: Path, config: TrainConfig) -> str:
+def _output_root_for(folder: Path, config: TrainConfig) -> str:
     """Return the output_root of a run that follows the run of a folder; for a sweep's job, the parent of the sweep."""
     sweep = folder.absolute().parent
     return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
@@ -278,7 +278,7 @@ def train_jobs(
             with contextlib.suppress(RunInUseError), prepared.torch_settings():
                 opened, is_new = _job_opened(prepared, config, words)
                 stack.enter_context(opened)
-                config = _named(config, opened.path.name)
+                config = _with_run_name(config, opened.path.name)
                 if is_new:
                     runs[i] = RunRecord(config, opened)
                     continue
@@ -303,14 +303,14 @@ def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
         if begun(path):
             break
         try:
-            return _new_folder(prepared, _named(config, path.name), overrides), True
+            return _new_folder(prepared, _with_run_name(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
 
 
-def _named(config: TrainConfig, name: str) -> TrainConfig:
+def _with_run_name(config: TrainConfig, name: str) -> TrainConfig:
     return config if config.run_name == name else changed(config, run_name=name)
 
 
@@ -327,7 +327,7 @@ def repeat(
     record = read_config(folder)
     check_own(record, model, dataset)
     config = config_from(record)
-    config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
+    config = dataclasses.replace(config, output_root=_output_root_for(folder, config), run_name=None)
     run, recorder = RunRecord(config, initial_choices=choices), Recorder(model, dataset, None)
     prepared = recorder.prepare([run])
     with prepared.torch_settings(), ExitStack() as stack:

@@ -243,10 +243,14 @@ def main_evaluate(arguments: Sequence[str]) -> int:
     """Run `burgersgd evaluate RUN`: repeat the final evaluation; return 1 if it differs from the record."""
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
-    known = {"test_error": status.get("best_test_error")} if given.point == "best" else status
-    differing = [name for name in measured if known.get(name) is not None and repr(known[name]) != repr(measured[name])]
+    recorded_values = {"test_error": status.get("best_test_error")} if given.point == "best" else status
+    differing = [
+        name
+        for name in measured
+        if recorded_values.get(name) is not None and repr(recorded_values[name]) != repr(measured[name])
+    ]
     for name, value in measured.items():
-        recorded = f"   recorded {known[name]:.9g}" if name in differing else ""
+        recorded = f"   recorded {recorded_values[name]:.9g}" if name in differing else ""
         print(f"{name:<18}{value:.9g}{recorded}")
     return 1 if differing else 0
 

@@ -144,10 +144,10 @@ class Group:
         cls.__doc__ = "\n\n".join([cls.__doc__ or "", *keys]) if keys else cls.__doc__
 
     def __setattr__(self, key: str, value: Any) -> None:
-        known = fields_of(type(self))
-        if key not in known:
-            raise self._error(key, value, f"no such key; there are {', '.join(known)}{did_you_mean(key, known)}")
-        object.__setattr__(self, key, self._checked(known[key], value))
+        fields = fields_of(type(self))
+        if key not in fields:
+            raise self._error(key, value, f"no such key; there are {', '.join(fields)}{did_you_mean(key, fields)}")
+        object.__setattr__(self, key, self._checked(fields[key], value))
 
     def __post_init__(self) -> None:
         """Check the combination of several fields, in subclasses."""

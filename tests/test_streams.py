@@ -341,7 +341,7 @@ def test_wrong_arguments_are_named(message: str, change: dict[str, object]) -> N
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget which backends work, before and after."""
-    caches = (native.compiled, native._unavailable, streams._backend)
+    caches = (native.compiled, native._warn_unavailable, streams._backend)
     for cache in caches:
         cache.cache_clear()
     yield

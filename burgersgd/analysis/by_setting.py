@@ -54,11 +54,11 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Return the spread of finite values; statistics that need more values than there are are nan."""
-        known = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
-        if not len(known):
+        finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+        if not len(finite):
             return cls(0, math.nan, math.nan, UNKNOWN)
-        sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
-        return cls(len(known), float(np.mean(known)), sd, t_interval(known))
+        sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+        return cls(len(finite), float(np.mean(finite)), sd, t_interval(finite))
 
 
 @dataclass(frozen=True)

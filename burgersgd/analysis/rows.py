@@ -268,10 +268,12 @@ def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Differen
 
 def paired_units(row: Row, baseline: Row, any_budget: bool = False) -> list[Any]:
     """Return the units whose runs in both rows have the same data and, unless any_budget, the same budget."""
-    return [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
+    return [
+        u for u in row.values if u in baseline.values and _same_data_and_budget(row.of[u], baseline.of[u], any_budget)
+    ]
 
 
-def _alike(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
+def _same_data_and_budget(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
     first, second = a[0], b[0]
     if first.data != second.data or (first.digest and second.digest and first.digest != second.digest):
         return False

@@ -302,10 +302,10 @@ def read_run(folder: Path) -> Run:
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
     settings = flat(config)
-    return Run(folder, settings, _deciding(settings), status, state, str(status.get("data") or ""))
+    return Run(folder, settings, _hashed_settings(settings), status, state, str(status.get("data") or ""))
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, as identity.canonical does, without importing their classes."""
     dropped = {"trainer.epochs"} if settings.get("trainer.budget") is not None else set()
     dropped |= {key for key, other in ONLY_WITH.items() if not settings.get(other)}

@@ -70,10 +70,10 @@ def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[T
     trials = []
     for members in settings.values():
         values = [(validation(run), test(run)) for run in members]
-        known = np.array([pair for pair in values if not math.isnan(pair[0])], dtype=np.float64)
-        if not len(known):
+        measured = np.array([pair for pair in values if not math.isnan(pair[0])], dtype=np.float64)
+        if not len(measured):
             continue
-        means = known.mean(axis=0) if np.isfinite(known).all() else np.array([math.inf, math.inf])
+        means = measured.mean(axis=0) if np.isfinite(measured).all() else np.array([math.inf, math.inf])
         spent = sum(_spent(run) for run in members)
         trials.append(Trial(float(means[0]), float(means[1]), spent))
     return trials

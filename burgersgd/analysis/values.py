@@ -60,11 +60,11 @@ def check(runs: Runs, metric: str, at: At) -> None:
         return
     if not any(run.state in ("completed", "diverged") for run in runs) and at.kind in ("end", "best"):
         raise ValueError(f"none of the {len(runs)} runs is finished, so there is nothing to compare yet")
-    known: set[str] = set()
+    metrics: set[str] = set()
     for run in runs:
-        known |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})
-    if metric not in known:
-        raise ValueError(f"metric={metric}: must be one of {', '.join(sorted(known))}")
+        metrics |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})
+    if metric not in metrics:
+        raise ValueError(f"metric={metric}: must be one of {', '.join(sorted(metrics))}")
     if all(map(math.isnan, values)):  # +inf: a run diverged
         raise ValueError(f"metric={metric}: no run has a value at {at}")
 
@@ -89,8 +89,8 @@ def measure(run: Run, metric: str, at: At) -> float:
     limit = {"end": math.inf, "best": number(run.status.get("best_at")), "budget": at.value}[at.kind]
     if at.kind == "budget" and not (len(evaluations) and evaluations[-1] > limit - run.cycle):
         return math.inf if run.state == "diverged" else math.nan
-    known = np.flatnonzero((evaluations <= limit) & ~np.isnan(values))
-    return _finite(float(values[known[-1]])) if len(known) else math.nan
+    measured = np.flatnonzero((evaluations <= limit) & ~np.isnan(values))
+    return _finite(float(values[measured[-1]])) if len(measured) else math.nan
 
 
 def curve_problem(run: Run) -> str:

@@ -262,7 +262,7 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     return otherwise
 
 
-def engine_again(engine: str, device: torch.device) -> str:
+def engine_of_resumed(engine: str, device: torch.device) -> str:
     """Return the engine with which a resumed run was started if it works here, else eager."""
     kind = ENGINES[engine]
     if kind.compiles:

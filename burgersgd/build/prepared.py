@@ -27,8 +27,8 @@ from burgersgd.build.parts import (
     check_labels,
     dataset_of,
     device_of,
-    engine_again,
     engine_of,
+    engine_of_resumed,
     loss_of,
     maker_of,
     model_of,
@@ -127,7 +127,7 @@ def prepare(
         if engine is None:
             chosen = engine_of(config, problem, device, len(configs), batch_size)
         else:
-            chosen = engine_again(engine, device)
+            chosen = engine_of_resumed(engine, device)
     if len(configs) > 1 and network.batched and not ENGINES[chosen].gradient_in_c:
         importlib.import_module("torch._dynamo")  # else torch's first vmap imports it, which keeps a fleet alive
     budget = budget_of(config, data.n_train, batch_size)
@@ -264,11 +264,11 @@ class Prepared:
 
     def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
         """Raise ConfigError where a run was trained with another module, and DataError where on other data."""
-        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 stored neither structure nor digest
+        recorded, now = checkpoint.get("predictor"), self.network  # version 0.1.0 stored neither structure nor digest
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
-        if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
+        if not same or (recorded is not None and recorded["structure"] != now["predictor"]["structure"]):
             raise ConfigError(f"model: differs from the module with which {folder} was trained")
-        for name, value in {} if known is None else known["fixed"].items():
+        for name, value in {} if recorded is None else recorded["fixed"].items():
             if name not in self.changing and not same_values(value, now["predictor"]["fixed"].get(name)):
                 raise ConfigError(f"model: {name}, which is not trained, differs from that of {folder}")
         digest = checkpoint.get("data")

@@ -32,14 +32,14 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
     with generators_kept():
         x = model.start().to(problem.inputs)
         states = generator_states()
-        n = _unmistakable(problem, n_outputs)
+        n = _unambiguous_size(problem, n_outputs)
         for train in (True, False):
             _check_outputs(_outputs(problem, model, x, n, train), n, n_outputs, problem.loss.name)
         for size in sorted(set(batch_sizes)):
             if size < 3:  # modules do not treat larger sizes differently
                 _outputs(problem, model, x, size, True)
         model.random = generator_states() != states
-        _check_memory(problem, model, x, n)
+        _check_hidden_state(problem, model, x, n)
         _check_gradient(problem, model, x, n)
         if model.random or model.changing:
             model.batched = False
@@ -47,7 +47,7 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
             model.batched = _works_under_vmap(problem, x)
 
 
-def _unmistakable(problem: Problem, n_outputs: int) -> int:
+def _unambiguous_size(problem: Problem, n_outputs: int) -> int:
     """Return a number of examples that equals no other dimension, so that shapes cannot match by coincidence."""
     sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
     return next(n for n in itertools.count(3) if n not in sizes)
@@ -69,7 +69,7 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
             changed = {name for name, value in model.fixed.items() if not same_values(value, buffers[name])}
             model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
             if train:
-                _check_exchanged(model, inputs)
+                _check_buffers_replaced(model, inputs)
     except ConfigError:
         raise
     except Exception as error:  # any error of the user's module
@@ -85,7 +85,7 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
     return outputs
 
 
-def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
+def _check_hidden_state(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
     """Raise ConfigError where a call depends on earlier calls other than through buffers.
 
     In both modes, outputs must not change after a call in training mode with other examples: otherwise a run would
@@ -107,7 +107,7 @@ def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
             )
 
 
-def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
+def _check_buffers_replaced(model: Wrapped, inputs: Tensor) -> None:
     """Raise ConfigError where a call in training mode replaces a buffer by another tensor."""
     plain = model.module().to(inputs.device, inputs.dtype).train()
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
@@ -142,10 +142,10 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
         grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
     except Exception as error:
         raise ConfigError(f"model: the gradient cannot be computed: {one_line(error)}") from error
-    for stranger in _leaves_behind(loss):
-        if not any(stranger is leaf for leaf in leaves):
+    for tensor in _leaf_tensors(loss):
+        if not any(tensor is leaf for leaf in leaves):
             names = {id(p): name for name, p in model.original_parameters()}
-            what = names.get(id(stranger), f"a tensor {list(stranger.shape)} that requires a gradient")
+            what = names.get(id(tensor), f"a tensor {list(tensor.shape)} that requires a gradient")
             raise ConfigError(
                 f"model: forward uses {what}, which is not a parameter of the module and would not be trained; "
                 "make it an nn.Parameter of the module and access it by self"
@@ -157,7 +157,7 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
             raise ConfigError(f"model: the gradient of {name} is sparse, must be dense (sparse=False)")
 
 
-def _leaves_behind(loss: Tensor) -> list[Tensor]:
+def _leaf_tensors(loss: Tensor) -> list[Tensor]:
     """Return the tensors to which a backward pass from the loss would add gradients."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:

@@ -106,7 +106,7 @@ def open_descriptors() -> None:
                 os.close(nowhere)
 
 
-def let_go() -> None:
+def flush_or_discard() -> None:
     """Flush standard output and standard error; on failure redirect them to os.devnull.
 
     Otherwise the interpreter's own flush at exit would fail and change the exit code.

@@ -137,7 +137,7 @@ class Progress:
         if self._train_loss is not None:
             numbers.append(f"loss {self._train_loss:.4g}")
         if self._validation_error is not None:
-            numbers.append(f"val. {_named(self.percent)} {_error(self._validation_error, self.percent)}")
+            numbers.append(f"val. {_error_name(self.percent)} {_error(self._validation_error, self.percent)}")
         return numbers
 
 
@@ -160,7 +160,7 @@ class SweepProgress(Progress):
         self._runs_done = self._runs = self._evaluations_done = 0
         self.under_way = 0
         """Gradient evaluations that other processes have reported for runs that have not ended."""
-        self._said = ""  # description (number of runs done) in the last line
+        self._printed = ""  # description (number of runs done) in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
         """Set the number of runs that are still to be done, and the sum of their budgets."""
@@ -189,13 +189,13 @@ class SweepProgress(Progress):
 
     def close(self) -> None:
         """Show the last state, including the runs that have ended since the last line; may be called twice."""
-        if self._said != self._description:
+        if self._printed != self._description:
             self._shown = None
         super().close()
 
     def _print(self) -> None:
         super()._print()
-        self._said = self._description
+        self._printed = self._description
 
     def _describe(self) -> None:
         self._description = f"{self._runs_done}/{self._runs} runs"
@@ -252,7 +252,7 @@ def summary(
     constant = "the most frequent class" if percent else "the mean of the targets"
     guessing = None
     if guess_error is not None:
-        guess = f"validation {_named(percent)} {_error(guess_error, percent)}"
+        guess = f"validation {_error_name(percent)} {_error(guess_error, percent)}"
         guessing = f"no better than guessing: predicting {constant} has {guess}"
     where = None if folder is None else shown_path(folder)
     setting: dict[str, str | None] = {
@@ -265,10 +265,10 @@ def summary(
     outcome = {
         "DIVERGED": diverged,
         "final train loss": None if train_loss is None else f"{train_loss:.4g}",
-        f"validation {_named(percent)}": None if validation_error is None else _error(validation_error, percent),
-        f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
+        f"validation {_error_name(percent)}": None if validation_error is None else _error(validation_error, percent),
+        f"test {_error_name(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
-        "best by validation": None if best is None else f"test {_named(percent)} {best}",
+        "best by validation": None if best is None else f"test {_error_name(percent)} {best}",
         "regime": regime,
         "NOT LEARNT": guessing,
         "advice": advice,
@@ -361,7 +361,7 @@ def shown_path(folder: Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
-def _named(percent: bool) -> str:
+def _error_name(percent: bool) -> str:
     """Return the name of the error: "error", or "RMSE" in regression."""
     return "error" if percent else "RMSE"
 

@@ -76,7 +76,9 @@ def _run(study: StudyConfig, usual_name: str, given: argparse.Namespace, words: 
     register_schemas()
     try:
         with interruptible(exit_at_once=True):
-            answer = run_study(study, root, command, _tell if not given.quiet else _nothing, given.quiet)
+            answer = run_study(
+                study, root, command, _print_progress if not given.quiet else _print_nothing, given.quiet
+            )
     except StudyStoppedError as stopped:
         print(f"burgersgd: {stopped}", file=sys.stderr)
         return stopped.exit_code
@@ -138,9 +140,9 @@ def _add_common(made: argparse.ArgumentParser) -> None:
     made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _nothing(line: str) -> None:
+def _print_nothing(line: str) -> None:
     pass

@@ -81,13 +81,13 @@ def keep_spec(study: StudyConfig, root: Path) -> None:
     """Record the settings of the study. Raises ConfigError if the folder holds another study."""
     plain = {key: value for key, value in dataclasses.asdict(study).items() if key not in ("question", "quick")}
     try:
-        known = yaml.safe_load(read_text(root / SPEC))
+        recorded = yaml.safe_load(read_text(root / SPEC))
     except (RunFolderError, yaml.YAMLError):
-        known = None
-    if isinstance(known, dict):  # older records lack keys that were added later; they had the default values
-        known = {key: known.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
-    if known is not None and known != plain:
-        other = ", ".join(key for key in plain if known.get(key) != plain[key])
+        recorded = None
+    if isinstance(recorded, dict):  # older records lack keys that were added later; they had the default values
+        recorded = {key: recorded.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
+    if recorded is not None and recorded != plain:
+        other = ", ".join(key for key in plain if recorded.get(key) != plain[key])
         raise ConfigError(f"{root}: the folder holds a study with different settings ({other}); choose another --name")
     root.mkdir(parents=True, exist_ok=True)
     with replacing(root / SPEC) as stream:

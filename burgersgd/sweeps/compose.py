@@ -200,8 +200,8 @@ def _fits(config: TrainConfig, group: str, values: Mapping[str, Any]) -> bool:
     settings = getattr(config, group, None) if group else config
     if not isinstance(settings, Group) or "." in group:
         return False
-    known = fields_of(type(settings))
-    kinds = {name: type_name(known[name]).partition(" | ")[0] if name in known else "" for name in values}
+    fields = fields_of(type(settings))
+    kinds = {name: type_name(fields[name]).partition(" | ")[0] if name in fields else "" for name in values}
     number = {"int": (int,), "float": (int, float), "LearningRate": (int, float)}
     return all(type(value) in number.get(kinds[name], ()) for name, value in values.items())
 

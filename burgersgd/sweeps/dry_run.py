@@ -64,12 +64,12 @@ def of_sweep(sweep: Sweep) -> str:
 
 def _seconds(fleets: Sequence[Sequence[Job]], plans: Mapping[str, Plan]) -> float:
     """Return the seconds that the fleets would take one after the other, estimated from the speed of some of them."""
-    known, measured = 0.0, 0
+    seconds, measured = 0.0, 0
     total = [sum(plans[job.folder.name].budget for job in fleet) for fleet in fleets]
     for fleet, evaluations in [*zip(fleets, total, strict=True)][:MEASURED]:
-        known += evaluations / rate_of([job.config for job in fleet[:RUNS]])
+        seconds += evaluations / rate_of([job.config for job in fleet[:RUNS]])
         measured += evaluations
-    return known * sum(total) / measured
+    return seconds * sum(total) / measured
 
 
 def _duration(seconds: float) -> str:

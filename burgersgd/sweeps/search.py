@@ -43,7 +43,7 @@ def check_optuna() -> None:
 
 
 @contextlib.contextmanager
-def keeping(folder: Path) -> Iterator[None]:
+def claimed_study(folder: Path) -> Iterator[None]:
     """Claim the study in a folder for this process, since a search has to know all its trials.
 
     Raises ConfigError, in one line, where another process has claimed it and where its file cannot be used.
@@ -70,7 +70,7 @@ class Search:
     """A study of Optuna: trials of the space, each one job or, where seeds are listed, one job per seed.
 
     folder: where the study is stored, so that the search can be resumed; None keeps it in memory. Raises ConfigError
-    where the folder holds a study with different settings; `keeping` handles the errors of its file.
+    where the folder holds a study with different settings; `claimed_study` handles the errors of its file.
     """
 
     def __init__(self, space: Space, folder: Path | None) -> None:
@@ -96,7 +96,7 @@ class Search:
         self._ranges = {r.key: r for r in space.ranges}
         self._distributions = _distributions(space, self._choices)
         listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
-        fixed = [word for word in space.fixed if _root(word) not in NOT_HASHED]
+        fixed = [word for word in space.fixed if _group_of(word) not in NOT_HASHED]
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
         before = self._study.user_attrs.get("of", of)
         if before != of:
@@ -231,14 +231,14 @@ def _typed_labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
     The labels are texts where Optuna does not accept a value (a list) or confuses two of them (1 and True).
     """
     words = _labels(axis)
-    typed = {_typed(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}
+    typed = {_value_of(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}
     return typed if len(typed) == len(words) else words
 
 
-def _typed(label: str) -> Any:
+def _value_of(label: str) -> Any:
     value = OverridesParser.create().parse_override(f"key={label}").value()
     return value if value is None or isinstance(value, bool | int | float | str) else label
 
 
-def _root(word: str) -> str:
+def _group_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition(".")[0]

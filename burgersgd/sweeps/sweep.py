@@ -30,7 +30,7 @@ from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
-from burgersgd.sweeps.search import Search, check_optuna, keeping
+from burgersgd.sweeps.search import Search, check_optuna, claimed_study
 from burgersgd.sweeps.space import Space, Words, space_of
 from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text
 from burgersgd.sweeps.summary import summary
@@ -159,7 +159,7 @@ class Sweep:
             if searching or any(stored(self.place(job)) is None for job in self.jobs):
                 self.folder.check_writable()
             if searching:
-                with keeping(folder):
+                with claimed_study(folder):
                     return self._search(launch, folder)
             self._ends |= dict.fromkeys(map(tuple, self.jobs))
             return [self._launched(launch, self.jobs, 0)]

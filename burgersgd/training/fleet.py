@@ -316,8 +316,8 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
     c = fleet.coefficients_at(fleet.evaluations - 1) if since else {}
     measured = (None, None) if validation is None else validation(fleet.x)
     moment = Moment(fleet, seconds, since, c, said, measured)
-    known = {"always": True, "evaluated": since > 0, "validated": validation is not None}
-    values = {metric.name: metric.of(moment) for metric in TABLE if known[metric.when]}
+    is_due = {"always": True, "evaluated": since > 0, "validated": validation is not None}
+    values = {metric.name: metric.of(moment) for metric in TABLE if is_due[metric.when]}
     on_cpu: dict[str, Any] = {
         name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
     }

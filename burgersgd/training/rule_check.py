@@ -114,7 +114,7 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
     c and state are those of one run, or of all its replicas; the second run has the same ones and other gradients.
     """
     rows = rule.replicas or 1
-    c, state = _both(c, c), _both(state, state)
+    c, state = _concatenated(c, c), _concatenated(state, state)
     like = next(field for field in state if field is not None)
     scale = torch.ones_like(like[:, :1])
     scale[rows:] = 3.0
@@ -174,7 +174,7 @@ def _narrow(fields: Any, d: int) -> Any:
     return type(fields)(*(f if f is None or f.shape[-1] != d else f[..., :COLUMNS] for f in fields))
 
 
-def _both(one: Any, other: Any) -> Any:
+def _concatenated(one: Any, other: Any) -> Any:
     """Return two states, or coefficients, concatenated to those of one fleet."""
     fields = zip(one, other, strict=True)
     return type(one)(*(None if a is None else torch.cat([a, b]) for a, b in fields))

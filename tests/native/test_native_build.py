@@ -38,7 +38,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cache in (native.compiled, native._unavailable, native._refused):
+    for cache in (native.compiled, native._warn_unavailable, native._warn_of_folder):
         cache.cache_clear()
 
 

@@ -21,7 +21,7 @@ from burgersgd.config import AdamWConfig, SgdConfig
 from burgersgd.identity import config_hash
 from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
-from burgersgd.recording.warned import said_once
+from burgersgd.recording.warned import each_warning_once
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, stored, train_chunk
 from burgersgd.sweeps.sweep import Sweep
@@ -358,7 +358,7 @@ def test_hydra_finds_the_plugin_without_importing_torch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("hydra/launcher=basic",)], ids=["fleet", "basic"])
-def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
+def test_a_warning_of_all_fleets_is_each_warning_once_and_without_a_stamp(
     words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     unstable = ["optimizer.lr=0.2", "optimizer.gamma=0.1", "optimizer.inner_steps=5", "model.depth=1,2", "seed=1,2"]
@@ -373,7 +373,7 @@ def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
 
 def test_warnings_that_differ_in_more_than_numbers_are_all_said(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("burgersgd")
-    with said_once():
+    with each_warning_once():
         for text in ("a 1.5 b", "a -2e-3 b", "a b", "a 7 c"):
             log.warning("%s", text)
     log.warning("a 8 b")

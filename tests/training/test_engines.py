@@ -51,13 +51,13 @@ def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
 
 def test_an_engine_that_does_not_work_here_is_replaced_by_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert {name: parts.engine_again(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
+    assert {name: parts.engine_of_resumed(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
         name: "eager" for name, kind in ENGINES.items() if kind.device == "cuda"
     }
-    assert parts.engine_again("native", torch.device("cuda")) == "eager"
+    assert parts.engine_of_resumed("native", torch.device("cuda")) == "eager"
     monkeypatch.setattr(parts.native, "library", lambda _: None)
     monkeypatch.setattr(parts, "why_not_compiled", lambda _: "there is no compiler")
-    assert {parts.engine_again(name, cpu) for name in ENGINES} == {"eager"}
+    assert {parts.engine_of_resumed(name, cpu) for name in ENGINES} == {"eager"}
 
 
 def test_an_engine_that_reads_examples_where_they_lie_refuses_changed_ones() -> None:

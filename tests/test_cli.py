@@ -232,7 +232,7 @@ def test_a_diverging_run_exits_3_and_says_when(tmp_path: Path, capsys: pytest.Ca
         ),
     ],
 )
-def test_a_run_that_learnt_nothing_is_told_so_with_advice(
+def test_a_run_that_learnt_nothing_is_reported_with_advice(
     words: list[str], advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*SHORT, "trainer.clip_norm=1", *words]) == 0
@@ -248,7 +248,7 @@ def test_a_run_that_learnt_nothing_is_told_so_with_advice(
     assert "no better than guessing" in (only_folder(tmp_path) / "log.txt").read_text()
 
 
-def test_a_run_that_learns_is_told_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_learns_gets_no_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trainer.epochs=5", "optimizer=sgd"]) == 0
     status = read_status(only_folder(tmp_path))
     assert (status["no_better_than_guessing"], status["advice"]) == (False, None)

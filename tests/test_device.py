@@ -79,7 +79,7 @@ def test_a_backend_that_fails_says_why_in_one_line() -> None:
     assert streams._problem_with(streams._torch_fill, "cpu") is None
 
 
-def test_without_a_working_triton_plain_torch_draws_and_it_is_said(
+def test_without_a_working_triton_torch_draws_and_this_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(streams, "_problem_with", lambda fill, device: "no C compiler")

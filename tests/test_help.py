@@ -242,7 +242,7 @@ def test_a_dry_run_of_a_named_sweep_counts_what_is_done(capsys: pytest.CaptureFi
     assert re.search(r"fleets +none", capsys.readouterr().out)
 
 
-def test_a_dry_run_of_a_search_tells_the_most_that_a_run_takes(
+def test_a_dry_run_of_a_search_shows_the_largest_budget_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("optuna")

@@ -76,7 +76,7 @@ def test_a_repetition_has_the_same_bits(compile: str, tmp_path: Path, capsys: py
     assert "differs" not in out
 
 
-def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repetition_that_differs_is_reported_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = read_checkpoint(folder)["state"]
     state["y"][3] += 1e-3
     rewrite_checkpoint(folder, state=state)

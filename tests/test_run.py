@@ -165,7 +165,9 @@ def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -
 
 @pytest.mark.parametrize("compile", ["native", "off"])
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_targets_are_standardized_for_training_and_errors_told_in_their_own_unit(outputs: int, compile: str) -> None:
+def test_targets_are_standardized_for_training_and_errors_reported_in_their_own_unit(
+    outputs: int, compile: str
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 5))
     y = (x @ rng.standard_normal((5, outputs))) * [300.0, 0.02, 7.0][:outputs] + [5000.0, -3.0, 0.4][:outputs]

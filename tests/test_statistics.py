@@ -128,7 +128,7 @@ def test_a_fleet_of_three_equals_three_single_runs(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [normalised, spectral])
-def test_a_resumed_run_has_the_bits_of_the_undisturbed_one(make: Any) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(make: Any) -> None:
     short = dataclasses.replace(config(budget=16), run_name="short")
     train(short, model=make(), dataset=DATA, progress=False)
     longer = resume("outputs/short", budget=32, run_name="longer", model=make(), dataset=DATA, progress=False)

@@ -63,7 +63,7 @@ def test_the_objective_best_takes_the_numbers_at_the_best_x(tmp_path: Path) -> N
     assert "validation error % at best" in " ".join(b.table([setting]).columns)
 
 
-def test_one_seed_says_that_nothing_is_known_about_the_spread(tmp_path: Path) -> None:
+def test_with_one_seed_the_spread_is_reported_as_unknown(tmp_path: Path) -> None:
     for lr in (0.1, 0.2):
         write_run(tmp_path / str(lr), {"optimizer.lr": lr}, validation_error=lr)
     settings = b.by_setting(load(tmp_path))

@@ -405,7 +405,7 @@ def test_runs_that_repeat_one_another_count_once(tmp_path: Path) -> None:
     assert any("2 runs repeat others" in note for note in c.notes)
 
 
-def test_one_run_says_nothing_about_the_spread(tmp_path: Path) -> None:
+def test_one_run_gives_no_estimate_of_the_spread(tmp_path: Path) -> None:
     c = asked(write_sweep(tmp_path, {"sgd": SGD[:1], "adamw": ADAMW[:1]}))
     assert any("n = 1, nothing is known about the spread" in note for note in c.notes)
     d = row(c, "adamw").difference
@@ -414,7 +414,7 @@ def test_one_run_says_nothing_about_the_spread(tmp_path: Path) -> None:
     assert "nan" not in str(c)
 
 
-def test_the_error_of_the_test_part_itself_is_told(tmp_path: Path) -> None:
+def test_the_standard_error_of_the_test_part_is_reported(tmp_path: Path) -> None:
     errors = [float(np.float32(k / 359)) for k in (6, 5, 8, 7)]
     c = asked(write_sweep(tmp_path, {"sgd": errors}))
     assert c.blocks[0].n_test == 359

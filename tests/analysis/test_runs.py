@@ -177,7 +177,7 @@ def test_runs_of_the_version_before_a_key_was_added_are_the_same_runs(tmp_path: 
     assert "dataset.label_noise" in load(tmp_path).differing()
 
 
-def test_data_and_models_of_ones_own_are_told_apart_by_what_is_recorded(tmp_path: Path) -> None:
+def test_data_and_models_of_ones_own_are_distinguished_by_what_is_recorded(tmp_path: Path) -> None:
     config = TrainConfig()
     for name, model, own in (("a", None, False), ("b", "Net", True), ("c", "Other", True)):
         record = own_record(config, model, own)

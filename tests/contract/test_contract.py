@@ -47,7 +47,7 @@ def test_every_engine_computes_what_the_rule_says(
 @engines
 @sizes
 @by_name
-def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
+def test_a_run_stopped_anywhere_is_resumed_bit_for_bit(
     rule: Any, hyper: dict[str, float], width: int, precision: str, engine: str
 ) -> None:
     kind = {"width": width, "precision": precision}
@@ -65,7 +65,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
 @engines
 @sizes
 @by_name
-def test_a_diverged_run_is_frozen_and_the_others_go_on(
+def test_a_diverged_run_is_frozen_and_the_others_continue(
     rule: Any, hyper: dict[str, float], width: int, precision: str, engine: str
 ) -> None:
     fleet, healthy = (suite.fleet(rule, hyper, engine, width=width, precision=precision) for _ in range(2))
@@ -189,7 +189,7 @@ class _Slips(HeavyBall):
         ("state", r"_Slips.gradient_at: must return a tensor \[runs, d\], not Two"),
     ],
 )
-def test_a_slip_is_one_line(slip: str, message: str, engine: str) -> None:
+def test_a_mistake_in_a_rule_is_one_line(slip: str, message: str, engine: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         suite.fleet(_Slips(slip), HYPER, engine)
     assert "\n" not in str(caught.value)

@@ -133,7 +133,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_file_is_said_in_one_line(case: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_reported_in_one_line(case: str, tmp_path: Path) -> None:
     arrays, message = BAD[case]
     config = write(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=f"^dataset.path={config.path}: {message}$") as error:

@@ -91,7 +91,7 @@ def test_a_failing_compilation_is_reported_once_and_leaves_nothing(
     assert cached(sources) == []
 
 
-def test_the_reason_is_said_once_for_all_libraries(
+def test_the_reason_is_reported_once_for_all_libraries(
     sources: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (sources / "other.c").write_text(SOURCE)

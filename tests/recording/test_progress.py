@@ -276,7 +276,7 @@ def test_summary_shows_what_there_is() -> None:
     assert "20,000 in 03:20 (100 grad/s)" in summary(**long)
 
 
-def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
+def test_summary_of_a_sweep_shows_the_best_run_and_why_jobs_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

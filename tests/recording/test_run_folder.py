@@ -499,7 +499,9 @@ def test_an_engine_has_a_name_of_at_most_40_letters(folder: RunFolder) -> None:
             read_status(folder.path)
 
 
-def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configuration_is_whole(tmp_path: Path) -> None:
+def test_a_run_whose_folder_a_crash_left_incomplete_starts_again_if_its_configuration_is_complete(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "run"
     with RunFolder.create(path, CONFIG) as folder:
         config = (path / ".hydra" / "config.yaml").read_bytes()

@@ -57,7 +57,7 @@ def config(root: Path, *names: str, **changed: Any) -> TrainConfig:
     return TrainConfig(optimizer=SgdConfig(), trainer=trainer, output_root=str(root), **changed)
 
 
-def test_a_sink_is_told_the_configuration_every_row_and_the_end(tmp_path: Path) -> None:
+def test_a_sink_receives_the_configuration_every_row_and_the_end(tmp_path: Path) -> None:
     result = train(config(tmp_path, "listener", run_name="one"), progress=False)
     kinds = [what for what, _ in Listener.told]
     assert (kinds[0], kinds[-1], set(kinds[1:-1])) == ("start", "end", {"rows"})
@@ -100,7 +100,7 @@ def test_a_sink_that_fails_costs_one_warning_and_no_run(
         assert "end" not in kinds
 
 
-def test_a_run_that_goes_on_tells_its_rows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_sends_its_earlier_rows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Fleet.advance
 
     def stopping(self: Fleet, *arguments: Any) -> None:
@@ -131,7 +131,7 @@ def test_a_name_that_there_is_not_is_one_line_and_creates_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_whose_sink_is_not_installed_here_goes_on_without_it(
+def test_a_run_whose_sink_is_not_installed_is_resumed_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = sinks.Sinks(["gone", "tensorboard", "listener"], logging.getLogger("burgersgd.test"))
@@ -150,7 +150,7 @@ def test_without_its_package_mlflow_is_one_line(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_mlflow_is_told_numbers_at_their_evaluations_in_requests_of_its_size(
+def test_mlflow_receives_numbers_with_their_evaluations_in_requests_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, Any]] = []

@@ -136,7 +136,7 @@ def test_a_workload_whose_package_is_missing_is_left_out_and_named(tmp_path: Pat
         installed(StudyConfig(**STUDY, needs=dict.fromkeys(STUDY["workloads"], "a_package_of_nobody")), told.append)
 
 
-def test_a_folder_of_a_study_from_before_a_key_existed_goes_on(tmp_path: Path) -> None:
+def test_a_study_recorded_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
     study = StudyConfig(**STUDY)
     keep_spec(study, tmp_path)
     spec = yaml.safe_load((tmp_path / "study.yaml").read_text())
@@ -248,7 +248,7 @@ def test_numbers_of_the_command_line_may_have_exponents() -> None:
         read_study("smal")
 
 
-def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
+def test_a_quick_study_ends_with_its_report_and_is_resumed_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -322,7 +322,7 @@ def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bench", "mnist1d", "small", "valley"]
 
 
-def test_an_interrupted_study_says_how_it_goes_on(
+def test_an_interrupted_study_prints_how_to_resume_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

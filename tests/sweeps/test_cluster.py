@@ -97,7 +97,7 @@ def test_ray_trains_the_same_although_processes_are_lost(tmp_path: Path, trouble
 @pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray_of_two")
-def test_chunks_on_ray_are_saved_when_the_command_is_stopped_and_go_on_with_the_next(
+def test_chunks_on_ray_are_saved_when_the_command_stops_and_resumed_by_the_next(
     tmp_path: Path, trouble: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trouble({1: "stop"})
@@ -387,7 +387,7 @@ def test_jobs_on_this_machine_are_waited_for_when_they_are_cancelled(
     assert slept == [cluster.POLL_SECONDS] * waits
 
 
-def test_what_a_chunk_takes_where_nothing_is_said() -> None:
+def test_what_a_chunk_reserves_by_default() -> None:
     ray, slurm = FleetRayConf(), FleetSlurmConf()
     assert (ray.num_cpus, ray.num_gpus, ray.max_retries, ray.address, ray.init) == (1.0, None, 3, None, {})
     assert (slurm.cluster, slurm.cpus, slurm.gpus, slurm.mem_gb) == ("slurm", 1, None, None)

@@ -60,7 +60,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def test_the_same_command_again_trains_nothing_and_tells_the_same(
+def test_the_same_command_again_trains_nothing_and_prints_the_same_report(
     steps: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*JOBS, "sweep.name=s") == 0
@@ -84,7 +84,7 @@ def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) ->
 
 
 @pytest.mark.parametrize("moment", [25, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 59))])
-def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> None:
+def test_a_killed_and_resumed_sweep_ends_as_an_uninterrupted_one(moment: int, kill: Any) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
     kill(60 + moment)  # in the second of two fleets
     with pytest.raises(Killed):
@@ -134,7 +134,7 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
             assert file.stat().st_size == other_file.stat().st_size
 
 
-def test_a_sweep_that_is_told_to_stop_saves_all_runs_and_goes_on(
+def test_a_sweep_that_receives_a_signal_saves_all_runs_and_can_be_resumed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
@@ -239,7 +239,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
         (["output_root='out ${puts}'"], "in the first fleet"),
     ],
 )
-def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on(
+def test_an_interrupted_sweep_prints_its_folder_and_the_command_that_resumes_it(
     moment: str, name: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = [word.replace("${", "\\${") for word in name]

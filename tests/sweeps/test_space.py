@@ -54,7 +54,7 @@ def test_the_last_list_of_a_grid_is_walked_fastest(composer: Composer) -> None:
     assert [job[1:] for job in made] == [[f"seed={s}", f"model.width={w}"] for s in (1, 2) for w in (8, 9)]
 
 
-def test_lists_in_step_are_one_list_of_the_grid(composer: Composer) -> None:
+def test_zipped_lists_are_one_axis_of_the_grid(composer: Composer) -> None:
     words = ["optimizer.nu=1e-7,1e-6", "seed=1,2,3", "optimizer.gamma=5.0,10.0"]
     made = jobs(composer, words, zip=["optimizer.gamma", "optimizer.nu"])
     pairs = [("1e-07", "5.0"), ("1e-06", "10.0")]

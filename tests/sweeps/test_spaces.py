@@ -39,7 +39,7 @@ def test_every_optimizer_has_its_own_space_and_as_many_trials() -> None:
     assert min(values["sgd", "optimizer.lr"]) < 0.1
 
 
-def test_what_is_said_of_a_key_counts_for_the_optimizers_that_have_it() -> None:
+def test_overrides_of_a_key_apply_to_the_optimizers_that_have_it() -> None:
     made = jobs(SPACES, "sweep.sampler=random", "sweep.n_samples=1", "optimizer.nesterov=true", "sweep.seed=3")
     assert ["optimizer.nesterov=true" in job for job in made] == [True, False]
     preset = "sweep.params={optimizer.momentum: '0.5,0.6', seed: 'range(2)'}"
@@ -81,7 +81,7 @@ def test_a_single_run_has_no_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sweep.spaces: has an effect only in a sweep; add --multirun" in capsys.readouterr().err
 
 
-def test_spaces_are_trained_and_told_by_setting(
+def test_spaces_are_trained_and_reported_by_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

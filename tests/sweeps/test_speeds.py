@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_used_keeps_nothing(place: Path, monkeypatch: py
     assert speeds.stored_rates(KEY) == {}
 
 
-def test_the_key_tells_kinds_of_work_apart_but_not_budgets_seeds_or_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_distinguishes_kinds_of_work_but_not_budgets_seeds_or_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(workers: int = 1, **changes: Any) -> str:
         return speeds.key_of(prepare([small_config(**changes)]), workers)
 

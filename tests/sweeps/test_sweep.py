@@ -161,7 +161,7 @@ def test_max_runs_splits_a_group_evenly() -> None:
     assert [len(chunk) for chunk in chunks_of([*jobs, *other], 7)] == [7, 1, 1]
 
 
-def test_jobs_that_are_the_same_are_trained_once_and_this_is_said(
+def test_equal_jobs_are_trained_once_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = fleets(monkeypatch)
@@ -172,7 +172,7 @@ def test_jobs_that_are_the_same_are_trained_once_and_this_is_said(
     assert "burgersgd: 5 of 8 jobs repeat another job and are not trained again" in capsys.readouterr().err
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_jobs_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(*SGD, "seed=1,2", "sweep.name=s") == 0
     before = {path: (path / "metrics.csv").stat().st_mtime_ns for path in folders(tmp_path).values()}
     sizes = fleets(monkeypatch)
@@ -218,7 +218,7 @@ def test_every_launcher_and_sweeper_leaves_the_same_folders_that_their_hash_lead
         assert other == pytest.approx(losses[0], rel=1e-10)
 
 
-def test_a_failed_job_of_another_launcher_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_of_another_launcher_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blocked = Sweep([*SGD, "seed=1,2"])
     path = tmp_path / "outputs" / "multirun" / "s" / job_name(["seed=1"], blocked.plan(blocked.jobs[0]).digits)
     path.parent.mkdir(parents=True)

@@ -112,7 +112,7 @@ def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry
 
 
 @pytest.mark.slow
-def test_told_to_stop_all_workers_save_their_runs(tmp_path: Path) -> None:
+def test_all_workers_save_their_runs_at_a_signal(tmp_path: Path) -> None:
     chunks = [jobs(tmp_path, seeds, trainer=LONG) for seeds in (range(2), range(2, 3), range(3, 4))]
     stop: set[str] = set()
 

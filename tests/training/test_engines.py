@@ -141,7 +141,7 @@ print(*sorted({path for path in mapped if re.search(r"lib(gomp|iomp5|omp)\\b[^/]
     assert len(runtimes) == 1, runtimes
 
 
-def test_where_the_compiler_fails_the_steps_go_on_without_it(
+def test_where_the_compiler_fails_training_continues_without_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(self: Compiled, size: int) -> Any:

@@ -347,7 +347,7 @@ def test_the_lr_that_is_suggested_is_stable(case: str, scale: float) -> None:
     assert growth(config, 5.0 * scale) > 1 > growth(dataclasses.replace(config, lr=suggested), 5.0 * scale)
 
 
-def test_a_run_that_diverges_is_told_its_own_bound_and_its_siblings_are_not_asked() -> None:
+def test_a_diverged_run_reports_its_own_bound_without_evaluating_its_siblings() -> None:
     relu = MlpConfig(depth=2, width=12)
     fleet = fleet_of([SgdConfig(lr=lr) for lr in (0.05, 1e100)], model=relu, budget=20)
     start = fleet.x.clone()

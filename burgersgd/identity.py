@@ -46,7 +46,9 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
         part = record.get(key)
         if isinstance(part, Mapping) and part.get("name") == OWN and given is None:
             what = f"{key}={part.get('class', OWN)}"
-            raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
+            raise ConfigError(
+                f"{what}: is your own and must be passed again, in Python: burgersgd.resume(..., {key}=...)"
+            )
 
 
 def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:

@@ -132,7 +132,7 @@ def no_such_key(key: str) -> str:
         where = [f"{g}={c}" for g, names in GROUPS.items() for c in names.shipped if key in _names(g, c)]
         if len(where) in (0, len(GROUPS[key.partition(".")[0]].shipped)):  # all choices have the key
             return f"{key}: cannot be set in this way (see burgersgd help {key})"
-        question = f" with this {key.partition('.')[0]}; only {', '.join(where)} has it"
+        question = f" with this {key.partition('.')[0]}; it exists with {', '.join(where)}"
     else:
         question = did_you_mean(key, [*every, *GROUPS])
     return f"{key}: no such key{question} (burgersgd train --help lists them)"

@@ -112,7 +112,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         ),
         (
             ["optimizer=sgd", "optimizer.gamma=3"],
-            "optimizer.gamma: no such key with this optimizer; only optimizer=",
+            "optimizer.gamma: no such key with this optimizer; it exists with optimizer=",
         ),
         (["--optimizer", "sgd"], "--optimizer: no such flag; did you mean optimizer=sgd?"),
         (["--lr=0.5", "seed=3"], "--lr=0.5: no such flag; did you mean optimizer.lr=0.5?"),

@@ -140,9 +140,9 @@ def test_modules_of_ones_own_export_without_the_module(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), result.model.parameters(), strict=True))
     assert math.isfinite(evaluate(tmp_path / "outputs/own", model=net)["test_loss"])
     assert read_config(tmp_path / "outputs/own")["model"] == {"name": "own", "class": "Sequential"}
-    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is your own and must be passed again"):
         evaluate(tmp_path / "outputs/own")
-    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is your own and must be passed again"):
         resume(tmp_path / "outputs/own", budget=80)
     longer = resume(tmp_path / "outputs/own", budget=80, model=net, progress=False)
     assert longer.evaluations == 80
@@ -155,7 +155,7 @@ def test_arrays_of_ones_own_are_needed_again_with_their_options(tmp_path: Path) 
     result = train(config, dataset=arrays, progress=False)
     record = read_config(tmp_path / "outputs/own")["dataset"]
     assert (record["name"], record["options_of"], record["label_noise"]) == ("own", "two_spirals", 0.2)
-    with pytest.raises(ConfigError, match=r"^dataset=own: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^dataset=own: is your own and must be passed again"):
         resume(tmp_path / "outputs/own", progress=False)
     again = resume(tmp_path / "outputs/own", dataset=arrays, progress=False)
     assert (again.test_loss, again.task) == (result.test_loss, "classification")

@@ -56,7 +56,7 @@ def _block_notes(c: Comparison, block: Block) -> list[str]:
                 f"{inside}{row.label}: picked out of {row.n_settings} settings by the reported numbers: optimistic"
             )
         if len(row.values) == 1:
-            notes.append(f"{inside}{row.label}: n = 1, nothing is known about the spread")
+            notes.append(f"{inside}{row.label}: n = 1, so the spread is unknown")
         d = row.difference
         if d is not None and d.n_unpaired:
             notes.append(f"{inside}{row.label}: {d.n_unpaired} runs have no partner of the same seed in the other row")

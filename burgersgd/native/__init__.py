@@ -86,7 +86,7 @@ def compiled(name: str, source: str) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return _warn_unavailable("no C compiler found ($CC, cc, gcc, clang)")
-    reason = "no folder to keep them in"
+    reason = "there is no folder for compiled kernels"
     for folder in folders():  # the second is used where the first is read-only or forbids execution
         try:
             return ctypes.CDLL(str(_built(folder, compiler, name, source)))

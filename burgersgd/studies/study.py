@@ -152,7 +152,7 @@ def stein_table(cells: list[Cell]) -> Table:
     baseline = cells[0].study.baseline
     title = f"Test error (%, in regression RMSE) minus that of {baseline}, in two stages (Stein), not adjusted"
     columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
-    return Table(title, (*columns, "as narrow as wanted"), tuple(rows))
+    return Table(title, (*columns, "narrow enough"), tuple(rows))
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:

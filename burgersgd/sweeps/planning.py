@@ -374,5 +374,5 @@ def _run_bytes_if_they_matter(prepared: Prepared) -> int:
 def _too_large(group: Group) -> ConfigError:
     needed, free = group.bytes_per_run / 1e9, available_memory(group.prepared.problem.inputs.device) / 1e9
     return ConfigError(
-        f"one run needs about {needed:.2g} GB of memory, {free:.2g} are free: a smaller model or batch may fit"
+        f"one run needs about {needed:.2g} GB of memory, {free:.2g} are free; try a smaller model or trainer.batch_size"
     )

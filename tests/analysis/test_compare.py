@@ -407,7 +407,7 @@ def test_runs_that_repeat_one_another_count_once(tmp_path: Path) -> None:
 
 def test_one_run_gives_no_estimate_of_the_spread(tmp_path: Path) -> None:
     c = asked(write_sweep(tmp_path, {"sgd": SGD[:1], "adamw": ADAMW[:1]}))
-    assert any("n = 1, nothing is known about the spread" in note for note in c.notes)
+    assert any("n = 1, so the spread is unknown" in note for note in c.notes)
     d = row(c, "adamw").difference
     assert d is not None
     assert (d.test, d.mean) == ("", pytest.approx(0.01))

@@ -88,7 +88,7 @@ def train_help(words: Sequence[str]) -> str:
     lines = [TRAIN, _table(FLAGS.items()), "", EXAMPLES, colour("groups", "1")]
     lines.append(_table((f"{g}=", ", ".join(sorted(n.names()))) for g, n in GROUPS.items() if len(n.shipped) > 1))
     lines.append(_table([("experiment=", ", ".join(experiments()))]))
-    lines += ["", colour("keys", "1") + " (burgersgd help KEY explains one of them)", _keys(top_keys(), given)]
+    lines += ["", colour("keys", "1") + " (see burgersgd help KEY)", _keys(top_keys(), given)]
     for group in GROUPS:
         for choice in chosen.get(group) or [DEFAULTS[group]]:
             summary, keys = choice_of(group, choice)

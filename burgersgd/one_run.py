@@ -46,8 +46,10 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     except ValueError as error:
         return fail(error)
     if own.verbose:
+        import torch
+
         device, d = prepared.problem.inputs.device, prepared.problem.d
-        chosen = f"engine {prepared.engine} on {device}, {prepared.threads or torch.get_num_threads()} threads"
+        chosen = f"engine {prepared.engine} on {device}, {prepared.threads or torch.get_num_threads()} thread(s)"
         print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
         (result,) = train_prepared(prepared, [words], progress=False if own.quiet else None)

@@ -147,7 +147,9 @@ class RunRecord:
             self.rows = self.folder.rewind(*position)
         last = self.rows[-1]["evaluations"] if self.rows else -1
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
-            raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, after the checkpoint")
+            raise RunFolderError(
+                f"{self.folder.path}: metrics.csv ends at evaluation {last}, which does not fit the checkpoint"
+            )
 
     def start_sinks(self) -> None:
         """Inform the sinks that the run starts or is resumed, and pass the rows so far."""

@@ -78,7 +78,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["hydra/launcher=none"], "hydra/launcher=none: must be one of basic"),
         (["--multirun", "seed=1,2", "hydra/sweeper=none"], "hydra/sweeper=none: must be one of basic"),
         (["hydra.none=1"], "hydra.none: no such key"),
-        (["--config-name=other"], "--config-name=other: must be left out"),
+        (["--config-name=other"], "--config-name=other: cannot be used"),
         (["seed"], "seed: must be KEY=VALUE"),
         (["optimizer.nu=-1"], "optimizer.nu=-1.0: must be >= 0"),
         (["optimizer.gamma=0"], "optimizer.gamma=0.0: must be > 0"),
@@ -92,7 +92,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["loss=logistic"], "loss.name=logistic: needs two classes"),
         (
             ["dataset=teacher_student", "loss=cross_entropy"],
-            "loss.name=cross_entropy: dataset=teacher_student is reg",
+            "loss.name=cross_entropy: must be squared_error, because",
         ),
         (["optimizer.burn_in=50", "trainer.budget=60"], "or x would never move"),
         (["trainer.epochs=0.1"], "trainer.epochs=0.1: is 3 gradient evaluations, must be >= 20"),
@@ -101,7 +101,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["dataset=mnist", "dataset.download=false"], "dataset=mnist"),
         (["seed=1,2"], "add --multirun"),
         (["--multirun", "optimizer.nu=1e-5,-1"], "optimizer.nu=-1.0: must be >= 0"),
-        (["output_root=file/below"], "output_root=file/below: cannot write there"),
+        (["output_root=file/below"], "output_root=file/below: cannot be written"),
         (["=x"], "="),
         (["--foo"], "--foo: no such flag (burgersgd train --help)"),
         (["optimizer.gama=1"], "optimizer.gama: no such key; did you mean optimizer.gamma?"),
@@ -119,7 +119,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["--mulitrun", "seed=1,2"], "--mulitrun: no such flag; did you mean --multirun?"),
         (["hydra.run.dir=x"], "hydra.run.dir=x: has no effect on a single run"),
         (["hydra.verbose=true"], "hydra.verbose=true: has no effect on a single run"),
-        (["-m", "hydra.run.dir=x", "seed=1,2"], "hydra.run.dir=x: has no effect here"),
+        (["-m", "hydra.run.dir=x", "seed=1,2"], "hydra.run.dir=x: has no effect on a sweep"),
         (["-m", "output_root=a,b"], "output_root=a,b: output_root does not change what a run computes"),
         (["-m", "device.threads=1,2"], "device.threads=1,2: device.threads does not change what a run computes"),
         (["-m", "device=cpu,auto"], "device=cpu,auto: device does not change what a run computes"),
@@ -134,7 +134,7 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         (["--cfg", "job", "optimizer.lr=abc"], "optimizer.lr=abc: must be of type float"),
         (["--cfg", "job", "--run"], "Only one of --run, --multirun, --cfg, --info"),
         (["--resolve"], "--resolve and --package: can only be used with --cfg job"),
-        (["--experimental-rerun", "x"], "--experimental-rerun=x: must be left out"),
+        (["--experimental-rerun", "x"], "--experimental-rerun=x: cannot be used"),
         (["hydra.sweeper.params={seed:'1,2'}"], "hydra.sweeper.params={seed:'1,2'}: cannot be composed"),
         (["dataset=[[]]"], "dataset=[[]]: cannot be composed"),
         (["optimizer.name=adamw"], "optimizer.name=adamw: must be one of local_entropy"),
@@ -155,9 +155,9 @@ def test_the_same_command_twice_gives_bit_identical_metrics(tmp_path: Path) -> N
         ),
         (
             ["dataset=teacher_student", "loss=squared_error", "dataset.noise=1e300"],
-            "dataset=teacher_student: targets are not finite in float32",
+            "dataset=teacher_student: all targets must be finite in float32",
         ),
-        (["dataset=two_spirals", "dataset.turns=1e308"], "dataset=two_spirals: inputs are not finite in float32"),
+        (["dataset=two_spirals", "dataset.turns=1e308"], "dataset=two_spirals: all inputs must be finite in float32"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_created(
@@ -312,9 +312,8 @@ def test_help_lists_commands_groups_and_keys() -> None:
     train = burgersgd("train", "optimizer=paper_sde", "--help")
     assert train.returncode == 0
     assert re.search(r"optimizer= +adamw, ", train.stdout)
-    assert re.search(
-        r"optimizer.epsilon=0.3 +ratio of the time scales of y and x in \(5.14\) \(float > 0\)", train.stdout
-    )
+    shown = " ".join(train.stdout.split())
+    assert "optimizer.epsilon=0.3 ratio of the time scales of y and x in (5.14) (float > 0)" in shown
     assert "schema" not in train.stdout
     assert burgersgd("train", "optimizer=foo", "--help").returncode == 2
     assert burgersgd("fly").returncode == 2

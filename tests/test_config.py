@@ -119,11 +119,11 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: SgdConfig(nesterov=True), "optimizer.nesterov=true: needs optimizer.momentum > 0"),
         (
             lambda: LocalEntropyConfig(momentum=0.5, nesterov=True),
-            "optimizer.nesterov=true: with optimizer.momentum=0.5 needs optimizer.nu=0",
+            "optimizer.nesterov=true: needs optimizer.nu=0 with optimizer.momentum=0.5",
         ),
         (
             lambda: LocalEntropyConfig(momentum=0.5, integrator="leimkuhler_matthews"),
-            "optimizer.integrator=leimkuhler_matthews: with optimizer.momentum=0.5 needs optimizer.nu=0",
+            "optimizer.integrator=leimkuhler_matthews: needs optimizer.nu=0 with optimizer.momentum=0.5",
         ),
         (lambda: AdamWConfig(beta2=1.0), "optimizer.beta2=1.0: must be >= 0 and < 1"),
         (lambda: DigitsConfig(label_noise=1.0), "dataset.label_noise=1.0: must be >= 0 and < 1"),

@@ -63,7 +63,9 @@ def test_the_page_on_a_new_optimizer_does_what_it_says(tmp_path: Path) -> None:
     refused = commands("burgersgd train resume=outputs/first trainer.budget=100")
     assert refused.returncode == 2
     assert "optimizer=signum: must be one of local_entropy, " in refused.stderr
-    assert refused.stderr.strip().endswith("the run used optimizer=signum:SignumConfig, which must be given again")
+    assert refused.stderr.strip().endswith(
+        "the run used optimizer=signum:SignumConfig, which must be given again on the command line"
+    )
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,9 @@ def test_a_file_that_is_no_predictor_is_refused_in_one_line(content: Any) -> Non
         Path("model.pt").write_bytes(content)
     elif content is not None:
         torch.save(content, "model.pt")
-    with pytest.raises(RunFolderError, match=r"^(cannot read model\.pt|model\.pt is no predictor)") as caught:
+    with pytest.raises(
+        RunFolderError, match=r"^(cannot read model\.pt|model\.pt is not an exported predictor)"
+    ) as caught:
         load_predictor("model.pt")
     assert "\n" not in str(caught.value)
 

@@ -355,7 +355,7 @@ def test_a_checkpoint_beside_metrics_without_rows_is_refused(tmp_path: Path) -> 
     """metrics.csv may be as long as the checkpoint says and yet hold no row."""
     folder: Any = SimpleNamespace(path=tmp_path, rewind=lambda *position: [])
     run = RunRecord(small_config(), folder, {"evaluations": 20, "metrics_bytes": 3, "metrics_digest": "x"})
-    with pytest.raises(RunFolderError, match=r"metrics.csv ends at evaluation -1, the checkpoint differs$"):
+    with pytest.raises(RunFolderError, match=r"metrics.csv ends at evaluation -1, which does not fit the checkpoint$"):
         run.rewind()
 
 

@@ -255,7 +255,7 @@ def test_a_rate_from_the_curvature_is_refused_where_there_is_no_bound() -> None:
         prepare([TrainConfig(optimizer=AdamWConfig(lr="auto"))])
     flat = small_config(optimizer=SgdConfig(lr="auto"))
     data = np.zeros((100, 3)), np.arange(100) % 2
-    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: the curvature at the start is 0: set a number"):
+    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: the curvature at the start is 0, must be positive"):
         prepare([flat], model=Still, dataset=data)
 
 

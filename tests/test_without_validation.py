@@ -104,7 +104,7 @@ def test_a_sweep_has_no_best_setting_and_compare_picks_none(tmp_path: Path, caps
     words = [*WORDS, "dataset.validation_fraction=0", "sweep.name=s", f"output_root={tmp_path}"]
     assert main(["train", "--multirun", *words, "optimizer=sgd", "optimizer.lr=0.1,0.3", "seed=3,4"]) == 0
     said = capsys.readouterr().out
-    assert "no best setting: there is no validation part to select by" in said
+    assert "no setting can be selected, because there is no validation part" in said
     assert "best setting" not in said
     folder = str(tmp_path / "multirun" / "s")
     assert main(["compare", folder, "--by", "optimizer.name"]) == 2

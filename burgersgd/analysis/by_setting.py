@@ -175,9 +175,9 @@ def conclusions(settings: Sequence[Setting]) -> list[str]:
     """Return sentences on the best setting, its best run, and the limits of what the numbers show."""
     best = best_of(settings)
     if not any(setting.validation.n for setting in settings) and any(setting.test.n for setting in settings):
-        return ["no best setting: there is no validation part to select by"]
+        return ["no setting can be selected, because there is no validation part"]
     if best is None:
-        return ["no best setting yet: no setting has finished all of its jobs and completed at least one"]
+        return ["no setting can be selected yet: none has finished all of its jobs and completed at least one"]
     percent = best.runs[0].percent
     error = f"{fixed(100 * best.validation.mean, 2)} %" if percent else f"RMSE {best.validation.mean:.4g}"
     lines = [f"best setting: {best.label}, mean validation {'error ' if percent else ''}{error} of {best.validation.n}"]

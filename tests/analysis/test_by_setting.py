@@ -80,7 +80,7 @@ def test_a_setting_whose_seeds_are_not_all_over_is_not_called_the_best(tmp_path:
     assert settings[0].label == "lr=0.1"
     assert not settings[0].is_done
     assert any("best setting: lr=0.2" in line for line in b.conclusions(settings))
-    assert b.table(settings).columns[-1] == "not over"
+    assert b.table(settings).columns[-1] == "not finished"
 
 
 def test_regression_is_called_rmse_and_not_multiplied(tmp_path: Path) -> None:

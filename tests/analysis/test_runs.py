@@ -33,7 +33,7 @@ def test_run_folders_are_found_at_any_depth_by_path_glob_and_name_of_a_sweep(tmp
 @pytest.mark.parametrize("path", ["nowhere", "nothing*", "empty"])
 def test_no_run_at_all_is_one_line(tmp_path: Path, path: str) -> None:
     tmp_path.joinpath("empty").mkdir()
-    with pytest.raises(RunFolderError, match=f"^{path.replace('*', '.')}: (no run folder|there is no such)"):
+    with pytest.raises(RunFolderError, match=f"^{path.replace('*', '.')}: (contains no run folder|there is no such)"):
         load(path)
 
 

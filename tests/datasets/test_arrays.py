@@ -96,10 +96,10 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no targets": ({"x": X}, "the array y is missing; found x; required are x, y .*"),
-    "no inputs": ({"y": LABELS}, "key x is missing; .*"),
+    "no inputs": ({"y": LABELS}, "the array x is missing; .*"),
     "nothing of ours": ({"inputs": X}, "the array x_train is missing; found inputs; .*"),
-    "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "key y_test is missing; .*"),
-    "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "key x_val is missing; .*"),
+    "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "the array y_test is missing; .*"),
+    "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "the array x_val is missing; .*"),
     "two training parts": ({"x": X, "y": LABELS, "x_train": X}, "x, y and x_train, y_train have the same meaning; .*"),
     "rows": ({"x": X, "y": LABELS[:-1]}, "x has 40 rows, y has 39; .*"),
     "features of test": (

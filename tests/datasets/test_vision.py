@@ -348,7 +348,7 @@ def test_an_archive_writes_nothing_but_its_listed_members_below_the_folder(
     monkeypatch.setattr(source, "tgz_md5", md5(content))
     before = set(files(tmp_path))
     if way.startswith("a link"):
-        with pytest.raises(DataError, match=f"{source.filename}: {Path(first).name} is corrupt"):
+        with pytest.raises(DataError, match=f"{source.filename}: its member {Path(first).name} is corrupt"):
             load(published.config(root))
     else:
         assert load(published.config(root)).n_train == 45

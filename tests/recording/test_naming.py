@@ -85,7 +85,7 @@ def test_a_job_is_locked_by_its_hash_whatever_it_is_called(tmp_path: Path) -> No
 
 def test_a_second_folder_of_one_job_is_not_made(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / f"lr=0.3-{DIGITS}", {}).close()
-    with pytest.raises(FolderTakenError, match=f"holds the same job{DIGITS}"):
+    with pytest.raises(FolderTakenError, match=f"lr=0.3-{DIGITS} holds the same job"):
         RunFolder.create(tmp_path / f"seed=1-{DIGITS}", {})
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"lr=0.3-{DIGITS}"]
 

@@ -309,7 +309,7 @@ def test_summary_of_a_sweep_shows_the_best_run_and_why_jobs_failed(
     }
     shown = sweep_summary(states={"completed": 1, "diverged": 3}, failed=[], unwell=unwell, folder=tmp_path)
     assert "  diverged              3 jobs, the first is seed=1: lr * L = 2.5e+03 >= 2 with" in shown
-    assert "  not learnt            seed=7: small steps\n" in shown
+    assert "  not learnt            seed=7: steps are very small\n" in shown
     nothing = sweep_summary(states={"completed": 0, "diverged": 2}, failed=[], folder=tmp_path)
     assert "2: 2 diverged\n\n  folder" in nothing
 

@@ -273,7 +273,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.setitem(sys.modules, package, None)
     assert sweep(*SGD, "seed=1,2", f"hydra/launcher={launcher}") == 2
     extra = launcher.removeprefix("fleet_")
-    needed = f"hydra/launcher={launcher}: needs the package {package}: pip install '.[{extra}]' in the checkout"
+    needed = f"hydra/launcher={launcher}: needs the package {package} (pip install '.[{extra}]' in the checkout)"
     assert capsys.readouterr().err.strip() == f"burgersgd: error: {needed}"
 
 

@@ -284,10 +284,10 @@ def chunks_launcher() -> Any:
         (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: settings of the sweep itself cannot vary"),
         (["sweep=seeds,tuning"], "sweep=seeds,tuning: settings of the sweep itself cannot vary within it"),
         (["seed=1,2", "sweep.name=a/b"], "sweep.name=a/b: must consist of letters, digits"),
-        (["seed=1,2", "run_name=x"], "run_name=x: the runs of a sweep are named by their settings"),
+        (["seed=1,2", "run_name=x"], "run_name=x: must be left out: the runs of a sweep are named"),
         (["seed=1,2", "hydra/launcher=foo"], "hydra/launcher=foo: must be one of basic, fleet"),
         (["seed=1,2", "hydra.sweep.dirr=x"], "hydra.sweep.dirr: no such key"),
-        (["seed=1,2", "output_root=file/below"], "output_root=file/below: cannot write there"),
+        (["seed=1,2", "output_root=file/below"], "output_root=file/below: cannot be written"),
         (["seed=1,x"], "seed=x: must be of type int"),
     ],
 )  # fmt: skip

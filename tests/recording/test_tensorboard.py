@@ -230,3 +230,15 @@ def test_recording_adds_neither_torch_nor_tensorboard_to_the_start() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+def test_a_run_that_is_finished_and_then_ended_has_one_end(folder: RunFolder) -> None:
+    """All runs of a fleet are finished before the first of them is recorded as ended."""
+    folder.metrics({"evaluations": 10, **ROW})
+    folder.finish("completed", FINAL)
+    folder.end("completed", FINAL)
+    folder.close()
+    (file,) = event_files(folder.path)
+    written = [value.tag for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    ends = (metadata.SESSION_END_INFO_TAG, "test/error", "test/loss")
+    assert {tag: written.count(tag) for tag in ends} == dict.fromkeys(ends, 1)

@@ -108,7 +108,7 @@ def red_light_turns_green(figure: Any) -> str:
     half = cells // 2
     dx = 2 * reach / cells
     x = burgers.cell_centers(cells, -reach, reach)
-    law = burgers.Greenshields()
+    law = traffic.Greenshields()
     before, after = np.linspace(0, green_at, 61)[1:], np.linspace(0, end - green_at, 121)[1:]
     queue = burgers.solve(
         np.full(half, arriving), dx=dx, times=before, nu=0.0, law=law, boundary="inflow", inflow=(arriving, 1.0)
@@ -120,8 +120,8 @@ def red_light_turns_green(figure: Any) -> str:
 
     axis = figure.subplots()
     mesh = axis.pcolormesh(x, t, rho, cmap="Blues", vmin=0, vmax=1.25, shading="nearest", rasterized=True)
-    speed = float(traffic.characteristic_speed(arriving))
-    tail = traffic.shock_speed(arriving, 1.0)
+    speed = float(law.characteristic_speed(arriving))
+    tail = law.shock_speed(arriving, 1.0)
     meets = green_at / (1 + tail)  # the time when the fan's edge, moving back at u_m, reaches the tail of the queue
     tau = np.linspace(meets - green_at, end - green_at, 200)
     bend = (tail * meets - speed * tau[0]) / math.sqrt(tau[0])  # dx/dtau = (w_l + x / tau) / 2
@@ -161,14 +161,14 @@ def orders(figure: Any) -> str:
     """Draw the errors of the solver and of homogenisation with their fitted slopes."""
     axes = figure.subplots(1, 3)
     sizes = [2 / cells for cells in verify_pde.SINE_CELLS]
-    found = verify_sde.convergence("consistent")
+    found = verify_sde.convergence()
     panels: list[tuple[str, str, list[tuple[str, list[float], list[float], str]]]] = [
         (
             r"solver, $L^1$ error",
             r"$\Delta x$",
             [
-                ("first order", sizes, verify_pde.sine_errors("first_order"), "s"),
-                ("van Leer", sizes, verify_pde.sine_errors("van_leer"), "o"),
+                ("first order", sizes, verify_pde.sine_errors(True), "s"),
+                ("van Leer", sizes, verify_pde.sine_errors(False), "o"),
             ],
         ),
         (r"weak, $|E\,x(1) - X(1)|$", r"$\epsilon$", [("", found.epsilons, found.weak, "o")]),

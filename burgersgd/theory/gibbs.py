@@ -48,6 +48,12 @@ class GibbsLaw:
             return self.expectation(lambda y: (y - mean) ** 2)
         return self.expectation(lambda y: (y - mean)[..., None] * (y - mean)[..., None, :])
 
+    def variance_error(self, n: int) -> float:
+        """Return the standard error of the sample variance of n independent points, in one dimension."""
+        mean = self.mean()
+        fourth = self.expectation(lambda y: (y - mean) ** 4)
+        return float(np.sqrt((fourth - self.covariance() ** 2) / n))
+
     def cdf(self, at: ArrayLike) -> ndarray:
         """Return P(y <= at), same shape as at. 1-D only: raises ValueError else."""
         if self.around.ndim:

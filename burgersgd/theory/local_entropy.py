@@ -10,9 +10,10 @@ by element; in d dimensions x is ``[points, d]``, losses map ``[..., d]`` to ``[
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -22,7 +23,7 @@ from scipy.special import ive, logsumexp
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
 from burgersgd.theory.gibbs import GibbsLaw, gibbs_law, global_minimum
-from burgersgd.theory.paths import UNUSED, last, normals, walk
+from burgersgd.theory.paths import end_of_walk
 from burgersgd.theory.quadrature import Function, find_mass, integrate
 
 Integrator = Literal["em", "leimkuhler_matthews"]
@@ -213,9 +214,9 @@ def gaussian_mixture(
 def rastrigin(
     x: ArrayLike, curvature: float, amplitude: float, frequency: float, gamma: float, nu: float
 ) -> LocalEntropyAt:
-    """Return the local entropy of sum_i a y_i^2 / 2 + A (1 - cos(omega y_i)) at x, by its Bessel series.
+    """Return the local entropy of a y^2 / 2 + A (1 - cos(omega y)) at x, a float or ``[points]``, by its Bessel series.
 
-    x is a float, ``[points]`` (1-D) or ``[points, d]``. Raises ValueError unless gamma, nu and the frequency are finite
+    Raises ValueError unless gamma, nu and the frequency are finite
     and > 0, the curvature > -1 / gamma, 0 <= A / (2 nu) <= 10 (the series cancels beyond 10), and x is finite.
     """
     check_positive(gamma=gamma, nu=nu, frequency=frequency)
@@ -238,15 +239,7 @@ def rastrigin(
     gradient = curvature * p * points - 2 * nu * first / series
     hessian = curvature * p - 2 * nu * (second / series - (first / series) ** 2)
     variance = 2 * nu * gamma * (1 - gamma * hessian)
-    many = points.ndim == 2
-    return LocalEntropyAt(
-        x=points,
-        gamma=gamma,
-        nu=nu,
-        value=value.sum(-1) if many else value,
-        mean=points - gamma * gradient,
-        covariance=variance[..., None] * np.eye(points.shape[1]) if many else variance,
-    )
+    return LocalEntropyAt(points, gamma, nu, value, mean=points - gamma * gradient, covariance=variance)
 
 
 def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
@@ -260,8 +253,7 @@ def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
 # -------------------------------------------------------------------------------------------------------- limit nu -> 0
 
 
-@dataclass(frozen=True)
-class Moreau:
+class Moreau(NamedTuple):
     """The Hopf-Lax formula: the limits of F_gamma and E y for nu = 0."""
 
     value: ndarray  # min_y G(x, y; gamma), [points]
@@ -285,32 +277,11 @@ def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
 # ------------------------------------------------------------------------------------------ the estimator of training
 
 
-@dataclass(frozen=True)
-class MonteCarlo:
+class MonteCarlo(NamedTuple):
     """Estimates of grad F_gamma by independent chains of the training rule, each ``[points, chains, d]``."""
 
     gradients: ndarray  # (x - mean of y) / gamma
     mean_gradients: ndarray  # the mean of grad F over the points at which it was evaluated
-
-    @property
-    def gradient(self) -> ndarray:
-        """The mean of the first form over the chains, ``[points, d]``."""
-        return self.gradients.mean(1)
-
-    @property
-    def mean_gradient(self) -> ndarray:
-        """The mean of the second form over the chains, ``[points, d]``."""
-        return self.mean_gradients.mean(1)
-
-    @property
-    def gradient_error(self) -> ndarray:
-        """The standard error of gradient."""
-        return self.gradients.std(axis=1, ddof=1) / math.sqrt(self.gradients.shape[1])
-
-    @property
-    def mean_gradient_error(self) -> ndarray:
-        """The standard error of mean_gradient."""
-        return self.mean_gradients.std(axis=1, ddof=1) / math.sqrt(self.mean_gradients.shape[1])
 
 
 def monte_carlo(
@@ -330,28 +301,25 @@ def monte_carlo(
 
     x is ``[points]`` (1-D, results ``[points, 1]``) or ``[points, d]``, any d. Every chain starts at y = x, makes
     burn_in steps, and averages over inner_steps more. Raises ValueError unless gamma and lr are finite and > 0, nu is
-    finite and >= 0, x is finite, and there are at least two chains.
+    finite and >= 0, and x is finite.
     """
     check_positive(gamma=gamma, lr=lr)
     check_not_negative(nu=nu)
     check_finite(x=x)
-    if chains < 2:
-        raise ValueError(f"chains={chains}: must be at least 2, for a standard error")
     at = float_array(x)
     at = at.reshape(-1, 1) if at.ndim < 2 else at
     points, d = at.shape
     start = np.repeat(at, chains, axis=0)
     rule = LocalEntropy(inner_steps=inner_steps, burn_in=burn_in, integrator=integrator)
-    total = np.zeros_like(start)
+    total, evaluations = np.zeros_like(start), itertools.count()
 
-    def gradient(k: int, y: ndarray) -> ndarray:
+    def gradient(y: ndarray) -> ndarray:
         grad = loss.gradient(y)
-        if k >= burn_in:
+        if next(evaluations) >= burn_in:
             np.add(total, grad, out=total)
         return grad
 
-    hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
-    state = last(walk(rule, hyper, start, gradient, rule.gradients_per_cycle, normals(seed, *start.shape)))
+    state = end_of_walk(rule, start, gradient, rule.gradients_per_cycle, seed=seed, lr=lr, nu=nu, gamma=gamma)
     return MonteCarlo(
         gradients=((start - state.mean.numpy()) / gamma).reshape(points, chains, d),
         mean_gradients=(total / inner_steps).reshape(points, chains, d),

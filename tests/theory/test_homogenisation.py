@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from burgersgd.theory.homogenisation import (
     averaged_path,
     convergence_experiment,
-    ergodic_average,
     fast_slow_paths,
     invariant_sample,
-    passive_scalar_paths,
     quadratic_moments,
 )
-from burgersgd.theory.langevin import check_law, fitted_slope
+from burgersgd.theory.langevin import fitted_slope
 from burgersgd.theory.local_entropy import RIPPLE, Loss, fast_law
 from burgersgd.theory.paths import averaged, normals
 from tests import reference
@@ -131,37 +130,12 @@ def test_stationary_covariance_of_the_joint_sde() -> None:
 
 def test_printed_noise_samples_the_law_of_half_the_viscosity() -> None:
     sample = invariant_sample(temperature="printed", paths=20_000)
-    right = check_law(sample, fast_law(RIPPLE.value, 0.4, GAMMA, NU / 2))
-    assert min(right.ks_pvalue, right.chi2_pvalue) > 1e-8
-    assert max(abs(right.mean.z), abs(right.variance.z)) < 6
-    for wrong_nu in (NU / 4, NU):
-        wrong = check_law(sample, fast_law(RIPPLE.value, 0.4, GAMMA, wrong_nu))
-        assert max(wrong.ks_pvalue, wrong.chi2_pvalue) < 1e-30
-        assert_fails({f"nu = {wrong_nu}": wrong.variance.z})
-
-
-# Bad input ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: averaged_path(RIPPLE, 1.0, -0.5, NU, [1.0]), "gamma=-0.5: must be finite and > 0"),
-        (lambda: averaged_path(RIPPLE, 1.0, GAMMA, NU, [1.0, 0.5]), "times=.*: must increase"),
-        (lambda: averaged_path(RIPPLE, math.inf, GAMMA, NU, [1.0]), "start: 1 values are not finite"),
-        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, -NU, 0.1), "nu=-0.1: must be finite and >= 0"),
-        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, NU, 0.0), "epsilon=0: must be finite and > 0"),
-        (lambda: fast_slow_paths(RIPPLE, 1.0, GAMMA, NU, 0.1, paths=3), "paths=3: must be even"),
-        (lambda: convergence_experiment(epsilons=[0.1]), "must be at least two"),
-        (lambda: quadratic_moments(-1.0, GAMMA, T, 0.1, 1.0), "curvature=-1: must be finite and > 0"),
-        (lambda: quadratic_moments(A, GAMMA, -T, 0.1, 1.0), "temperature=-0.4: must be finite and >= 0"),
-        (lambda: ergodic_average(durations=[0.001]), "must be at least lr=0.02"),
-        (lambda: ergodic_average(nu=-1.0), "nu=-1: must be finite and > 0"),
-        (lambda: invariant_sample(nu=math.nan), "nu=nan: must be finite and > 0"),
-        (lambda: passive_scalar_paths(nu=0.0), "nu=0: must be finite and > 0"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(call: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
+    laws = {nu: fast_law(RIPPLE.value, 0.4, GAMMA, nu) for nu in (NU / 2, NU / 4, NU)}
+    fits = {nu: kstest(sample, law.cdf).pvalue for nu, law in laws.items()}
+    scores = {
+        nu: (sample.var(ddof=1) - float(law.covariance())) / law.variance_error(len(sample)) for nu, law in laws.items()
+    }
+    assert fits.pop(NU / 2) > 1e-8
+    assert abs(scores.pop(NU / 2)) < 6
+    assert max(fits.values()) < 1e-30
+    assert_fails({f"nu = {nu}": score for nu, score in scores.items()})

@@ -414,7 +414,7 @@ def test_a_worker_says_at_once_how_far_it_is_and_then_now_and_then(monkeypatch: 
     clock = [1000.0]
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     ours, theirs = multiprocessing.Pipe()
-    relay = workers._Relay(theirs)
+    relay = workers._Relay(theirs)  # pyright: ignore[reportArgumentType]
     relay.update(3, validation_error=0.5)
     assert ours.poll()
     assert ours.recv() == ("progress", 3, 0.5, True)

@@ -64,7 +64,7 @@ def invariant_law() -> list[Row]:
     method = "leimkuhler_matthews"
     sample = langevin.langevin_paths(well, begin, nu, 0.02, 1500, integrator=method)
     law = gibbs.gibbs_law(well.value, nu)
-    forms = law.covariance(), gibbs.gibbs_law(well.value, 2 * nu).covariance()
+    forms = law.variance(), gibbs.gibbs_law(well.value, 2 * nu).variance()
     measured, tolerance = float(sample.var(ddof=1)), SIGMAS * law.variance_error(paths)
     fits = kstest(sample.ravel(), law.cdf).pvalue
     bowl = langevin.langevin_paths(BOWL, np.zeros((20_000, 1)), 0.3, 0.1, 120, integrator=method, seed=42)
@@ -74,7 +74,7 @@ def invariant_law() -> list[Row]:
     quadratic = "quadratic: sampled Var x, against nu / a; printed 2 nu / a"
     error = exact * math.sqrt(2 / 20_000)
     return [
-        misprint("2.16", f"gibbs.GibbsLaw.covariance, {PATHS}", what, forms, measured, tolerance, SIX),
+        misprint("2.16", f"gibbs.GibbsLaw.variance, {PATHS}", what, forms, measured, tolerance, SIX),
         within("2.16", of, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
         misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX),
     ]
@@ -201,7 +201,7 @@ def temperature() -> list[Row]:
     (measured, error), (printed, printed_error) = map(extrapolated, NOISES)
     law = local_entropy.fast_law(LOSS.value, 0.4, GAMMA, NU)
     samples = [homogenisation.invariant_sample(LOSS, 0.4, GAMMA, NU, t, 20_000) for t in NOISES]
-    variances, exact = [float(y.var(ddof=1)) for y in samples], float(law.covariance())
+    variances, exact = [float(y.var(ddof=1)) for y in samples], float(law.variance())
     fits, of = kstest(samples[0], law.cdf).pvalue, f"{FAST_SLOW}, optimizers.paper.PaperSDE.step"
     of_law, bias, why = "homogenisation.invariant_sample", 2 / 64**2, "6 standard errors + 2 epsilon^2"
     what = "E x(1) as epsilon -> 0, against X(1); printed noise sqrt(2 nu / eps)"

@@ -22,6 +22,7 @@ from burgersgd.theory.verify_rows import (
     central,
     check,
     experiment,
+    fitted_slope,
     largest,
     misprint,
     scored,
@@ -157,7 +158,7 @@ def slow_ascent() -> float:
 def orders() -> list[Row]:
     """(5.14) -> (5.12) as epsilon -> 0: weak order 1, strong order 1/2."""
     found = convergence()
-    weak, strong = (langevin.fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
+    weak, strong = (fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
     of, why = f"{FAST_SLOW}, {AVERAGED}", "first order: half the error at 1/32, + 6 standard errors"
     last = found.weak[-1] - found.weak[-2] / 2
     tolerance = SIGMAS * math.hypot(found.weak_error[-1], found.weak_error[-2])
@@ -178,7 +179,7 @@ def descent() -> list[Row]:
     averages = homogenisation.ergodic_average(LOSS, START, GAMMA, NU, durations)
     exact = float(local_entropy.local_entropy(LOSS.value, START, GAMMA, NU).gradient)
     mean, sampling = float(averages[-1].mean()), float(standard_error(averages[-1]))
-    slope = langevin.fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
+    slope = fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
     of_x, of_y = f"{AVERAGED}, homogenisation.averaged_velocity", "homogenisation.ergodic_average"
     of_step, tolerance = "optimizers.local_entropy.LocalEntropy.step", SIGMAS * error + 2 / 64**2
     climb = "X(1), against E x(1) of (5.14) as epsilon -> 0; printed sign +"
@@ -315,7 +316,7 @@ def milstein() -> list[Row]:
             LOSS, np.full((paths, 1), 0.4), temperature, 1 / steps, steps, noise=lambda k, xi=xi: xi[max(k - 1, 0)]
         )
         errors.append(math.sqrt(np.mean((found - x) ** 2)))
-    slope = langevin.fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
+    slope = fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
     return [within("5.3, 5.4, 5.17", PATHS, "strong order in the step", slope, 1, (0.85, 1.2), "next order is 1/2")]
 
 

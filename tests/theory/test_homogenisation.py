@@ -16,9 +16,9 @@ from burgersgd.theory.homogenisation import (
     invariant_sample,
     quadratic_moments,
 )
-from burgersgd.theory.langevin import fitted_slope
 from burgersgd.theory.local_entropy import RIPPLE, Loss, fast_law
 from burgersgd.theory.paths import averaged, normals
+from burgersgd.theory.verify_rows import fitted_slope
 from tests import reference
 from tests.optimizers.driver import assert_fails
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from burgersgd.theory import burgers, cole_hopf, langevin, local_entropy, traffic, verify_pde, verify_sde
-
-Array = NDArray[np.float64]
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.theory import burgers, cole_hopf, local_entropy, traffic, verify_pde, verify_sde
+from burgersgd.theory.paths import end_of_walk
+from burgersgd.theory.quadrature import Array
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -161,7 +161,7 @@ def orders(figure: Any) -> str:
     """Draw the errors of the solver and of homogenisation with their fitted slopes."""
     axes = figure.subplots(1, 3)
     sizes = [2 / cells for cells in verify_pde.SINE_CELLS]
-    found = verify_sde.convergence()
+    epsilons, found = list(verify_sde.EPSILONS), verify_sde.convergence()
     panels: list[tuple[str, str, list[tuple[str, list[float], list[float], str]]]] = [
         (
             r"solver, $L^1$ error",
@@ -171,8 +171,8 @@ def orders(figure: Any) -> str:
                 ("van Leer", sizes, verify_pde.sine_errors(False), "o"),
             ],
         ),
-        (r"weak, $|E\,x(1) - X(1)|$", r"$\epsilon$", [("", found.epsilons, found.weak, "o")]),
-        (r"strong, rms of $x(1) - X(1)$", r"$\epsilon$", [("", found.epsilons, found.strong, "o")]),
+        (r"weak, $|E\,x(1) - X(1)|$", r"$\epsilon$", [("", epsilons, found.weak, "o")]),
+        (r"strong, rms of $x(1) - X(1)$", r"$\epsilon$", [("", epsilons, found.strong, "o")]),
     ]
     for axis, (title, label, series) in zip(axes, panels, strict=True):
         for (name, h, errors, marker), color in zip(series, shades(2), strict=False):
@@ -181,7 +181,7 @@ def orders(figure: Any) -> str:
             axis.loglog(h, np.exp(level) * np.array(h) ** slope, color=color, linewidth=0.9, label=text)
             axis.loglog(h, errors, marker, color=color, markersize=4)
         if title.startswith("weak"):
-            axis.errorbar(found.epsilons, found.weak, 2 * np.array(found.weak_error), fmt="none", color=INK, capsize=2)
+            axis.errorbar(epsilons, found.weak, 2 * np.array(found.weak_error), fmt="none", color=INK, capsize=2)
         axis.set(title=title, xlabel=label)
         axis.legend(loc="upper left", handlelength=1.2)
         axis.minorticks_off()
@@ -206,8 +206,10 @@ def stationary_law(figure: Any) -> str:
         (r"$F = (y^2 - 1)^2$, $x = 0$, $\gamma = 1$", local_entropy.DOUBLE_WELL, 0.0, 1.0, 0.15),
         (r"$F = y^2/2 + 0.45 \cos 2y$, $x = 0.4$, $\gamma = 0.5$", local_entropy.RIPPLE, 0.4, 0.5, 0.1),
     ]
+    rule = LocalEntropy(inner_steps=1500, averaging="last", integrator="leimkuhler_matthews")
     for axis, (title, loss, x, gamma, nu) in zip(axes, cases, strict=True):
-        sample = langevin.fast_paths(loss, x, gamma, nu, lr=0.02, steps=1500, paths=20_000, seed=51)
+        start, hyper = np.full((20_000, 1), x), {"lr": 0.02, "nu": nu, "gamma": gamma}
+        sample = end_of_walk(rule, start, loss.gradient, 1500, seed=51, **hyper).y.numpy()
         law = local_entropy.fast_law(loss.value, x, gamma, nu)
         wrong = local_entropy.fast_law(loss.value, x, gamma, nu / 2)
         axis.hist(sample.ravel(), bins=60, density=True, color="0.82", label="fast point $y$, 20,000 chains")

@@ -77,7 +77,10 @@ class LocalEntropyAt:
 
 
 def coupled(loss: Function, x: ArrayLike, gamma: float) -> Function:
-    """Return y -> G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) at one x, a float (1-D) or ``[d]``."""
+    """Return y -> G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) at one x, a float (1-D) or ``[d]``.
+
+    Implements Eq. (4.18), with F(y) for its integral and t = gamma.
+    """
     center = float_array(x)
     if center.ndim == 0:
         return lambda y: loss(y) + (y - center) ** 2 / (2 * gamma)

@@ -285,7 +285,8 @@ def test_coefficients_are_computed_once_for_all_steps_of_a_block() -> None:
             asked.extend(clock.step.flatten().tolist())
             return super().coefficients(hyper, factor * (1 - clock.fraction), clock)
 
-    fleet = Fleet(**_arguments(Watched()) | {"budget": 200})
+    arguments: dict[str, Any] = {**_arguments(Watched()), "budget": 200}
+    fleet = Fleet(**arguments)
     asked.clear()
     for step in range(1, 151):
         fleet.advance(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from burgersgd.config import (
@@ -43,5 +45,6 @@ def test_the_default_rate_is_that_of_the_rule_times_the_share(config: OptimizerC
 @pytest.mark.parametrize("name", sorted(GROUPS["optimizer"].keys() - {"gd"}))  # gd is the rule of sgd with momentum
 def test_a_rule_without_arguments_is_that_of_the_default_settings(name: str) -> None:
     """Rules are equal where they may share a fleet: both say what is done where nothing is said."""
-    rule = GROUPS["optimizer"][name]().rule()
+    config: Any = GROUPS["optimizer"][name]()
+    rule = config.rule()
     assert rule == type(rule)()

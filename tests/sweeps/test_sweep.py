@@ -429,3 +429,13 @@ def test_a_sweep_whose_launcher_gave_up_can_be_resumed(tmp_path: Path) -> None:
         started.run(gives_up, tmp_path / "there")
     assert started.exit_code == RESUMABLE
     assert "jobs                  2: 2 not begun" in started.report()
+
+
+def test_a_sweep_of_one_job_is_placed_and_checked_like_one_of_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*SGD, "seed=1", "sweep.name=s") == 0
+    assert folders(tmp_path).keys() == {1}
+    (tmp_path / "file").touch()
+    assert sweep(*SGD, "seed=1", "output_root=file/there") == 2
+    assert "output_root=file/there: cannot write there: Not a directory" in capsys.readouterr().err

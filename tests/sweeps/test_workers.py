@@ -414,14 +414,16 @@ def test_a_worker_says_at_once_how_far_it_is_and_then_now_and_then(monkeypatch: 
     clock = [1000.0]
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     ours, theirs = multiprocessing.Pipe()
-    relay = workers._Relay(theirs)
+    relay = workers._Relay(theirs)  # pyright: ignore[reportArgumentType]
     relay.update(3, validation_error=0.5)
+    assert ours.poll()
     assert ours.recv() == ("progress", 3, 0.5, True)
     clock[0] += 0.9 * workers.POLL_SECONDS
     relay.update(7, validation_error=0.25)
     assert not ours.poll()
     clock[0] += 0.2 * workers.POLL_SECONDS
     relay.update(12, validation_error=0.75)
+    assert ours.poll()
     assert ours.recv() == ("progress", 9, 0.25, True)  # since the last time, and the lowest error
 
 

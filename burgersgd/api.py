@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from burgersgd.isolation import undisturbed
 from burgersgd.recorder import Prune, Recorder
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.files import digest
-from burgersgd.recording.naming import JOBS, job_folder
+from burgersgd.recording.naming import JOBS, hash_of, job_folder, job_folders
 from burgersgd.recording.progress import Progress
 from burgersgd.recording.run_folder import (
     FolderTakenError,
@@ -274,32 +274,37 @@ def train_jobs(
     with ExitStack() as stack:
         runs: dict[int, RunRecord] = {}
         earlier: dict[int, RunFolder] = {}
-        for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
-            with contextlib.suppress(RunInUseError), prepared.torch_settings():
-                opened, is_new = _job_opened(prepared, config, words)
-                stack.enter_context(opened)
-                config = _with_run_name(config, opened.path.name)
-                if is_new:
-                    runs[i] = RunRecord(config, opened)
-                    continue
-                earlier[i] = opened
-                theirs = config_from(opened.config)
-                if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
-                    raise RunFolderError(f"{opened.path}: the folder holds the configuration of another run")
+        existing = job_folders(Path(configs[0].output_root))
+        with prepared.torch_settings():
+            for i, (config, words) in enumerate(zip(prepared.configs, overrides, strict=True)):
+                with contextlib.suppress(RunInUseError):
+                    opened, is_new = _job_opened(prepared, config, words, existing)
+                    stack.enter_context(opened)
+                    config = _with_run_name(config, opened.path.name)
+                    if is_new:
+                        runs[i] = RunRecord(config, opened)
+                        continue
+                    earlier[i] = opened
+                    theirs = config_from(opened.config)
+                    if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
+                        raise RunFolderError(f"{opened.path}: the folder holds the configuration of another run")
         all_new = len(runs) == len(configs)
         runs = dict(sorted((runs | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
         results = Recorder(None, None, prune).train(list(runs.values()), progress, prepared if all_new else None)
         return [dict(zip(runs, results, strict=True)).get(i) for i in range(len(configs))]
 
 
-def _job_opened(prepared: Prepared, config: TrainConfig, overrides: Sequence[str]) -> tuple[RunFolder, bool]:
+def _job_opened(
+    prepared: Prepared, config: TrainConfig, overrides: Sequence[str], existing: Container[str | None]
+) -> tuple[RunFolder, bool]:
     """Return the folder of a job, new or reopened, and whether it is new; an existing one may have another name.
 
-    Raises RunInUseError if another process trains it.
+    existing: hashes of the jobs that had a folder when the sweep's folder was listed. Raises RunInUseError if another
+    process trains it.
     """
     given = Path(config.output_root, config.run_name or "")
     for again in (False, True):  # another process may create the folder after the search
-        path = job_folder(given)
+        path = job_folder(given) if again or hash_of(given.name) in existing else given
         if begun(path):
             break
         try:

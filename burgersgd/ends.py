@@ -10,9 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from burgersgd.build.prepared import Prepared
 from burgersgd.predictor import network_at
 from burgersgd.recording.environment import code_version
+from burgersgd.recording.new_folders import LOG
+from burgersgd.recording.run_log import log_once
 from burgersgd.result import Result
 from burgersgd.run_record import RunRecord, make_lasting_together
 from burgersgd.training.best import Best
@@ -85,7 +90,12 @@ class Ends:
 
     @functools.cached_property
     def _regimes(self) -> list[Regime | None]:
-        return regimes(self.fleet, self.prepared.initial(self.fleet.seeds))
+        return regimes(self.fleet, self._start)
+
+    @functools.cached_property
+    def _start(self) -> Float[Tensor, "runs d"]:
+        """The points at which the runs started."""
+        return self.prepared.initial(self.fleet.seeds)
 
     def result(self, i: int) -> Result:
         """Return the result of run i."""
@@ -107,7 +117,7 @@ class Ends:
             self.prepared.data.task == "classification",
         )
         if guessing:
-            advice = learning_hint(fleet, i, self.prepared.initial(fleet.seeds)[i])
+            advice = learning_hint(fleet, i, self._start[i])
         data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
         return Result(
             config=run.config,
@@ -137,8 +147,8 @@ class Ends:
 
         fleet_sizes: the number of runs that the fleet of each run had at its end.
 
-        log.txt and the TensorBoard view of all runs are on the disk before the first status.json says that a run has
-        ended, because a finished run is not opened again.
+        All files of all runs are on the disk before the first status.json says that a run has ended, because a finished
+        run is not opened again.
         """
         ends = []
         for i, (run, result) in enumerate(zip(self.runs, results, strict=True)):
@@ -157,14 +167,14 @@ class Ends:
             if result.no_better_than_guessing:
                 lines.insert(0, (logging.WARNING, f"no better than guessing; {result.advice}"))
             with run.recording(self.alone):
-                run.folder.log_once(lines)
-                run.folder.finish(result.state, fields)
+                log_once(run.folder.log, run.folder.path / LOG, lines)
+                run.folder.stage_end(result.state, fields)
                 ends.append((run, run.folder, result.state, fields))
         make_lasting_together(self.runs)
         for run, folder, state, fields in ends:
             if run.failure is None:
                 with run.recording(self.alone):
-                    folder.end(state, fields)
+                    folder.commit_end(state)
                     run.end_sinks(state, fields)
         return [
             dataclasses.replace(result, state="failed", reason=run.failure) if run.failure else result

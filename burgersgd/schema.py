@@ -82,10 +82,7 @@ LR_WORDS = ("default", "auto")
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
-    text = (
-        f"{meaning}; default: that of the optimizer, scaled for model and loss; auto: half of the stability bound at "
-    )
-    text += "the initial weights"
+    text = f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half of the stability bound at the start"
     return opt("default", text, above=0)
 
 
@@ -321,21 +318,15 @@ class DatasetConfig(Group):
     )
     augment: str = opt(
         "none",
-        "random variants of the training images; shift: moved by up to 1/8 of height and width; crop_flip: also "
-        "mirrored with probability 1/2",
+        "random variants of training images; shift: moved by up to 1/8 of their size; crop_flip: also mirrored or not",
         choices=["none", "crop_flip", "shift"],
         since="0.2",
     )
     seed: int = opt(
-        0,
-        "seed of the split into parts, the label noise and generated data; the key seed is that of training",
-        at_least=0,
+        0, "seed of the split, the label noise and generated data; the key seed is that of training", at_least=0
     )
     validation_fraction: float = opt(
-        0.2,
-        "fraction of the examples in the validation part, by which settings are selected; 0: no validation part",
-        at_least=0,
-        below=1,
+        0.2, "fraction of the examples in the validation part, which selects settings; 0: none", at_least=0, below=1
     )
 
     def read(self) -> Raw:
@@ -351,9 +342,7 @@ class DatasetConfig(Group):
 class SplitDatasetConfig(DatasetConfig):
     """Base of the data sets without a test part of their own."""
 
-    test_fraction: float = opt(
-        0.2, "fraction of the examples in the test part, which only the final test uses", above=0, below=1
-    )
+    test_fraction: float = opt(0.2, "fraction of the examples in the test part, used only at the end", above=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,8 @@ from statistics import median
 import numpy as np
 
 from burgersgd.theory import cole_hopf
-from burgersgd.theory.burgers import BURGERS, Greenshields, cell_averages, cell_centers, solve
+from burgersgd.theory.burgers import BURGERS, cell_averages, cell_centers, solve
+from burgersgd.theory.traffic import Greenshields
 
 TARGET = 150.0
 """Nanoseconds per cell and time step, at 4,096 cells and more."""

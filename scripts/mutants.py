@@ -3,6 +3,7 @@
     python scripts/mutants.py --work build/mutants            # goes on where it stopped; results.jsonl, one line each
     python scripts/mutants.py --work build/mutants --again    # after new tests: those that survived, once more
     python scripts/mutants.py --work build/mutants --report   # how many survived, which, and the exact interval
+    python scripts/mutants.py --work build/fresh --seed 2 --first 60 --by-file    # another sample, by a shorter way
 
 Left out of CI, since it takes hours of processor time. Mutants are drawn uniformly from all places in FOLDERS where an
 operator applies: comparisons, arithmetic, number and truth constants, and/or, negated conditions, a value returned, a
@@ -11,7 +12,8 @@ notes which tests execute which lines, and how long they take. Each mutant is tr
 fork of this process, which has imported what the tests need but for the package itself: first by the tests of its own
 module (FIRST) that execute its line, then by all others that do, the quickest first, up to a limit of seconds, and by
 those of its own module that execute it in another process, if they do. Lines that run at import only are tried by the
-files of FIRST, then of THEN. Limits are of processor time, so that a busy machine kills no mutant.
+files of FIRST, then of THEN; so are all lines with --by-file, which spares the run of the suite. Limits are of
+processor time, so that a busy machine kills no mutant.
 """
 
 from __future__ import annotations
@@ -207,13 +209,13 @@ def mutants(path: Path, name: str) -> Iterator[Mutant]:
             yield Mutant(name, old.lineno, start, stop, operator, text)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def sample(tree: Path, n: int) -> list[Mutant]:
-    """Return the first n of a sample of SAMPLE mutants that depends on the files and SEED alone."""
+def sample(tree: Path, n: int, seed: int = SEED) -> list[Mutant]:
+    """Return the first n of a sample of SAMPLE mutants that depends on the files and the seed alone."""
     package = tree / "burgersgd"
     files = [package / name for name in FOLDERS]
     files = sorted(python_files(files))
     every = [mutant for file in files for mutant in mutants(file, file.relative_to(package).as_posix())]
-    return random.Random(SEED).sample(every, SAMPLE)[:n]
+    return random.Random(seed).sample(every, SAMPLE)[:n]
 
 
 def python_files(places: list[Path]) -> Iterator[Path]:
@@ -225,14 +227,17 @@ def python_files(places: list[Path]) -> Iterator[Path]:
 class Tests:
     """Which tests execute which lines, and how long they take: one run of the suite with coverage.py."""
 
-    def __init__(self, tree: Path, work: Path) -> None:
-        """Run the suite where that was not done, and read what it left."""
+    def __init__(self, tree: Path, work: Path, by_file: bool = False) -> None:
+        """Run the suite where that was not done, and read what it left; by_file: do without it."""
         self.tree, data, times = tree, work / "coverage", work / "junit.xml"
+        self.data: coverage.CoverageData | None = None
+        self.seconds: dict[str, float] = {}
+        if by_file:
+            return
         if not times.exists():
             _run_with_coverage(tree, data, times)
         self.data = coverage.CoverageData(str(data))
         self.data.read()
-        self.seconds: dict[str, float] = {}
         for case in ElementTree.parse(times).iter("testcase"):
             name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
             self.seconds[name] = float(case.get("time", 0.0))
@@ -259,6 +264,8 @@ class Tests:
         return [*others, *self._quickest(unseen, TESTS_SECONDS / 2)]  # those that start processes of their own
 
     def _covering(self, mutant: Mutant) -> list[str]:
+        if self.data is None:
+            return []
         lines = self.data.contexts_by_lineno(str(self.tree / "burgersgd" / mutant.path))
         source = (self.tree / "burgersgd" / mutant.path).read_text(encoding="utf-8")
         last = source.count("\n", 0, mutant.stop) + 1
@@ -399,6 +406,10 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=SAMPLE, help="number of mutants to test, in the order of the sample"
     )
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the sample")
+    parser.add_argument(
+        "--by-file", action="store_true", help="test by files of tests, without an earlier run of the suite"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     parser.add_argument("--again", action="store_true", help="test surviving mutants again, after tests were changed")
     parser.add_argument("--report", action="store_true", help="print the results so far and test nothing")
@@ -411,13 +422,13 @@ def main() -> None:
             subprocess.run(
                 ["git", "clone", "--quiet", str(ROOT if tree == trees[0] else trees[0]), str(tree)], check=True
             )
-    chosen, file = sample(trees[0], SAMPLE)[: options.first], work / "results.jsonl"
+    chosen, file = sample(trees[0], options.first, options.seed), work / "results.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     results = {line["mutant"]: line for line in map(json.loads, lines)}
     if options.report:
         report(trees[0], results, chosen)
         return
-    tests = Tests(trees[0], work)
+    tests = Tests(trees[0], work, options.by_file)
     if options.again:
         results = {name: line for name, line in results.items() if line["end"] != "survived"}
     for name in IMPORTS:

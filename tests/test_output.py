@@ -190,3 +190,13 @@ def test_a_stream_that_fails_for_a_while_is_written_to_again() -> None:
     print("kept", file=ours, flush=True)  # pyright: ignore[reportArgumentType]
     assert stream.getvalue() == "kept\n"
     assert Unfailing(ours).getvalue() == "kept\n"
+
+
+def test_a_stream_that_cannot_tell_is_no_terminal() -> None:
+    assert not Unfailing(Raising(OSError(errno.EIO, "Input/output error"))).isatty()
+    assert not Unfailing(None).isatty()
+    assert not Unfailing(io.StringIO()).isatty()
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        assert Unfailing(terminal).isatty()
+    os.close(master)

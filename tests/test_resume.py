@@ -536,3 +536,30 @@ def test_a_resumed_fleet_keeps_the_engine_it_began_with(kill: Any, tmp_path: Pat
     assert choices["engine"] == "eager"
     rewrite_checkpoint(tmp_path / "outputs/killed", choices=choices | {"engine": "native"})
     assert resume(tmp_path / "outputs/killed", progress=False).engine == "native"
+
+
+def test_a_diverged_run_that_died_before_its_end_was_recorded_takes_no_further_step(
+    kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint holds the end, status.json does not yet."""
+    config = small_config(model=MlpConfig(width=8, activation="tanh"), optimizer=SgdConfig(lr=1e3))
+    config = named(config, "undisturbed", explosion_factor=1.5)
+    assert train(config, progress=False).state == "diverged"
+
+    def dying(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", dying)
+        with pytest.raises(Killed):
+            train(named(config, "killed"), progress=False)
+    killed = tmp_path / "outputs/killed"
+    assert read_status(killed)["state"] == "running"
+
+    def stepping(*_: Any) -> None:
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(Fleet, "advance", stepping)
+    resume(killed, progress=False)
+    assert read_status(killed)["seconds"] == read_checkpoint(killed)["seconds"]
+    assert_same(tmp_path / "outputs/undisturbed", killed)

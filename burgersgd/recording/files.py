@@ -34,7 +34,7 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     lasting: the file survives a power failure afterwards; otherwise only after a call of `make_lasting`.
     Raises RunFolderError.
     """
-    temporary, replaced = path.with_name(f".{path.name}.tmp"), False
+    temporary, replaced = _staged(path), False
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -51,6 +51,33 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
         if not replaced:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def stage(path: Path, data: bytes) -> None:
+    """Write what `commit` makes the file `path`. Raises RunFolderError.
+
+    With a call of `make_lasting` in between, a power failure leaves the old or the new content on every file system;
+    some keep the new name before the content otherwise.
+    """
+    temporary = _staged(path)
+    try:
+        write_new(str(temporary), data)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def commit(path: Path) -> None:
+    """Replace the file `path` by its staged content. Raises RunFolderError."""
+    try:
+        os.replace(_staged(path), path)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def make_lasting(folders: Sequence[Path]) -> None:

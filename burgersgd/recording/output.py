@@ -98,12 +98,7 @@ def open_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the system returns the lowest free number
-            if nowhere == descriptor:
-                os.set_inheritable(nowhere, True)
-            else:
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which has the lowest free number, this one
 
 
 def flush_or_discard() -> None:

@@ -21,9 +21,11 @@ from burgersgd.recording.environment import environment_text
 from burgersgd.recording.files import (
     RunFolderError,
     append,
+    commit,
     make_lasting,
     one_line,
     replacing,
+    stage,
     to_json,
     to_yaml,
     write_new,
@@ -59,15 +61,13 @@ from burgersgd.recording.reading import (
     result_digest,
 )
 from burgersgd.recording.rows import Row, Table, csv_lines, scalar_records, tagged
-from burgersgd.recording.run_log import end_last_line, log_once, run_log
+from burgersgd.recording.run_log import end_last_line, run_log
 from burgersgd.recording.sinks import TENSORBOARD
 from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 
 __all__ = ["CHECKPOINT", "COLUMNS", "CONFIG", "ENDED", "METRICS", "STAGED", "STATES", "STATUS", "RunFolder"]
 __all__ += ["FolderTakenError", "RunFolderError", "RunInUseError", "add_rows", "begun", "complete_checkpoints"]
 __all__ += ["is_half_made", "read_checkpoint", "read_config", "read_environment", "read_metrics", "read_status"]
-
-FINAL_STATES = STATES[1:]
 
 
 class RunFolder:
@@ -118,20 +118,20 @@ class RunFolder:
         """
         path = Path(path).absolute()
         begun(path)
+        folder = cls(path, config)
+        folder.config_hash, folder.budget = config_hash, budget
         files = {
-            CONFIG: to_yaml(dict(config), path) + YAML_END,
-            OVERRIDES: to_yaml(list(overrides), path),
-            ENVIRONMENT: environment_text(device),
-            METRICS: metrics or HEADER,
+            CONFIG: (to_yaml(dict(config), path) + YAML_END).encode(),
+            OVERRIDES: to_yaml(list(overrides), path).encode(),
+            ENVIRONMENT: environment_text(device).encode(),
+            METRICS: (metrics or HEADER).encode(),
+            STATUS: folder._status_text("running", {}),
         }
         with claimed_folder(path):
-            for name, text in files.items():
-                write_new(f"{path}{os.sep}{name}", text.encode())
-            folder = cls(path, config)
-            folder.config_hash, folder.budget = config_hash, budget
-            folder.table.kept(files[METRICS])
+            for name, content in files.items():
+                write_new(f"{path}{os.sep}{name}", content)
+            folder.table.kept(metrics or HEADER)
             folder._events = folder._new_events([])
-            folder.status("running")
             folder._is_new = not metrics
         return folder
 
@@ -167,9 +167,7 @@ class RunFolder:
                 self.status("interrupted", reason="status.json was missing or damaged")
             return
         if not is_whole(self.path):
-            raise RunFolderError(
-                f"{self.path}: a crash left the folder incomplete; repeat the command that trains the run"
-            )
+            raise RunFolderError(f"{self.path}: a crash left the folder incomplete; repeat the command that trains it")
         with contextlib.suppress(OSError):
             (self.path / METRICS).write_text(HEADER, encoding="utf-8")
             (self.path / ENVIRONMENT).write_text(environment_text(), encoding="utf-8")
@@ -210,7 +208,7 @@ class RunFolder:
         stamps = [int(s) for path in before if (s := path.name.split(".")[3]).isdecimal()]
         events = self.path / f"events.out.tfevents.{max([int(time.time()), *(s + 1 for s in stamps)]):010d}.burgersgd"
         wanted = TENSORBOARD in self.config.get("trainer", {}).get("sinks", [TENSORBOARD])
-        write = functools.partial(append, events) if wanted else _discard
+        write = functools.partial(append, events) if wanted else lambda data: None
         return TensorBoardEvents(write, hparams_of(self.config))
 
     def metrics(self, row: Mapping[str, float | None]) -> None:
@@ -251,13 +249,36 @@ class RunFolder:
         A final state also ends the run's TensorBoard session (see finish); that of an interrupted run is left open.
         The files of a run that has ended are on the disk before status.json says that it has.
         """
-        self._write_status(state, fields, synced=False)
+        if state in ENDED:
+            self.stage_end(state, fields)
+            make_lasting([self.path])
+            self.commit_end(state)
+            return
+        text = self._status_text(state, fields)
+        self._check_claim()
+        with replacing(self.path / STATUS, lasting=False) as stream:
+            stream.write(text)
+        self.state = state
+        if state == "failed":
+            self.finish(state, fields)
 
-    def end(self, state: str, fields: Mapping[str, Any]) -> None:
-        """Write the status of a run that has ended and whose files are already on the disk, see make_lasting."""
-        self._write_status(state, fields, synced=True)
+    def stage_end(self, state: str, fields: Mapping[str, Any]) -> None:
+        """Write the files of a run that has ended, status.json as a staged file, which `commit_end` makes valid.
 
-    def _write_status(self, state: str, fields: Mapping[str, Any], synced: bool) -> None:
+        The staged file may be committed once all files are on the disk (`make_lasting`).
+        """
+        text = self._status_text(state, fields)
+        self._check_claim()
+        self.finish(state, fields)  # a run that has ended is not opened again, so its events must be complete
+        stage(self.path / STATUS, text)
+
+    def commit_end(self, state: str) -> None:
+        """Replace status.json by the staged file."""
+        self._check_claim()
+        commit(self.path / STATUS)
+        self.state = state
+
+    def _status_text(self, state: str, fields: Mapping[str, Any]) -> bytes:
         if state not in STATES:
             raise ValueError(f"state is {state!r}; allowed are {', '.join(STATES)}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -266,17 +287,7 @@ class RunFolder:
         content = {"state": state, "updated": now, **known, **fields}
         if state in ENDED:
             content["result_digest"] = result_digest(content)
-        text = to_json(content)
-        self._check_claim()
-        if state in ENDED:  # a run that has ended is not opened again, so its TensorBoard events must be complete
-            self.finish(state, fields)
-            if not synced:
-                make_lasting([self.path])
-        with replacing(self.path / STATUS, lasting=False) as stream:
-            stream.write(text.encode())
-        self.state = state
-        if state == "failed":
-            self.finish(state, fields)
+        return to_json(content).encode()
 
     def _check_claim(self) -> None:
         """Raise RunFolderError where another process may also have started to train the run."""
@@ -289,10 +300,6 @@ class RunFolder:
         if self._events is not None and not self._finished:
             self._finished = True
             self._events.finish(state == "completed", fields)
-
-    def log_once(self, lines: Sequence[tuple[int, str]]) -> None:
-        """Log the last lines of a run, each a pair (level, text), except those that an earlier process has logged."""
-        log_once(self.log, self.path / LOG, lines)
 
     def metrics_position(self) -> dict[str, Any]:
         """Return the entries of a checkpoint about metrics.csv: its length, and a digest of its content.
@@ -355,12 +362,12 @@ class RunFolder:
             release(self.path)
             return
         if exception is None:
-            if self.state not in FINAL_STATES:
+            if self.state == "running":
                 self.status("failed", reason="the run ended without a result")
             self.close()
             return
         try:
-            if self.state not in FINAL_STATES:
+            if self.state == "running":
                 interrupted = isinstance(exception, KeyboardInterrupt)
                 if interrupted:
                     self.log.info("%s", one_line(exception))
@@ -391,7 +398,3 @@ def add_rows(folders: Sequence[RunFolder | None], table: Table, now: float | Non
         events = scalar_records(now, int(evaluations), tagged(table, n_runs, regression), n_runs)
         for i, folder in members:
             folder.add_row(lines[i], int(evaluations), events[i])
-
-
-def _discard(data: bytes) -> None:
-    """Discard the data."""

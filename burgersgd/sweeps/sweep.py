@@ -238,8 +238,7 @@ class Sweep:
                 search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
-                    f"{self._varied(elsewhere[0])}: another process is training this job, which the search needs; "
-                    "repeat the command later"
+                    f"{self._varied(elsewhere[0])}: another process is training this job; the search needs its result"
                 )
         return batches
 

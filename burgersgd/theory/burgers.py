@@ -10,27 +10,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float64
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import fft
 
-from burgersgd.theory import traffic
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.quadrature import panel_integrals
+from burgersgd.theory.quadrature import Array, panel_integrals
+from burgersgd.theory.traffic import Greenshields
 
-Array = NDArray[np.float64]
 Boundary = Literal["periodic", "no_flux", "inflow"]
-Limiter = Literal["van_leer", "minmod", "first_order"]
-Splitting = Literal["strang", "lie"]
 
 PECLET_LIMIT = 2.0
 """Largest cell Peclet number without a warning; above it a viscous shock is narrower than a cell."""
-CFL_LIMIT = 0.5
-"""Largest Courant number at which MUSCL with SSPRK2 keeps maxima and total variation."""
+CFL, CFL_LIMIT = 0.4, 0.5
+"""The Courant number, and the largest at which MUSCL with SSPRK2 keeps maxima and total variation."""
 _TINY = 1e-300  # keeps 0 / 0 out of the limiter
 
 
@@ -38,36 +34,11 @@ class BurgersWarning(UserWarning):
     """Warns that the grid is too coarse for nu: shocks become one or two cells wide, wider than nu alone makes them."""
 
 
-# ------------------------------------------------------------------------------------------------------------- the laws
-
-
-@runtime_checkable
-class Law(Protocol):
-    """A scalar conservation law u_t + f(u)_x = nu u_xx."""
-
-    def flux(self, u: ArrayLike) -> Array:
-        """Return f(u), same shape."""
-        ...
-
-    def speed(self, u: ArrayLike) -> Array:
-        """Return the characteristic speed f'(u), same shape."""
-        ...
-
-    def godunov(self, left: Array, right: Array, out: Array) -> None:
-        """Write into out the flux through faces between the states left and right; both of these are overwritten."""
-        ...
-
-
-@dataclass(frozen=True)
 class Burgers:
-    """f(w) = w^2 / 2: the flux of the conservative form."""
+    """The flux f(w) = w^2 / 2 of the conservative form."""
 
-    def flux(self, u: ArrayLike) -> Array:
-        """Return w^2 / 2, same shape."""
-        return float_array(u) ** 2 / 2
-
-    def speed(self, u: ArrayLike) -> Array:
-        """Return w, same shape."""
+    def characteristic_speed(self, u: ArrayLike) -> Array:
+        """Return f'(w) = w."""
         return float_array(u)
 
     def godunov(self, left: Array, right: Array, out: Array) -> None:
@@ -79,37 +50,9 @@ class Burgers:
         np.multiply(out, 0.5, out=out)
 
 
-@dataclass(frozen=True)
-class Greenshields:
-    """Q(rho) = u_max rho (1 - rho / rho_max). Implements Eq. (3.10). Raises ValueError unless both are > 0."""
-
-    rho_max: float = 1.0
-    u_max: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_positive(rho_max=self.rho_max, u_max=self.u_max)
-
-    def flux(self, u: ArrayLike) -> Array:
-        """Return Q(rho), same shape."""
-        return traffic.flux(u, rho_max=self.rho_max, u_max=self.u_max)
-
-    def speed(self, u: ArrayLike) -> Array:
-        """Return w = Q'(rho), same shape."""
-        return traffic.characteristic_speed(u, rho_max=self.rho_max, u_max=self.u_max)
-
-    def godunov(self, left: Array, right: Array, out: Array) -> None:
-        """Write min(demand(left), supply(right)) into out; overwrites left and right."""
-        critical = self.rho_max / 2  # the density at which Q is largest
-        np.minimum(left, critical, out=left)  # demand: the flux Q of this density can leave the cell on the left
-        np.maximum(right, critical, out=right)  # supply: the flux Q of this density can enter the cell on the right
-        for rho in (left, right):
-            np.multiply(rho, -self.u_max / self.rho_max, out=out)
-            np.add(out, self.u_max, out=out)
-            np.multiply(rho, out, out=rho)  # Q(rho) in place
-        np.minimum(left, right, out=out)
-
-
 BURGERS = Burgers()
+Law = Burgers | Greenshields
+"""A scalar conservation law u_t + f(u)_x = nu u_xx: its characteristic speed f' and its Godunov flux."""
 
 
 # ------------------------------------------------------------------------------------------------------------- the grid
@@ -149,7 +92,7 @@ def cell_peclet(u: ArrayLike, dx: float, nu: float, *, law: Law = BURGERS, perio
     No shock that can form is stronger than dw. Second order needs a value of about 1; above 2 the grid cannot resolve
     the shock. On a periodic domain the drop may cross the boundary: then dw is max - min.
     """
-    speed = law.speed(u)
+    speed = law.characteristic_speed(u)
     drop = np.ptp(speed) if periodic else np.max(np.maximum.accumulate(speed) - speed)
     if drop == 0:
         return 0.0
@@ -162,7 +105,6 @@ def cell_peclet(u: ArrayLike, dx: float, nu: float, *, law: Law = BURGERS, perio
 class Solution(NamedTuple):
     """The solution at the requested times, as the solver returns it."""
 
-    times: Float64[np.ndarray, " times"]
     values: Float64[np.ndarray, "times cells"]  # cell averages
     net_inflow: Float64[np.ndarray, " times"]  # net inflow of u through the ends since time 0; 0 if periodic
     steps: int  # total number of time steps
@@ -177,81 +119,55 @@ def solve(
     law: Law = BURGERS,
     boundary: Boundary = "periodic",
     inflow: tuple[float, float] | None = None,
-    limiter: Limiter = "van_leer",
-    splitting: Splitting = "strang",
-    cfl: float = 0.4,
+    first_order: bool = False,
     dt: float | None = None,
 ) -> Solution:
     """Return u with u_t + f(u)_x = nu u_xx at the given times (>= 0, increasing), from cell averages at time 0.
 
-    law: BURGERS (u is w) or Greenshields(rho_max, u_max) (u is rho). boundary: "periodic"; "no_flux", where the
+    law: BURGERS (u is w) or a road Greenshields(rho_max, u_max) (u is rho). boundary: "periodic"; "no_flux", where the
     gradient is zero at the ends and waves leave; or "inflow", where the constant states inflow = (left, right), by
     default the end values of the initial data, lie beyond the ends, and diffusion carries nothing through the ends (a
-    closed road is inflow=(0, rho_max)). Between two output times all time steps are equal: as long as cfl allows, or
-    at most dt.
+    closed road is inflow=(0, rho_max)). Between two output times all time steps are equal, of Courant number 0.4 at
+    most, or dt at most. first_order: leave out the reconstruction, which makes the convection monotone.
 
     Implements Eq. (3.1). Implements Eq. (3.10). Implements Eq. (3.13). Warns (BurgersWarning) if the grid is too coarse
-    for nu. Raises ValueError for nu < 0, data that are not finite, fewer than 4 cells, cfl outside (0, 0.5], dt above
+    for nu. Raises ValueError for nu < 0, data that are not finite, fewer than 4 cells, dt above
     what a Courant number of 0.5 allows, times that do not increase.
     """
     u, saved = float_array(initial).copy(), np.atleast_1d(float_array(times))
-    _check(u, saved, dx, nu, boundary, inflow, limiter, splitting, cfl)
-    ends = (float(u[0]), float(u[-1])) if inflow is None else inflow
-    _warn_if_coarse(u, ends, dx, nu, law, boundary)
-
-    convection = _Convection(u.size, dx, law, limiter, boundary, ends)
-    diffusion = _Diffusion(u.size, dx, nu, boundary)
-    values, net_inflow = np.empty((saved.size, u.size)), np.empty(saved.size)
-    now, inside, steps = 0.0, 0.0, 0
-    for k, time in enumerate(saved):
-        speed = convection.max_speed(u)
-        longest = _longest_step(speed, dx, cfl, dt, float(time) - now)
-        n = math.ceil((time - now) / longest * (1 - 1e-12)) if time > now else 0
-        if n:
-            step = (time - now) / n
-            whole = diffusion.factors(step)
-            half = diffusion.factors(step / 2) if splitting == "strang" else None
-            if half is not None:
-                u = diffusion.apply(u, half)
-            for i in range(n):
-                inside += convection.advance(u, step)
-                u = diffusion.apply(u, half if half is not None and i == n - 1 else whole)  # two half steps in one
-        now, steps = float(time), steps + n
-        values[k], net_inflow[k] = u, inside
-    return Solution(saved, values, net_inflow, steps)
-
-
-def _check(
-    u: Array,
-    times: Array,
-    dx: float,
-    nu: float,
-    boundary: str,
-    inflow: tuple[float, float] | None,
-    limiter: str,
-    splitting: str,
-    cfl: float,
-) -> None:
     check_not_negative(nu=nu)
     check_positive(dx=dx)
     if u.ndim != 1 or u.size < 4:
         raise ValueError(f"initial: must be one-dimensional with >= 4 cells, is of shape {u.shape}")
-    check_finite(initial=u, times=times)
-    if times.ndim != 1 or times.size == 0 or times[0] < 0 or np.any(np.diff(times) <= 0):
+    check_finite(initial=u, times=saved)
+    if saved.ndim != 1 or saved.size == 0 or saved[0] < 0 or np.any(np.diff(saved) <= 0):
         raise ValueError("times: must be >= 0 and increase")
-    for name, value, allowed in (
-        ("boundary", boundary, get_args(Boundary)),
-        ("limiter", limiter, get_args(Limiter)),
-        ("splitting", splitting, get_args(Splitting)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}={value}: must be one of {', '.join(allowed)}")
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"boundary={boundary}: must be one of {', '.join(get_args(Boundary))}")
     if inflow is not None and boundary != "inflow":
         raise ValueError(f"boundary={boundary}: must be inflow if inflow is given")
-    if inflow is not None:
-        check_finite(inflow=inflow)
-    if not 0 < cfl <= CFL_LIMIT:
-        raise ValueError(f"cfl={cfl:g}: must be > 0 and <= {CFL_LIMIT:g}")
+    ends = (float(u[0]), float(u[-1])) if inflow is None else inflow
+    check_finite(inflow=ends)
+    _warn_if_coarse(u, ends, dx, nu, law, boundary)
+
+    convection = _Convection(u.size, dx, law, first_order, boundary, ends)
+    diffusion = _Diffusion(u.size, dx, nu, boundary)
+    values, net_inflow = np.empty((saved.size, u.size)), np.empty(saved.size)
+    now, came_in, steps = 0.0, 0.0, 0
+    for k, time in enumerate(saved):
+        speed = convection.max_speed(u)
+        longest = _longest_step(speed, dx, dt, float(time) - now)
+        n = math.ceil((time - now) / longest * (1 - 1e-12)) if time > now else 0
+        if n:
+            step = (time - now) / n
+            whole, half = diffusion.factors(step), diffusion.factors(step / 2)
+            u = diffusion.apply(u, half)
+            for i in range(n):
+                came_in += convection.advance(u, step)
+                u = diffusion.apply(u, whole if i < n - 1 else half)  # two half steps in one
+        now, steps = float(time), steps + n
+        values[k], net_inflow[k] = u, came_in
+    return Solution(values, net_inflow, steps)
 
 
 def _warn_if_coarse(u: Array, ends: tuple[float, float], dx: float, nu: float, law: Law, boundary: str) -> None:
@@ -266,10 +182,10 @@ def _warn_if_coarse(u: Array, ends: tuple[float, float], dx: float, nu: float, l
         )
 
 
-def _longest_step(speed: float, dx: float, cfl: float, dt: float | None, interval: float) -> float:
+def _longest_step(speed: float, dx: float, dt: float | None, interval: float) -> float:
     """Return the longest time step; raises ValueError if dt is too long."""
     if dt is None:
-        return cfl * dx / speed if speed > 0 else interval
+        return CFL * dx / speed if speed > 0 else interval
     check_positive(dt=dt)
     if speed * dt > CFL_LIMIT * dx * (1 + 1e-12):
         raise ValueError(
@@ -281,8 +197,10 @@ def _longest_step(speed: float, dx: float, cfl: float, dt: float | None, interva
 class _Convection:
     """One SSPRK2 step of u_t + f(u)_x = 0, in buffers that live as long as the solution."""
 
-    def __init__(self, cells: int, dx: float, law: Law, limiter: str, boundary: str, ends: tuple[float, float]) -> None:
-        self.dx, self.law, self.limiter, self.boundary, self.ends = dx, law, limiter, boundary, ends
+    def __init__(
+        self, cells: int, dx: float, law: Law, first_order: bool, boundary: str, ends: tuple[float, float]
+    ) -> None:
+        self.dx, self.law, self.first_order, self.boundary, self.ends = dx, law, first_order, boundary, ends
         self.padded = np.empty(cells + 4)  # two ghost cells at either end
         self.jump, self.size = np.empty(cells + 3), np.empty(cells + 3)
         self.half_slope, self.scratch = np.empty(cells + 2), np.empty(cells + 2)
@@ -292,7 +210,9 @@ class _Convection:
     def max_speed(self, u: Array) -> float:
         """Return the largest absolute characteristic speed of the cells and of the inflow states."""
         beyond = np.array(self.ends) if self.boundary == "inflow" else u[:1]
-        return float(max(np.max(np.abs(self.law.speed(u))), np.max(np.abs(self.law.speed(beyond)))))
+        return float(
+            max(np.max(np.abs(self.law.characteristic_speed(u))), np.max(np.abs(self.law.characteristic_speed(beyond))))
+        )
 
     def advance(self, u: Array, dt: float) -> float:
         """Advance u in place by dt and return the net inflow through the ends."""
@@ -309,7 +229,7 @@ class _Convection:
         self._pad(u)
         inner = self.padded[1:-1]
         left, right, flux = self.left, self.right, self.flux
-        if self.limiter == "first_order":
+        if self.first_order:
             left[:], right[:] = inner[:-1], inner[1:]
         else:
             self._limited_half_slopes()
@@ -331,25 +251,18 @@ class _Convection:
             padded[:2], padded[-2:] = u[0], u[-1]
 
     def _limited_half_slopes(self) -> None:
-        """Compute half of van Leer's slope 2ab / (a + b), or of minmod's, from the jumps a and b beside each cell."""
+        """Compute half of van Leer's slope 2ab / (a + b) from the jumps a and b beside each cell."""
         jump, size, half, scratch = self.jump, self.size, self.half_slope, self.scratch
         np.subtract(self.padded[1:], self.padded[:-1], out=jump)
         np.abs(jump, out=size)
         a, b, abs_a, abs_b = jump[:-1], jump[1:], size[:-1], size[1:]
-        if self.limiter == "van_leer":
-            np.multiply(a, abs_b, out=half)
-            np.multiply(abs_a, b, out=scratch)
-            np.add(half, scratch, out=half)  # 2ab or, where signs differ, 0
-            np.add(abs_a, abs_b, out=scratch)
-            np.add(scratch, _TINY, out=scratch)
-            np.divide(half, scratch, out=half)
-            np.multiply(half, 0.5, out=half)
-        else:
-            np.minimum(abs_a, abs_b, out=scratch)
-            np.sign(a, out=half)
-            np.add(half, np.sign(b), out=half)  # 2, 0 or -2; 1 or -1 only if a or b is 0, and then scratch is 0
-            np.multiply(half, scratch, out=half)
-            np.multiply(half, 0.25, out=half)
+        np.multiply(a, abs_b, out=half)
+        np.multiply(abs_a, b, out=scratch)
+        np.add(half, scratch, out=half)  # 2ab or, where signs differ, 0
+        np.add(abs_a, abs_b, out=scratch)
+        np.add(scratch, _TINY, out=scratch)
+        np.divide(half, scratch, out=half)
+        np.multiply(half, 0.5, out=half)
 
 
 class _Diffusion:

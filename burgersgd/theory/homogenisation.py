@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -21,9 +20,8 @@ from burgersgd.optimizers.langevin import Langevin
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperSDE
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive
-from burgersgd.theory.langevin import fitted_slope
-from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Integrator, Loss, local_entropy
-from burgersgd.theory.paths import UNUSED, always, averaged, last, normals, walk
+from burgersgd.theory.local_entropy import Integrator, Loss, local_entropy
+from burgersgd.theory.paths import averaged, end_of_walk, normals, standard_error, walk
 
 Temperature = Literal["consistent", "printed"]
 
@@ -31,32 +29,21 @@ Temperature = Literal["consistent", "printed"]
 # ---------------------------------------------------------------------------------- the passive scalar of (5.1), (5.2)
 
 
-def passive_scalar_paths(
-    *,
-    nu: float = 0.5,
-    velocity: float = 1.0,
-    epsilon: float = 0.1,
-    duration: float = 1.0,
-    lr: float = 0.001,
-    paths: int = 4000,
-    seed: int = 0,
-) -> ndarray:
-    """Return X ``[paths]`` at the end of particles in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
+def passive_scalar_paths(nu: float, velocity: float, epsilon: float, paths: int) -> ndarray:
+    """Return X(1) ``[paths]`` of particles in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
 
     Implements Eq. (5.1) at p = 2, which is (5.2). Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose
     limit is a diffusion of viscosity nu + V^2 / (2 nu), linear and unrelated to (5.11). X starts at 0, and Y / epsilon
     is uniformly distributed. Raises ValueError unless all numbers are finite and > 0.
     """
-    check_positive(nu=nu, velocity=velocity, epsilon=epsilon, duration=duration, lr=lr, paths=paths)
+    check_positive(nu=nu, velocity=velocity, epsilon=epsilon, paths=paths)
     phase = 2 * math.pi * (np.arange(paths) + 0.5) / paths
     begin = np.stack([np.zeros(paths), epsilon * phase], axis=1)
-    steps = math.ceil(duration / lr)
 
     def descent(at: ndarray) -> ndarray:  # minus the velocity
         return np.stack([-velocity / epsilon * np.sin(at[:, 1] / epsilon), np.zeros(paths)], axis=1)
 
-    hyper = {"lr": duration / steps, "temperature": nu, "weight_decay": 0.0}
-    return last(walk(Langevin(), hyper, begin, always(descent), steps, normals(seed, paths, 2))).x[:, 0].numpy()
+    return end_of_walk(Langevin(), begin, descent, 1000, lr=1e-3, temperature=nu).x[:, 0].numpy()
 
 
 # -------------------------------------------------------------------------------------------------------- the limit
@@ -130,89 +117,39 @@ def fast_slow_paths(
     steps = math.ceil(duration / (epsilon * lr) * (1 - 1e-12))
     noise = normals(seed, paths, antithetic=True)
     noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
-    hyper = {"lr": duration / (epsilon * steps), "nu": nu, "gamma": gamma, "epsilon": epsilon}
-    begin = np.full((paths, 1), start)
-    state = last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise))
+    lr = duration / (epsilon * steps)
+    begin, hyper = np.full((paths, 1), start), {"lr": lr, "nu": nu, "gamma": gamma, "epsilon": epsilon}
+    state = end_of_walk(PaperSDE(temperature), begin, loss.gradient, steps, noise=noise, **hyper)
     return state.x[:, 0].numpy(), state.y[:, 0].numpy()
 
 
-@dataclass(frozen=True)
-class ConvergenceOrders:
-    """Errors and orders of the convergence of the slow point to its limit; each list has one number per epsilon."""
+class ConvergenceErrors(NamedTuple):
+    """Errors of the slow point x(1) against its limit X(1); each list has one number per epsilon."""
 
-    epsilons: list[float]
-    weak: list[float]  # |E x(S) - X(S)|
-    weak_error: list[float]  # standard errors
-    strong: list[float]  # sqrt(E (x(S) - X(S))^2)
-    weak_slope: float  # 1 in theory
-    weak_slope_error: float
-    strong_slope: float  # 1/2 in theory
-    limit: float  # X(S)
+    weak: list[float]  # |E x(1) - X(1)|, of order 1
+    weak_error: list[float]  # standard errors of weak
+    strong: list[float]  # sqrt(E (x(1) - X(1))^2), of order 1/2
 
 
-def convergence_experiment(
-    loss: Loss = RIPPLE,
-    *,
-    start: float = 1.2,
-    gamma: float = 0.5,
-    nu: float = 0.1,
-    epsilons: Sequence[float] = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
-    duration: float = 1.0,
-    lr: float = 0.05,
-    paths: int = 8000,
-    temperature: Temperature = "consistent",
+def convergence_errors(
+    loss: Loss,
+    start: float,
+    gamma: float,
+    nu: float,
+    epsilons: Sequence[float],
     integrator: Integrator = "leimkuhler_matthews",
-    limit_nu: float | None = None,
-    seed: int = 0,
-) -> ConvergenceOrders:
-    """Return weak and strong errors of the fast-slow system against X(S), S = duration, and their fitted orders.
-
-    limit_nu is the viscosity of the limit, by default nu; with the printed temperature the limit has nu / 2. Raises
-    ValueError as fast_slow_paths does, and if there are fewer than two epsilons.
-    """
-    if len(epsilons) < 2:
-        raise ValueError(f"epsilons={list(epsilons)}: must be at least two, to fit an order")
-    limit = float(averaged_path(loss, start, gamma, nu if limit_nu is None else limit_nu, [duration])[0])
-    weak, weak_error, strong = [], [], []
-    for i, epsilon in enumerate(epsilons):
-        x, _ = fast_slow_paths(
-            loss,
-            start,
-            gamma,
-            nu,
-            epsilon,
-            duration=duration,
-            lr=lr,
-            paths=paths,
-            temperature=temperature,
-            integrator=integrator,
-            seed=(seed << 8) + i,  # independent noise for every epsilon
-        )
-        pair_means = x.reshape(2, -1).mean(0)
-        weak.append(abs(float(x.mean()) - limit))
-        weak_error.append(float(pair_means.std(ddof=1)) / math.sqrt(len(pair_means)))
-        strong.append(math.sqrt(np.mean((x - limit) ** 2)))
-    off = np.log(epsilons) - np.mean(np.log(epsilons))
-    relative = np.array(weak_error) / np.array(weak)
-    return ConvergenceOrders(
-        epsilons=list(epsilons),
-        weak=weak,
-        weak_error=weak_error,
-        strong=strong,
-        weak_slope=fitted_slope(epsilons, weak),
-        weak_slope_error=float(np.sqrt(np.sum((off * relative) ** 2)) / np.sum(off**2)),
-        strong_slope=fitted_slope(epsilons, strong),
-        limit=limit,
+) -> ConvergenceErrors:
+    """Return weak and strong errors of the fast-slow system against X(1). Raises ValueError as fast_slow_paths does."""
+    limit = float(averaged_path(loss, start, gamma, nu, [1.0])[0])
+    paths = [
+        fast_slow_paths(loss, start, gamma, nu, epsilon, integrator=integrator, seed=i)[0]
+        for i, epsilon in enumerate(epsilons)
+    ]
+    return ConvergenceErrors(
+        weak=[abs(float(x.mean()) - limit) for x in paths],
+        weak_error=[float(standard_error(x.reshape(2, -1).mean(0))) for x in paths],  # of antithetic pairs
+        strong=[math.sqrt(np.mean((x - limit) ** 2)) for x in paths],
     )
-
-
-@dataclass(frozen=True)
-class QuadraticMoments:
-    """Exact moments of (x, y) at time s on F = a y^2 / 2."""
-
-    mean: ndarray  # [2]
-    covariance: ndarray  # [2, 2]
-    limit: float  # X(s)
 
 
 def quadratic_moments(
@@ -222,92 +159,59 @@ def quadratic_moments(
     epsilon: float,
     s: float,
     start: Sequence[float] = (1.0, 1.0),
-) -> QuadraticMoments:
-    """Return the moments of (5.14) on F = a y^2 / 2 at time s from (x, y) = start, by matrix exponentials.
+) -> tuple[ndarray, ndarray]:
+    """Return mean ``[2]`` and covariance ``[2, 2]`` of (5.14) on F = a y^2 / 2 at time s from (x, y) = start.
 
     Implements Eq. (5.6): as functions of start, the moments solve w_s = h . grad_x w + (1 / epsilon) L_0 w.
     Implements Eq. (5.8): the Gaussian law solves the adjoint equation. The slow parts, h . grad_x w and -div_x(h
-    rho), are missing in the paper. Raises ValueError unless gamma, epsilon and s are finite and > 0, the temperature is
-    finite and >= 0, start is finite, and the curvature > 0.
+    rho), are missing in the paper. Raises ValueError unless curvature, gamma, epsilon and s are finite and > 0, the
+    temperature is finite and >= 0, and start is finite.
     """
-    check_positive(gamma=gamma, epsilon=epsilon, s=s)
-    check_positive(curvature=curvature)
+    check_positive(curvature=curvature, gamma=gamma, epsilon=epsilon, s=s)
     check_not_negative(temperature=temperature)
     check_finite(start=start)
     drift = np.array([[-1 / gamma, 1 / gamma], [1 / (gamma * epsilon), -(curvature + 1 / gamma) / epsilon]])
     noise = np.diag([0.0, 2 * temperature / epsilon])
     flow = expm(drift * s)
     stationary = solve_continuous_lyapunov(drift, -noise)
-    return QuadraticMoments(
-        mean=flow @ np.asarray(start),
-        covariance=stationary - flow @ stationary @ flow.T,
-        limit=start[0] * math.exp(-curvature * s / (1 + curvature * gamma)),
-    )
+    return flow @ np.asarray(start), stationary - flow @ stationary @ flow.T
 
 
 # ---------------------------------------------------------------------------------------------- the frozen fast point
 
 
-def ergodic_average(
-    loss: Loss = DOUBLE_WELL,
-    x: float = 0.4,
-    gamma: float = 0.3,
-    nu: float = 0.1,
-    *,
-    durations: Sequence[float] = (2.0, 4.0, 8.0, 16.0, 32.0),
-    burn_in: float = 4.0,
-    lr: float = 0.02,
-    paths: int = 2000,
-    integrator: Integrator = "leimkuhler_matthews",
-    seed: int = 0,
-) -> ndarray:
-    """Return (1 / S) int (x - y) / gamma ds along paths of y at frozen x, for each S, ``[durations, paths]``.
+def ergodic_average(loss: Loss, x: float, gamma: float, nu: float, durations: Sequence[float]) -> ndarray:
+    """Return (1 / S) int (x - y) / gamma ds along 2,000 paths of y at frozen x, for each S, ``[durations, paths]``.
 
-    Times are in units of the fast scale. Implements Eq. (5.13), with the sign and gamma corrected. The average is the
-    running mean of the rule optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma, nu, lr and the
-    durations are finite and > 0, the durations are at least one step of lr, and x is finite.
+    Times are in units of the fast scale; the paths come to equilibrium for 4 before. Implements Eq. (5.13), with the
+    sign and gamma corrected. The average is the running mean of the rule optimizers.local_entropy.LocalEntropy. Raises
+    ValueError unless gamma, nu and the durations are finite and > 0, the durations are at least one step, and x is
+    finite.
     """
-    check_positive(lr=lr, shortest_duration=min(durations))
-    check_not_negative(burn_in=burn_in)
-    check_positive(gamma=gamma, nu=nu)
+    lr, wait = 0.02, 200
+    check_positive(gamma=gamma, nu=nu, shortest_duration=min(durations))
     check_finite(x=x)
     counts = [round(duration / lr) for duration in durations]
     if min(counts) < 1:
         raise ValueError(f"durations={list(durations)}: must be at least lr={lr:g}")
-    wait = round(burn_in / lr)
-    rule = LocalEntropy(inner_steps=max(counts), burn_in=wait, integrator=integrator)
-    hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
-    begin = np.full((paths, 1), x)
-    states = walk(rule, hyper, begin, always(loss.gradient), wait + max(counts), normals(seed, paths))
-    averages = {
-        k + 1 - wait: (x - s.mean[:, 0].numpy()) / gamma for k, s in enumerate(states) if k + 1 - wait in counts
-    }
+    rule = LocalEntropy(inner_steps=max(counts), burn_in=wait, integrator="leimkuhler_matthews")
+    states = walk(rule, np.full((2000, 1), x), loss.gradient, wait + max(counts), lr=lr, nu=nu, gamma=gamma)
+    averages = {n: (x - s.mean[:, 0].numpy()) / gamma for n, s in enumerate(states, start=1 - wait) if n in counts}
     return np.stack([averages[n] for n in counts])
 
 
-def invariant_sample(
-    loss: Loss = RIPPLE,
-    x: float = 0.4,
-    gamma: float = 0.5,
-    nu: float = 0.1,
-    *,
-    temperature: Temperature = "consistent",
-    lr: float = 0.02,
-    steps: int = 500,
-    paths: int = 4000,
-    seed: int = 0,
-) -> ndarray:
+def invariant_sample(loss: Loss, x: float, gamma: float, nu: float, temperature: Temperature, paths: int) -> ndarray:
     """Return y ``[paths]`` of (5.14) at frozen x in equilibrium: its law is exp(-G / (2 nu)) / Z, that is (4.21).
 
     Implements Eq. (5.16). With temperature = printed the law is that of nu / 2, so (5.16) does not agree with (4.21).
-    The steps are those of the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma, nu and lr
+    The 500 steps are those of the rule optimizers.paper.PaperSDE at epsilon = 0. Raises ValueError unless gamma and nu
     are finite and > 0, and x is finite.
     """
-    check_positive(lr=lr, gamma=gamma, nu=nu)
+    check_positive(gamma=gamma, nu=nu)
     check_finite(x=x)
-    hyper = {"lr": lr, "nu": nu, "gamma": gamma, "epsilon": 0.0}
-    begin, noise = np.full((paths, 1), x), averaged(normals(seed, paths))
-    return last(walk(PaperSDE(temperature), hyper, begin, always(loss.gradient), steps, noise)).y[:, 0].numpy()
+    hyper = {"lr": 0.02, "nu": nu, "gamma": gamma, "epsilon": 0.0}
+    begin, noise = np.full((paths, 1), x), averaged(normals(0, paths))
+    return end_of_walk(PaperSDE(temperature), begin, loss.gradient, 500, noise=noise, **hyper).y[:, 0].numpy()
 
 
 def generator(

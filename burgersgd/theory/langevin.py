@@ -7,38 +7,18 @@ of the local entropy has T = 2 nu. All paths are computed by the update rules th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy import ndarray
 from numpy.typing import ArrayLike
-from scipy.stats import chisquare, kstest
 
 from burgersgd.datasets.batches import Batches
 from burgersgd.optimizers.langevin import Langevin
-from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.sgd import Sgd
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.gibbs import GibbsLaw
 from burgersgd.theory.local_entropy import Integrator, Loss
-from burgersgd.theory.paths import UNUSED, Noise, always, averaged, last, normals, walk
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measured value and its expected value."""
-
-    measured: float
-    expected: float
-    error: float  # standard error of measured
-
-    @property
-    def z(self) -> float:
-        """Deviation in standard errors."""
-        return (self.measured - self.expected) / self.error
-
+from burgersgd.theory.paths import Noise, averaged, end_of_walk, normals
 
 # ------------------------------------------------------------------------------------------------------------- paths
 
@@ -70,74 +50,8 @@ def langevin_paths(
     begin = float_array(start)
     noise = normals(seed, *begin.shape) if noise is None else noise
     noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
-    hyper = {"lr": lr, "temperature": temperatures, "weight_decay": 0.0}
-    return last(walk(Langevin(), hyper, begin, always(loss.gradient), steps, noise)).x.numpy()
-
-
-def fast_paths(
-    loss: Loss,
-    x: ArrayLike,
-    gamma: float,
-    nu: float,
-    *,
-    lr: float = 0.05,
-    steps: int = 400,
-    paths: int = 4000,
-    integrator: Integrator = "leimkuhler_matthews",
-    seed: int = 0,
-) -> ndarray:
-    """Return the fast point y ``[paths, d]`` after `steps` steps from y = x, with x frozen (a float or ``[d]``).
-
-    The steps are those of the training rule optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma and
-    lr are finite and > 0, nu is finite and >= 0, x is finite, and steps and paths are at least 1.
-    """
-    check_positive(gamma=gamma, lr=lr, steps=steps, paths=paths)
-    check_not_negative(nu=nu)
-    check_finite(x=x)
-    start = np.tile(np.atleast_1d(float_array(x)), (paths, 1))
-    rule = LocalEntropy(inner_steps=steps, averaging="last", integrator=integrator)
-    hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
-    return last(walk(rule, hyper, start, always(loss.gradient), steps, normals(seed, *start.shape))).y.numpy()
-
-
-# -------------------------------------------------------------------------------------------------- invariant laws
-
-
-@dataclass(frozen=True)
-class LawCheck:
-    """A comparison of a sample of independent points with a one-dimensional law."""
-
-    ks_pvalue: float  # of the Kolmogorov-Smirnov test
-    chi2_pvalue: float  # of the chi-squared test of the histogram with equally probable bins
-    mean: Measured
-    variance: Measured
-
-
-def check_law(sample: ndarray, law: GibbsLaw, *, bins: int = 40) -> LawCheck:
-    """Compare a sample (of any shape, flattened) with a law: its distribution function, histogram and moments.
-
-    The standard errors are those that the law predicts. Raises ValueError unless the sample is finite and has at least
-    five points per bin.
-    """
-    values = np.ravel(sample)
-    check_finite(sample=values)
-    if len(values) < 5 * bins:
-        raise ValueError(f"bins={bins}: must be at most a fifth of the {len(values)} points")
-    n = len(values)
-    uniform = np.histogram(law.cdf(values), bins=bins, range=(0, 1))[0]
-    mean, variance = float(law.mean()), float(law.covariance())
-    fourth = float(law.expectation(lambda y: (y - mean) ** 4))
-    return LawCheck(
-        ks_pvalue=float(kstest(values, law.cdf).pvalue),
-        chi2_pvalue=float(chisquare(uniform).pvalue),
-        mean=Measured(float(values.mean()), mean, float(np.sqrt(variance / n))),
-        variance=Measured(float(values.var(ddof=1)), variance, float(np.sqrt((fourth - variance**2) / n))),
-    )
-
-
-def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the slope of a straight line fitted to (log x, log y)."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+    state = end_of_walk(Langevin(), begin, loss.gradient, steps, noise=noise, lr=lr, temperature=temperatures)
+    return state.x.numpy()
 
 
 # ---------------------------------------------------------------------------------------------- mini-batch noise
@@ -182,8 +96,7 @@ def minibatch_paths(
     centers = white * math.sqrt(trace * batch_size / d) / curvature
     batches = Batches(samples, batch_size, torch.arange(paths) + (seed << 32), with_replacement=True)
 
-    def gradient(k: int, x: ndarray) -> ndarray:
-        return curvature * (x - centers[batches.indices(k, 1)[0].numpy()].mean(1))
-
-    hyper = {"lr": lr, "momentum": 0.0, "weight_decay": 0.0}
-    return last(walk(Sgd(), hyper, np.zeros((paths, d)), gradient, steps, normals(seed, paths, d))).x.numpy()
+    drawn = (batches.indices(k, 1)[0].numpy() for k in range(steps))
+    return end_of_walk(
+        Sgd(), np.zeros((paths, d)), lambda x: curvature * (x - centers[next(drawn)].mean(1)), steps, lr=lr
+    ).x.numpy()

@@ -10,20 +10,22 @@ by element; in d dimensions x is ``[points, d]``, losses map ``[..., d]`` to ``[
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize
 from scipy.special import ive, logsumexp
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.gibbs import GibbsLaw, gibbs_law, global_minimum
-from burgersgd.theory.paths import UNUSED, last, normals, walk
-from burgersgd.theory.quadrature import Function, find_mass, integrate
+from burgersgd.theory.gibbs import GibbsLaw, gibbs_law
+from burgersgd.theory.paths import end_of_walk
+from burgersgd.theory.quadrature import Function, find_mass, integrate, scan
 
 Integrator = Literal["em", "leimkuhler_matthews"]
 
@@ -75,16 +77,16 @@ class LocalEntropyAt:
 # ------------------------------------------------------------------------------------------------------- quadrature
 
 
-def coupled(loss: Function, x: ArrayLike, gamma: float) -> Function:
-    """Return y -> G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) at one x, a float (1-D) or ``[d]``."""
-    center = float_array(x)
-    if center.ndim == 0:
-        return lambda y: loss(y) + (y - center) ** 2 / (2 * gamma)
-    return lambda y: loss(y) + ((y - center) ** 2).sum(-1) / (2 * gamma)
+def coupled(loss: Function, x: float | ndarray, gamma: float) -> Function:
+    """Return y -> G(x, y; gamma) = F(y) + (x - y)^2 / (2 gamma), with y broadcast against x.
+
+    Implements Eq. (4.18), with F(y) for its integral and t = gamma.
+    """
+    return lambda y: loss(y) + (y - x) ** 2 / (2 * gamma)
 
 
-def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float) -> GibbsLaw:
-    """Return rho_1(y; x) = exp(-G / (2 nu)) / Z at one x, a float (1-D) or ``[d]``, d = 1, 2.
+def fast_law(loss: Function, x: float, gamma: float, nu: float) -> GibbsLaw:
+    """Return rho_1(y; x) = exp(-G / (2 nu)) / Z at one x in one dimension.
 
     Implements Eq. (4.21), with F the loss and t = gamma. Implements Eq. (4.22), with + signs. Raises ValueError unless
     gamma and nu are finite and > 0 and x is finite, and as gibbs_law does.
@@ -213,9 +215,9 @@ def gaussian_mixture(
 def rastrigin(
     x: ArrayLike, curvature: float, amplitude: float, frequency: float, gamma: float, nu: float
 ) -> LocalEntropyAt:
-    """Return the local entropy of sum_i a y_i^2 / 2 + A (1 - cos(omega y_i)) at x, by its Bessel series.
+    """Return the local entropy of a y^2 / 2 + A (1 - cos(omega y)) at x, a float or ``[points]``, by its Bessel series.
 
-    x is a float, ``[points]`` (1-D) or ``[points, d]``. Raises ValueError unless gamma, nu and the frequency are finite
+    Raises ValueError unless gamma, nu and the frequency are finite
     and > 0, the curvature > -1 / gamma, 0 <= A / (2 nu) <= 10 (the series cancels beyond 10), and x is finite.
     """
     check_positive(gamma=gamma, nu=nu, frequency=frequency)
@@ -238,15 +240,7 @@ def rastrigin(
     gradient = curvature * p * points - 2 * nu * first / series
     hessian = curvature * p - 2 * nu * (second / series - (first / series) ** 2)
     variance = 2 * nu * gamma * (1 - gamma * hessian)
-    many = points.ndim == 2
-    return LocalEntropyAt(
-        x=points,
-        gamma=gamma,
-        nu=nu,
-        value=value.sum(-1) if many else value,
-        mean=points - gamma * gradient,
-        covariance=variance[..., None] * np.eye(points.shape[1]) if many else variance,
-    )
+    return LocalEntropyAt(points, gamma, nu, value, mean=points - gamma * gradient, covariance=variance)
 
 
 def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
@@ -260,57 +254,46 @@ def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
 # -------------------------------------------------------------------------------------------------------- limit nu -> 0
 
 
-@dataclass(frozen=True)
-class Moreau:
+class Moreau(NamedTuple):
     """The Hopf-Lax formula: the limits of F_gamma and E y for nu = 0."""
 
-    value: ndarray  # min_y G(x, y; gamma), [points]
+    value: ndarray  # min_y G(x, y; gamma), as x
     prox: ndarray  # the minimiser y, as x
 
 
 def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
-    """Return the Moreau envelope min_y F(y) + |x - y|^2 / (2 gamma) and its minimiser at x, in one or two dimensions.
+    """Return the Moreau envelope min_y F(y) + (x - y)^2 / (2 gamma) and its minimiser at x, a float or ``[points]``.
 
-    x is as in local_entropy. The global minimiser is found on grids of all scales and refined to 1e-8. Raises
-    ValueError unless gamma is finite and > 0, and as global_minimum does.
+    The best point of grids on all scales, see quadrature.find_mass, is refined to 1e-8 by a simplex search. Raises
+    ValueError unless gamma is finite and > 0, x and F(x) are finite, and G rises far away from x.
     """
     check_positive(gamma=gamma)
     check_finite(x=x)
     at = float_array(x)
-    found = [global_minimum(coupled(loss, row, gamma), row) for row in (at.reshape(-1) if at.ndim < 2 else at)]
-    value = np.array([f for f, _ in found]).reshape(at.shape[:1])
-    return Moreau(value, np.array([y for _, y in found]).reshape(at.shape))
+    centers = at.reshape(-1, 1)
+
+    def exponent(rows: ndarray, z: ndarray) -> ndarray:
+        return -coupled(loss, centers[rows], gamma)(centers[rows] + z[..., 0])
+
+    z, rows = scan(*find_mass(exponent, centers, depth=0.0)), np.arange(len(centers))
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = centers[:, 0] + z[rows, exponent(rows, z).argmax(1), 0]
+    options = {"xatol": 1e-10, "fatol": 1e-16, "maxiter": 1000}
+    found = [
+        minimize(lambda y, c=c: float(coupled(loss, c, gamma)(y)[0]), [y], method="Nelder-Mead", options=options)
+        for c, y in zip(centers[:, 0], best, strict=True)
+    ]
+    return Moreau(np.reshape([f.fun for f in found], at.shape), np.reshape([f.x for f in found], at.shape))
 
 
 # ------------------------------------------------------------------------------------------ the estimator of training
 
 
-@dataclass(frozen=True)
-class MonteCarlo:
+class MonteCarlo(NamedTuple):
     """Estimates of grad F_gamma by independent chains of the training rule, each ``[points, chains, d]``."""
 
     gradients: ndarray  # (x - mean of y) / gamma
     mean_gradients: ndarray  # the mean of grad F over the points at which it was evaluated
-
-    @property
-    def gradient(self) -> ndarray:
-        """The mean of the first form over the chains, ``[points, d]``."""
-        return self.gradients.mean(1)
-
-    @property
-    def mean_gradient(self) -> ndarray:
-        """The mean of the second form over the chains, ``[points, d]``."""
-        return self.mean_gradients.mean(1)
-
-    @property
-    def gradient_error(self) -> ndarray:
-        """The standard error of gradient."""
-        return self.gradients.std(axis=1, ddof=1) / math.sqrt(self.gradients.shape[1])
-
-    @property
-    def mean_gradient_error(self) -> ndarray:
-        """The standard error of mean_gradient."""
-        return self.mean_gradients.std(axis=1, ddof=1) / math.sqrt(self.mean_gradients.shape[1])
 
 
 def monte_carlo(
@@ -330,28 +313,25 @@ def monte_carlo(
 
     x is ``[points]`` (1-D, results ``[points, 1]``) or ``[points, d]``, any d. Every chain starts at y = x, makes
     burn_in steps, and averages over inner_steps more. Raises ValueError unless gamma and lr are finite and > 0, nu is
-    finite and >= 0, x is finite, and there are at least two chains.
+    finite and >= 0, and x is finite.
     """
     check_positive(gamma=gamma, lr=lr)
     check_not_negative(nu=nu)
     check_finite(x=x)
-    if chains < 2:
-        raise ValueError(f"chains={chains}: must be at least 2, for a standard error")
     at = float_array(x)
     at = at.reshape(-1, 1) if at.ndim < 2 else at
     points, d = at.shape
     start = np.repeat(at, chains, axis=0)
     rule = LocalEntropy(inner_steps=inner_steps, burn_in=burn_in, integrator=integrator)
-    total = np.zeros_like(start)
+    total, evaluations = np.zeros_like(start), itertools.count()
 
-    def gradient(k: int, y: ndarray) -> ndarray:
+    def gradient(y: ndarray) -> ndarray:
         grad = loss.gradient(y)
-        if k >= burn_in:
+        if next(evaluations) >= burn_in:
             np.add(total, grad, out=total)
         return grad
 
-    hyper = UNUSED | {"lr": lr, "nu": nu, "gamma": gamma, "outer_step": 1.0, "ema_weight": 1.0}
-    state = last(walk(rule, hyper, start, gradient, rule.gradients_per_cycle, normals(seed, *start.shape)))
+    state = end_of_walk(rule, start, gradient, rule.gradients_per_cycle, seed=seed, lr=lr, nu=nu, gamma=gamma)
     return MonteCarlo(
         gradients=((start - state.mean.numpy()) / gamma).reshape(points, chains, d),
         mean_gradients=(total / inner_steps).reshape(points, chains, d),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,32 +19,43 @@ from burgersgd.theory.quadrature import Function
 Noise = Callable[[int], Tensor]
 """k -> standard normal numbers ``[paths, d]``; those of 0 belong to the initial state, of k + 1 to evaluation k."""
 
-UNUSED = {"gamma_scoping": 0.0, "gamma_min": 0.0, "momentum": 0.0, "outer_momentum": 0.0, "weight_decay": 0.0}
-"""Hyperparameters of the training rules that are zero in the theory."""
+_UNUSED = {
+    "gamma_scoping": 0.0,
+    "gamma_min": 0.0,
+    "momentum": 0.0,
+    "outer_momentum": 0.0,
+    "weight_decay": 0.0,
+    "outer_step": 1.0,
+    "ema_weight": 1.0,
+}
+"""Values of the hyperparameters that are not given: those with which they change nothing."""
 
 
 def walk(
     rule: Rule,
-    hyper: Mapping[str, float | ndarray],
     start: ndarray,
-    gradient: Callable[[int, ndarray], ndarray],
+    gradient: Function,
     steps: int,
-    noise: Noise,
+    *,
+    seed: int = 0,
+    noise: Noise | None = None,
+    **hyper: float | ndarray,
 ) -> Iterator[Any]:
     """Yield the state after each of `steps` gradient evaluations from start ``[paths, d]``; cycles are ended when due.
 
-    hyper holds floats or arrays ``[steps]``; gradient(k, y) is the gradient of evaluation k at y ``[paths, d]``. A rule
-    that moves x only at the end of a cycle keeps x frozen if its cycle is longer than `steps`.
+    The noise is by default normals(seed, paths, d). hyper: the hyperparameters of the rule, floats or arrays
+    ``[steps]``. A rule that moves x only at the end of a cycle keeps x frozen if its cycle is longer than `steps`.
     """
+    noise = normals(seed, *start.shape) if noise is None else noise
     step = torch.arange(steps).view(-1, 1, 1)
     cycle = rule.gradients_per_cycle
     clock = Clock(step, step.double() / max(steps, 1), step // cycle, step % cycle, steps)
-    values = {name: _column(value) for name, value in hyper.items()}
+    values = {name: _column(value) for name, value in (_UNUSED | hyper).items()}
     every = rule.coefficients(values, torch.ones(steps, 1, 1, dtype=torch.float64), clock)
     state = rule.init(torch.from_numpy(np.array(start, dtype=np.float64)), noise(0))
     for k in range(steps):
         c = type(every)(*(field[k] for field in every))
-        grad = torch.from_numpy(gradient(k, rule.gradient_at(c, state).numpy()))
+        grad = torch.from_numpy(gradient(rule.gradient_at(c, state).numpy()))
         norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
         state = rule.step(c, state, grad, norm, noise(k + 1))
         if (k + 1) % cycle == 0:
@@ -51,14 +63,14 @@ def walk(
         yield state
 
 
-def last(states: Iterator[Any]) -> Any:
-    """Return the last state."""
-    return collections.deque(states, maxlen=1)[0]
+def end_of_walk(*arguments: Any, **options: Any) -> Any:
+    """Return the last state of a walk with these arguments."""
+    return collections.deque(walk(*arguments, **options), maxlen=1)[0]
 
 
-def always(gradient: Function) -> Callable[[int, ndarray], ndarray]:
-    """Return a gradient that is the same at every evaluation."""
-    return lambda k, y: gradient(y)
+def standard_error(samples: ndarray, axis: int = 0) -> ndarray:
+    """Return the standard error of the mean of independent samples along an axis, as estimated from them."""
+    return samples.std(axis=axis, ddof=1) / math.sqrt(samples.shape[axis])
 
 
 def normals(seed: int, paths: int, d: int = 1, *, antithetic: bool = False) -> Noise:

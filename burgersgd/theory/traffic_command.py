@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,9 @@ import numpy as np
 
 from burgersgd.config import ConfigError, Group, opt
 from burgersgd.theory import burgers, cole_hopf, traffic, traffic_figures
-from burgersgd.theory.burgers import Array, BurgersWarning, Greenshields
+from burgersgd.theory.burgers import BurgersWarning
+from burgersgd.theory.quadrature import Array
+from burgersgd.theory.traffic import Greenshields
 
 FRAMES = 241
 """Number of saved times: enough for smooth paths of cars."""
@@ -49,17 +52,22 @@ class TrafficConfig(Group):
     """The settings of `burgersgd traffic`, checked when it is built. Raises ConfigError."""
 
     group: ClassVar[str] = ""
-    scenario: str = opt("red_light", choices=("red_light", "green_light", "jam", "ring", "riemann"))
-    nu: float = opt(0.02, at_least=0)
-    cells: int = opt(800, at_least=16, at_most=100_000)
-    length: float = opt(4.0, above=0)
-    time: float | None = opt(None, above=0)
-    rho_max: float = opt(1.0, above=0)
-    u_max: float = opt(1.0, above=0)
-    rho_left: float | None = opt(None, at_least=0)
-    rho_right: float | None = opt(None, at_least=0)
-    animate: bool = False
-    output: str | None = None
+    scenario: str = opt(
+        "red_light",
+        "red_light: cars run into a queue; green_light: it dissolves; jam: a block of dense traffic; ring: a ring road "
+        "with a bump; riemann: rho_left meets rho_right",
+        choices=("red_light", "green_light", "jam", "ring", "riemann"),
+    )
+    nu: float = opt(0.02, "viscosity: how far ahead drivers look; 0 for sharp shocks", at_least=0)
+    cells: int = opt(800, "of the grid", at_least=16, at_most=100_000)
+    length: float = opt(4.0, "of the road, which is [-length/2, length/2]", above=0)
+    time: float | None = opt(None, "how long to solve; by default 0.4 length/u_max, ring 2 length/u_max", above=0)
+    rho_max: float = opt(1.0, "density bumper to bumper", above=0)
+    u_max: float = opt(1.0, "speed on the empty road", above=0)
+    rho_left: float | None = opt(None, "density for x < 0, with scenario=riemann only", at_least=0)
+    rho_right: float | None = opt(None, "density for x > 0, with scenario=riemann only", at_least=0)
+    animate: bool = opt(False, "true: also save an animated GIF")
+    output: str | None = opt(None, "folder; by default outputs/traffic/SCENARIO")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,25 +94,9 @@ class TrafficConfig(Group):
         return None
 
     @property
-    def road(self) -> dict[str, float]:
-        """The parameters of the road, rho_max and u_max, as keyword arguments."""
-        return {"rho_max": self.rho_max, "u_max": self.u_max}
-
-
-EXPLAINED = {
-    "scenario": "red_light: cars run into a queue; green_light: it dissolves; jam: a block of dense traffic; ring: a "
-    "ring road with a bump; riemann: rho_left meets rho_right",
-    "nu": "viscosity: how far ahead drivers look; 0 for sharp shocks",
-    "cells": "of the grid",
-    "length": "of the road, which is [-length/2, length/2]",
-    "time": "how long to solve; by default 0.4 length/u_max, ring 2 length/u_max",
-    "rho_max": "density bumper to bumper",
-    "u_max": "speed on the empty road",
-    "rho_left": "density for x < 0, with scenario=riemann only",
-    "rho_right": "density for x > 0, with scenario=riemann only",
-    "animate": "true: also save an animated GIF",
-    "output": "folder; by default outputs/traffic/SCENARIO",
-}
+    def road(self) -> Greenshields:
+        """The road, with its density bumper to bumper and its speed when it is empty."""
+        return Greenshields(self.rho_max, self.u_max)
 
 
 def main(arguments: list[str]) -> int:
@@ -144,28 +136,28 @@ def parse(arguments: list[str]) -> TrafficConfig:
             raise ConfigError(f"{word}: must be of the form key=value (burgersgd traffic --help)")
         if key not in kinds:
             raise ConfigError(f"{key}: no such key, must be one of {', '.join(kinds)}")
-        values[key] = _value(key, text, kinds[key])
+        kind, _, optional = kinds[key].partition(" | ")
+        try:
+            values[key] = None if optional and text in ("null", "None") else _FROM_TEXT[kind](text)
+        except (ValueError, KeyError):
+            allowed = "true or false" if kind == "bool" else f"of type {kind}"
+            raise ConfigError(f"{key}={text}: must be {allowed}") from None
     return TrafficConfig(**values)
 
 
-def _value(key: str, text: str, kind: str) -> Any:
-    """Return the text converted to the type of the field."""
-    if kind.endswith("| None") and text in ("null", "None"):
-        return None
-    base = kind.split(" | ")[0]
-    try:
-        if base == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        return {"float": float, "int": int, "str": str}[base](text)
-    except (ValueError, KeyError):
-        raise ConfigError(f"{key}={text}: must be {'true or false' if base == 'bool' else f'of type {base}'}") from None
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "float": float,
+    "int": int,
+    "str": str,
+}
 
 
 def _explained_keys() -> str:
     lines = []
     for f in dataclasses.fields(TrafficConfig):
         default = "" if f.default is None else f" [{str(f.default).lower()}]"
-        words = textwrap.wrap(EXPLAINED[f.name] + default, 105)
+        words = textwrap.wrap(f.metadata["meaning"] + default, 105)
         lines.append(textwrap.indent("\n".join(words), " " * 13).replace(" " * 13, f"  {f.name:<11}", 1))
     return "\n".join(lines)
 
@@ -223,11 +215,9 @@ class Run:
             f"{self.steps} steps"
         ]
         if c.states is not None and c.states[0] < c.states[1]:
-            lines.append(
-                f"shock from {c.states[0]:g} to {c.states[1]:g}, speed {traffic.shock_speed(*c.states, **c.road):g}"
-            )
+            lines.append(f"shock from {c.states[0]:g} to {c.states[1]:g}, speed {c.road.shock_speed(*c.states):g}")
         elif c.states is not None and c.states[0] > c.states[1]:
-            ends = traffic.characteristic_speed(c.states, **c.road)
+            ends = c.road.characteristic_speed(c.states)
             lines.append(f"fan from {c.states[0]:g} to {c.states[1]:g}, between speeds {ends[0]:g} and {ends[1]:g}")
         if self.error is None:
             lines.append("not compared: the exact solution takes nu > 0 in this scenario")
@@ -238,69 +228,56 @@ class Run:
 
 def simulate(config: TrafficConfig) -> Run:
     """Solve the scenario; print a one-line warning if the grid is too coarse for nu."""
-    half, time = config.length / 2, float(config.time or 0)
+    half, time, road = config.length / 2, float(config.time or 0), config.road
     x, dx = burgers.cell_centers(config.cells, -half, half), config.length / config.cells
-    breakpoints: list[float] = []
-    if config.states is not None:
-        left, right = config.states
-        breakpoints = [0.0]
-
-        def start(y: Array) -> Array:
-            return traffic.riemann_solution(y, 0, left, right, 0, **config.road)
-
-    elif config.scenario == "jam":
-        breakpoints = [-traffic.JAM.part * half, traffic.JAM.part * half]
-
-        def start(y: Array) -> Array:
-            return traffic.jam_density(y, config.length, rho_max=config.rho_max)
-
-    else:
-
-        def start(y: Array) -> Array:
-            return traffic.ring_density(y, config.length, rho_max=config.rho_max)
-
     periodic = config.scenario == "ring"
+    jumps: list[float] = []
+    if config.states is not None:
+        jumps = [0.0]
+    elif not periodic:
+        jumps = [-traffic.JAM_PART * half, traffic.JAM_PART * half]
+
+    def start(y: Array) -> Array:
+        if config.states is not None:
+            return road.riemann_solution(y, 0, *config.states, 0)
+        return road.ring_density(y, config.length) if periodic else road.jam_density(y, config.length)
+
     times = np.linspace(0, time, FRAMES)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", BurgersWarning)
         solution = burgers.solve(
-            burgers.cell_averages(start, config.cells, -half, half, breakpoints=breakpoints),
+            burgers.cell_averages(start, config.cells, -half, half, breakpoints=jumps),
             dx=dx,
             times=times,
             nu=config.nu,
-            law=Greenshields(**config.road),
+            law=road,
             boundary="periodic" if periodic else "inflow",
         )
     for warning in caught:
         print(f"burgersgd: warning: {warning.message}", file=sys.stderr)
-    rho = solution.values
+    exact = None  # in closed form for a jump, otherwise by Cole-Hopf quadrature, which needs nu > 0
+    if config.states is not None:
+        exact = road.riemann_solution(x, time, *config.states, config.nu)
+    elif config.nu > 0:
+        w = cole_hopf.w_from_velocity(
+            x,
+            time,
+            config.nu,
+            lambda y: road.characteristic_speed(start(y)),
+            max_speed=config.u_max,
+            breakpoints=jumps,
+        )
+        exact = road.density(w)
     return Run(
         config=config,
         x=x,
         faces=np.linspace(-half, half, config.cells + 1),
         times=times,
-        rho=rho,
-        count=traffic.cumulative_count(rho, dx, times, config.nu, periodic=periodic, **config.road),
-        exact=_exact(config, x, time, start, breakpoints),
+        rho=solution.values,
+        count=road.cumulative_count(solution.values, dx, times, config.nu, periodic=periodic),
+        exact=exact,
         steps=solution.steps,
     )
-
-
-def _exact(config: TrafficConfig, x: Array, time: float, start: Any, breakpoints: list[float]) -> Array | None:
-    """Return the exact density, in closed form for a jump, otherwise by Cole-Hopf quadrature; None if unknown."""
-    if config.states is not None:
-        return traffic.riemann_solution(x, time, *config.states, config.nu, **config.road)
-    if config.nu == 0:
-        return None
-    w = cole_hopf.w_from_velocity(
-        x,
-        time,
-        config.nu,
-        lambda y: traffic.characteristic_speed(start(y), **config.road),
-        max_speed=config.u_max,
-        breakpoints=breakpoints,
-    )
-    return traffic.density(w, **config.road)
 
 
 # -------------------------------------------------------------------------------------------------------------- results
@@ -314,7 +291,7 @@ def save(run: Run, folder: Path) -> list[str]:
         x=run.x,
         times=run.times,
         rho=run.rho,
-        w=traffic.characteristic_speed(run.rho, **config.road),
+        w=config.road.characteristic_speed(run.rho),
         count=run.count,
         exact=np.full(0, np.nan) if run.exact is None else run.exact,
         nu=config.nu,

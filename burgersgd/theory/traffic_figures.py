@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from burgersgd.theory import traffic
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -50,7 +48,7 @@ def draw_space_time(run: Run, path: Path) -> None:
 def _draw_characteristics(run: Run, plane: Axes, states: tuple[float, float]) -> Any:
     """Draw the characteristics of the inviscid Riemann problem, each until it meets the shock."""
     end = float(run.times[-1])
-    left, right = traffic.characteristic_speed(states, **run.config.road)
+    left, right = run.config.road.characteristic_speed(states)
     shock = (left + right) / 2
     starts = np.linspace(run.faces[0] - abs(left) * end, run.faces[-1] + abs(right) * end, 28)
     rays = [(x0, left if x0 < 0 else right) for x0 in starts if x0 != 0]
@@ -80,21 +78,21 @@ def draw_fundamental_diagram(run: Run, path: Path) -> None:
     """Save flux and speed over density: the model's curves, and the states on the road at the last time."""
     from matplotlib.figure import Figure
 
-    config, dx = run.config, run.config.length / run.config.cells
+    config, road = run.config, run.config.road
     rho = np.linspace(0, config.rho_max, 201)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     flows, speeds = figure.subplots(1, 2)
-    flows.plot(rho, traffic.flux(rho, **config.road), color="0.6", label=r"$Q(\rho) = \rho\,u(\rho)$")
-    speeds.plot(rho, traffic.car_speed(rho, **config.road), color="0.6", label=r"$u(\rho)$")
-    speeds.plot(rho, traffic.characteristic_speed(rho, **config.road), "--", color="tab:blue", label=r"$w = Q'(\rho)$")
+    flows.plot(rho, road.flux(rho), color="0.6", label=r"$Q(\rho) = \rho\,u(\rho)$")
+    speeds.plot(rho, road.car_speed(rho), color="0.6", label=r"$u(\rho)$")
+    speeds.plot(rho, road.characteristic_speed(rho), "--", color="tab:blue", label=r"$w = Q'(\rho)$")
     speeds.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     last = run.rho[-1]
-    slope = np.gradient(last, dx)
-    q = traffic.viscous_flux(last, slope, config.nu, **config.road)
+    slope = np.gradient(last, config.length / config.cells)
+    q = road.viscous_flux(last, slope, config.nu)
     flows.plot(last, q, ".", markersize=3, color="tab:red", label=r"on the road at the end, $q = Q - \nu \rho_x$")
     if config.states is not None and config.states[0] < config.states[1]:
-        speed = traffic.shock_speed(*config.states, **config.road)
-        ends = traffic.flux(config.states, **config.road)
+        speed = road.shock_speed(*config.states)
+        ends = road.flux(config.states)
         flows.plot(
             config.states, ends, "k-o", linewidth=1, markersize=4, label=f"shock, slope = its speed = {speed:.3g}"
         )

@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from burgersgd.theory import burgers, gibbs, local_entropy
-from burgersgd.theory.verify_cole_hopf import NU, POINTS, QUADRATURE, T, integral, well, well_slope
-from burgersgd.theory.verify_pde import STENCIL, derivatives, largest
-from burgersgd.theory.verify_rows import Row, agrees, check, misprint, scored, within
-
-Array = NDArray[np.float64]
+from burgersgd.theory.paths import standard_error
+from burgersgd.theory.quadrature import Array
+from burgersgd.theory.verify_cole_hopf import MIXTURE, NU, POINTS, T, integral, well, well_slope
+from burgersgd.theory.verify_rows import (
+    QUADRATURE,
+    STENCIL,
+    Row,
+    agrees,
+    check,
+    derivatives,
+    largest,
+    misprint,
+    scored,
+    within,
+)
 
 F_GAMMA, SLOPE = "local_entropy.local_entropy", "local_entropy.LocalEntropyAt.gradient"
 KNOWN_MEAN, KNOWN_SLOPE = 0.71910416918, -1.06368056393
@@ -23,24 +32,19 @@ KNOWN_MEAN, KNOWN_SLOPE = 0.71910416918, -1.06368056393
 def closed_forms() -> list[Row]:
     """(4.1) by quadrature against closed forms: quadratic, Rastrigin's series, a mixture in the plane."""
     a, c, x = 1.5, 0.7, np.array([-1.1, 0.2, 1.9])
-    found = local_entropy.local_entropy(lambda y: a / 2 * (y - c) ** 2, x, 0.5, 0.2)
-    exact = local_entropy.quadratic(x[:, None], [[a]], [c], 0.5, 0.2)
+    by_sum = local_entropy.local_entropy(lambda y: a / 2 * (y - c) ** 2, x, 0.5, 0.2)
+    bowl = by_sum.value - local_entropy.quadratic(x[:, None], [[a]], [c], 0.5, 0.2).value
     rough, at = local_entropy.rastrigin_loss(1.0, 0.5, 4 * math.pi), np.array([0.7])
-    series = local_entropy.rastrigin(at, 1.0, 0.5, 4 * math.pi, 0.05, 0.1)
-    by_sum = local_entropy.local_entropy(rough, at, 0.05, 0.1)
-    weights, means = np.array([1.0, 0.6]), np.array([[0.0, 0.3], [1.0, -0.5]])
-    covariances = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
+    value = local_entropy.rastrigin(at, 1.0, 0.5, 4 * math.pi, 0.05, 0.1).value[0]
+    slope = local_entropy.local_entropy(rough, at, 0.05, 0.1).gradient[0]
+    known_value, known = 0.5954848032193834, 2.8201428303240554
     places = np.array([[0.4, 0.1], [-0.6, 0.8]])
-    mixture_loss = local_entropy.gaussian_mixture_loss(weights, means, covariances, 0.2)
-    mixture = local_entropy.gaussian_mixture(places, weights, means, covariances, 0.5, 0.2)
-    plane = local_entropy.local_entropy(mixture_loss, places, 0.5, 0.2)
+    plane = local_entropy.local_entropy(local_entropy.gaussian_mixture_loss(*MIXTURE, 0.2), places, 0.5, 0.2)
+    difference = local_entropy.gaussian_mixture(places, *MIXTURE, 0.5, 0.2).value - plane.value
     of, ofs = "local_entropy.rastrigin", f"{F_GAMMA}, local_entropy.gaussian_mixture"
-    quadratic, difference = largest(found.value - exact.value), largest(mixture.value - plane.value)
-    slope, known = float(by_sum.gradient[0]), 2.8201428303240554
-    value, known_value = float(series.value[0]), 0.5954848032193834
     of_quadratic = f"{F_GAMMA}, local_entropy.quadratic"
     return [
-        agrees("4.1", of_quadratic, "quadratic: quadrature - closed form", quadratic, 0, 1e-11, QUADRATURE),
+        agrees("4.1", of_quadratic, "quadratic: quadrature - closed form", bowl, 0, 1e-11, QUADRATURE),
         agrees("4.1", of, "Rastrigin's loss at 0.7, series", value, known_value, 1e-12, "16 digits"),
         agrees("4.20", f"{SLOPE}, {F_GAMMA}", "its slope, quadrature", slope, known, 1e-9, QUADRATURE),
         agrees("4.1", ofs, "mixture in 2-D: quadrature - closed form", difference, 0, 1e-9, QUADRATURE),
@@ -57,25 +61,11 @@ def definition() -> list[Row]:
     by_sum = float(local_entropy.local_entropy(well, 0.4, gamma, nu).value)
     wrong = value - 2 * nu * 2 * math.log(2 * math.pi * 2 * nu * gamma)  # (2 pi v)^(+d/2) instead of ^(-d/2), d = 2
     why = "gamma |nu Lap F - |grad F|^2 / 2|, the first-order term"
+    forms, in_2d = (by_sum - F_well, -by_sum - F_well), (value - F, wrong - F)
+    of, what = "local_entropy.quadratic", "the same in 2-D; printed exponent d / 2"
     return [
-        misprint(
-            "4.1",
-            F_GAMMA,
-            "F_gamma - F, gamma = 0.001; printed sign",
-            (by_sum - F_well, -by_sum - F_well),
-            0,
-            1.4e-3,
-            why,
-        ),
-        misprint(
-            "4.1",
-            "local_entropy.quadratic",
-            "the same in 2-D; printed exponent d / 2",
-            (value - F, wrong - F),
-            0,
-            1.4e-3,
-            why,
-        ),
+        misprint("4.1", F_GAMMA, "F_gamma - F, gamma = 0.001; printed sign", forms, 0, 1.4e-3, why),
+        misprint("4.1", of, what, in_2d, 0, 1.4e-3, why),
     ]
 
 
@@ -85,8 +75,8 @@ def gradient() -> list[Row]:
     at = local_entropy.local_entropy(local_entropy.DOUBLE_WELL, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).value, POINTS, T, 1e-3)
     assert at.mean_gradient is not None
-    forms = [largest(sign * at.gradient - d.x) for sign in (1, -1)]
-    second = largest(at.mean_gradient - at.gradient)
+    forms = [sign * at.gradient - d.x for sign in (1, -1)]
+    second = at.mean_gradient - at.gradient
     law = local_entropy.fast_law(well, 0.4, T, NU)
 
     def unnormalised(y: Array) -> Array:
@@ -94,7 +84,7 @@ def gradient() -> list[Row]:
 
     Z = integral(unnormalised, -4, 5)
     y = np.linspace(-4, 5, 901)
-    density = largest(law.density(y) - unnormalised(y) / Z)
+    density = law.density(y) - unnormalised(y) / Z
     mirrored = gibbs.gibbs_law(lambda y: well(0.4 - y) + y**2 / (2 * T), 2 * NU)  # rho_2(y) = rho_1(x - y)
     shifted = float(mirrored.expectation(lambda y: well_slope(0.4 - y)))
     ratio, of, digits = math.exp(law.log_z) / Z, "local_entropy.fast_law", "11 digits"
@@ -115,7 +105,7 @@ def hessian() -> list[Row]:
     """Oleinik's bound: the Hessian of the local entropy is at most 1 / gamma, however steep F is."""
     at = local_entropy.local_entropy(well, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).gradient, POINTS, T, 1e-3)
-    error, gamma, steepest = largest(at.hessian - d.x), 0.5, 2.8  # F'' <= 2.8 on the ripple
+    error, gamma, steepest = at.hessian - d.x, 0.5, 2.8  # F'' <= 2.8 on the ripple
     bound = steepest / (1 + gamma * steepest)
     x = math.pi / 2 * (1 + gamma) + np.linspace(-0.1, 0.1, 11)  # the proximal point of the middle is pi / 2
     largest_found = float(local_entropy.local_entropy(local_entropy.RIPPLE, x, gamma, 1e-3).hessian.max())
@@ -180,9 +170,8 @@ def monte_carlo() -> list[Row]:
     )  # fmt: skip
     of = "local_entropy.monte_carlo, optimizers.local_entropy.LocalEntropy.step"
     why = "6 standard errors; bias of this integrator O(lr^2)"
-    first, second = float(found.gradient[0, 0]), float(found.mean_gradient[0, 0])
-    errors = [float(found.gradient_error[0, 0]), float(found.mean_gradient_error[0, 0])]
+    forms = zip(found, ("mean of (x - ybar) / gamma", "mean of F'(y), the other estimate"), strict=True)
     return [
-        scored("4.20", of, "mean of (x - ybar) / gamma", first, KNOWN_SLOPE, errors[0], why),
-        scored("4.20", of, "mean of F'(y), the other estimate", second, KNOWN_SLOPE, errors[1], why),
+        scored("4.20", of, what, float(each.mean()), KNOWN_SLOPE, float(standard_error(each.ravel())), why)
+        for each, what in forms
     ]

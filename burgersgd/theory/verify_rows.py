@@ -1,4 +1,4 @@
-"""The rows that a check of `burgersgd verify` returns: numbers with a tolerance and a verdict."""
+"""What the checks of `burgersgd verify` share: rows (numbers with a tolerance and a verdict) and differences."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from burgersgd.theory.quadrature import Array
 
 SIGMAS = 6.0
 """A statistical row passes if |z| < 6: a correct one fails once in 5e8 draws, and the seeds are fixed."""
 
 SAMPLING = "6 standard errors, known from the exact law"
+ROUNDING = "rounding, float64"
+STENCIL = "differences of 4th order"
+QUADRATURE = "quadrature to rounding"
 
 MISS = 2.0
 """A misprint is confirmed if the printed form is off by more than this many tolerances."""
@@ -45,12 +52,18 @@ class Row:
         return "holds" if self.printed is None else "misprint confirmed"
 
 
+def largest(values: float | Array) -> float:
+    """Return max |values| of an array, and a number as it is."""
+    return float(values) if np.ndim(values) == 0 else float(np.max(np.abs(values)))
+
+
 def agrees(
-    equation: str, of: str, statement: str, measured: float, expected: float, tolerance: float, reason: str
+    equation: str, of: str, statement: str, measured: float | Array, expected: float, tolerance: float, reason: str
 ) -> Row:
-    """Return a row that passes if measured is within tolerance of expected."""
-    passed = bool(abs(measured - expected) <= tolerance)  # False for nan
-    return Row(equation, of, statement, float(measured), float(expected), f"{tolerance:.1g}", reason, passed)
+    """Return a row that passes if measured (of an array the largest absolute value) is within tolerance of expected."""
+    value = largest(measured)
+    passed = bool(abs(value - expected) <= tolerance)  # False for nan
+    return Row(equation, of, statement, value, float(expected), f"{tolerance:.1g}", reason, passed)
 
 
 def within(
@@ -75,19 +88,45 @@ def misprint(
     equation: str,
     of: str,
     statement: str,
-    forms: Sequence[float],
+    forms: Sequence[float | Array],
     expected: float,
     tolerance: float,
     reason: str,
 ) -> Row:
     """Return a row that passes if the corrected form is within tolerance of expected and the printed form is not.
 
-    forms: the numbers that the corrected and the printed form give; the printed one must be off by MISS tolerances.
+    forms: what the corrected and the printed form give; the printed one must be off by MISS tolerances.
     """
-    corrected, printed = forms
+    corrected, printed = map(largest, forms)
     row = agrees(equation, of, statement, corrected, expected, tolerance, reason)
     passed = row.passed and bool(abs(printed - expected) > MISS * tolerance)
-    return replace(row, passed=passed, printed=float(printed))
+    return replace(row, passed=passed, printed=printed)
+
+
+def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the slope of a straight line fitted to (log x, log y)."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def central(f: Callable[[float], Array], h: float) -> Array:
+    """Return f'(0) by central differences of fourth order with step h."""
+    return (f(-2 * h) - 8 * f(-h) + 8 * f(h) - f(2 * h)) / (12 * h)
+
+
+class Derivatives(NamedTuple):
+    """A function of x and t and its derivatives at some points."""
+
+    value: Array
+    t: Array
+    x: Array
+    xx: Array
+
+
+def derivatives(f: Callable[[Array, float], Array], x: Array, t: float, h: float) -> Derivatives:
+    """Return f, f_t, f_x, f_xx at (x, t) by central differences of fourth order with step h."""
+    at = [f(x + k * h, t) for k in range(-2, 3)]
+    xx = (-at[0] + 16 * at[1] - 30 * at[2] + 16 * at[3] - at[4]) / (12 * h * h)
+    return Derivatives(at[2], central(lambda k: f(x, t + k), h), central(lambda k: f(x + k, t), h), xx)
 
 
 Check = Callable[[], list[Row]]

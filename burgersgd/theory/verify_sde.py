@@ -6,15 +6,28 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import multivariate_normal, norm
+from scipy.integrate import solve_ivp
+from scipy.stats import kstest, multivariate_normal, norm
 
 from burgersgd.theory import gibbs, homogenisation, langevin, local_entropy
-from burgersgd.theory.paths import normals
-from burgersgd.theory.verify_pde import ROUNDING, STENCIL, largest
-from burgersgd.theory.verify_rows import SAMPLING, SIGMAS, Row, agrees, check, experiment, misprint, scored, within
-
-Array = NDArray[np.float64]
+from burgersgd.theory.paths import normals, standard_error
+from burgersgd.theory.quadrature import Array
+from burgersgd.theory.verify_rows import (
+    ROUNDING,
+    SAMPLING,
+    SIGMAS,
+    STENCIL,
+    Row,
+    agrees,
+    central,
+    check,
+    experiment,
+    fitted_slope,
+    largest,
+    misprint,
+    scored,
+    within,
+)
 
 LOSS, START, GAMMA, NU = local_entropy.RIPPLE, 1.2, 0.5, 0.1
 """The loss y^2 / 2 + 0.45 cos 2y, with x(0) = y(0) = 1.2, until s = 1."""
@@ -51,9 +64,10 @@ def invariant_law() -> list[Row]:
     begin = np.where(np.arange(paths) % 2, 1.0, -1.0)[:, None]  # half of the paths in either well
     method = "leimkuhler_matthews"
     sample = langevin.langevin_paths(well, begin, nu, 0.02, 1500, integrator=method)
-    found = langevin.check_law(sample, gibbs.gibbs_law(well.value, nu))
-    printed = float(gibbs.gibbs_law(well.value, 2 * nu).covariance())
-    v = found.variance
+    law = gibbs.gibbs_law(well.value, nu)
+    forms = law.variance(), gibbs.gibbs_law(well.value, 2 * nu).variance()
+    measured, tolerance = float(sample.var(ddof=1)), SIGMAS * law.variance_error(paths)
+    fits = kstest(sample.ravel(), law.cdf).pvalue
     bowl = langevin.langevin_paths(BOWL, np.zeros((20_000, 1)), 0.3, 0.1, 120, integrator=method, seed=42)
     variance, exact = float(bowl.var(ddof=1)), 0.3 / A
     of = f"gibbs.gibbs_law, {PATHS}"
@@ -61,16 +75,8 @@ def invariant_law() -> list[Row]:
     quadratic = "quadratic: sampled Var x, against nu / a; printed 2 nu / a"
     error = exact * math.sqrt(2 / 20_000)
     return [
-        misprint(
-            "2.16",
-            f"gibbs.GibbsLaw.covariance, {PATHS}",
-            what,
-            (v.expected, printed),
-            v.measured,
-            SIGMAS * v.error,
-            SIX,
-        ),
-        within("2.16", of, "p-value of Kolmogorov and Smirnov", found.ks_pvalue, 0.5, (1e-6, 1), UNIFORM),
+        misprint("2.16", f"gibbs.GibbsLaw.variance, {PATHS}", what, forms, measured, tolerance, SIX),
+        within("2.16", of, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
         misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX),
     ]
 
@@ -117,56 +123,45 @@ def annealing() -> list[Row]:
 
 # ------------------------------------------------------------------------------------------------------ homogenisation
 
+NOISES: tuple[homogenisation.Temperature, ...] = ("consistent", "printed")
+EPSILONS = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)
 FAST_SLOW, AVERAGED = "homogenisation.fast_slow_paths", "homogenisation.averaged_path"
 
 
 @experiment
-def convergence(temperature: homogenisation.Temperature) -> homogenisation.ConvergenceOrders:
-    """Return the orders in epsilon with the noise of a temperature, measured against the limit for that temperature."""
-    return homogenisation.convergence_experiment(
-        LOSS, start=START, gamma=GAMMA, nu=NU, temperature=temperature,
-        limit_nu=NU if temperature == "consistent" else NU / 2,
-    )  # fmt: skip
+def convergence() -> homogenisation.ConvergenceErrors:
+    """Return the errors for EPSILONS."""
+    return homogenisation.convergence_errors(LOSS, START, GAMMA, NU, EPSILONS)
 
 
 @experiment
 def extrapolated(temperature: homogenisation.Temperature) -> tuple[float, float]:
     """Return the mean of x(1) for epsilon -> 0 (Richardson extrapolation from 1/32 and 1/64) and its standard error."""
-    means, errors = [], []
-    for epsilon in (1 / 32, 1 / 64):
-        x, _ = homogenisation.fast_slow_paths(LOSS, START, GAMMA, NU, epsilon, temperature=temperature)
-        pairs = x.reshape(2, -1).mean(0)
-        means.append(float(x.mean()))
-        errors.append(float(pairs.std(ddof=1)) / math.sqrt(len(pairs)))
-    return 2 * means[1] - means[0], math.hypot(2 * errors[1], errors[0])
+    paths = [
+        homogenisation.fast_slow_paths(LOSS, START, GAMMA, NU, epsilon, temperature=temperature)[0]
+        for epsilon in (1 / 32, 1 / 64)
+    ]
+    errors = [float(standard_error(x.reshape(2, -1).mean(0))) for x in paths]  # of antithetic pairs
+    return 2 * float(paths[1].mean()) - float(paths[0].mean()), math.hypot(2 * errors[1], errors[0])
 
 
-def slow_descent(sign: float, steps: int = 40) -> float:
-    """Return X(1) of dX/ds = sign grad F_gamma(X) by the classical Runge-Kutta method, independent of averaged_path."""
+def slow_ascent() -> float:
+    """Return X(1) of dX/ds = + grad F_gamma(X), the printed (5.12)."""
 
-    def velocity(x: float) -> float:
-        return sign * float(local_entropy.local_entropy(LOSS.value, x, GAMMA, NU).gradient)
+    def velocity(s: float, X: Array) -> Array:
+        return local_entropy.local_entropy(LOSS.value, X, GAMMA, NU).gradient
 
-    x, h = START, 1 / steps
-    for _ in range(steps):
-        k1 = velocity(x)
-        k2 = velocity(x + h / 2 * k1)
-        k3 = velocity(x + h / 2 * k2)
-        k4 = velocity(x + h * k3)
-        x += h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-    return x
+    return float(solve_ivp(velocity, (0, 1), [START], rtol=1e-8, atol=1e-8).y[0, -1])
 
 
 @check("homogenisation")
 def orders() -> list[Row]:
     """(5.14) -> (5.12) as epsilon -> 0: weak order 1, strong order 1/2."""
-    found = convergence("consistent")
-    of, weak, strong = f"{FAST_SLOW}, {AVERAGED}", found.weak_slope, found.strong_slope
-    why = "first order: half the error at 1/32, + 6 standard errors"
-    last, tolerance = (
-        found.weak[-1] - found.weak[-2] / 2,
-        SIGMAS * math.hypot(found.weak_error[-1], found.weak_error[-2]),
-    )
+    found = convergence()
+    weak, strong = (fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
+    of, why = f"{FAST_SLOW}, {AVERAGED}", "first order: half the error at 1/32, + 6 standard errors"
+    last = found.weak[-1] - found.weak[-2] / 2
+    tolerance = SIGMAS * math.hypot(found.weak_error[-1], found.weak_error[-2])
     return [
         within("5.12", of, "weak order in epsilon", weak, 1, (0.9, 1.1), "next order is 1/2"),
         within("5.12", of, "strong order in epsilon", strong, 0.5, (0.44, 0.52), "next orders are 1 and 0"),
@@ -181,30 +176,22 @@ def descent() -> list[Row]:
     measured, error = extrapolated("consistent")
     residuals = [homogenisation.transport_residual(LOSS, START, 0.6, GAMMA, NU, sign=sign) for sign in (-1.0, 1.0)]
     durations = (2.0, 4.0, 8.0, 16.0, 32.0)
-    averages = homogenisation.ergodic_average(LOSS, START, GAMMA, NU, durations=durations)
+    averages = homogenisation.ergodic_average(LOSS, START, GAMMA, NU, durations)
     exact = float(local_entropy.local_entropy(LOSS.value, START, GAMMA, NU).gradient)
-    mean, sampling = float(averages[-1].mean()), float(averages[-1].std(ddof=1)) / math.sqrt(averages.shape[1])
-    slope = langevin.fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
+    mean, sampling = float(averages[-1].mean()), float(standard_error(averages[-1]))
+    slope = fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
     of_x, of_y = f"{AVERAGED}, homogenisation.averaged_velocity", "homogenisation.ergodic_average"
-    tolerance = SIGMAS * error + 2 / 64**2
+    of_step, tolerance = "optimizers.local_entropy.LocalEntropy.step", SIGMAS * error + 2 / 64**2
     climb = "X(1), against E x(1) of (5.14) as epsilon -> 0; printed sign +"
     transported = "residual of w_s = - grad F_gamma . grad w; printed +"
     average = "time average of (x - y) / gamma, against grad F_gamma; printed y - x"
-    why, central = "6 standard errors + 2 epsilon^2", "central differences, step^2 = 1e-6"
+    why, differences = "6 standard errors + 2 epsilon^2", "central differences, step^2 = 1e-6"
     return [
         agrees("5.12", of_x, "X(1) (known)", path, 0.9815554130, 1e-9, "10 digits were written down"),
-        misprint("5.12", f"{AVERAGED}, {FAST_SLOW}", climb, (path, slow_descent(1)), measured, tolerance, why),
-        misprint("5.11", "homogenisation.transport_residual", transported, residuals, 0, 1e-6, central),
+        misprint("5.12", f"{AVERAGED}, {FAST_SLOW}", climb, (path, slow_ascent()), measured, tolerance, why),
+        misprint("5.11", "homogenisation.transport_residual", transported, residuals, 0, 1e-6, differences),
         misprint("5.13", of_y, average, (mean, -mean), exact, SIGMAS * sampling, SIX),
-        within(
-            "5.13",
-            "optimizers.local_entropy.LocalEntropy.step",
-            "its error falls like S to the power",
-            slope,
-            -0.5,
-            (-0.6, -0.4),
-            "next is -1",
-        ),
+        within("5.13", of_step, "its error falls like S to the power", slope, -0.5, (-0.6, -0.4), "next is -1"),
     ]
 
 
@@ -212,21 +199,20 @@ def descent() -> list[Row]:
 def temperature() -> list[Row]:
     """(5.14): the noise must be sqrt(4 nu / eps); as printed it averages to the local entropy of nu / 2."""
     limit, half = (float(homogenisation.averaged_path(LOSS, START, GAMMA, nu, [1.0])[0]) for nu in (NU, NU / 2))
-    (measured, error), (printed, printed_error) = extrapolated("consistent"), extrapolated("printed")
+    (measured, error), (printed, printed_error) = map(extrapolated, NOISES)
     law = local_entropy.fast_law(LOSS.value, 0.4, GAMMA, NU)
-    found = langevin.check_law(homogenisation.invariant_sample(LOSS, 0.4, GAMMA, NU, paths=20_000), law)
-    wrong = homogenisation.invariant_sample(LOSS, 0.4, GAMMA, NU, temperature="printed", paths=20_000)
-    v, of = found.variance, f"{FAST_SLOW}, optimizers.paper.PaperSDE.step"
+    samples = [homogenisation.invariant_sample(LOSS, 0.4, GAMMA, NU, t, 20_000) for t in NOISES]
+    variances, exact = [float(y.var(ddof=1)) for y in samples], float(law.variance())
+    fits, of = kstest(samples[0], law.cdf).pvalue, f"{FAST_SLOW}, optimizers.paper.PaperSDE.step"
     of_law, bias, why = "homogenisation.invariant_sample", 2 / 64**2, "6 standard errors + 2 epsilon^2"
     what = "E x(1) as epsilon -> 0, against X(1); printed noise sqrt(2 nu / eps)"
     other, tolerance = "printed noise: E x(1) is X(1) of nu / 2", SIGMAS * printed_error + bias
     frozen = "Var y of (5.14) at frozen x, against (4.21); printed noise gives half of it"
-    half_variance = float(wrong.var(ddof=1))
     return [
         misprint("5.14", of, what, (measured, printed), limit, SIGMAS * error + bias, why),
         agrees("5.14", of, other, printed, half, tolerance, why),
-        misprint("5.16", of_law, frozen, (v.measured, half_variance), v.expected, SIGMAS * v.error, SIX),
-        within("5.16", of_law, "p-value of Kolmogorov and Smirnov", found.ks_pvalue, 0.5, (1e-6, 1), UNIFORM),
+        misprint("5.16", of_law, frozen, variances, exact, SIGMAS * law.variance_error(20_000), SIX),
+        within("5.16", of_law, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
     ]
 
 
@@ -252,15 +238,15 @@ def fokker_planck() -> list[Row]:
     bump = norm.pdf(y, 0.5, 0.6)
     flux = homogenisation.flux(LOSS, x, GAMMA, NU, y, bump)
     adjoint = mean(NU, bump, np.cos(y), -np.sin(y)) + float(np.trapezoid(np.cos(y) * flux, y))
-    laws = [largest(homogenisation.flux(LOSS, x, GAMMA, NU, y, law(e))) for e in (2 / beta**2, beta)]
+    laws = [homogenisation.flux(LOSS, x, GAMMA, NU, y, law(e)) for e in (2 / beta**2, beta)]
 
-    epsilon, kappa, h = 0.25, A + 1 / GAMMA, 1e-3
+    epsilon, kappa = 0.25, A + 1 / GAMMA
 
     def spread(s: float) -> Array:  # the Gaussian law of y from N(1, 0.1) on the quadratic at T = beta^2 / 2, x = 0
         decay = math.exp(-kappa * s / epsilon)
         return norm.pdf(y, decay, math.sqrt(NU / kappa + (0.1 - NU / kappa) * decay**2))
 
-    rate = (spread(0.1 - 2 * h) - 8 * spread(0.1 - h) + 8 * spread(0.1 + h) - spread(0.1 + 2 * h)) / (12 * h)
+    rate = central(lambda h: spread(0.1 + h), 1e-3)
     residuals = [
         largest(rate - np.gradient(homogenisation.flux(BOWL, 0.0, GAMMA, t, y, spread(0.1)), y) / epsilon)
         / largest(rate)
@@ -282,20 +268,19 @@ def fokker_planck() -> list[Row]:
 @check("homogenisation")
 def kolmogorov_equations() -> list[Row]:
     """(5.6), (5.8): without the slow part h . grad_x neither the mean of x nor its law would change."""
-    epsilon, s, h, paths = 0.25, 1.0, 1e-3, 20_000
+    epsilon, s, paths = 0.25, 1.0, 20_000
     x, _ = homogenisation.fast_slow_paths(BOWL, 1.0, GAMMA, T / 2, epsilon, lr=0.02, paths=paths, seed=6)
-    exact = homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s)
-    variance, expected = float(x.var(ddof=1)), float(exact.covariance[0, 0])
+    exact, covariance = homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s)
+    variance, expected = float(x.var(ddof=1)), float(covariance[0, 0])
 
     def density(s: float) -> Array:
-        moments = homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s)
-        return multivariate_normal.pdf(points, moments.mean, moments.covariance)  # pyright: ignore[reportArgumentType]
+        return multivariate_normal.pdf(points, *homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s))  # pyright: ignore
 
-    points = exact.mean + np.random.default_rng(3).normal(size=(200, 2)) * np.sqrt(np.diag(exact.covariance))
+    points = exact + np.random.default_rng(3).normal(size=(200, 2)) * np.sqrt(np.diag(covariance))
     px, py = points.T
-    rate = (density(s - 2 * h) - 8 * density(s - h) + 8 * density(s + h) - density(s + 2 * h)) / (12 * h)
-    rho, precision = density(s), np.linalg.inv(exact.covariance)
-    rho_x, rho_y = (-(points - exact.mean) @ precision).T * rho
+    rate = central(lambda h: density(s + h), 1e-3)
+    rho, precision = density(s), np.linalg.inv(covariance)
+    rho_x, rho_y = (-(points - exact) @ precision).T * rho
     rho_yy = rho_y**2 / rho - precision[1, 1] * rho
     drift, kappa = A * py + (py - px) / GAMMA, A + 1 / GAMMA
     fast = (drift * rho_y + kappa * rho + T * rho_yy) / epsilon
@@ -307,7 +292,7 @@ def kolmogorov_equations() -> list[Row]:
     why = "first order in the step: lr |1 - E x(1)| / 8; pairs cancel the sampling error"
     error = expected * math.sqrt(2 / (paths / 2))
     pairs = "6 standard errors; pairs (i, -i) share one square"
-    mean, known = float(x.mean()), float(exact.mean[0])
+    mean, known = float(x.mean()), float(exact[0])
     return [
         misprint("5.6", of_both, what, (mean, 1.0), known, 0.02 * (1 - known) / 8, why),
         misprint("5.8", of, law, residuals, 0, 1e-6, STENCIL),
@@ -331,7 +316,7 @@ def milstein() -> list[Row]:
             LOSS, np.full((paths, 1), 0.4), temperature, 1 / steps, steps, noise=lambda k, xi=xi: xi[max(k - 1, 0)]
         )
         errors.append(math.sqrt(np.mean((found - x) ** 2)))
-    slope = langevin.fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
+    slope = fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
     return [within("5.3, 5.4, 5.17", PATHS, "strong order in the step", slope, 1, (0.85, 1.2), "next order is 1/2")]
 
 
@@ -339,7 +324,7 @@ def milstein() -> list[Row]:
 def passive_scalar() -> list[Row]:
     """(5.1), (5.2): with a given divergence-free h (here a shear) the limit p = 2 is a diffusion, not Burgers."""
     nu, V, epsilon, paths = 0.5, 1.0, 0.1, 10_000
-    x = homogenisation.passive_scalar_paths(nu=nu, velocity=V, epsilon=epsilon, paths=paths)
+    x = homogenisation.passive_scalar_paths(nu, V, epsilon, paths)
     limit, rate = nu + V**2 / (2 * nu), nu / epsilon**2
     exact = nu + V**2 / (2 * nu) * (1 + math.expm1(-rate) / rate)
     fourth = float(np.mean((x - x.mean()) ** 4)) / float(x.var()) ** 2

@@ -7,30 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from burgersgd.datasets.batches import Batches
 from burgersgd.losses import LOSSES
 from burgersgd.models.mlp import Mlp
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperLiteral
-from burgersgd.optimizers.protocol import Rule
 from burgersgd.optimizers.sgd import Sgd
 from burgersgd.theory import local_entropy
-from burgersgd.theory.paths import UNUSED, always, last, normals, walk
-from burgersgd.theory.verify_rows import SIGMAS, Row, agrees, check, misprint, scored
+from burgersgd.theory.paths import end_of_walk, walk
+from burgersgd.theory.quadrature import Array
+from burgersgd.theory.verify_rows import ROUNDING, SIGMAS, Row, agrees, check, misprint, scored
 from burgersgd.training.gradients import Problem, eager_gradient, split
-
-Array = NDArray[np.float64]
 
 CHAINS = 20_000
 """Number of independent chains; a factor of 2 in a variance is then 50 standard errors."""
-ROUNDING = "rounding, float64"
 
 A, CENTER, GAMMA, NU, LR = 1.5, 0.7, 0.5, 0.2, 0.1  # F = a (y - c)^2 / 2
 KAPPA = A + 1 / GAMMA
-HYPER = UNUSED | {"lr": LR, "nu": NU, "gamma": GAMMA, "outer_step": 0.2, "ema_weight": 1.0}
-"""The float hyperparameters of LocalEntropy."""
 
 
 def slope(y: Array) -> Array:
@@ -62,9 +56,7 @@ def network_and_gradients() -> list[Row]:
     hidden = np.tanh(inputs.numpy() @ W1.T + b1)
     outputs = hidden @ W2.T + b2
     made = model.apply(views, inputs, False, None).numpy()
-    network, squashed = (
-        float(np.abs(made - v).max()) for v in (outputs, np.tanh(outputs))
-    )  # (2.2) prints sigma on the last layer, too
+    networks = [made - v for v in (outputs, np.tanh(outputs))]  # (2.2) prints sigma on the last layer, too
 
     def gradient(rows: Any) -> Array:  # of the mean of |z - t|^2 over these rows, by the chain rule
         back = 2 * (outputs[rows] - targets.numpy()[rows]) / len(outputs[rows])
@@ -81,17 +73,16 @@ def network_and_gradients() -> list[Row]:
         for batches in ([b[0].numpy() for b in drawn], [slice(size)] * len(drawn))
     )
     grads = np.stack([eager_gradient(problem, x, b, None)[0][0].numpy() for b in drawn])
-    bias = float(np.abs(grads.mean(0) - gradient(slice(None))).max())
+    bias = grads.mean(0) - gradient(slice(None))
     loss = float(problem.batch_loss(views, inputs, targets, None)) - float(each.mean())
 
     def stepped(batch: torch.Tensor | None) -> Array:
         grad = eager_gradient(problem, x, batch, None)[0].numpy()
-        hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
-        return last(walk(Sgd(), hyper, x.numpy(), always(lambda y: grad), 1, lambda k: 0 * x)).x.numpy()[0]
+        return end_of_walk(Sgd(), x.numpy(), lambda y: grad, 1, lr=0.3).x.numpy()[0]
 
     single = one.indices(0, 1)[0]
     choices = ((None, slice(None)), (single, single[0].numpy()), (drawn[1], drawn[1][0].numpy()))
-    full, sample, batch = (float(np.abs(stepped(b) - x[0].numpy() + 0.3 * gradient(r)).max()) for b, r in choices)
+    full, sample, batch = (stepped(b) - x[0].numpy() + 0.3 * gradient(r) for b, r in choices)
     of, of_step, of_loss = "models.mlp.Mlp.apply", "optimizers.sgd.Sgd.step", "training.gradients.Problem.batch_loss"
     of_batches, last_layer = (
         "datasets.batches.Batches.indices",
@@ -100,7 +91,7 @@ def network_and_gradients() -> list[Row]:
     mean, same = "F_mb - mean over I_k of l(y_i, y_x(theta_i)); printed: over i = 1..B", "x_1 - (x_0 - lr grad F_mb)"
     unbiased = "mean over an epoch of grad F_mb - grad F"
     return [
-        misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, (network, squashed), 0, 1e-12, ROUNDING),
+        misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, networks, 0, 1e-12, ROUNDING),
         agrees("2.6, 2.7", of_loss, "loss over all data - mean of l(y_i, y_x(theta_i))", loss, 0, 1e-12, ROUNDING),
         misprint("2.11", of_loss, mean, (in_loss, printed_loss), 0, 1e-12, ROUNDING),
         agrees("2.13", of_batches, unbiased, bias, 0, 1e-13, ROUNDING),
@@ -116,16 +107,11 @@ STEP, LITERAL = "optimizers.local_entropy.LocalEntropy.step", "optimizers.paper.
 CHAIN = "6 standard errors; exact law of the discrete chain"
 
 
-def cycles(rule: LocalEntropy, start: Array, n: int, seed: int) -> Array:
-    """Return x ``[chains]`` after n cycles of the rule on the quadratic, from x = y = start ``[1, chains]``."""
-    noise, steps = normals(seed, *start.shape), n * rule.gradients_per_cycle
-    return last(walk(rule, HYPER, start, always(slope), steps, noise)).x.numpy().ravel()
-
-
-def frozen(rule: Rule, hyper: dict[str, float], start: float, steps: int, seed: int) -> Array:
-    """Return y ``[chains]`` after some steps of a rule with x frozen at start."""
-    x = np.full((1, CHAINS), start)
-    return last(walk(rule, hyper, x, always(slope), steps, normals(seed, 1, CHAINS))).y.numpy().ravel()
+def after(steps: int, rule: Any, start: float, seed: int, **hyper: float) -> tuple[Array, Array]:
+    """Return x and y ``[chains]`` after these steps of the rule on the quadratic, from x = y = start."""
+    hyper = {"lr": LR, "nu": NU, "gamma": GAMMA, "outer_step": 0.2} | hyper
+    state = end_of_walk(rule, np.full((1, CHAINS), start), slope, steps, seed=seed, **hyper)
+    return state.x.numpy().ravel(), state.y.numpy().ravel()
 
 
 @check("optimizer")
@@ -138,12 +124,12 @@ def fast_point() -> list[Row]:
         return 2 * T * lr / (lr * KAPPA * (2 - lr * KAPPA))
 
     rule = LocalEntropy(inner_steps=1000, averaging="last")
-    early, late = (frozen(rule, HYPER, x, steps, seed) for steps, seed in ((3, 11), (45, 12)))
+    early, late = (after(steps, rule, x, seed)[1] for steps, seed in ((3, 11), (45, 12)))
     V, mean = variance(2 * NU), m + rho**3 * (x - m)
     early_variance, measured = V * (1 - rho**6), float(late.var(ddof=1))
     literal = {
-        lr: float(frozen(PaperLiteral(noise="double"), {"lr": lr, "nu": NU, "gamma": GAMMA}, x, n, 13).var(ddof=1))
-        for lr, n in ((LR, 60), (LR / 2, 120))
+        lr: float(after(steps, PaperLiteral(noise="double"), x, 13, lr=lr)[1].var(ddof=1))
+        for lr, steps in ((LR, 60), (LR / 2, 120))
     }
     errors = [math.sqrt(v / CHAINS) for v in (early_variance, V)]
     what = "Var y of the consistent rule (T = 2 nu); as printed, dW of scale sqrt(dt): T = nu dt"
@@ -167,7 +153,7 @@ def momentum() -> list[Row]:
     rows = []
     for beta in (0.5, 0.9):
         rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
-        sample = frozen(rule, HYPER | {"momentum": beta}, 1.9, 200, 14)
+        sample = after(200, rule, 1.9, 14, momentum=beta)[1]
         exact = 2 * NU / KAPPA / (1 - LR * KAPPA / (2 * (1 + beta)))  # of the affine recursion of y and its velocity
         found, what = float(sample.var(ddof=1)), f"Var y with momentum {beta:g}, temperature 2 nu"
         rows.append(scored("5.18", STEP, what, found, exact, variance_error(exact), CHAIN))
@@ -181,12 +167,12 @@ def slow_point() -> list[Row]:
     theta = rho * (1 - rho**L) / (L * (1 - rho))
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
     mean = CENTER + (np.linalg.matrix_power(step, 3) @ [1.9 - CENTER, 1.9 - CENTER])[0]
-    early = cycles(LocalEntropy(inner_steps=L), np.full((1, CHAINS), 1.9), 3, 21)
+    early = after(3 * L, LocalEntropy(inner_steps=L), 1.9, 21)[0]
     found, error = float(early.mean()), float(early.std()) / math.sqrt(CHAINS)
     of, why = f"{STEP}, optimizers.local_entropy.LocalEntropy.end_cycle", "6 standard errors; 4 digits are known"
     rows = [scored("5.19", of, "E x after 3 cycles, recursion of the means", found, float(mean), error, CHAIN)]
     for rule, known in ((LocalEntropy(L), 0.01530), (LocalEntropy(L, averaging="last"), 0.03456)):
-        x = cycles(rule, np.full((1, CHAINS), CENTER), 60, 22)
+        x = after(60 * L, rule, CENTER, 22)[0]
         what = "stationary Var x, moving to " + ("the mean of y" if rule.averaging == "uniform" else "the last y")
         rows.append(scored("5.19", of, what, float(x.var(ddof=1)), known, variance_error(known), why))
     return rows
@@ -201,8 +187,8 @@ def printed_period() -> list[Row]:
         descent -= dt * float(local_entropy.local_entropy(loss.value, descent, gamma, nu * dt / 2).gradient)
 
     def path(rule: PaperLiteral) -> list[Array]:
-        begin, hyper = np.full((1, chains), start), {"lr": dt, "nu": nu, "gamma": gamma}
-        return [s.x.numpy() for s in walk(rule, hyper, begin, always(loss.gradient), steps, normals(31, 1, chains))]
+        states = walk(rule, np.full((1, chains), start), loss.gradient, steps, seed=31, lr=dt, nu=nu, gamma=gamma)
+        return [state.x.numpy() for state in states]
 
     intended, literal = path(PaperLiteral(period=period))[-1], path(PaperLiteral())
     mean, tolerance = float(intended.mean()), SIGMAS * float(intended.std()) / math.sqrt(chains) + 1e-4

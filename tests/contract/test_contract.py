@@ -9,6 +9,7 @@ import torch
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.training.engines import ENGINES
+from burgersgd.training.fleet import Fleet
 from tests.contract import suite
 from tests.contract.rules import ENTROPY, FOREIGN, HYPER, PARLE, SHIPPED, Decays, HeavyBall, OwnSam, Parle, Two
 
@@ -268,3 +269,31 @@ def test_the_suite_could_fail() -> None:
     fleet.advance(fleet.budget)
     with pytest.raises(AssertionError, match="x differs by"):
         suite.assert_same(fleet.state, suite.expected(HeavyBall(), HYPER), TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_what_is_said_of_replicas_is_their_mean(replicas: int) -> None:
+    fleet = suite.fleet(Parle(**PARLE, replicas=replicas), ENTROPY, "eager", runs=2)
+    fleet.advance(4 * fleet.points)  # within a cycle: y is away from x, and each replica has its own noise
+    apart = (fleet.state.x - fleet.state.y).square().sum(1).sqrt().view(2, replicas)
+    assert len(set(apart.flatten().tolist())) == 2 * replicas
+    torch.testing.assert_close(fleet.diagnostics()["x_y_distance"], apart.mean(1), rtol=1e-12, atol=0)
+
+
+def test_coefficients_are_computed_once_for_all_steps_of_a_block() -> None:
+    asked: list[int] = []
+
+    class Watched(HeavyBall):
+        def coefficients(self, hyper: Any, factor: Any, clock: Any) -> Any:
+            asked.extend(clock.step.flatten().tolist())
+            return super().coefficients(hyper, factor * (1 - clock.fraction), clock)
+
+    arguments: dict[str, Any] = {**_arguments(Watched()), "budget": 200}
+    fleet = Fleet(**arguments)
+    asked.clear()
+    for step in range(1, 151):
+        fleet.advance(1)
+        lr = fleet.coefficients_at(step - 1)["lr"]
+        torch.testing.assert_close(lr, fleet.hyper["lr"][:, 0] * (1 - (step - 1) / 200), rtol=1e-12, atol=0)
+        fleet.diagnostics()
+    assert asked == list(range(192))

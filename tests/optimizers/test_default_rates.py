@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from burgersgd.config import (
+    GROUPS,
     AdamWConfig,
     AsamConfig,
     GdConfig,
@@ -37,3 +40,11 @@ from burgersgd.config import (
 )
 def test_the_default_rate_is_that_of_the_rule_times_the_share(config: OptimizerConfig, expected: float) -> None:
     assert config.default_lr(0.25) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS["optimizer"].keys() - {"gd"}))  # gd is the rule of sgd with momentum
+def test_a_rule_without_arguments_is_that_of_the_default_settings(name: str) -> None:
+    """Rules are equal where they may share a fleet: both say what is done where nothing is said."""
+    config: Any = GROUPS["optimizer"][name]()
+    rule = config.rule()
+    assert rule == type(rule)()

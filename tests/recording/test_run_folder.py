@@ -16,6 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from burgersgd import run_record
+from burgersgd.api import train_fleet
 from burgersgd.recording import files, run_folder
 from burgersgd.recording.claims import LOCK
 from burgersgd.recording.run_folder import (
@@ -29,6 +31,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
+from tests.conftest import small_config
 
 CONFIG = {
     "seed": 0,
@@ -165,7 +168,14 @@ def test_failed_creation_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
         path.mkdir(parents=True)
     with full_disk(10), pytest.raises(RunFolderError, match="File too large"):
         RunFolder.create(path, CONFIG)
-    monkeypatch.setattr(os, "replace", crash)
+    write = run_folder.write_new
+
+    def writing(file: str, data: bytes) -> None:
+        if file.endswith("status.json"):  # the last file
+            raise Crash
+        write(file, data)
+
+    monkeypatch.setattr(run_folder, "write_new", writing)
     with pytest.raises(Crash):
         RunFolder.create(path, CONFIG)
     assert names(tmp_path) == ({"new/.lock"} if exists else set())
@@ -403,7 +413,9 @@ def test_crash_while_writing_keeps_the_old_files(
     assert folder.state == "running"
     assert read_checkpoint(folder.path) == {"k": 1}
     view = {path.name for path in folder.path.glob("events.out.tfevents.*")}  # which comes first, and is written anew
-    assert names(folder.path) - view - {"checkpoint.next.pt"} == before
+    assert names(folder.path) - view - {"checkpoint.next.pt", ".status.json.tmp"} == before  # staged, not valid
+    folder.status("running", evaluations=3)
+    assert ".status.json.tmp" not in names(folder.path)
 
 
 def test_full_disk_keeps_the_old_checkpoint_and_says_so(folder: RunFolder) -> None:
@@ -434,6 +446,27 @@ def test_what_a_name_promises_is_on_the_disk_before_it(folder: RunFolder, monkey
     folder.status("running")
     folder.status("completed")
     assert calls == ["status.json", "disk", "status.json"]
+
+
+def test_the_ends_of_a_fleet_are_on_the_disk_before_the_first_of_them_is_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noting(module: Any, name: str, note: Callable[..., str]) -> None:
+        function = getattr(module, name)
+
+        def noted(*args: Any) -> Any:
+            calls.append(note(*args))
+            return function(*args)
+
+        monkeypatch.setattr(module, name, noted)
+
+    noting(run_folder, "stage", lambda path, _: f"staged {path.name}")
+    noting(run_record, "make_lasting", lambda _: "disk")
+    noting(os, "replace", lambda _, path: Path(path).name)
+    train_fleet([small_config(seed, output_root=str(tmp_path)) for seed in (3, 4)], progress=False)
+    assert calls[-5:] == ["staged status.json"] * 2 + ["disk"] + ["status.json"] * 2
 
 
 def test_a_file_is_on_the_disk_whole_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,9 +543,7 @@ def test_a_run_whose_folder_a_crash_left_incomplete_starts_again_if_its_configur
         file.unlink(missing_ok=True)
     (path / "status.json").write_bytes(b"")
     (path / ".hydra" / "config.yaml").write_bytes(config.removesuffix(b"...\n"))
-    with pytest.raises(
-        RunFolderError, match=r"a crash left the folder incomplete; repeat the command that trains the run"
-    ):
+    with pytest.raises(RunFolderError, match=r"a crash left the folder incomplete; repeat the command that trains it"):
         RunFolder.reopen(path)
     (path / ".hydra" / "config.yaml").write_bytes(config)
     with RunFolder.reopen(path) as folder:

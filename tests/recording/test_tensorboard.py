@@ -230,3 +230,14 @@ def test_recording_adds_neither_torch_nor_tensorboard_to_the_start() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown == "[]\n"
+
+
+def test_a_run_whose_end_is_staged_twice_has_one_end(folder: RunFolder) -> None:
+    folder.metrics({"evaluations": 10, **ROW})
+    folder.stage_end("completed", FINAL)
+    folder.status("completed", **FINAL)
+    folder.close()
+    (file,) = event_files(folder.path)
+    written = [value.tag for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    ends = (metadata.SESSION_END_INFO_TAG, "test/error", "test/loss")
+    assert {tag: written.count(tag) for tag in ends} == dict.fromkeys(ends, 1)

@@ -8,10 +8,12 @@ import json
 import math
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn
 
 from burgersgd import api
 from burgersgd.cli import main
@@ -23,6 +25,7 @@ from burgersgd.sweeps import chunks
 from burgersgd.sweeps.compose import Composer
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.space import Axis, Space, Words
+from burgersgd.sweeps.sweep import Sweep
 from tests.sweeps.test_resumable import claimed_elsewhere
 from tests.sweeps.test_sweep import fleets
 
@@ -178,6 +181,26 @@ def test_a_trial_counts_by_the_mean_of_its_seeds_pruned_or_not(tmp_path: Path) -
     assert told[1].intermediate_values == {30: 0.375}
 
 
+def test_a_trial_was_stopped_when_the_last_of_its_pruned_seeds_was(tmp_path: Path) -> None:
+    ends = {"1": ("pruned", 10, 0.75), "2": ("completed", 40, 0.125), "3": ("pruned", 30, 0.25)}
+
+    def trained(made: list[chunks.Chunk], progress: SweepProgress) -> Iterator[tuple[chunks.Chunk, list[Any]]]:
+        for chunk in made:
+            told = [(job.folder, *ends[value([*job.overrides], "seed")]) for job in chunk]
+            yield chunk, [chunks.Outcome(state, folder, e, evaluations=n) for folder, state, n, e in told]  # pyright: ignore
+
+    def launch(jobs: list[Words], first: int) -> list[JobReturn]:
+        sweep.train(jobs, tmp_path / "s", trained)
+        return [JobReturn()] * len(jobs)
+
+    words = [*WORDS, "seed=1,2,3", "sweep.sampler=optuna", "sweep.n_samples=1", "sweep.name=s"]
+    sweep = Sweep([*words, f"output_root={tmp_path}"])
+    sweep.run(launch, tmp_path / "s")
+    (trial,) = trials(tmp_path / "s")
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {30: 0.375}
+
+
 @pytest.mark.parametrize(("batch", "startup"), [(4, 10), (16, 16)])
 def test_the_estimator_keeps_the_trials_of_a_batch_apart_and_starts_at_random(
     batch: int, startup: int, monkeypatch: pytest.MonkeyPatch
@@ -331,7 +354,7 @@ def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: p
     with claimed_elsewhere(last):
         out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys, expected=75)
         assert "1 trained by another process" in out
-        assert ": another process is training this job, which the search needs" in error
+        assert ": another process is training this job; the search needs its result" in error
     assert main([*SEARCH, "sweep.name=s"]) == 0
     assert [trial.state for trial in trials(FOLDER)] == [TrialState.COMPLETE] * 6
 
@@ -400,7 +423,7 @@ def test_a_trial_that_another_process_trains_stays_open(
         assert main(["train", "--multirun", *words]) == 75
     shown = capsys.readouterr()
     assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())
-    assert ": another process is training this job, which the search needs" in shown.err
+    assert ": another process is training this job; the search needs its result" in shown.err
     assert sorted(trial.state.name for trial in trials(folder)) == ["COMPLETE", "RUNNING"]
     assert main(["train", "--multirun", *words]) == 0
     assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from burgersgd.cli import main
 from burgersgd.config import AdamWConfig, SgdConfig
 from burgersgd.identity import config_hash
+from burgersgd.interruption import RESUMABLE
 from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
 from burgersgd.recording.warned import each_warning_once
@@ -417,3 +418,24 @@ def test_a_job_that_was_not_trained_has_spent_nothing() -> None:
     assert math.isnan(outcome.validation_error)
     assert math.isnan(outcome.best_validation_error)
     assert math.isnan(outcome.test_error)
+
+
+def test_a_sweep_whose_launcher_gave_up_can_be_resumed(tmp_path: Path) -> None:
+    def gives_up(jobs: list[list[str]], first: int) -> Sequence[JobReturn]:
+        raise KeyboardInterrupt
+
+    started = Sweep([*SGD, "seed=1,2", f"output_root={tmp_path}"])
+    with pytest.raises(KeyboardInterrupt):
+        started.run(gives_up, tmp_path / "there")
+    assert started.exit_code == RESUMABLE
+    assert "jobs                  2: 2 not begun" in started.report()
+
+
+def test_a_sweep_of_one_job_is_placed_and_checked_like_one_of_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*SGD, "seed=1", "sweep.name=s") == 0
+    assert folders(tmp_path).keys() == {1}
+    (tmp_path / "file").touch()
+    assert sweep(*SGD, "seed=1", "output_root=file/there") == 2
+    assert "output_root=file/there: cannot write there: Not a directory" in capsys.readouterr().err

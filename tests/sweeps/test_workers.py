@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -406,3 +408,51 @@ def test_a_short_sweep_starts_no_process(tmp_path: Path, monkeypatch: pytest.Mon
     groups, _ = trainer._groups(planning.PlanFile(tmp_path), jobs(tmp_path, range(3)), set())
     assert trainer._start_workers(groups) == 1
     assert LocalTrainer(SweepConfig(workers=1))._start_workers(groups) == 1
+
+
+def test_a_worker_says_at_once_how_far_it_is_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ours, theirs = multiprocessing.Pipe()
+    relay = workers._Relay(theirs)  # pyright: ignore[reportArgumentType]
+    relay.update(3, validation_error=0.5)
+    assert ours.poll()
+    assert ours.recv() == ("progress", 3, 0.5, True)
+    clock[0] += 0.9 * workers.POLL_SECONDS
+    relay.update(7, validation_error=0.25)
+    assert not ours.poll()
+    clock[0] += 0.2 * workers.POLL_SECONDS
+    relay.update(12, validation_error=0.75)
+    assert ours.poll()
+    assert ours.recv() == ("progress", 9, 0.25, True)  # since the last time, and the lowest error
+
+
+def test_a_last_job_is_trained_here_beside_the_workers_of_the_jobs_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    class Given:
+        """A pool that trains in this process."""
+
+        def __init__(self, n: int, *arguments: Any, **words: Any) -> None:
+            self.n = n
+
+        def train(self, chunks: list[Chunk], progress: SweepProgress) -> Iterator[tuple[Chunk, list[Outcome]]]:
+            for chunk in chunks:
+                given.extend(job.config.seed for job in chunk)
+                yield chunk, train_chunk(chunk, progress)
+
+    monkeypatch.setattr(planning, "Pool", Given)
+    trainer = LocalTrainer(SweepConfig(workers=2))
+    for seeds in (range(2), range(2, 3)):
+        assert sorted(s for part, _ in trained(trainer, jobs(tmp_path, seeds)) for s in part) == list(seeds)
+    assert given == [0, 1]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 5, 16, 63, 64, 65, 1000])
+def test_sizes_of_fleets_that_are_tried_lead_from_one_to_the_limit_by_factors_of_four(limit: int) -> None:
+    sizes = planning.sizes_to_try(limit)
+    assert (sizes[0], sizes[-1]) == (1, limit)
+    assert all(small < large <= 4 * small for small, large in itertools.pairwise(sizes))
+    assert len(sizes) == 1 + math.ceil(math.log(limit, 4) - 1e-9)  # no more than it takes

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from burgersgd.theory import burgers, sabotage, traffic, verify
+from burgersgd.theory import burgers, sabotage, verify
+from burgersgd.theory.traffic import Greenshields
 from burgersgd.theory.verify_rows import CHECKS, GROUPS, Row, agrees, misprint, scored, within
 from tests.test_equations import table
 
@@ -121,20 +122,22 @@ def test_every_row_notices_when_a_function_that_it_names_is_wrong(check: str) ->
 def test_sabotage_finds_rows_that_cannot_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    of, of_shock = "traffic.Greenshields.flux", "traffic.Greenshields.shock_speed"
+
     def empty() -> list[Row]:
-        traffic.flux(0.5)
+        flux = Greenshields().flux(0.5)
         return [
-            agrees("", "traffic.flux", "cannot fail", 1.0, 1.0, 0.5, "no reason"),
-            agrees("", "traffic.shock_speed", "calls something else", float(traffic.flux(0.5)), 0.25, 1e-9, "rounding"),
-            agrees("", "traffic.flux", "can fail", float(traffic.flux(0.5)), 0.25, 1e-9, "rounding"),
+            agrees("", of, "cannot fail", 1.0, 1.0, 0.5, "no reason"),
+            agrees("", of_shock, "calls something else", flux, 0.25, 1e-9, "rounding"),
+            agrees("", of, "can fail", flux, 0.25, 1e-9, "rounding"),
         ]
 
     monkeypatch.setitem(CHECKS, "traffic.model", empty)
     assert verify.main(["traffic.model", "--sabotage"]) == 1
     shown = capsys.readouterr().out
-    assert "FAILS: traffic.model, traffic.flux: 1 rows notice; HOLDS: cannot fail" in shown
-    assert "FAILS: traffic.model, traffic.shock_speed: was not called" in shown
-    assert float(traffic.flux(0.5)) == 0.25  # what was wrong is right again
+    assert f"FAILS: traffic.model, {of}: 1 rows notice; HOLDS: cannot fail" in shown
+    assert f"FAILS: traffic.model, {of_shock}: was not called" in shown
+    assert float(Greenshields().flux(0.5)) == 0.25  # what was wrong is right again
     assert not list(Path().iterdir())
     assert verify.main(["traffic.density_and_speed", "--sabotage"]) == 0
 

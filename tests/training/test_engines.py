@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import math
 import subprocess
 import sys
 import weakref
@@ -20,6 +21,7 @@ from burgersgd.config import DigitsConfig, SgdConfig, TrainerConfig
 from burgersgd.training.engines import ENGINES
 from burgersgd.training.engines.codegen import FusedUpdate
 from burgersgd.training.engines.compiled import Compiled
+from burgersgd.training.engines.eager import _all_healthy
 from burgersgd.training.engines.native import Native, NativeSteps
 from burgersgd.training.native_gradient import check_size
 from tests.conftest import small_config
@@ -164,3 +166,15 @@ def test_where_the_compiler_fails_training_continues_without_it(
     failure = "torch.compile failed (CppCompileError: C++ compile error)"
     message = f"{failure}: continuing without it; results agree only up to rounding"
     assert [record.getMessage() for record in caplog.records] == [message]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_runs_are_healthy_where_every_loss_and_every_norm_is(n: int) -> None:
+    """One run is looked at in another way than several: the definition, number by number, is the oracle."""
+    bad = [math.nan, math.inf, -math.inf]
+    limits = torch.full((n,), 2.5, dtype=torch.float64)
+    for loss in (0.5, 2.5, math.nextafter(2.5, 3), *bad[:2]):
+        for norm in (0.0, 1e300, *bad):
+            losses, norms = torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+            losses[-1], norms[-1] = loss, norm
+            assert _all_healthy(losses, norms, limits) is (loss <= 2.5 and math.isfinite(norm)), (loss, norm)

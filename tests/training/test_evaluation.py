@@ -21,6 +21,7 @@ from burgersgd.config import (
 )
 from burgersgd.datasets import load
 from burgersgd.training.evaluation import is_guessing
+from burgersgd.training.gradients import split
 
 PROBLEMS: list[tuple[str, DatasetConfig]] = [
     ("cross_entropy", DigitsConfig()),
@@ -105,3 +106,22 @@ def test_networks_that_have_blown_up_are_evaluated_alike() -> None:
     got, expected = evaluator(x), dataclasses.replace(evaluator, native=False)(x)
     assert torch.equal(got[1], expected[1])
     assert got[0].isfinite().tolist() == expected[0].isfinite().tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize("n_runs", [1, 3])
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_the_rmse_of_outputs_of_several_sizes_is_that_of_the_differences_in_their_own_units(
+    outputs: int, n_runs: int
+) -> None:
+    dataset = TeacherStudentConfig(outputs=outputs, n_samples=300)
+    ready = prepared("squared_error", dataset, n_runs, "float64")
+    sizes = torch.tensor([0.3, 4.0, 11.0], dtype=torch.float64)[:outputs]
+    evaluator = dataclasses.replace(ready.evaluator(ready.data.test), scale=sizes)
+    assert evaluator.native
+    x = ready.fleet().x
+    loss, error = evaluator(x)
+    model, inputs, labels = ready.problem.model, evaluator.inputs, evaluator.labels
+    for run in range(n_runs):
+        difference = model.apply(split(x[run], model.shapes), inputs, False, None) - labels
+        assert float(loss[run]) == pytest.approx(float(difference.square().sum(1).mean()), rel=1e-12)
+        assert float(error[run]) == pytest.approx(float((difference * sizes).square().mean().sqrt()), rel=1e-12)

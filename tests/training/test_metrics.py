@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from burgersgd import resume, train
-from burgersgd.config import SgdConfig, TrainerConfig
+from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainerConfig
 from burgersgd.optimizers.sgd import Sgd
 from burgersgd.recording.run_folder import read_metrics
 from burgersgd.training.metrics import NAMES, TABLE, tag_of
@@ -61,3 +61,16 @@ def test_the_diagnostics_of_a_rule_are_columns(monkeypatch: pytest.MonkeyPatch, 
     resume(tmp_path / "outputs" / "old", budget=12, run_name="longer", progress=False)
     assert tuple(read_metrics(tmp_path / "outputs" / "longer")) == TEN
     assert len(read_metrics(tmp_path / "outputs" / "longer")["epoch"]) == 13  # the start and every evaluation
+
+
+def test_a_row_has_the_temperature_of_its_last_gradient_evaluation() -> None:
+    """2 nu, which falls linearly to 0 over the 40 evaluations of the budget."""
+    nu = 3e-4
+    config = small_config(optimizer=LocalEntropyConfig(lr=0.13, nu=nu, inner_steps=5, nu_annealing="linear"))
+    trainer = dataclasses.replace(config.trainer, log_every=7)
+    metrics = train(dataclasses.replace(config, trainer=trainer), record=False, progress=False).metrics
+    rows = list(zip(metrics["evaluations"], metrics["temperature"], strict=True))[1:]
+    assert len(rows) > 5
+    for n, temperature in rows:
+        assert n is not None
+        assert temperature == pytest.approx(2 * nu * (1 - (n - 1) / 40), rel=1e-12)

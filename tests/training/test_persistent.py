@@ -299,3 +299,20 @@ def test_nvrtc_compiles_it(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(cuda.CudaError, match="NVRTC failed"):
         cuda.compile_source("this is no CUDA", "sm_90")
     assert all(n % 32 == 0 and n * blocks <= 2048 for blocks, n in THREADS.items())
+
+
+@pytest.mark.parametrize("widths", [(64, 64, 64, 10), (13, 40, 7, 3), (5, 4)])
+def test_two_runs_share_a_multiprocessor_where_both_fit_and_only_there(widths: tuple[int, ...]) -> None:
+    """CUDA keeps 1 KiB of every block to itself; a block alone may have all but that of its multiprocessor."""
+    network = Network(widths, "tanh", "cross_entropy")
+    found = set()
+    for memory in range(2_000, H100, 500):
+        plan = network.plan(3, memory)
+        if plan is None:
+            assert network._shared_bytes(1, min(persistent.CHUNKS)) > memory
+            continue
+        room = memory + 1024
+        assert plan.blocks * (plan.shared_bytes + 1024) <= room
+        assert plan.blocks == 2 or 2 * (network._shared_bytes(1, plan.chunk) + 1024) > room
+        found.add(plan.blocks)
+    assert found == {1, 2}

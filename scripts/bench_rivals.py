@@ -11,6 +11,7 @@ with fresh normal numbers xi for every parameter.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from burgersgd.config import (
     TrainerConfig,
 )
 from burgersgd.datasets import Dataset, Part
+from burgersgd.native import compiled
 from burgersgd.streams import Purpose
 from burgersgd.training.engines.eager import OneByOne
 from burgersgd.training.engines.native import Native
@@ -431,6 +433,39 @@ def copy(n: int) -> Callable[[], Tensor]:
     return lambda: target.copy_(source)
 
 
+PEAK_OPERATIONS = 2 * 38_400_000
+PEAK = """
+#include <stdint.h>
+#if defined __AVX512F__
+#define VECTOR 64
+#define SUMS 24
+#else
+#define VECTOR 32
+#define SUMS 12
+#endif
+typedef float V __attribute__((vector_size(VECTOR)));
+float multiply_adds(int64_t n, float x) {
+    V sums[SUMS], a = (V){} + x, b = (V){} + 1e-3f;
+    for (int i = 0; i < SUMS; i++) sums[i] = (V){} + (float)i;
+    for (int64_t done = 0; done < n; done += SUMS * VECTOR / 4)
+#pragma GCC unroll 24
+        for (int i = 0; i < SUMS; i++) sums[i] = sums[i] * a + b;
+    for (int i = 1; i < SUMS; i++) sums[0] += sums[i];
+    return sums[0][0];
+}
+"""
+"""Independent multiply-adds of vectors that stay in registers: the limit of one core, whatever is computed."""
+
+
+def multiply_adds() -> Callable[[], object]:
+    """Return a function that does PEAK_OPERATIONS floating-point operations in the registers of one core."""
+    built = compiled("peak", PEAK)
+    assert built is not None, "the limit of the processor is measured by compiled C"
+    function = built.multiply_adds
+    function.argtypes, function.restype = [ctypes.c_int64, ctypes.c_float], ctypes.c_float
+    return lambda: function(PEAK_OPERATIONS // 2, 0.5)
+
+
 RULE_TRAFFIC = 6
 """Vectors that local_entropy's step must read (grad, y, x, mean) and write (y, mean)."""
 LARGE_COPY, LARGE_PRODUCT = 1 << 26, 2048
@@ -449,6 +484,7 @@ def floors(work: Workload) -> dict[str, Callable[[], Rival]]:
         "normals": lambda: Floor(lambda: streams.normal_(xi, seeds, Purpose.NOISE, 0), block),
         "normals, one step": lambda: Floor(lambda: streams.normal_(single, seeds, Purpose.NOISE, 0)),
         "normals of torch": lambda: Floor(lambda: single.normal_()),
+        "multiply-adds": lambda: Floor(multiply_adds()),
         "large product": lambda: Floor(lambda: torch.mm(square, square, out=product)),
         "large copy": lambda: Floor(copy(LARGE_COPY)),
     }

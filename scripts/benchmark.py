@@ -238,20 +238,24 @@ def print_steps(result: dict[str, Any]) -> None:
 
 
 def print_floors(result: dict[str, Any]) -> None:
-    from bench_rivals import LARGE_COPY, LARGE_PRODUCT, RULE_TRAFFIC
+    from bench_rivals import LARGE_COPY, LARGE_PRODUCT, PEAK_OPERATIONS, RULE_TRAFFIC
 
     times, d = result["times"], result["d"]
     us = {name: median(values) for name, values in times.items()}
     products, normals = us["matrix products"], us["normals"]
     traffic = RULE_TRAFFIC / 2 * us["copy of d"]
-    floor = products + traffic + normals
+    limit = PEAK_OPERATIONS / us["multiply-adds"] / 1e3 * result["threads"]
+    at_limit = result["flops"] / limit / 1e3
+    floor = at_limit + traffic + normals
+    large = 2 * LARGE_PRODUCT**3 / us["large product"] / 1e3
     rows = [
-        ["matrix products", f"{products:,.1f}", f"{result['flops'] / products / 1e3:,.0f} GFLOP/s"],
         [
-            "",
-            "",
-            f"{2 * LARGE_PRODUCT**3 / us['large product'] / 1e3:,.0f} GFLOP/s for {LARGE_PRODUCT} x {LARGE_PRODUCT}",
+            "matrix products at the limit",
+            f"{at_limit:,.1f}",
+            f"{limit:,.0f} GFLOP/s, multiply-adds in the registers of {_cores(result['threads'])}",
         ],
+        ["matrix products by torch", f"{products:,.1f}", f"{result['flops'] / products / 1e3:,.0f} GFLOP/s"],
+        ["", "", f"{large:,.0f} GFLOP/s for {LARGE_PRODUCT} x {LARGE_PRODUCT}"],
         [
             "memory traffic of the rule",
             f"{traffic:,.1f}",
@@ -261,7 +265,7 @@ def print_floors(result: dict[str, Any]) -> None:
         ["normal numbers", f"{normals:,.1f}", f"{1e3 * normals / d:,.2f} ns each, in the fleet's blocks"],
         ["", "", f"{1e3 * us['normals, one step'] / d:,.2f} ns each, one step at a time"],
         ["", "", f"{1e3 * us['normals of torch'] / d:,.2f} ns each by torch.normal_"],
-        ["**floor**", f"**{floor:,.1f}**", ""],
+        ["**floor**, products at the limit", f"**{floor:,.1f}**", ""],
     ]
     print_title(result, "floors")
     print_table(["", "us per evaluation", "rate"], rows)
@@ -280,6 +284,7 @@ def print_floors(result: dict[str, Any]) -> None:
                     f"{share:.1%}",
                     *("" if v is None else f"{v:,.1f}" for v in measured.values()),
                     f"{us[step] - sum(known):,.1f}" if known else "",
+                    "" if not known else f"{result['flops'] / us[f'{mode}: gradient'] / 1e3 / limit:.0%}",
                 ]
             )
     names = [
@@ -288,8 +293,13 @@ def print_floors(result: dict[str, Any]) -> None:
         "share of normals",
         *PARTS,
         "rest",
+        "gradient of the limit",
     ]
     print_table(["one run", *names], rows)
+
+
+def _cores(n: int) -> str:
+    return "one core" if n == 1 else f"{n} cores"
 
 
 def print_targets(measured: dict[tuple[str, int], dict[str, Any]]) -> None:

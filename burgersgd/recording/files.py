@@ -56,8 +56,8 @@ def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
 def stage(path: Path, data: bytes) -> None:
     """Write what `commit` makes the file `path`. Raises RunFolderError.
 
-    Where the staged file is on the disk before it replaces another (`make_lasting`), the file system does not have to
-    write it at that moment, which takes ext4 a millisecond per file.
+    With a call of `make_lasting` in between, a power failure leaves the old or the new content on every file system;
+    some keep the new name before the content otherwise.
     """
     temporary = _staged(path)
     try:

@@ -118,20 +118,20 @@ class RunFolder:
         """
         path = Path(path).absolute()
         begun(path)
+        folder = cls(path, config)
+        folder.config_hash, folder.budget = config_hash, budget
         files = {
-            CONFIG: to_yaml(dict(config), path) + YAML_END,
-            OVERRIDES: to_yaml(list(overrides), path),
-            ENVIRONMENT: environment_text(device),
-            METRICS: metrics or HEADER,
+            CONFIG: (to_yaml(dict(config), path) + YAML_END).encode(),
+            OVERRIDES: to_yaml(list(overrides), path).encode(),
+            ENVIRONMENT: environment_text(device).encode(),
+            METRICS: (metrics or HEADER).encode(),
+            STATUS: folder._status_text("running", {}),
         }
         with claimed_folder(path):
-            for name, text in files.items():
-                write_new(f"{path}{os.sep}{name}", text.encode())
-            folder = cls(path, config)
-            folder.config_hash, folder.budget = config_hash, budget
-            folder.table.kept(files[METRICS])
+            for name, content in files.items():
+                write_new(f"{path}{os.sep}{name}", content)
+            folder.table.kept(metrics or HEADER)
             folder._events = folder._new_events([])
-            folder.status("running")
             folder._is_new = not metrics
         return folder
 

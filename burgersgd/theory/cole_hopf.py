@@ -95,16 +95,6 @@ def antiderivative(
 # -------------------------------------------------------------------------------- solution by quadrature (4.14)-(4.19)
 
 
-def penalised_loss(x: ArrayLike, y: ArrayLike, t: float, loss: Function) -> Array:
-    """Return G(x, y; t) = F(y) + (x - y)^2 / (2 t), broadcast over x and y.
-
-    Implements Eq. (4.18), with F(y) for its integral. Raises ValueError unless t > 0.
-    """
-    check_positive(t=t)
-    x, y = float_array(x), float_array(y)
-    return loss(y) + (x - y) ** 2 / (2 * t)  # (4.18)
-
-
 def log_psi(x: ArrayLike, t: float, nu: float, loss: Function) -> Array:
     """Return log psi(x, t), the heat kernel applied to exp(-F / 2 nu); same shape as x.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from burgersgd.theory import burgers, cole_hopf, langevin, local_entropy, traffic, verify_pde, verify_sde
-
-Array = NDArray[np.float64]
+from burgersgd.optimizers.local_entropy import LocalEntropy
+from burgersgd.theory import burgers, cole_hopf, local_entropy, traffic, verify_pde, verify_sde
+from burgersgd.theory.paths import end_of_walk
+from burgersgd.theory.quadrature import Array
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -128,21 +128,15 @@ def red_light_turns_green(figure: Any) -> str:
     shock_t = np.concatenate([[0], green_at + tau])
     shock_x = np.concatenate([[0], speed * tau + bend * np.sqrt(tau)])
 
-    def ray(x0: float, t0: float, w: float, side: int) -> None:
-        """Draw a characteristic until it meets the shock from its side."""
+    rays = [(x0, 0.0, speed, -1) for x0 in np.arange(-reach - 1.0, 0.0, 0.2)]
+    rays += [(0.0, t0, -1.0, 1) for t0 in np.arange(0.1, green_at, 0.2)]
+    rays += [(0.0, green_at, w, 1) for w in np.linspace(-1, 1, 11)]
+    for x0, t0, w, side in rays:  # each is drawn until it meets the shock, which it reaches from this side
         times = np.linspace(t0, end, 400)
         path = x0 + w * (times - t0)
-        shock = np.interp(times, shock_t, shock_x)
-        gone = np.flatnonzero(side * (path - shock) < -1e-9)
-        stop = gone[0] if gone.size else len(times)
+        met = np.flatnonzero(side * (path - np.interp(times, shock_t, shock_x)) < -1e-9)
+        stop = met[0] if met.size else len(times)
         axis.plot(path[:stop], times[:stop], color=INK, linewidth=0.5)
-
-    for x0 in np.arange(-reach - 1.0, 0.0, 0.2):
-        ray(x0, 0.0, speed, -1)
-    for t0 in np.arange(0.1, green_at, 0.2):
-        ray(0.0, t0, -1.0, 1)
-    for w in np.linspace(-1, 1, 11):
-        ray(0.0, green_at, w, 1)
     axis.plot(shock_x, shock_t, color=WRONG, linewidth=1.6)
     axis.plot([0, 0], [0, green_at], color=WRONG, linewidth=3, solid_capstyle="butt")
     axis.annotate("red light", (0.03, 0.45), color=WRONG)
@@ -161,7 +155,7 @@ def orders(figure: Any) -> str:
     """Draw the errors of the solver and of homogenisation with their fitted slopes."""
     axes = figure.subplots(1, 3)
     sizes = [2 / cells for cells in verify_pde.SINE_CELLS]
-    found = verify_sde.convergence()
+    epsilons, found = list(verify_sde.EPSILONS), verify_sde.convergence()
     panels: list[tuple[str, str, list[tuple[str, list[float], list[float], str]]]] = [
         (
             r"solver, $L^1$ error",
@@ -171,8 +165,8 @@ def orders(figure: Any) -> str:
                 ("van Leer", sizes, verify_pde.sine_errors(False), "o"),
             ],
         ),
-        (r"weak, $|E\,x(1) - X(1)|$", r"$\epsilon$", [("", found.epsilons, found.weak, "o")]),
-        (r"strong, rms of $x(1) - X(1)$", r"$\epsilon$", [("", found.epsilons, found.strong, "o")]),
+        (r"weak, $|E\,x(1) - X(1)|$", r"$\epsilon$", [("", epsilons, found.weak, "o")]),
+        (r"strong, rms of $x(1) - X(1)$", r"$\epsilon$", [("", epsilons, found.strong, "o")]),
     ]
     for axis, (title, label, series) in zip(axes, panels, strict=True):
         for (name, h, errors, marker), color in zip(series, shades(2), strict=False):
@@ -181,7 +175,7 @@ def orders(figure: Any) -> str:
             axis.loglog(h, np.exp(level) * np.array(h) ** slope, color=color, linewidth=0.9, label=text)
             axis.loglog(h, errors, marker, color=color, markersize=4)
         if title.startswith("weak"):
-            axis.errorbar(found.epsilons, found.weak, 2 * np.array(found.weak_error), fmt="none", color=INK, capsize=2)
+            axis.errorbar(epsilons, found.weak, 2 * np.array(found.weak_error), fmt="none", color=INK, capsize=2)
         axis.set(title=title, xlabel=label)
         axis.legend(loc="upper left", handlelength=1.2)
         axis.minorticks_off()
@@ -206,8 +200,10 @@ def stationary_law(figure: Any) -> str:
         (r"$F = (y^2 - 1)^2$, $x = 0$, $\gamma = 1$", local_entropy.DOUBLE_WELL, 0.0, 1.0, 0.15),
         (r"$F = y^2/2 + 0.45 \cos 2y$, $x = 0.4$, $\gamma = 0.5$", local_entropy.RIPPLE, 0.4, 0.5, 0.1),
     ]
+    rule = LocalEntropy(inner_steps=1500, averaging="last", integrator="leimkuhler_matthews")
     for axis, (title, loss, x, gamma, nu) in zip(axes, cases, strict=True):
-        sample = langevin.fast_paths(loss, x, gamma, nu, lr=0.02, steps=1500, paths=20_000, seed=51)
+        start, hyper = np.full((20_000, 1), x), {"lr": 0.02, "nu": nu, "gamma": gamma}
+        sample = end_of_walk(rule, start, loss.gradient, 1500, seed=51, **hyper).y.numpy()
         law = local_entropy.fast_law(loss.value, x, gamma, nu)
         wrong = local_entropy.fast_law(loss.value, x, gamma, nu / 2)
         axis.hist(sample.ravel(), bins=60, density=True, color="0.82", label="fast point $y$, 20,000 chains")

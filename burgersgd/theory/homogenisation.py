@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -21,8 +20,7 @@ from burgersgd.optimizers.langevin import Langevin
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.paper import PaperSDE
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive
-from burgersgd.theory.langevin import fitted_slope
-from burgersgd.theory.local_entropy import DOUBLE_WELL, RIPPLE, Integrator, Loss, local_entropy
+from burgersgd.theory.local_entropy import Integrator, Loss, local_entropy
 from burgersgd.theory.paths import averaged, end_of_walk, normals, standard_error, walk
 
 Temperature = Literal["consistent", "printed"]
@@ -31,13 +29,7 @@ Temperature = Literal["consistent", "printed"]
 # ---------------------------------------------------------------------------------- the passive scalar of (5.1), (5.2)
 
 
-def passive_scalar_paths(
-    *,
-    nu: float = 0.5,
-    velocity: float = 1.0,
-    epsilon: float = 0.1,
-    paths: int = 4000,
-) -> ndarray:
+def passive_scalar_paths(nu: float, velocity: float, epsilon: float, paths: int) -> ndarray:
     """Return X(1) ``[paths]`` of particles in the shear (V sin(Y / epsilon) / epsilon, 0) with diffusion nu.
 
     Implements Eq. (5.1) at p = 2, which is (5.2). Implements Eq. (5.2): w_t = (1 / epsilon) h w_x + nu Lap w, whose
@@ -131,62 +123,33 @@ def fast_slow_paths(
     return state.x[:, 0].numpy(), state.y[:, 0].numpy()
 
 
-@dataclass(frozen=True)
-class ConvergenceOrders:
-    """Errors and orders of the convergence of the slow point to its limit; each list has one number per epsilon."""
+class ConvergenceErrors(NamedTuple):
+    """Errors of the slow point x(1) against its limit X(1); each list has one number per epsilon."""
 
-    epsilons: list[float]
-    weak: list[float]  # |E x(1) - X(1)|
-    weak_error: list[float]  # standard errors
-    strong: list[float]  # sqrt(E (x(1) - X(1))^2)
-    weak_slope: float  # 1 in theory
-    weak_slope_error: float
-    strong_slope: float  # 1/2 in theory
-    limit: float  # X(S)
+    weak: list[float]  # |E x(1) - X(1)|, of order 1
+    weak_error: list[float]  # standard errors of weak
+    strong: list[float]  # sqrt(E (x(1) - X(1))^2), of order 1/2
 
 
-def convergence_experiment(
-    loss: Loss = RIPPLE,
-    start: float = 1.2,
-    gamma: float = 0.5,
-    nu: float = 0.1,
-    epsilons: Sequence[float] = (1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64),
+def convergence_errors(
+    loss: Loss,
+    start: float,
+    gamma: float,
+    nu: float,
+    epsilons: Sequence[float],
     integrator: Integrator = "leimkuhler_matthews",
-) -> ConvergenceOrders:
-    """Return weak and strong errors of the fast-slow system against X(1), and their fitted orders.
-
-    Raises ValueError as fast_slow_paths does, and if there are fewer than two epsilons.
-    """
-    if len(epsilons) < 2:
-        raise ValueError(f"epsilons={list(epsilons)}: must be at least two, to fit an order")
+) -> ConvergenceErrors:
+    """Return weak and strong errors of the fast-slow system against X(1). Raises ValueError as fast_slow_paths does."""
     limit = float(averaged_path(loss, start, gamma, nu, [1.0])[0])
-    weak, weak_error, strong = [], [], []
-    for i, epsilon in enumerate(epsilons):
-        x, _ = fast_slow_paths(loss, start, gamma, nu, epsilon, integrator=integrator, seed=i)
-        weak.append(abs(float(x.mean()) - limit))
-        weak_error.append(float(standard_error(x.reshape(2, -1).mean(0))))  # of antithetic pairs
-        strong.append(math.sqrt(np.mean((x - limit) ** 2)))
-    off = np.log(epsilons) - np.mean(np.log(epsilons))
-    relative = np.array(weak_error) / np.array(weak)
-    return ConvergenceOrders(
-        epsilons=list(epsilons),
-        weak=weak,
-        weak_error=weak_error,
-        strong=strong,
-        weak_slope=fitted_slope(epsilons, weak),
-        weak_slope_error=float(np.sqrt(np.sum((off * relative) ** 2)) / np.sum(off**2)),
-        strong_slope=fitted_slope(epsilons, strong),
-        limit=limit,
+    paths = [
+        fast_slow_paths(loss, start, gamma, nu, epsilon, integrator=integrator, seed=i)[0]
+        for i, epsilon in enumerate(epsilons)
+    ]
+    return ConvergenceErrors(
+        weak=[abs(float(x.mean()) - limit) for x in paths],
+        weak_error=[float(standard_error(x.reshape(2, -1).mean(0))) for x in paths],  # of antithetic pairs
+        strong=[math.sqrt(np.mean((x - limit) ** 2)) for x in paths],
     )
-
-
-@dataclass(frozen=True)
-class QuadraticMoments:
-    """Exact moments of (x, y) at time s on F = a y^2 / 2."""
-
-    mean: ndarray  # [2]
-    covariance: ndarray  # [2, 2]
-    limit: float  # X(s)
 
 
 def quadratic_moments(
@@ -196,40 +159,28 @@ def quadratic_moments(
     epsilon: float,
     s: float,
     start: Sequence[float] = (1.0, 1.0),
-) -> QuadraticMoments:
-    """Return the moments of (5.14) on F = a y^2 / 2 at time s from (x, y) = start, by matrix exponentials.
+) -> tuple[ndarray, ndarray]:
+    """Return mean ``[2]`` and covariance ``[2, 2]`` of (5.14) on F = a y^2 / 2 at time s from (x, y) = start.
 
     Implements Eq. (5.6): as functions of start, the moments solve w_s = h . grad_x w + (1 / epsilon) L_0 w.
     Implements Eq. (5.8): the Gaussian law solves the adjoint equation. The slow parts, h . grad_x w and -div_x(h
-    rho), are missing in the paper. Raises ValueError unless gamma, epsilon and s are finite and > 0, the temperature is
-    finite and >= 0, start is finite, and the curvature > 0.
+    rho), are missing in the paper. Raises ValueError unless curvature, gamma, epsilon and s are finite and > 0, the
+    temperature is finite and >= 0, and start is finite.
     """
-    check_positive(gamma=gamma, epsilon=epsilon, s=s)
-    check_positive(curvature=curvature)
+    check_positive(curvature=curvature, gamma=gamma, epsilon=epsilon, s=s)
     check_not_negative(temperature=temperature)
     check_finite(start=start)
     drift = np.array([[-1 / gamma, 1 / gamma], [1 / (gamma * epsilon), -(curvature + 1 / gamma) / epsilon]])
     noise = np.diag([0.0, 2 * temperature / epsilon])
     flow = expm(drift * s)
     stationary = solve_continuous_lyapunov(drift, -noise)
-    return QuadraticMoments(
-        mean=flow @ np.asarray(start),
-        covariance=stationary - flow @ stationary @ flow.T,
-        limit=start[0] * math.exp(-curvature * s / (1 + curvature * gamma)),
-    )
+    return flow @ np.asarray(start), stationary - flow @ stationary @ flow.T
 
 
 # ---------------------------------------------------------------------------------------------- the frozen fast point
 
 
-def ergodic_average(
-    loss: Loss = DOUBLE_WELL,
-    x: float = 0.4,
-    gamma: float = 0.3,
-    nu: float = 0.1,
-    *,
-    durations: Sequence[float] = (2.0, 4.0, 8.0, 16.0, 32.0),
-) -> ndarray:
+def ergodic_average(loss: Loss, x: float, gamma: float, nu: float, durations: Sequence[float]) -> ndarray:
     """Return (1 / S) int (x - y) / gamma ds along 2,000 paths of y at frozen x, for each S, ``[durations, paths]``.
 
     Times are in units of the fast scale; the paths come to equilibrium for 4 before. Implements Eq. (5.13), with the
@@ -249,15 +200,7 @@ def ergodic_average(
     return np.stack([averages[n] for n in counts])
 
 
-def invariant_sample(
-    loss: Loss = RIPPLE,
-    x: float = 0.4,
-    gamma: float = 0.5,
-    nu: float = 0.1,
-    *,
-    temperature: Temperature = "consistent",
-    paths: int = 4000,
-) -> ndarray:
+def invariant_sample(loss: Loss, x: float, gamma: float, nu: float, temperature: Temperature, paths: int) -> ndarray:
     """Return y ``[paths]`` of (5.14) at frozen x in equilibrium: its law is exp(-G / (2 nu)) / Z, that is (4.21).
 
     Implements Eq. (5.16). With temperature = printed the law is that of nu / 2, so (5.16) does not agree with (4.21).

@@ -7,7 +7,6 @@ of the local entropy has T = 2 nu. All paths are computed by the update rules th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from numpy.typing import ArrayLike
 
 from burgersgd.datasets.batches import Batches
 from burgersgd.optimizers.langevin import Langevin
-from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.optimizers.sgd import Sgd
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
 from burgersgd.theory.local_entropy import Integrator, Loss
@@ -54,36 +52,6 @@ def langevin_paths(
     noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
     state = end_of_walk(Langevin(), begin, loss.gradient, steps, noise=noise, lr=lr, temperature=temperatures)
     return state.x.numpy()
-
-
-def fast_paths(
-    loss: Loss,
-    x: ArrayLike,
-    gamma: float,
-    nu: float,
-    *,
-    lr: float = 0.05,
-    steps: int = 400,
-    paths: int = 4000,
-    integrator: Integrator = "leimkuhler_matthews",
-    seed: int = 0,
-) -> ndarray:
-    """Return the fast point y ``[paths, d]`` after `steps` steps from y = x, with x frozen (a float or ``[d]``).
-
-    The steps are those of the training rule optimizers.local_entropy.LocalEntropy. Raises ValueError unless gamma and
-    lr are finite and > 0, nu is finite and >= 0, x is finite, and steps and paths are at least 1.
-    """
-    check_positive(gamma=gamma, lr=lr, steps=steps, paths=paths)
-    check_not_negative(nu=nu)
-    check_finite(x=x)
-    start = np.tile(np.atleast_1d(float_array(x)), (paths, 1))
-    rule = LocalEntropy(inner_steps=steps, averaging="last", integrator=integrator)
-    return end_of_walk(rule, start, loss.gradient, steps, seed=seed, lr=lr, nu=nu, gamma=gamma).y.numpy()
-
-
-def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the slope of a straight line fitted to (log x, log y)."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 # ---------------------------------------------------------------------------------------------- mini-batch noise

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import platform
@@ -122,9 +123,20 @@ def number(value: float) -> str:
     return f"{value:.1e}"
 
 
-def measured(row: Row) -> str:
-    """Return the measured number and, for a misprint, the number that the printed form gives."""
-    return number(row.measured) if row.printed is None else f"{number(row.measured)}\nprinted: {row.printed:.3g}"
+def cells(row: Row) -> list[str]:
+    """Return equation, statement, measured number, expected number, tolerance with its reason, and verdict."""
+    printed = "" if row.printed is None else f"\nprinted: {row.printed:.3g}"
+    label = f"({row.equation})" if row.equation else ""
+    why = f"{row.tolerance}: {row.reason}"
+    return [label, row.statement, number(row.measured) + printed, number(row.expected), why, row.verdict]
+
+
+def by_group(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Yield each group that has rows, with its rows."""
+    for group in GROUPS:
+        chosen = [row for row in rows if row.check.startswith(f"{group}.")]
+        if chosen:
+            yield group, chosen
 
 
 def table(report: Report, width: int | None = None) -> str:
@@ -135,29 +147,21 @@ def table(report: Report, width: int | None = None) -> str:
     statement = free * 55 // 100
     widths = [fixed["equation"], statement, fixed["measured"], fixed["expected"], free - statement, fixed["verdict"]]
 
-    def line(cells: Iterable[str]) -> list[str]:
+    def line(texts: Iterable[str]) -> list[str]:
         wrapped = [
-            [part for text in cell.split("\n") for part in (textwrap.wrap(text, w) or [""])]
-            for cell, w in zip(cells, widths, strict=True)
+            [part for line in text.split("\n") for part in (textwrap.wrap(line, w) or [""])]
+            for text, w in zip(texts, widths, strict=True)
         ]
-        height = max(map(len, wrapped))
-        padded = [column + [""] * (height - len(column)) for column in wrapped]
         return [
             "  ".join(p.ljust(w) for p, w in zip(parts, widths, strict=True)).rstrip()
-            for parts in zip(*padded, strict=True)
+            for parts in itertools.zip_longest(*wrapped, fillvalue="")
         ]
 
     lines = line(["equation", "statement", "measured", "expected", "tolerance: reason", "verdict"]) + ["=" * width]
-    for group in GROUPS:
-        rows = [row for row in report.rows if row.check.startswith(f"{group}.")]
-        if not rows:
-            continue
+    for group, rows in by_group(report.rows):
         seconds = sum(s for name, s in report.seconds.items() if name.startswith(f"{group}."))
         lines += [f"{group}: {len(rows)} rows, {seconds:.1f} s", "-" * width]
-        for row in rows:
-            label = f"({row.equation})" if row.equation else ""
-            why = f"{row.tolerance}: {row.reason}"
-            lines += line([label, row.statement, measured(row), number(row.expected), why, row.verdict])
+        lines += [text for row in rows for text in line(cells(row))]
         lines.append("-" * width)
     return "\n".join(lines)
 
@@ -188,17 +192,12 @@ def as_json(report: Report) -> dict[str, Any]:
 def as_markdown(report: Report, figures: dict[str, str]) -> str:
     """Return the report as Markdown; figures: file name -> caption."""
     parts = ["# The paper, checked", "", f"`burgersgd verify`: {summary(report)}", ""]
-    for group in GROUPS:
-        rows = [row for row in report.rows if row.check.startswith(f"{group}.")]
-        if not rows:
-            continue
+    for group, rows in by_group(report.rows):
         parts += [f"## {group}", "", "| equation | statement | measured | expected | tolerance: reason | verdict |"]
         parts += ["|---|---|---|---|---|---|"]
         for row in rows:
-            label = f"({row.equation})" if row.equation else ""
-            why = f"{row.tolerance}: {row.reason}".replace("|", "\\|")
-            cells = [label, row.statement.replace("|", "\\|"), measured(row).replace("\n", "; "), number(row.expected)]
-            parts.append(f"| {' | '.join([*cells, why, row.verdict])} |")
+            texts = (text.replace("|", "\\|").replace("\n", "; ") for text in cells(row))
+            parts.append(f"| {' | '.join(texts)} |")
         parts.append("")
     for name, caption in figures.items():
         parts += [f"![{caption}]({name})", "", caption, ""]
@@ -237,8 +236,8 @@ def main(arguments: list[str]) -> int:
         folder = Path(options.output)
         if not options.sabotage:
             folder.mkdir(parents=True, exist_ok=True)
-    except SystemExit as asked:  # --help
-        return int(asked.code or 0)
+    except SystemExit as help_printed:
+        return int(help_printed.code or 0)
     except OSError as error:
         print(f"burgersgd: error: --output {error.filename}: must be a folder ({error.strerror})", file=sys.stderr)
         return 2
@@ -249,7 +248,7 @@ def main(arguments: list[str]) -> int:
     try:
         with one_thread():
             if options.sabotage:
-                return 0 if noticed(names) else 1
+                return 0 if all_notice(names) else 1
             report = measure(names, folder, options.plots)
     except KeyboardInterrupt:
         print("\nburgersgd: interrupted", file=sys.stderr)  # below the bar
@@ -257,7 +256,7 @@ def main(arguments: list[str]) -> int:
     return 0 if report.passed else 1
 
 
-def noticed(names: Sequence[str]) -> bool:
+def all_notice(names: Sequence[str]) -> bool:
     """Make each function that a row of these checks names wrong, print the failures; return whether there are none.
 
     It is a failure if a row fails while its functions are right, or holds while one of them is wrong.

@@ -139,7 +139,7 @@ def heat_kernel() -> list[Row]:
     printed = mass * math.sqrt(2 * math.pi * variance)  # one factor (4 pi nu t)^(-1/2); d = 2 needs two
     y = np.linspace(-2, 2, 9)
     pull = (0.4 - y) ** 2 / (2 * T)
-    gaps = [v - (well(y) + pull) for v in (cole_hopf.penalised_loss(0.4, y, T, well), well_integral(y) + pull)]
+    gaps = [v - (well(y) + pull) for v in (local_entropy.coupled(well, 0.4, T)(y), well_integral(y) + pull)]
     of, of_psi = "cole_hopf.heat_kernel", "cole_hopf.log_psi"
     what = "mass of the kernel in 2-D; printed exponent -1/2"
     in_F = "G = F(y) + (x - y)^2 / 2t; printed: the integral of F"
@@ -147,7 +147,7 @@ def heat_kernel() -> list[Row]:
         agrees("4.14, 4.17", f"{of_psi}, {of}", "psi / direct quadrature - 1", relative, 0, 1e-11, QUADRATURE),
         agrees("4.2", f"{of_psi}, {of}", "log of a discrete convolution - log psi", convolved, 0, 1e-9, QUADRATURE),
         misprint("4.14", of, what, (mass, printed), 1.0, 1e-10, QUADRATURE),
-        misprint("4.18", "cole_hopf.penalised_loss", in_F, gaps, 0, 1e-12, ROUNDING),
+        misprint("4.18", "local_entropy.coupled", in_F, gaps, 0, 1e-12, ROUNDING),
     ]
 
 

@@ -168,7 +168,14 @@ def test_failed_creation_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
         path.mkdir(parents=True)
     with full_disk(10), pytest.raises(RunFolderError, match="File too large"):
         RunFolder.create(path, CONFIG)
-    monkeypatch.setattr(os, "replace", crash)
+    write = run_folder.write_new
+
+    def writing(file: str, data: bytes) -> None:
+        if file.endswith("status.json"):  # the last file
+            raise Crash
+        write(file, data)
+
+    monkeypatch.setattr(run_folder, "write_new", writing)
     with pytest.raises(Crash):
         RunFolder.create(path, CONFIG)
     assert names(tmp_path) == ({"new/.lock"} if exists else set())

@@ -232,11 +232,10 @@ def test_recording_adds_neither_torch_nor_tensorboard_to_the_start() -> None:
     assert shown == "[]\n"
 
 
-def test_a_run_that_is_finished_and_then_ended_has_one_end(folder: RunFolder) -> None:
-    """All runs of a fleet are finished before the first of them is recorded as ended."""
+def test_a_run_whose_end_is_staged_twice_has_one_end(folder: RunFolder) -> None:
     folder.metrics({"evaluations": 10, **ROW})
-    folder.finish("completed", FINAL)
-    folder.end("completed", FINAL)
+    folder.stage_end("completed", FINAL)
+    folder.status("completed", **FINAL)
     folder.close()
     (file,) = event_files(folder.path)
     written = [value.tag for event in EventFileLoader(str(file)).Load() for value in event.summary.value]

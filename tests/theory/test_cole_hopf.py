@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
 from burgersgd.theory import cole_hopf, traffic
+from burgersgd.theory.verify_rows import derivatives
 
 X = np.linspace(-1, 1, 41)
 
@@ -26,19 +28,10 @@ SOLUTIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 }
 
 
-def derivatives(f: Callable[[np.ndarray, float], np.ndarray], t: float, h: float = 4e-3) -> tuple[np.ndarray, ...]:
-    """Return f, f_t, f_x, f_xx at X by central differences of fourth order: errors h^4 f^(5) / 30."""
-    in_x = [f(X + k * h, t) for k in (-2, -1, 0, 1, 2)]
-    in_t = [f(X, t + k * h) for k in (-2, -1, 1, 2)]
-    first = (in_x[0] - 8 * in_x[1] + 8 * in_x[3] - in_x[4]) / (12 * h)
-    second = (-in_x[0] + 16 * in_x[1] - 30 * in_x[2] + 16 * in_x[3] - in_x[4]) / (12 * h * h)
-    return in_x[2], (in_t[0] - 8 * in_t[1] + 8 * in_t[2] - in_t[3]) / (12 * h), first, second
-
-
 @pytest.mark.parametrize("name", list(SOLUTIONS))
 def test_exact_solutions_solve_burgers_equation(name: str) -> None:
     nu = 0.1
-    terms = derivatives(lambda x, t: SOLUTIONS[name](x, t, nu), 0.8)
+    terms = derivatives(lambda x, t: SOLUTIONS[name](x, t, nu), X, 0.8, 4e-3)
     scale = np.max(np.abs(terms[1])) + np.max(np.abs(terms[0] * terms[2]))
     assert np.max(np.abs(traffic.burgers_residual(*terms, nu=nu))) < 1e-5 * scale
     assert np.max(np.abs(traffic.burgers_residual(*terms, nu=2 * nu))) > 0.02 * scale  # a wrong nu would show
@@ -47,15 +40,14 @@ def test_exact_solutions_solve_burgers_equation(name: str) -> None:
 def test_quadrature_agrees_with_scipy_at_one_point() -> None:
     x, t, nu = 0.4, 0.3, 0.1
 
+    def loss(y: np.ndarray | float) -> Any:
+        return (y * y - 1) ** 2
+
     def weight(y: float) -> float:
-        return math.exp(-float(cole_hopf.penalised_loss(x, y, t, lambda y: (y * y - 1) ** 2)) / (2 * nu))
+        return math.exp(-loss(y) / (2 * nu) - (x - y) ** 2 / (4 * nu * t))
 
     mass = quad(weight, -4, 4, epsabs=1e-14, limit=200)[0]
     mean = quad(lambda y: (x - y) / t * weight(y), -4, 4, epsabs=1e-14, limit=200)[0] / mass
-
-    def loss(y: np.ndarray) -> np.ndarray:
-        return (y * y - 1) ** 2
-
     assert float(cole_hopf.w(x, t, nu, loss)) == pytest.approx(mean, abs=1e-12)
     assert mean == pytest.approx(-1.06368056393, abs=1e-10)  # reference value
     log_psi = math.log(mass / math.sqrt(4 * math.pi * nu * t))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.gibbs import gibbs_law
 from burgersgd.theory.langevin import (
-    fast_paths,
     langevin_paths,
     minibatch_paths,
     minibatch_temperature,
 )
 from burgersgd.theory.local_entropy import DOUBLE_WELL, Loss
-from burgersgd.theory.paths import averaged, normals
+from burgersgd.theory.paths import averaged, end_of_walk, normals
 from tests import reference
 from tests.optimizers.driver import assert_fails
 
@@ -53,12 +53,17 @@ def test_paths_are_reproducible_and_seeds_differ() -> None:
     assert (start == 0).all()  # not overwritten
 
 
-def test_frozen_x_leaves_the_fast_point_in_its_law() -> None:
-    x, gamma, nu, lr = np.array([0.9, -2.0]), 0.5, 0.2, 0.1
-    y = fast_paths(BOWL, x, gamma, nu, lr=lr, steps=90, paths=M, seed=3)
+@pytest.mark.parametrize("lr", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("integrator", ["em", "leimkuhler_matthews"])
+def test_frozen_x_leaves_the_fast_point_in_its_law(integrator: Any, lr: float) -> None:
+    """On a quadratic Euler-Maruyama has the variance T / (k (1 - lr k / 2)), the other method that of the SDE."""
+    x, gamma, nu, steps = np.array([0.9, -2.0]), 0.5, 0.2, round(9 / lr)
+    rule = LocalEntropy(inner_steps=steps, averaging="last", integrator=integrator)
+    y = end_of_walk(rule, np.tile(x, (M, 1)), BOWL.gradient, steps, seed=3, lr=lr, gamma=gamma, nu=nu).y.numpy()
+    k = A + 1 / gamma
 
-    def variance(T: float) -> float:  # of the method of Leimkuhler and Matthews: of the SDE itself
-        return T / (A + 1 / gamma)
+    def variance(T: float) -> float:
+        return T / k / (1 - lr * k / 2 if integrator == "em" else 1)
 
     for i in range(2):
         assert abs(reference.z_mean(y[:, i], x[i] / (1 + A * gamma), variance(2 * nu))) < 6
@@ -76,7 +81,7 @@ def test_standard_error_of_a_variance_is_that_of_many_samples() -> None:
     law, rng, n = gibbs_law(DOUBLE_WELL.value, 0.4), np.random.default_rng(4), 500
     grid = np.linspace(-2.5, 2.5, 4001)
     samples = np.interp(rng.uniform(size=(400, n)), law.cdf(grid), grid)
-    scores = (samples.var(axis=1, ddof=1) - float(law.covariance())) / law.variance_error(n)
+    scores = (samples.var(axis=1, ddof=1) - float(law.variance())) / law.variance_error(n)
     assert abs(np.std(scores) - 1) < 6 / math.sqrt(2 * 400)
     assert abs(np.mean(scores)) < 6 / math.sqrt(400)
 

@@ -153,7 +153,7 @@ def solve(
     convection = _Convection(u.size, dx, law, first_order, boundary, ends)
     diffusion = _Diffusion(u.size, dx, nu, boundary)
     values, net_inflow = np.empty((saved.size, u.size)), np.empty(saved.size)
-    now, inside, steps = 0.0, 0.0, 0
+    now, came_in, steps = 0.0, 0.0, 0
     for k, time in enumerate(saved):
         speed = convection.max_speed(u)
         longest = _longest_step(speed, dx, dt, float(time) - now)
@@ -163,10 +163,10 @@ def solve(
             whole, half = diffusion.factors(step), diffusion.factors(step / 2)
             u = diffusion.apply(u, half)
             for i in range(n):
-                inside += convection.advance(u, step)
+                came_in += convection.advance(u, step)
                 u = diffusion.apply(u, whole if i < n - 1 else half)  # two half steps in one
         now, steps = float(time), steps + n
-        values[k], net_inflow[k] = u, inside
+        values[k], net_inflow[k] = u, came_in
     return Solution(values, net_inflow, steps)
 
 

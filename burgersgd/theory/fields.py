@@ -29,9 +29,9 @@ def wedge(u: Array, v: Array) -> Array:
 def curl(jacobian: Array) -> Array:
     """Return the sum over i < j of (d_i w_j - d_j w_i) e_i ^ e_j, as the Jacobian. Implements Eq. (4.6)."""
     d = jacobian.shape[-1]
-    basis, turning = np.eye(d), np.zeros_like(jacobian)
+    basis, total = np.eye(d), np.zeros_like(jacobian)
     for i in range(d):
         for j in range(i + 1, d):
             component = jacobian[:, j, i] - jacobian[:, i, j]
-            turning += component[:, None, None] * wedge(basis[i], basis[j])
-    return turning
+            total += component[:, None, None] * wedge(basis[i], basis[j])
+    return total

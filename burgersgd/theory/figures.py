@@ -128,21 +128,15 @@ def red_light_turns_green(figure: Any) -> str:
     shock_t = np.concatenate([[0], green_at + tau])
     shock_x = np.concatenate([[0], speed * tau + bend * np.sqrt(tau)])
 
-    def ray(x0: float, t0: float, w: float, side: int) -> None:
-        """Draw a characteristic until it meets the shock from its side."""
+    rays = [(x0, 0.0, speed, -1) for x0 in np.arange(-reach - 1.0, 0.0, 0.2)]
+    rays += [(0.0, t0, -1.0, 1) for t0 in np.arange(0.1, green_at, 0.2)]
+    rays += [(0.0, green_at, w, 1) for w in np.linspace(-1, 1, 11)]
+    for x0, t0, w, side in rays:  # each is drawn until it meets the shock, which it reaches from this side
         times = np.linspace(t0, end, 400)
         path = x0 + w * (times - t0)
-        shock = np.interp(times, shock_t, shock_x)
-        gone = np.flatnonzero(side * (path - shock) < -1e-9)
-        stop = gone[0] if gone.size else len(times)
+        met = np.flatnonzero(side * (path - np.interp(times, shock_t, shock_x)) < -1e-9)
+        stop = met[0] if met.size else len(times)
         axis.plot(path[:stop], times[:stop], color=INK, linewidth=0.5)
-
-    for x0 in np.arange(-reach - 1.0, 0.0, 0.2):
-        ray(x0, 0.0, speed, -1)
-    for t0 in np.arange(0.1, green_at, 0.2):
-        ray(0.0, t0, -1.0, 1)
-    for w in np.linspace(-1, 1, 11):
-        ray(0.0, green_at, w, 1)
     axis.plot(shock_x, shock_t, color=WRONG, linewidth=1.6)
     axis.plot([0, 0], [0, green_at], color=WRONG, linewidth=3, solid_capstyle="butt")
     axis.annotate("red light", (0.03, 0.45), color=WRONG)

@@ -7,7 +7,6 @@ of the local entropy has T = 2 nu. All paths are computed by the update rules th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,11 +52,6 @@ def langevin_paths(
     noise = averaged(noise) if integrator == "leimkuhler_matthews" else noise
     state = end_of_walk(Langevin(), begin, loss.gradient, steps, noise=noise, lr=lr, temperature=temperatures)
     return state.x.numpy()
-
-
-def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the slope of a straight line fitted to (log x, log y)."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 # ---------------------------------------------------------------------------------------------- mini-batch noise

@@ -18,13 +18,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy import ndarray
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize
 from scipy.special import ive, logsumexp
 
 from burgersgd.optimizers.local_entropy import LocalEntropy
 from burgersgd.theory.checks import check_finite, check_not_negative, check_positive, float_array
-from burgersgd.theory.gibbs import GibbsLaw, gibbs_law, global_minimum
+from burgersgd.theory.gibbs import GibbsLaw, gibbs_law
 from burgersgd.theory.paths import end_of_walk
-from burgersgd.theory.quadrature import Function, find_mass, integrate
+from burgersgd.theory.quadrature import Function, find_mass, integrate, scan
 
 Integrator = Literal["em", "leimkuhler_matthews"]
 
@@ -76,19 +77,16 @@ class LocalEntropyAt:
 # ------------------------------------------------------------------------------------------------------- quadrature
 
 
-def coupled(loss: Function, x: ArrayLike, gamma: float) -> Function:
-    """Return y -> G(x, y; gamma) = F(y) + |x - y|^2 / (2 gamma) at one x, a float (1-D) or ``[d]``.
+def coupled(loss: Function, x: float | ndarray, gamma: float) -> Function:
+    """Return y -> G(x, y; gamma) = F(y) + (x - y)^2 / (2 gamma), with y broadcast against x.
 
     Implements Eq. (4.18), with F(y) for its integral and t = gamma.
     """
-    center = float_array(x)
-    if center.ndim == 0:
-        return lambda y: loss(y) + (y - center) ** 2 / (2 * gamma)
-    return lambda y: loss(y) + ((y - center) ** 2).sum(-1) / (2 * gamma)
+    return lambda y: loss(y) + (y - x) ** 2 / (2 * gamma)
 
 
-def fast_law(loss: Function, x: ArrayLike, gamma: float, nu: float) -> GibbsLaw:
-    """Return rho_1(y; x) = exp(-G / (2 nu)) / Z at one x, a float (1-D) or ``[d]``, d = 1, 2.
+def fast_law(loss: Function, x: float, gamma: float, nu: float) -> GibbsLaw:
+    """Return rho_1(y; x) = exp(-G / (2 nu)) / Z at one x in one dimension.
 
     Implements Eq. (4.21), with F the loss and t = gamma. Implements Eq. (4.22), with + signs. Raises ValueError unless
     gamma and nu are finite and > 0 and x is finite, and as gibbs_law does.
@@ -259,22 +257,33 @@ def _symmetric(name: str, matrix: ndarray) -> tuple[ndarray, ndarray]:
 class Moreau(NamedTuple):
     """The Hopf-Lax formula: the limits of F_gamma and E y for nu = 0."""
 
-    value: ndarray  # min_y G(x, y; gamma), [points]
+    value: ndarray  # min_y G(x, y; gamma), as x
     prox: ndarray  # the minimiser y, as x
 
 
 def moreau(loss: Function, x: ArrayLike, gamma: float) -> Moreau:
-    """Return the Moreau envelope min_y F(y) + |x - y|^2 / (2 gamma) and its minimiser at x, in one or two dimensions.
+    """Return the Moreau envelope min_y F(y) + (x - y)^2 / (2 gamma) and its minimiser at x, a float or ``[points]``.
 
-    x is as in local_entropy. The global minimiser is found on grids of all scales and refined to 1e-8. Raises
-    ValueError unless gamma is finite and > 0, and as global_minimum does.
+    The best point of grids on all scales, see quadrature.find_mass, is refined to 1e-8 by a simplex search. Raises
+    ValueError unless gamma is finite and > 0, x and F(x) are finite, and G rises far away from x.
     """
     check_positive(gamma=gamma)
     check_finite(x=x)
     at = float_array(x)
-    found = [global_minimum(coupled(loss, row, gamma), row) for row in (at.reshape(-1) if at.ndim < 2 else at)]
-    value = np.array([f for f, _ in found]).reshape(at.shape[:1])
-    return Moreau(value, np.array([y for _, y in found]).reshape(at.shape))
+    centers = at.reshape(-1, 1)
+
+    def exponent(rows: ndarray, z: ndarray) -> ndarray:
+        return -coupled(loss, centers[rows], gamma)(centers[rows] + z[..., 0])
+
+    z, rows = scan(*find_mass(exponent, centers, depth=0.0)), np.arange(len(centers))
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = centers[:, 0] + z[rows, exponent(rows, z).argmax(1), 0]
+    options = {"xatol": 1e-10, "fatol": 1e-16, "maxiter": 1000}
+    found = [
+        minimize(lambda y, c=c: float(coupled(loss, c, gamma)(y)[0]), [y], method="Nelder-Mead", options=options)
+        for c, y in zip(centers[:, 0], best, strict=True)
+    ]
+    return Moreau(np.reshape([f.fun for f in found], at.shape), np.reshape([f.x for f in found], at.shape))
 
 
 # ------------------------------------------------------------------------------------------ the estimator of training

@@ -28,10 +28,10 @@ REACH = 1e5
 
 _NODES, _WEIGHTS = special.roots_legendre(16)
 _SCALES = REACH * 2.0 ** -np.arange(37)
-_ON_A_SCALE = {1: 257, 2: 65}  # points per axis on every scale, odd
-_ON_A_BOX = {1: 1025, 2: 129}  # points per axis of the scan that narrows a box
-_FEWEST, _MOST = {1: 8, 2: 4}, {1: 4096, 2: 32}  # panels per axis
-_RESOLVED = 1e-3  # largest change of log Z by the last halving that is accepted
+_SEARCH_POINTS = {1: 257, 2: 65}  # points per axis on every scale, odd
+_SCAN_POINTS = {1: 1025, 2: 129}  # points per axis of the scan that narrows a box
+_FIRST_PANELS, _LAST_PANELS = {1: 8, 2: 4}, {1: 4096, 2: 32}  # panels per axis
+_LARGEST_CHANGE = 1e-3  # largest change of log Z by the last halving that is accepted
 _BLOCK = 2**19  # nodes in memory at a time: 4 MiB per array
 
 
@@ -61,7 +61,7 @@ def cumulative(f: Function, edges: Array) -> Function:
     return integral
 
 
-# ------------------------------------------------------------------------------------------------------ where it is
+# -------------------------------------------------------------------------------------------------- where the mass is
 
 
 def find_mass(exponent: OfRows, x: Array, *, reach: float | None = None, depth: float = DEPTH) -> tuple[Array, Array]:
@@ -72,14 +72,14 @@ def find_mass(exponent: OfRows, x: Array, *, reach: float | None = None, depth: 
     or 2, the exponent is finite at offset 0, and less than exp(-depth) of exp(exponent) lies at REACH.
     """
     d = x.shape[1]
-    if d not in _ON_A_BOX:
+    if d not in _SCAN_POINTS:
         raise ValueError(f"x: must have 1 or 2 dimensions for quadrature, has {d}")
     half = _search(exponent, x, depth) if reach is None else np.full(len(x), reach)
     low = np.repeat(-half[:, None], d, axis=1)
     high, rows = -low, np.arange(len(x))
     while rows.size:  # a scan resolves no more than its step: repeat it until the box shrinks by less than a fifth
         before = high[rows] - low[rows]
-        for part in _blocks(rows, _ON_A_BOX[d] ** d):
+        for part in _blocks(rows, _SCAN_POINTS[d] ** d):
             low[part], high[part] = _narrowed(exponent, part, low[part], high[part], depth)
         rows = rows[(high[rows] - low[rows] < 0.8 * before).any(axis=1)]
     return low, high
@@ -88,14 +88,14 @@ def find_mass(exponent: OfRows, x: Array, *, reach: float | None = None, depth: 
 def scan(low: Array, high: Array) -> Array:
     """Return the points ``[rows, nodes, d]`` of regular grids on boxes with these corners ``[rows, d]``."""
     d = low.shape[1]
-    axes = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, _ON_A_BOX[d])[:, None]
+    axes = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, _SCAN_POINTS[d])[:, None]
     return _product([axes[..., i] for i in range(d)])
 
 
 def _search(exponent: OfRows, x: Array, depth: float) -> Array:
     """Return for each row the half width of a cube beyond which the exponent is `depth` lower than at offset 0."""
     d = x.shape[1]
-    side = np.linspace(-1, 1, _ON_A_SCALE[d])[None]
+    side = np.linspace(-1, 1, _SEARCH_POINTS[d])[None]
     unit = _product([side] * d)
     z = (_SCALES[:, None, None] * unit).reshape(1, -1, d)
     distance, half = np.abs(z[0]).max(-1), np.empty(len(x))
@@ -116,7 +116,7 @@ def _search(exponent: OfRows, x: Array, depth: float) -> Array:
 
 def _narrowed(exponent: OfRows, rows: NDArray[np.intp], low: Array, high: Array, depth: float) -> tuple[Array, Array]:
     n, d = low.shape
-    points = _ON_A_BOX[d]
+    points = _SCAN_POINTS[d]
     values = _values(exponent, rows, scan(low, high)).reshape(n, *[points] * d)
     peak = values.reshape(n, -1).argmax(1)
     places = np.unravel_index(peak, values.shape[1:])
@@ -157,9 +157,9 @@ def integrate(
     """
     d, rows = low.shape[1], np.arange(len(low))
     breaks = np.empty((rows.size, 0)) if breakpoints is None else breakpoints
-    panels, change = _FEWEST[d], np.full(rows.size, np.inf)
+    panels, change = _FIRST_PANELS[d], np.full(rows.size, np.inf)
     log_z, means, _ = _sums(exponent, of, rows, low, high, breaks, panels)
-    while rows.size and panels < _MOST[d]:
+    while rows.size and panels < _LAST_PANELS[d]:
         panels *= 2
         finer_z, finer_means, size = _sums(exponent, of, rows, low, high, breaks, panels)
         rounding = 1e-12 + 1e-13 * (np.abs(finer_z) + DEPTH)  # the finer sums are much more accurate than the change
@@ -168,9 +168,9 @@ def integrate(
         log_z[rows], means[rows] = finer_z, finer_means
         still = (change > rounding) | moved.any(1)
         rows, change = rows[still], change[still]
-    if np.any(change > _RESOLVED):
+    if np.any(change > _LARGEST_CHANGE):
         widest = float(np.max(high[rows] - low[rows]))
-        raise ValueError(f"loss: its wells must be wider than they are on a law that is {widest:.3g} wide")
+        raise ValueError(f"loss: has wells too narrow for the quadrature of a law that is {widest:.3g} wide")
     return log_z, means
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -135,21 +136,21 @@ def parse(arguments: list[str]) -> TrafficConfig:
             raise ConfigError(f"{word}: must be of the form key=value (burgersgd traffic --help)")
         if key not in kinds:
             raise ConfigError(f"{key}: no such key, must be one of {', '.join(kinds)}")
-        values[key] = _value(key, text, kinds[key])
+        kind, _, optional = kinds[key].partition(" | ")
+        try:
+            values[key] = None if optional and text in ("null", "None") else _FROM_TEXT[kind](text)
+        except (ValueError, KeyError):
+            allowed = "true or false" if kind == "bool" else f"of type {kind}"
+            raise ConfigError(f"{key}={text}: must be {allowed}") from None
     return TrafficConfig(**values)
 
 
-def _value(key: str, text: str, kind: str) -> Any:
-    """Return the text converted to the type of the field."""
-    if kind.endswith("| None") and text in ("null", "None"):
-        return None
-    base = kind.split(" | ")[0]
-    try:
-        if base == "bool":
-            return {"true": True, "false": False}[text.lower()]
-        return {"float": float, "int": int, "str": str}[base](text)
-    except (ValueError, KeyError):
-        raise ConfigError(f"{key}={text}: must be {'true or false' if base == 'bool' else f'of type {base}'}") from None
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "float": float,
+    "int": int,
+    "str": str,
+}
 
 
 def _explained_keys() -> str:

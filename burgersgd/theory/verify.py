@@ -236,8 +236,8 @@ def main(arguments: list[str]) -> int:
         folder = Path(options.output)
         if not options.sabotage:
             folder.mkdir(parents=True, exist_ok=True)
-    except SystemExit as asked:  # --help
-        return int(asked.code or 0)
+    except SystemExit as help_printed:
+        return int(help_printed.code or 0)
     except OSError as error:
         print(f"burgersgd: error: --output {error.filename}: must be a folder ({error.strerror})", file=sys.stderr)
         return 2
@@ -248,7 +248,7 @@ def main(arguments: list[str]) -> int:
     try:
         with one_thread():
             if options.sabotage:
-                return 0 if noticed(names) else 1
+                return 0 if all_notice(names) else 1
             report = measure(names, folder, options.plots)
     except KeyboardInterrupt:
         print("\nburgersgd: interrupted", file=sys.stderr)  # below the bar
@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
     return 0 if report.passed else 1
 
 
-def noticed(names: Sequence[str]) -> bool:
+def all_notice(names: Sequence[str]) -> bool:
     """Make each function that a row of these checks names wrong, print the failures; return whether there are none.
 
     It is a failure if a row fails while its functions are right, or holds while one of them is wrong.

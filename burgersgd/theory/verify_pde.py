@@ -7,7 +7,6 @@ import math
 import numpy as np
 
 from burgersgd.theory import burgers, cole_hopf, traffic
-from burgersgd.theory.langevin import fitted_slope
 from burgersgd.theory.quadrature import Array
 from burgersgd.theory.verify_rows import (
     ROUNDING,
@@ -18,6 +17,7 @@ from burgersgd.theory.verify_rows import (
     check,
     derivatives,
     experiment,
+    fitted_slope,
     largest,
     misprint,
     within,

@@ -103,6 +103,11 @@ def misprint(
     return replace(row, passed=passed, printed=printed)
 
 
+def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the slope of a straight line fitted to (log x, log y)."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def central(f: Callable[[float], Array], h: float) -> Array:
     """Return f'(0) by central differences of fourth order with step h."""
     return (f(-2 * h) - 8 * f(-h) + 8 * f(h) - f(2 * h)) / (12 * h)

@@ -22,6 +22,7 @@ from burgersgd.theory.verify_rows import (
     central,
     check,
     experiment,
+    fitted_slope,
     largest,
     misprint,
     scored,
@@ -64,7 +65,7 @@ def invariant_law() -> list[Row]:
     method = "leimkuhler_matthews"
     sample = langevin.langevin_paths(well, begin, nu, 0.02, 1500, integrator=method)
     law = gibbs.gibbs_law(well.value, nu)
-    forms = law.covariance(), gibbs.gibbs_law(well.value, 2 * nu).covariance()
+    forms = law.variance(), gibbs.gibbs_law(well.value, 2 * nu).variance()
     measured, tolerance = float(sample.var(ddof=1)), SIGMAS * law.variance_error(paths)
     fits = kstest(sample.ravel(), law.cdf).pvalue
     bowl = langevin.langevin_paths(BOWL, np.zeros((20_000, 1)), 0.3, 0.1, 120, integrator=method, seed=42)
@@ -74,7 +75,7 @@ def invariant_law() -> list[Row]:
     quadratic = "quadratic: sampled Var x, against nu / a; printed 2 nu / a"
     error = exact * math.sqrt(2 / 20_000)
     return [
-        misprint("2.16", f"gibbs.GibbsLaw.covariance, {PATHS}", what, forms, measured, tolerance, SIX),
+        misprint("2.16", f"gibbs.GibbsLaw.variance, {PATHS}", what, forms, measured, tolerance, SIX),
         within("2.16", of, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
         misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX),
     ]
@@ -157,7 +158,7 @@ def slow_ascent() -> float:
 def orders() -> list[Row]:
     """(5.14) -> (5.12) as epsilon -> 0: weak order 1, strong order 1/2."""
     found = convergence()
-    weak, strong = (langevin.fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
+    weak, strong = (fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
     of, why = f"{FAST_SLOW}, {AVERAGED}", "first order: half the error at 1/32, + 6 standard errors"
     last = found.weak[-1] - found.weak[-2] / 2
     tolerance = SIGMAS * math.hypot(found.weak_error[-1], found.weak_error[-2])
@@ -178,7 +179,7 @@ def descent() -> list[Row]:
     averages = homogenisation.ergodic_average(LOSS, START, GAMMA, NU, durations)
     exact = float(local_entropy.local_entropy(LOSS.value, START, GAMMA, NU).gradient)
     mean, sampling = float(averages[-1].mean()), float(standard_error(averages[-1]))
-    slope = langevin.fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
+    slope = fitted_slope(durations, np.sqrt(((averages - exact) ** 2).mean(1)).tolist())
     of_x, of_y = f"{AVERAGED}, homogenisation.averaged_velocity", "homogenisation.ergodic_average"
     of_step, tolerance = "optimizers.local_entropy.LocalEntropy.step", SIGMAS * error + 2 / 64**2
     climb = "X(1), against E x(1) of (5.14) as epsilon -> 0; printed sign +"
@@ -201,7 +202,7 @@ def temperature() -> list[Row]:
     (measured, error), (printed, printed_error) = map(extrapolated, NOISES)
     law = local_entropy.fast_law(LOSS.value, 0.4, GAMMA, NU)
     samples = [homogenisation.invariant_sample(LOSS, 0.4, GAMMA, NU, t, 20_000) for t in NOISES]
-    variances, exact = [float(y.var(ddof=1)) for y in samples], float(law.covariance())
+    variances, exact = [float(y.var(ddof=1)) for y in samples], float(law.variance())
     fits, of = kstest(samples[0], law.cdf).pvalue, f"{FAST_SLOW}, optimizers.paper.PaperSDE.step"
     of_law, bias, why = "homogenisation.invariant_sample", 2 / 64**2, "6 standard errors + 2 epsilon^2"
     what = "E x(1) as epsilon -> 0, against X(1); printed noise sqrt(2 nu / eps)"
@@ -315,7 +316,7 @@ def milstein() -> list[Row]:
             LOSS, np.full((paths, 1), 0.4), temperature, 1 / steps, steps, noise=lambda k, xi=xi: xi[max(k - 1, 0)]
         )
         errors.append(math.sqrt(np.mean((found - x) ** 2)))
-    slope = langevin.fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
+    slope = fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
     return [within("5.3, 5.4, 5.17", PATHS, "strong order in the step", slope, 1, (0.85, 1.2), "next order is 1/2")]
 
 

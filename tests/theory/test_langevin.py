@@ -81,7 +81,7 @@ def test_standard_error_of_a_variance_is_that_of_many_samples() -> None:
     law, rng, n = gibbs_law(DOUBLE_WELL.value, 0.4), np.random.default_rng(4), 500
     grid = np.linspace(-2.5, 2.5, 4001)
     samples = np.interp(rng.uniform(size=(400, n)), law.cdf(grid), grid)
-    scores = (samples.var(axis=1, ddof=1) - float(law.covariance())) / law.variance_error(n)
+    scores = (samples.var(axis=1, ddof=1) - float(law.variance())) / law.variance_error(n)
     assert abs(np.std(scores) - 1) < 6 / math.sqrt(2 * 400)
     assert abs(np.mean(scores)) < 6 / math.sqrt(400)
 

@@ -114,10 +114,9 @@ def test_moreau_envelopes_known_in_closed_form() -> None:
     huber = moreau(np.abs, x, gamma=0.5)
     np.testing.assert_allclose(huber.prox, np.sign(x) * np.maximum(np.abs(x) - 0.5, 0), atol=1e-8)
     np.testing.assert_allclose(huber.value, np.where(np.abs(x) > 0.5, np.abs(x) - 0.25, x**2), atol=1e-8)
-    exact = quadratic(POINTS, CURVATURE, CENTER, gamma=0.5, nu=1e-12)
-    found = moreau(bowl, POINTS, gamma=0.5)
-    np.testing.assert_allclose(found.prox, exact.mean, atol=1e-7)
-    np.testing.assert_allclose(found.value, exact.value, atol=1e-11)
+    bowl = moreau(lambda y: 0.75 * (y - 0.7) ** 2, x, gamma=0.5)
+    np.testing.assert_allclose(bowl.prox, (x + 0.525) / 1.75, atol=1e-8)
+    np.testing.assert_allclose(bowl.value, 0.75 / 1.75 * (x - 0.7) ** 2, atol=1e-13)
 
 
 def test_losses_may_overflow_far_away() -> None:
@@ -146,7 +145,9 @@ def test_moreau_envelope_of_two_wells_is_the_limit_of_the_local_entropy(gamma: f
     np.testing.assert_allclose(found.value, least, rtol=0, atol=(curvature.max() + 1 / gamma) * spacing**2)
     for nu in (1e-3, 1e-4):
         gap = local_entropy(loss, x, gamma, nu).value - found.value
-        np.testing.assert_allclose(gap, nu * np.log(1 + gamma * curvature), rtol=0, atol=20 * nu**2)
+        np.testing.assert_allclose(
+            gap, nu * np.log(1 + gamma * curvature), rtol=0, atol=10 * nu**2
+        )  # 7.4 nu^2 is measured
 
 
 # Closed forms -------------------------------------------------------------------------------------------------------

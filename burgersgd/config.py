@@ -165,7 +165,11 @@ class TrainerConfig(Group):
         below=LARGEST_BUDGET,
     )
     epochs: float = opt(
-        100.0, "number of passes over the training part; used only if trainer.budget is null", above=0, hashed=False
+        100.0,
+        "number of passes over the training part; used only if trainer.budget is null",
+        above=0,
+        hashed=False,
+        unused_with="budget",
     )
     batch_size: int = opt(32, "number of examples in the mini-batch of a gradient evaluation", at_least=1)
     with_replacement: bool = opt(

@@ -50,19 +50,21 @@ def opt(
     hashed: bool = True,
     hashed_with: str | None = None,
     hashed_without: str | None = None,
+    unused_with: str | None = None,
     required: bool = False,
 ) -> Any:
     """Return a dataclass field whose value is checked against a range or a list of choices.
 
     default: a value, or a function without arguments that makes one for every instance. meaning: one line for readers.
     since: the version that added the key to a class of 0.1.0. as_before: its value that reproduces earlier versions (by
-    default its default). hashed: whether it changes the numbers of a run. hashed_with: another key of the group; this
-    key has no effect if that key is 0 or false. hashed_without: another key; this key has no effect if that key is
-    set. required: whether the key has no usable default and must be given.
+    default its default). hashed: whether it changes the numbers of a run. hashed_with, hashed_without, unused_with:
+    another key of the group; this key has no effect if that key is 0 or false, if it is set, or (overrides of this key
+    are then refused) if it is not null. required: whether the key has no usable default.
     """
     rule = {"above": above, "at_least": at_least, "below": below, "at_most": at_most, "infinite": infinite}
     metadata = {"range": rule, "choices": choices, "meaning": meaning, "since": since, "hashed": hashed}
-    metadata |= {"hashed_with": hashed_with, "hashed_without": hashed_without, "required": required}
+    others = {"hashed_with": hashed_with, "hashed_without": hashed_without, "unused_with": unused_with}
+    metadata |= others | {"required": required}
     if as_before is not MISSING:
         metadata["as_before"] = as_before
     if callable(default):
@@ -82,7 +84,9 @@ LR_WORDS = ("default", "auto")
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
-    text = f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half of the stability bound at the start"
+    text = (
+        f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half the stability bound at the start"
+    )
     return opt("default", text, above=0)
 
 

@@ -79,6 +79,7 @@ FIRST = {
     "sweeps/dry_run.py": "test_help.py test_cli.py",
     "sweeps/launcher.py": "sweeps/test_sweep.py",
     "sweeps/planning.py": "sweeps/test_workers.py sweeps/test_speeds.py sweeps/test_sweep.py",
+    "sweeps/space.py": "sweeps/test_space.py sweeps/test_spaces.py",
     "sweeps/status_command.py": "sweeps/test_status.py",
     "recorder.py": "test_run.py test_resume.py test_interruption.py",
     "run_record.py": "test_resume.py recording/test_run_folder.py",

@@ -124,6 +124,8 @@ def overrides(draw: st.DrawFn) -> list[str]:
                 chosen.pop("label_noise", None)
             if dataset != "digits":
                 chosen.pop("augment", None)  # no images
+        if chosen.get("widths") is not None:  # replaces the others
+            chosen = {name: value for name, value in chosen.items() if name not in ("depth", "width")}
         if chosen.get("gamma_min", 0) > chosen.get("gamma", 0):
             del chosen["gamma_min"]
         if chosen.get("nesterov"):

@@ -47,8 +47,8 @@ class MlpConfig(InitializedModelConfig):
     """A fully connected network (2.2)-(2.4)."""
 
     name: str = named("mlp")
-    depth: int = opt(2, "number of hidden layers", at_least=0, at_most=1000)
-    width: int = opt(64, "number of units in each hidden layer", at_least=1)
+    depth: int = opt(2, "number of hidden layers", at_least=0, at_most=1000, unused_with="widths")
+    width: int = opt(64, "number of units in each hidden layer", at_least=1, unused_with="widths")
     widths: list[int] | None = opt(
         None, "number of units layer by layer, such as [128,64]; replaces depth and width", at_least=1
     )

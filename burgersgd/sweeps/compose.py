@@ -90,6 +90,7 @@ class Composer:
             config = self._quickly(overrides)
             if config is None:
                 config = OmegaConf.to_object(self._node(overrides))
+            refuse_unused(config, overrides)  # pyright: ignore[reportArgumentType]
             return config  # pyright: ignore[reportReturnType]
 
         return as_config_error(composed)
@@ -229,6 +230,27 @@ def compose_job(overrides: Sequence[str]) -> TrainConfig:
         if getattr(config.sweep, key):
             raise ConfigError(f"sweep.{key}: has an effect only in a sweep; add --multirun")
     return config
+
+
+def refuse_unused(config: TrainConfig, overrides: Sequence[Override]) -> None:
+    """Raise ConfigError for an override of a key that another key of its group replaces.
+
+    Runs of a sweep that differ only in such a key would be the same run by different names.
+    """
+    for override in overrides:
+        group, _, name = override.key_or_group.partition(".")
+        settings = getattr(config, group, None)
+        key = (
+            fields_of(type(settings))[name]
+            if isinstance(settings, Group) and name in fields_of(type(settings))
+            else None
+        )
+        other = None if key is None else key.metadata.get("unused_with")
+        if other is not None and getattr(settings, other) is not None:
+            value = f"{group}.{other}={getattr(settings, other)}".replace(" ", "")
+            raise ConfigError(
+                f"{override.input_line}: has no effect beside {value}; remove one, or set {group}.{other}=null"
+            )
 
 
 def refuse_varied(overrides: Sequence[Override]) -> None:

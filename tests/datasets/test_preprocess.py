@@ -145,10 +145,19 @@ def test_label_noise_draws_the_other_classes_alike() -> None:
     assert float(((shift - expected) ** 2 / expected).sum()) < 13.8  # 99.9 % of chi-square, 2 degrees of freedom
 
 
+def test_label_noise_exchanges_two_classes() -> None:
+    data = make(Raw("classification", 2, numbered(classes=2)), label_noise=0.25)
+    true = torch.tensor(numbers(data.train)) % 2
+    wrong = data.train.targets != true
+    assert int(wrong.sum()) == data.train.n // 4 > 0
+    assert torch.equal(data.train.targets[wrong], 1 - true[wrong])
+
+
 def test_label_noise_needs_classes() -> None:
-    raw = Raw("regression", 1, Part(torch.randn(20, 2), torch.randn(20, 1)))
-    with pytest.raises(DataError, match=r"^dataset.label_noise=0.1: must be 0, .*$"):
-        make(raw, label_noise=0.1)
+    values, alike = Part(torch.randn(20, 2), torch.randn(20, 1)), numbered(20, classes=1)
+    for raw in (Raw("regression", 3, values), Raw("regression", 1, values), Raw("classification", 1, alike)):
+        with pytest.raises(DataError, match=r"^dataset.label_noise=0.1: must be 0, .*$"):
+            make(raw, label_noise=0.1)
 
 
 def vectors() -> Raw:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,26 @@ def test_what_hydra_refuses_is_refused_in_one_line(words: list[str], message: st
         composer.config(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["trainer.epochs=7", "trainer.budget=40"], "trainer.epochs=7: has no effect beside trainer.budget=40"),
+        (["experiment=theory_regime", "trainer.epochs=7"], ""),
+        (["model.depth=3", "model.widths=[8,4]"], "model.depth=3: has no effect beside model.widths=[8,4]"),
+        (["model.widths=[8,4]", "model.width=5"], "model.width=5: has no effect beside model.widths=[8,4]"),
+        (["model.widths=null", "model.width=5", "trainer.epochs=7"], ""),
+        (["model={widths:[8]}", "model.width=5"], "model.width=5: has no effect beside model.widths=[8]"),
+    ],
+)
+def test_a_key_that_another_one_replaces_is_refused(words: list[str], refused: str, composer: Composer) -> None:
+    for more in ([], ["seed=3"], ["run_name=a"]):
+        if refused:
+            with pytest.raises(ConfigError, match=re.escape(refused)):
+                composer.config([*words, *more])
+        else:
+            composer.config([*words, *more])
 
 
 QUICK = [

@@ -306,6 +306,30 @@ def test_averaged_noise_is_that_of_consecutive_steps_beyond_one_draw() -> None:
     torch.testing.assert_close(fleet.x, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("runs", "width", "dropout", "optimizer", "steps"),
+    [
+        (1, 12, 0.0, LocalEntropyConfig(nu=1e-5), 64),  # 1,066 numbers a step
+        (3, 60, 0.0, LocalEntropyConfig(nu=1e-5), 4),  # 24,510
+        (40, 60, 0.0, LocalEntropyConfig(nu=1e-5), 1),  # 326,800
+        (2, 60, 0.3, SgdConfig(), 16),  # 7,200: two layers of 60, for every example of a batch of 30
+        (2, 60, 0.3, LocalEntropyConfig(nu=1e-5), 4),  # both
+    ],
+)
+def test_random_numbers_of_as_many_steps_are_drawn_as_fit_in_half_a_mebibyte(
+    runs: int, width: int, dropout: float, optimizer: OptimizerConfig, steps: int
+) -> None:
+    model = MlpConfig(depth=2, width=width, dropout=dropout)
+    trainer = TrainerConfig(budget=40, batch_size=30, precision="float32", compile="off")
+    fleet = fleet_of([small_config(s, model=model, optimizer=optimizer, trainer=trainer) for s in range(runs)])
+    fleet.advance(1)
+    numbers = [drawn for drawn in (fleet.inputs.draws.xi, fleet.inputs.draws.uniform) if drawn is not None]
+    assert [len(drawn) for drawn in numbers] == [steps] * (1 + (dropout > 0 and optimizer.rule().noisy))
+    size = sum(drawn.numel() * 4 for drawn in numbers)
+    assert size <= 1 << 19 or steps == 1
+    assert 2 * size > 1 << 19 or steps == 64
+
+
 def test_a_first_loss_below_one_does_not_lower_the_largest_loss() -> None:
     limit = limit_after(torch.tensor([1e-3, 5.0, 3e38]), 10.0)
     assert limit.tolist() == [10.0, 50.0, torch.finfo(torch.float32).max]

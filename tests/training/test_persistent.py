@@ -176,6 +176,12 @@ def test_losses_activations_and_shapes(
     assert_close(a, b)
 
 
+def test_rows_of_a_layer_may_be_just_as_long_as_all_rows_after_it() -> None:
+    """Then one gradient of activations has its place: Emulated asserts that C and the plan agree on it."""
+    model = MlpConfig(widths=[24, 8], activation="tanh")  # rows have 4 numbers more: 28 = 12 + 16, with 10 classes
+    assert_close(*both(prepare(configs(1, RULES["sgd"], model)), steps=20))
+
+
 def test_full_batches_and_small_chunks() -> None:
     prepared = prepare(configs(2, RULES["momentum"], batch_size=1079))
     network = Network.of(prepared.problem.model, "cross_entropy")

@@ -49,7 +49,8 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
         import torch
 
         device, d = prepared.problem.inputs.device, prepared.problem.d
-        chosen = f"engine {prepared.engine} on {device}, {prepared.threads or torch.get_num_threads()} thread(s)"
+        threads = prepared.threads or torch.get_num_threads()
+        chosen = f"engine {prepared.engine} on {device}, {threads} {'thread' if threads == 1 else 'threads'}"
         print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
         (result,) = train_prepared(prepared, [words], progress=False if own.quiet else None)

@@ -84,9 +84,7 @@ LR_WORDS = ("default", "auto")
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
-    text = (
-        f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half the stability bound at the start"
-    )
+    text = f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half of the largest stable rate"
     return opt("default", text, above=0)
 
 

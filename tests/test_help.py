@@ -262,7 +262,7 @@ def test_quiet_runs_show_the_summary_alone_and_verbose_ones_what_was_chosen(
     assert "test error" in captured.out
     assert read_status(tmp_path / "outputs" / "a")["evaluations"] == 60
     assert main(["train", "--verbose", *SHORT, "run_name=b"]) == 0
-    assert "burgersgd: engine eager on cpu, 1 threads, " in capsys.readouterr().err
+    assert "burgersgd: engine eager on cpu, 1 thread, " in capsys.readouterr().err
 
 
 def test_all_keys_have_ranges() -> None:

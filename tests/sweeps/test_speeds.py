@@ -23,7 +23,7 @@ KEY = "0123456789abcdef"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "speeds"
-    monkeypatch.setattr(speeds, "place", lambda: folder)
+    monkeypatch.setattr(speeds, "rates_folder", lambda: folder)
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_used_keeps_nothing(place: Path, monkeypatch: py
     place.write_text("a file")
     speeds.store_rates(KEY, {"2": 5.0})
     assert speeds.stored_rates(KEY) == {}
-    monkeypatch.setattr(speeds, "place", lambda: None)
+    monkeypatch.setattr(speeds, "rates_folder", lambda: None)
     speeds.store_rates(KEY, {"2": 5.0})
     assert speeds.stored_rates(KEY) == {}
 

@@ -95,8 +95,7 @@ def _train(arguments: list[str]) -> int:
     from burgersgd.registry import with_own_classes
 
     own, arguments = OwnFlags.among(arguments)
-    if own.verbose:
-        logging.getLogger("burgersgd").setLevel(logging.INFO)
+    logging.getLogger("burgersgd").setLevel(logging.INFO if own.verbose else logging.WARNING)
     try:
         words = in_order(with_plus(with_whole_numbers(yaml_infinity(word))) for word in arguments)
         arguments, named = with_own_classes(schema.GROUPS, words)

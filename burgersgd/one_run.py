@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +44,6 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
         prepared = prepare([config])
     except ValueError as error:
         return fail(error)
-    if own.verbose:
-        import torch
-
-        device, d = prepared.problem.inputs.device, prepared.problem.d
-        threads = prepared.threads or torch.get_num_threads()
-        chosen = f"engine {prepared.engine} on {device}, {threads} {'thread' if threads == 1 else 'threads'}"
-        print(f"burgersgd: {chosen}, {d:,} parameters, {prepared.budget:,} gradient evaluations", file=sys.stderr)
     try:
         (result,) = train_prepared(prepared, [words], progress=False if own.quiet else None)
     except ValueError as error:  # checks before the start found nothing: the run itself failed

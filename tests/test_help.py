@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -254,15 +255,27 @@ def test_a_dry_run_of_a_search_shows_the_largest_budget_of_a_run(
 
 
 def test_quiet_runs_show_the_summary_alone_and_verbose_ones_what_was_chosen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.NOTSET, "burgersgd")  # restored at the end, which the command does not
     assert main(["train", "-q", *SHORT, "trainer.budget=6e1", "run_name=a"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "test error" in captured.out
     assert read_status(tmp_path / "outputs" / "a")["evaluations"] == 60
     assert main(["train", "--verbose", *SHORT, "run_name=b"]) == 0
-    assert "burgersgd: engine eager on cpu, 1 thread, " in capsys.readouterr().err
+    shown = "\n".join(caplog.messages)
+    for line in (
+        r"^digits: 1,079 train, 359 validation, 359 test examples; 682 parameters$",
+        r"^engine eager on cpu, threads: 1$",
+        r"^runs trained together: 1; 0 of 40 gradient evaluations done; metrics every 1, validation every 1$",
+        r"^checkpoint at 40 gradient evaluations$",
+    ):
+        assert re.search(line, shown, re.MULTILINE), line
+    assert main(["train", "-v", "--multirun", *SHORT, "seed=4,5", "sweep.name=c"]) == 0
+    assert "jobs: 2; fleets: 1; processes: 1" in capsys.readouterr().err + "\n".join(caplog.messages)
 
 
 def test_all_keys_have_ranges() -> None:

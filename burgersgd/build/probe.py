@@ -176,6 +176,6 @@ def _works_under_vmap(problem: Problem, x: Tensor) -> bool:
     try:
         functional_gradient(problem, torch.stack([x, x]), _examples(problem, 6).view(2, 3), None)
     except Exception as error:
-        _log.info("the runs of this fleet are computed one by one: %s", one_line(error)[:200])
+        _log.warning("the runs of this fleet are computed one by one: %s", one_line(error)[:200])
         return False
     return True

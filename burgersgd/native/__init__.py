@@ -239,6 +239,7 @@ def _digest(content: bytes) -> str:
 def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
     """Compile source with the first flags that work, and return the file, which is created completely or not at all."""
     _clean_up(folder)
+    started = time.monotonic()
     handle, unfinished = tempfile.mkstemp(dir=folder, prefix=stem, suffix=".tmp")
     os.close(handle)
     try:
@@ -248,6 +249,7 @@ def _compile(compiler: list[str], source: str, folder: Path, stem: str) -> Path:
             command = [*compiler, *flags, "-x", "c", "-", "-o", unfinished, "-lm"]
             done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
             if done.returncode == 0:
+                _log.info("compiled %s in %.1f s", stem.partition("-")[0], time.monotonic() - started)
                 return kept(Path(unfinished), folder, stem)
             message = message or f"{shlex.join(command)} failed: {done.stderr.strip()[:500]}"
         raise OSError(message)

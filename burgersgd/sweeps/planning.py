@@ -260,7 +260,7 @@ class LocalTrainer:
             planned = [chunk for chunk in planned if id(chunk[0]) not in here]
             yield group.jobs, [Outcome("failed", job.folder, error=_too_large(group)) for job in group.jobs]
         if hint := gpu_hint(fits):
-            _log.info(hint)
+            _log.warning(hint)
         workers = self._start_workers(fits)
         for group in fits:
             cut = self._cut(plan_file, group, workers, alone=len(fits) < 2 * workers)
@@ -270,6 +270,7 @@ class LocalTrainer:
         plan_file.save()
         if self.settings.max_runs is not None:
             planned = [part for chunk in planned for part in chunks_of(chunk, self.settings.max_runs)]
+        _log.info("jobs: %d; fleets: %d; processes: %d", sum(map(len, planned)), len(planned), workers)
         if workers == 1 or self.pool is None:
             yield from ((chunk, train_chunk(chunk, progress)) for chunk in planned)
             return

@@ -1,4 +1,4 @@
-"""Stopping and going on: no interruption changes a number, and nothing goes on that should not."""
+"""Stopping and resuming: an interruption changes no number, and runs that must not be resumed are refused."""
 
 from __future__ import annotations
 

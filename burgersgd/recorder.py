@@ -97,7 +97,7 @@ class Recorder:
             if not _is_out_of_memory(error):
                 raise
             if len(runs) == 1:
-                reason = f"out of memory ({_first_line(error)}): a smaller model or batch may fit"
+                reason = f"out of memory ({_first_line(error)}); try a smaller model or trainer.batch_size"
                 raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet in memory
         _log.warning("out of memory with %d runs at once: continuing with half as many", len(runs))
         self.bar.add(-fleet_run.counted)
@@ -140,7 +140,7 @@ class _FleetRun:
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = runs[0].choices.get("budget", budget)
         if known != budget:
-            raise trainer.error("budget", f"is {budget} gradient evaluations, the run began with {known}")
+            raise trainer.error("budget", f"is {budget} gradient evaluations, but the run was started with {known}")
         for run in runs:
             if run.checkpoint is not None and run.folder is not None:
                 prepared.check_same(run.checkpoint, run.folder.path)
@@ -183,6 +183,7 @@ class _FleetRun:
         else:
             make_lasting_together(self.runs)
         if not runs[0].final and bool(self.fleet.alive.any()):
+            self._log_choices()
             try:
                 try:
                     self._spend()
@@ -197,6 +198,15 @@ class _FleetRun:
             self._save(ended=True)  # before any run is recorded as finished, so that none restarts outside its fleet
         results = [self.ends.result(i) for i in range(len(runs))]
         return self.ends.record(results, [self._place(i)["size"] for i in range(len(runs))])
+
+    def _log_choices(self) -> None:
+        data, choices, problem = self.prepared.data, self.choices, self.prepared.problem
+        parts = [f"{n:,} {name}" for name in ("train", "validation", "test") if (n := getattr(data, name).n)]
+        _log.info("%s: %s examples; %s parameters", data.name, ", ".join(parts), f"{problem.d:,}")
+        _log.info("engine %s on %s, threads: %d", choices["engine"], problem.inputs.device, choices["threads"])
+        done = f"{self.fleet.evaluations:,} of {choices['budget']:,} gradient evaluations done"
+        every = f"metrics every {choices['log_every']:,}, validation every {choices['eval_every']:,}"
+        _log.info("runs trained together: %d; %s; %s", len(self.runs), done, every)
 
     def _spend(self) -> None:
         fleet, runs, trainer = self.fleet, self.runs, self.prepared.configs[0].trainer
@@ -303,6 +313,7 @@ class _FleetRun:
                     folder.commit_checkpoint()
         if not ended:  # otherwise Ends.record does this
             make_lasting_together(self.runs)
+        _log.info("checkpoint at %d gradient evaluations", self.fleet.evaluations)
 
     def _checkpoint(self, i: int, belonging: dict[str, Any], ended: bool) -> dict[str, Any]:
         """Return the entries of run i's own checkpoint: its state, and what is checked before it is resumed."""

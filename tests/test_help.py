@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import shlex
@@ -50,10 +51,11 @@ def test_every_key_is_explained_with_its_range(monkeypatch: pytest.MonkeyPatch) 
     assert (
         "seed=7 seed of the initialisation, the order of examples, the noise and the dropout masks (int >= 0)" in page
     )
-    assert "optimizer.beta2=0.999 decay rate of the running mean of their squares (float >= 0 and < 1)" in page
+    assert "optimizer.beta2=0.999 decay rate of the running mean of the squared gradients (float >= 0 and < 1)" in page
     assert "optimizer.noise=double" in page
     assert (
-        "trainer.budget=null number of gradient evaluations; null: it follows from epochs (int >= 1, or null)" in page
+        "trainer.budget=null number of gradient evaluations, rounded down to complete cycles; "
+        "null: that of trainer.epochs (int >= 1, or null)" in page
     )
     for bad in ("optimizer=none", "optimizer.gamma=1", "nope=1"):
         with pytest.raises(ConfigError, match=r"must be one of|no such key"):
@@ -73,7 +75,7 @@ def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -
 def test_help_on_one_word() -> None:
     shown = " ".join(help_on("optimizer.gamma").split())
     assert (
-        "optimizer.gamma=10.0 time of the PDE: a spring pulls y towards x by (y - x) / gamma; .inf: no spring ("
+        "optimizer.gamma=10.0 time of the PDE: y is pulled towards x by a spring, (y - x) / gamma; .inf: no spring ("
         in shown
     )
     assert "with optimizer=paper_literal, optimizer=paper_sde" in shown
@@ -235,13 +237,13 @@ def test_a_dry_run_of_a_named_sweep_counts_what_is_done(capsys: pytest.CaptureFi
     assert main([*sweep, "seed=1,2,3,4,5", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert re.search(
-        r"jobs +5, 2 of them done before\n +fleets +1, of 3 runs\n +gradient evaluations +120 in all", shown
+        r"jobs +5, 2 of them already trained\n +fleets +1, of 3 runs\n +gradient evaluations +120 in all", shown
     )
     assert main([*sweep, "seed=1,2", "--dry-run"]) == 0
     assert re.search(r"fleets +none", capsys.readouterr().out)
 
 
-def test_a_dry_run_of_a_search_tells_the_most_that_a_run_takes(
+def test_a_dry_run_of_a_search_shows_the_largest_budget_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("optuna")
@@ -253,15 +255,27 @@ def test_a_dry_run_of_a_search_tells_the_most_that_a_run_takes(
 
 
 def test_quiet_runs_show_the_summary_alone_and_verbose_ones_what_was_chosen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.NOTSET, "burgersgd")  # restored at the end, which the command does not
     assert main(["train", "-q", *SHORT, "trainer.budget=6e1", "run_name=a"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert "test error" in captured.out
     assert read_status(tmp_path / "outputs" / "a")["evaluations"] == 60
     assert main(["train", "--verbose", *SHORT, "run_name=b"]) == 0
-    assert "burgersgd: engine eager on cpu, 1 threads, " in capsys.readouterr().err
+    shown = "\n".join(caplog.messages)
+    for line in (
+        r"^digits: 1,079 train, 359 validation, 359 test examples; 682 parameters$",
+        r"^engine eager on cpu, threads: 1$",
+        r"^runs trained together: 1; 0 of 40 gradient evaluations done; metrics every 1, validation every 1$",
+        r"^checkpoint at 40 gradient evaluations$",
+    ):
+        assert re.search(line, shown, re.MULTILINE), line
+    assert main(["train", "-v", "--multirun", *SHORT, "seed=4,5", "sweep.name=c"]) == 0
+    assert "jobs: 2; fleets: 1; processes: 1" in capsys.readouterr().err + "\n".join(caplog.messages)
 
 
 def test_all_keys_have_ranges() -> None:

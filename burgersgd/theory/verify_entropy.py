@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -29,7 +30,7 @@ KNOWN_MEAN, KNOWN_SLOPE = 0.71910416918, -1.06368056393
 
 
 @check("local_entropy")
-def closed_forms() -> list[Row]:
+def closed_forms() -> Iterator[Row]:
     """(4.1) by quadrature against closed forms: quadratic, Rastrigin's series, a mixture in the plane."""
     a, c, x = 1.5, 0.7, np.array([-1.1, 0.2, 1.9])
     by_sum = local_entropy.local_entropy(lambda y: a / 2 * (y - c) ** 2, x, 0.5, 0.2)
@@ -43,16 +44,14 @@ def closed_forms() -> list[Row]:
     difference = local_entropy.gaussian_mixture(places, *MIXTURE, 0.5, 0.2).value - plane.value
     of, ofs = "local_entropy.rastrigin", f"{F_GAMMA}, local_entropy.gaussian_mixture"
     of_quadratic = f"{F_GAMMA}, local_entropy.quadratic"
-    return [
-        agrees("4.1", of_quadratic, "quadratic: quadrature - closed form", bowl, 0, 1e-11, QUADRATURE),
-        agrees("4.1", of, "Rastrigin's loss at 0.7, series", value, known_value, 1e-12, "16 digits"),
-        agrees("4.20", f"{SLOPE}, {F_GAMMA}", "its slope, quadrature", slope, known, 1e-9, QUADRATURE),
-        agrees("4.1", ofs, "mixture in 2-D: quadrature - closed form", difference, 0, 1e-9, QUADRATURE),
-    ]
+    yield agrees("4.1", of_quadratic, "quadratic: quadrature - closed form", bowl, 0, 1e-11, QUADRATURE)
+    yield agrees("4.1", of, "Rastrigin's loss at 0.7, series", value, known_value, 1e-12, "16 digits")
+    yield agrees("4.20", f"{SLOPE}, {F_GAMMA}", "its slope, quadrature", slope, known, 1e-9, QUADRATURE)
+    yield agrees("4.1", ofs, "mixture in 2-D: quadrature - closed form", difference, 0, 1e-9, QUADRATURE)
 
 
 @check("local_entropy")
-def definition() -> list[Row]:
+def definition() -> Iterator[Row]:
     """(4.1): as gamma -> 0 the local entropy tends to F; two misprints of (4.1) do not."""
     gamma, nu, x = 1e-3, 0.2, np.array([[0.4, -1.2]])
     curvature = np.array([[1.5, 0.2], [0.2, 0.8]])
@@ -63,14 +62,12 @@ def definition() -> list[Row]:
     why = "gamma |nu Lap F - |grad F|^2 / 2|, the first-order term"
     forms, in_2d = (by_sum - F_well, -by_sum - F_well), (value - F, wrong - F)
     of, what = "local_entropy.quadratic", "the same in 2-D; printed exponent d / 2"
-    return [
-        misprint("4.1", F_GAMMA, "F_gamma - F, gamma = 0.001; printed sign", forms, 0, 1.4e-3, why),
-        misprint("4.1", of, what, in_2d, 0, 1.4e-3, why),
-    ]
+    yield misprint("4.1", F_GAMMA, "F_gamma - F, gamma = 0.001; printed sign", forms, 0, 1.4e-3, why)
+    yield misprint("4.1", of, what, in_2d, 0, 1.4e-3, why)
 
 
 @check("local_entropy")
-def gradient() -> list[Row]:
+def gradient() -> Iterator[Row]:
     """(4.20)-(4.22): two forms of the gradient, and the measure under which they are means."""
     at = local_entropy.local_entropy(local_entropy.DOUBLE_WELL, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).value, POINTS, T, 1e-3)
@@ -90,18 +87,16 @@ def gradient() -> list[Row]:
     ratio, of, digits = math.exp(law.log_z) / Z, "local_entropy.fast_law", "11 digits"
     what = "mean of (x - y) / gamma - slope of F_gamma; printed y - x"
     in_Z = "Z of the law over + the integral; printed: minus the integral"
-    return [
-        misprint("4.20", f"{SLOPE}, {F_GAMMA}", what, forms, 0, 1e-7, STENCIL),
-        agrees("4.20", f"{SLOPE}, {F_GAMMA}", "its second form, the mean of F'(y)", second, 0, 1e-10, QUADRATURE),
-        agrees("4.20", of, "E y at x = 0.4 (known)", float(law.mean()), KNOWN_MEAN, 1e-10, digits),
-        agrees("4.21", of, "density rho_1 - exp(-G / 2 nu) / Z", density, 0, 1e-9, QUADRATURE),
-        agrees("4.21", "gibbs.gibbs_law", "mean of F'(x - y) under rho_2", shifted, KNOWN_SLOPE, 1e-9, digits),
-        misprint("4.22", of, in_Z, (ratio, -ratio), 1, 1e-11, QUADRATURE),
-    ]
+    yield misprint("4.20", f"{SLOPE}, {F_GAMMA}", what, forms, 0, 1e-7, STENCIL)
+    yield agrees("4.20", f"{SLOPE}, {F_GAMMA}", "its second form, the mean of F'(y)", second, 0, 1e-10, QUADRATURE)
+    yield agrees("4.20", of, "E y at x = 0.4 (known)", float(law.mean()), KNOWN_MEAN, 1e-10, digits)
+    yield agrees("4.21", of, "density rho_1 - exp(-G / 2 nu) / Z", density, 0, 1e-9, QUADRATURE)
+    yield agrees("4.21", "gibbs.gibbs_law", "mean of F'(x - y) under rho_2", shifted, KNOWN_SLOPE, 1e-9, digits)
+    yield misprint("4.22", of, in_Z, (ratio, -ratio), 1, 1e-11, QUADRATURE)
 
 
 @check("local_entropy")
-def hessian() -> list[Row]:
+def hessian() -> Iterator[Row]:
     """Oleinik's bound: the Hessian of the local entropy is at most 1 / gamma, however steep F is."""
     at = local_entropy.local_entropy(well, POINTS, T, NU)
     d = derivatives(lambda x, t: local_entropy.local_entropy(well, x, t, NU).gradient, POINTS, T, 1e-3)
@@ -110,14 +105,12 @@ def hessian() -> list[Row]:
     x = math.pi / 2 * (1 + gamma) + np.linspace(-0.1, 0.1, 11)  # the proximal point of the middle is pi / 2
     largest_found = float(local_entropy.local_entropy(local_entropy.RIPPLE, x, gamma, 1e-3).hessian.max())
     of, what = "local_entropy.LocalEntropyAt.hessian", "largest F_gamma'' where F'' <= 2.8, nu = 0.001"
-    return [
-        agrees("4.20", of, "1 / gamma - Var y / (2 nu gamma^2) - slope of w", error, 0, 1e-6, STENCIL),
-        within("4.20", of, what, largest_found, bound, (0.99 * bound, bound), "L / (1 + gamma L); first order in nu"),
-    ]
+    yield agrees("4.20", of, "1 / gamma - Var y / (2 nu gamma^2) - slope of w", error, 0, 1e-6, STENCIL)
+    yield within("4.20", of, what, largest_found, bound, (0.99 * bound, bound), "L / (1 + gamma L); first order in nu")
 
 
 @check("local_entropy")
-def limits() -> list[Row]:
+def limits() -> Iterator[Row]:
     """The limit gamma -> 0 is F, the limit nu -> 0 the Moreau envelope (Hopf-Lax)."""
     x, errors = np.array([0.4]), []
     for gamma in (1e-2, 5e-3):
@@ -128,19 +121,19 @@ def limits() -> list[Row]:
     prox = float(envelope.prox[0])
     curvature, third = 1 - 1.8 * math.cos(2 * prox), 3.6 * math.sin(2 * prox)
     of = f"{F_GAMMA}, local_entropy.moreau"
-    rows = [within("4.1", F_GAMMA, "order of F_gamma - F - gamma (...)", rate, 2, (1.8, 2.2), "the next order is 1")]
+    yield within("4.1", F_GAMMA, "order of F_gamma - F - gamma (...)", rate, 2, (1.8, 2.2), "the next order is 1")
     for nu in (1e-2, 1e-3):
         found = local_entropy.local_entropy(rough.value, np.array([1.2]), gamma, nu)
         gap, expected = float((found.value - envelope.value)[0]), nu * math.log(1 + gamma * curvature)
         what, why = f"F_gamma - Moreau envelope, nu = {nu:g}", "the next term is O(nu^2)"
-        rows.append(agrees("4.1", of, what, gap, expected, 2 * nu**2, why))
+        yield agrees("4.1", of, what, gap, expected, 2 * nu**2, why)
     shift = -nu * third / (curvature + 1 / gamma) ** 2
     off = float(found.mean[0]) - prox
-    return [*rows, agrees("4.21", of, "E y - prox, nu = 0.001", off, shift, 2 * nu**2, "the next term is O(nu^2)")]
+    yield agrees("4.21", of, "E y - prox, nu = 0.001", off, shift, 2 * nu**2, "the next term is O(nu^2)")
 
 
 @check("local_entropy")
-def burgers_flow() -> list[Row]:
+def burgers_flow() -> Iterator[Row]:
     """(4.3): the solver started from grad F reaches grad F_gamma at time gamma."""
     loss, gamma, nu = local_entropy.RIPPLE, 0.5, 0.1
     errors = []
@@ -155,14 +148,12 @@ def burgers_flow() -> list[Row]:
         errors.append(largest(found[inside] - exact))
     rate, of = math.log2(errors[-2] / errors[-1]), f"burgers.solve, {SLOPE}"
     why = "a third of that on 512 cells; second order: a quarter"
-    return [
-        agrees("4.3", of, "largest |solver - grad F_gamma|, 1024 cells", errors[-1], 0, errors[-2] / 3, why),
-        within("4.3", of, "order of that error in dx", rate, 2, (1.6, 2.4), "largest error; next order is 1"),
-    ]
+    yield agrees("4.3", of, "largest |solver - grad F_gamma|, 1024 cells", errors[-1], 0, errors[-2] / 3, why)
+    yield within("4.3", of, "order of that error in dx", rate, 2, (1.6, 2.4), "largest error; next order is 1")
 
 
 @check("local_entropy")
-def monte_carlo() -> list[Row]:
+def monte_carlo() -> Iterator[Row]:
     """The estimate that training uses: the mean of y over a cycle, from chains of the optimizer itself."""
     found = local_entropy.monte_carlo(
         local_entropy.DOUBLE_WELL, [0.4], 0.3, 0.1,
@@ -170,8 +161,5 @@ def monte_carlo() -> list[Row]:
     )  # fmt: skip
     of = "local_entropy.monte_carlo, optimizers.local_entropy.LocalEntropy.step"
     why = "6 standard errors; bias of this integrator O(lr^2)"
-    forms = zip(found, ("mean of (x - ybar) / gamma", "mean of F'(y), the other estimate"), strict=True)
-    return [
-        scored("4.20", of, what, float(each.mean()), KNOWN_SLOPE, float(standard_error(each.ravel())), why)
-        for each, what in forms
-    ]
+    for each, what in zip(found, ("mean of (x - ybar) / gamma", "mean of F'(y), the other estimate"), strict=True):
+        yield scored("4.20", of, what, float(each.mean()), KNOWN_SLOPE, float(standard_error(each.ravel())), why)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -129,20 +129,20 @@ def derivatives(f: Callable[[Array, float], Array], x: Array, t: float, h: float
     return Derivatives(at[2], central(lambda k: f(x, t + k), h), central(lambda k: f(x + k, t), h), xx)
 
 
-Check = Callable[[], list[Row]]
-
 GROUPS = ("traffic", "burgers", "cole_hopf", "local_entropy", "langevin", "homogenisation", "optimizer")
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Callable[[], list[Row]]] = {}
 """Full name, "group.name" -> check, in the order of the table."""
 
+Measurement = Callable[[], Iterable[Row]]
 
-def check(group: str) -> Callable[[Check], Check]:
-    """Register a function without arguments as a check of the group, under its own name."""
+
+def check(group: str) -> Callable[[Measurement], Measurement]:
+    """Register a function that yields rows as a check of the group, under its own name."""
     if group not in GROUPS:
         raise ValueError(f"group={group}: must be one of {', '.join(GROUPS)}")
 
-    def register(function: Check) -> Check:
-        CHECKS[f"{group}.{function.__name__}"] = function
+    def register(function: Measurement) -> Measurement:
+        CHECKS[f"{group}.{function.__name__}"] = functools.wraps(function)(lambda: list(function()))
         return function
 
     return register

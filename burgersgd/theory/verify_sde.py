@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -44,21 +45,18 @@ PATHS = "langevin.langevin_paths"
 
 
 @check("langevin")
-def transient() -> list[Row]:
+def transient() -> Iterator[Row]:
     """(2.15): Euler-Maruyama on a quadratic, mean and variance on the way to equilibrium."""
     nu, lr, steps, paths = 0.3, 0.05, 8, 40_000
     x = langevin.langevin_paths(BOWL, np.full((paths, 1), 1.7), nu, lr, steps, seed=41)
     rho = 1 - lr * A
     variance, mean = 2 * nu * lr * (1 - rho ** (2 * steps)) / (1 - rho**2), 1.7 * rho**steps
-    errors = math.sqrt(variance / paths), variance * math.sqrt(2 / paths)
-    return [
-        scored("2.15", PATHS, "E x after 8 steps", float(x.mean()), mean, errors[0]),
-        scored("2.15", PATHS, "Var x after 8 steps", float(x.var(ddof=1)), variance, errors[1]),
-    ]
+    yield scored("2.15", PATHS, "E x after 8 steps", x.mean(), mean, math.sqrt(variance / paths))
+    yield scored("2.15", PATHS, "Var x after 8 steps", x.var(ddof=1), variance, variance * math.sqrt(2 / paths))
 
 
 @check("langevin")
-def invariant_law() -> list[Row]:
+def invariant_law() -> Iterator[Row]:
     """(2.16): the law of (2.15) is exp(-F / nu); exp(-F / 2 nu) as printed is that of another temperature."""
     nu, paths, well = 0.4, 30_000, local_entropy.DOUBLE_WELL
     begin = np.where(np.arange(paths) % 2, 1.0, -1.0)[:, None]  # half of the paths in either well
@@ -74,15 +72,13 @@ def invariant_law() -> list[Row]:
     what = "double well: E x^2 under exp(-F / nu), against sampled; printed exp(-F / 2 nu)"
     quadratic = "quadratic: sampled Var x, against nu / a; printed 2 nu / a"
     error = exact * math.sqrt(2 / 20_000)
-    return [
-        misprint("2.16", f"gibbs.GibbsLaw.variance, {PATHS}", what, forms, measured, tolerance, SIX),
-        within("2.16", of, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
-        misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX),
-    ]
+    yield misprint("2.16", f"gibbs.GibbsLaw.variance, {PATHS}", what, forms, measured, tolerance, SIX)
+    yield within("2.16", of, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM)
+    yield misprint("2.16", PATHS, quadratic, (variance, 2 * variance), exact, SIGMAS * error, SIX)
 
 
 @check("langevin")
-def minibatch_noise() -> list[Row]:
+def minibatch_noise() -> Iterator[Row]:
     """(2.14), (2.15): mini-batch noise is Langevin noise of temperature lr nu_mb / d, not nu_mb."""
     a, d, trace, lr, paths = 2.0, 3, 1.0, 0.05, 4000
     x = langevin.minibatch_paths(curvature=a, d=d, trace=trace, lr=lr, paths=paths)
@@ -92,21 +88,18 @@ def minibatch_noise() -> list[Row]:
     of, of_T = "langevin.minibatch_paths, optimizers.sgd.Sgd.step", "langevin.minibatch_temperature"
     what = "T / a with T = lr nu_mb / d, against that variance; printed nu = nu_mb"
     why, tolerance = "6 standard errors + first order in lr: lr a / 2 of it", SIGMAS * error + lr * a / 2 * exact
-    return [
-        scored("2.11, 2.12", of, "Var x of mini-batch SGD on a quadratic", measured, exact, error),
-        misprint("2.14, 2.15", of_T, what, (sampled, printed), measured, tolerance, why),
-    ]
+    yield scored("2.11, 2.12", of, "Var x of mini-batch SGD on a quadratic", measured, exact, error)
+    yield misprint("2.14, 2.15", of_T, what, (sampled, printed), measured, tolerance, why)
 
 
 @check("langevin")
-def annealing() -> list[Row]:
+def annealing() -> Iterator[Row]:
     """Simulated annealing leaves the wrong well of (y^2 - 1)^2 + 0.3 y, a quench does not."""
     tilt, lr, steps, paths, well = 0.3, 0.02, 600, 4000, local_entropy.DOUBLE_WELL
     loss = local_entropy.Loss(lambda y: well.value(y) + tilt * y, lambda y: well.gradient(y) + tilt)
     top = float(np.sort(np.roots([4, 0, -4, tilt]).real)[1])  # the barrier between the wells
     y, spacing = np.linspace(-2.4, 2.4, 241, retstep=True)
     left, ahead = y < top, y - lr * loss.gradient(y)
-    rows = []
     for name, temperatures in (
         ("annealed", np.geomspace(0.5, 0.08, steps)),
         ("quenched", np.full(steps, 0.2)),
@@ -117,8 +110,7 @@ def annealing() -> list[Row]:
         exact = float(law[left].sum())
         share = float(np.mean(langevin.langevin_paths(loss, np.ones((paths, 1)), temperatures, lr, steps) < top))
         error, of = math.sqrt(exact * (1 - exact) / paths), "optimizers.langevin.Langevin.step"
-        rows.append(scored("2.16", of, f"share in the deeper well, {name}", share, exact, error))
-    return rows
+        yield scored("2.16", of, f"share in the deeper well, {name}", share, exact, error)
 
 
 # ------------------------------------------------------------------------------------------------------ homogenisation
@@ -155,22 +147,20 @@ def slow_ascent() -> float:
 
 
 @check("homogenisation")
-def orders() -> list[Row]:
+def orders() -> Iterator[Row]:
     """(5.14) -> (5.12) as epsilon -> 0: weak order 1, strong order 1/2."""
     found = convergence()
     weak, strong = (fitted_slope(EPSILONS, errors) for errors in (found.weak, found.strong))
     of, why = f"{FAST_SLOW}, {AVERAGED}", "first order: half the error at 1/32, + 6 standard errors"
     last = found.weak[-1] - found.weak[-2] / 2
     tolerance = SIGMAS * math.hypot(found.weak_error[-1], found.weak_error[-2])
-    return [
-        within("5.12", of, "weak order in epsilon", weak, 1, (0.9, 1.1), "next order is 1/2"),
-        within("5.12", of, "strong order in epsilon", strong, 0.5, (0.44, 0.52), "next orders are 1 and 0"),
-        agrees("5.5", of, "weak error at epsilon = 1/64 - half of that at 1/32", last, 0, tolerance, why),
-    ]
+    yield within("5.12", of, "weak order in epsilon", weak, 1, (0.9, 1.1), "next order is 1/2")
+    yield within("5.12", of, "strong order in epsilon", strong, 0.5, (0.44, 0.52), "next orders are 1 and 0")
+    yield agrees("5.5", of, "weak error at epsilon = 1/64 - half of that at 1/32", last, 0, tolerance, why)
 
 
 @check("homogenisation")
-def descent() -> list[Row]:
+def descent() -> Iterator[Row]:
     """(5.11)-(5.13): the slow point descends; the printed signs climb."""
     path = float(homogenisation.averaged_path(LOSS, START, GAMMA, NU, [1.0])[0])
     measured, error = extrapolated("consistent")
@@ -186,17 +176,15 @@ def descent() -> list[Row]:
     transported = "residual of w_s = - grad F_gamma . grad w; printed +"
     average = "time average of (x - y) / gamma, against grad F_gamma; printed y - x"
     why, differences = "6 standard errors + 2 epsilon^2", "central differences, step^2 = 1e-6"
-    return [
-        agrees("5.12", of_x, "X(1) (known)", path, 0.9815554130, 1e-9, "10 digits were written down"),
-        misprint("5.12", f"{AVERAGED}, {FAST_SLOW}", climb, (path, slow_ascent()), measured, tolerance, why),
-        misprint("5.11", "homogenisation.transport_residual", transported, residuals, 0, 1e-6, differences),
-        misprint("5.13", of_y, average, (mean, -mean), exact, SIGMAS * sampling, SIX),
-        within("5.13", of_step, "its error falls like S to the power", slope, -0.5, (-0.6, -0.4), "next is -1"),
-    ]
+    yield agrees("5.12", of_x, "X(1) (known)", path, 0.9815554130, 1e-9, "10 digits were written down")
+    yield misprint("5.12", f"{AVERAGED}, {FAST_SLOW}", climb, (path, slow_ascent()), measured, tolerance, why)
+    yield misprint("5.11", "homogenisation.transport_residual", transported, residuals, 0, 1e-6, differences)
+    yield misprint("5.13", of_y, average, (mean, -mean), exact, SIGMAS * sampling, SIX)
+    yield within("5.13", of_step, "its error falls like S to the power", slope, -0.5, (-0.6, -0.4), "next is -1")
 
 
 @check("homogenisation")
-def temperature() -> list[Row]:
+def temperature() -> Iterator[Row]:
     """(5.14): the noise must be sqrt(4 nu / eps); as printed it averages to the local entropy of nu / 2."""
     limit, half = (float(homogenisation.averaged_path(LOSS, START, GAMMA, nu, [1.0])[0]) for nu in (NU, NU / 2))
     (measured, error), (printed, printed_error) = map(extrapolated, NOISES)
@@ -208,16 +196,14 @@ def temperature() -> list[Row]:
     what = "E x(1) as epsilon -> 0, against X(1); printed noise sqrt(2 nu / eps)"
     other, tolerance = "printed noise: E x(1) is X(1) of nu / 2", SIGMAS * printed_error + bias
     frozen = "Var y of (5.14) at frozen x, against (4.21); printed noise gives half of it"
-    return [
-        misprint("5.14", of, what, (measured, printed), limit, SIGMAS * error + bias, why),
-        agrees("5.14", of, other, printed, half, tolerance, why),
-        misprint("5.16", of_law, frozen, variances, exact, SIGMAS * law.variance_error(20_000), SIX),
-        within("5.16", of_law, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM),
-    ]
+    yield misprint("5.14", of, what, (measured, printed), limit, SIGMAS * error + bias, why)
+    yield agrees("5.14", of, other, printed, half, tolerance, why)
+    yield misprint("5.16", of_law, frozen, variances, exact, SIGMAS * law.variance_error(20_000), SIX)
+    yield within("5.16", of_law, "p-value of Kolmogorov and Smirnov", fits, 0.5, (1e-6, 1), UNIFORM)
 
 
 @check("homogenisation")
-def fokker_planck() -> list[Row]:
+def fokker_planck() -> Iterator[Row]:
     """(5.7), (5.9), (5.10), (5.15), (5.16): generator and flux of the fast point, and their invariant laws."""
     beta, x = math.sqrt(2 * NU), 0.4  # beta^2 / 2 = nu
     y = np.linspace(-3.5, 3.5, 20_001)
@@ -256,22 +242,20 @@ def fokker_planck() -> list[Row]:
     why = "differences of 2nd order on 20,001 points"
     equation = "residual of rho_t = flux' / epsilon, relative; printed (1/2) sqrt(2 nu) for T"
     stationary = "largest flux of exp(-2 G / beta^2); printed exp(-beta G)"
-    return [
-        agrees("5.7", of, "E L_0 y^3 at T = 2 nu under exp(-G / nu) is nu E 6y", moved, exact, 1e-9, ROUNDING),
-        agrees("5.10", of, "largest mean of L_0 f under (4.21), T = 2 nu", invariant, 0, 1e-9, ROUNDING),
-        agrees("5.9", f"{of}, {of_flux}", "mean of L_0 sin y + mean of cos y flux", adjoint, 0, 1e-5, why),
-        misprint("5.15", of_flux, equation, residuals, 0, 1e-4, why),
-        misprint("5.16", of_flux, stationary, laws, 0, 1e-4, why),
-    ]
+    yield agrees("5.7", of, "E L_0 y^3 at T = 2 nu under exp(-G / nu) is nu E 6y", moved, exact, 1e-9, ROUNDING)
+    yield agrees("5.10", of, "largest mean of L_0 f under (4.21), T = 2 nu", invariant, 0, 1e-9, ROUNDING)
+    yield agrees("5.9", f"{of}, {of_flux}", "mean of L_0 sin y + mean of cos y flux", adjoint, 0, 1e-5, why)
+    yield misprint("5.15", of_flux, equation, residuals, 0, 1e-4, why)
+    yield misprint("5.16", of_flux, stationary, laws, 0, 1e-4, why)
 
 
 @check("homogenisation")
-def kolmogorov_equations() -> list[Row]:
+def kolmogorov_equations() -> Iterator[Row]:
     """(5.6), (5.8): without the slow part h . grad_x neither the mean of x nor its law would change."""
     epsilon, s, paths = 0.25, 1.0, 20_000
     x, _ = homogenisation.fast_slow_paths(BOWL, 1.0, GAMMA, T / 2, epsilon, lr=0.02, paths=paths, seed=6)
     exact, covariance = homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s)
-    variance, expected = float(x.var(ddof=1)), float(covariance[0, 0])
+    variance, expected = x.var(ddof=1), covariance[0, 0]
 
     def density(s: float) -> Array:
         return multivariate_normal.pdf(points, *homogenisation.quadratic_moments(A, GAMMA, T, epsilon, s))  # pyright: ignore
@@ -290,18 +274,14 @@ def kolmogorov_equations() -> list[Row]:
     what = "E x(1) at epsilon = 1/4, against w with the slow part; printed: constant in time"
     law = "residual in the law of (x, y), relative; printed: without - div_x(h rho)"
     why = "first order in the step: lr |1 - E x(1)| / 8; pairs cancel the sampling error"
-    error = expected * math.sqrt(2 / (paths / 2))
-    pairs = "6 standard errors; pairs (i, -i) share one square"
-    mean, known = float(x.mean()), float(exact[0])
-    return [
-        misprint("5.6", of_both, what, (mean, 1.0), known, 0.02 * (1 - known) / 8, why),
-        misprint("5.8", of, law, residuals, 0, 1e-6, STENCIL),
-        scored("5.5", of_both, "Var x(1) at epsilon = 1/4", variance, expected, error, pairs),
-    ]
+    error, pairs = expected * math.sqrt(2 / (paths / 2)), "6 standard errors; pairs (i, -i) share one square"
+    yield misprint("5.6", of_both, what, (x.mean(), 1.0), exact[0], 0.02 * (1 - exact[0]) / 8, why)
+    yield misprint("5.8", of, law, residuals, 0, 1e-6, STENCIL)
+    yield scored("5.5", of_both, "Var x(1) at epsilon = 1/4", variance, expected, error, pairs)
 
 
 @check("homogenisation")
-def milstein() -> list[Row]:
+def milstein() -> Iterator[Row]:
     """(5.3), (5.4), (5.17): with additive noise Euler-Maruyama is Milstein's method, strong order 1."""
     paths, finest, temperature = 1000, 2048, 0.2
     draw = normals(0, paths)
@@ -317,11 +297,11 @@ def milstein() -> list[Row]:
         )
         errors.append(math.sqrt(np.mean((found - x) ** 2)))
     slope = fitted_slope([1 / 16, 1 / 32, 1 / 64, 1 / 128], errors)
-    return [within("5.3, 5.4, 5.17", PATHS, "strong order in the step", slope, 1, (0.85, 1.2), "next order is 1/2")]
+    yield within("5.3, 5.4, 5.17", PATHS, "strong order in the step", slope, 1, (0.85, 1.2), "next order is 1/2")
 
 
 @check("homogenisation")
-def passive_scalar() -> list[Row]:
+def passive_scalar() -> Iterator[Row]:
     """(5.1), (5.2): with a given divergence-free h (here a shear) the limit p = 2 is a diffusion, not Burgers."""
     nu, V, epsilon, paths = 0.5, 1.0, 0.1, 10_000
     x = homogenisation.passive_scalar_paths(nu, V, epsilon, paths)
@@ -332,17 +312,15 @@ def passive_scalar() -> list[Row]:
     error, of = exact * math.sqrt((fourth - 1) / paths), "homogenisation.passive_scalar_paths"
     what = "the same, against nu + V^2 / 2 nu of its limit; printed: Burgers' equation, diffusivity nu"
     tolerance, why = abs(limit - exact) + SIGMAS * error, "finite epsilon + 6 standard errors"
-    return [
-        scored("5.2", of, "Var x / 2t of a passive scalar in a shear flow", measured, exact, error, SAMPLING),
-        misprint("5.1, 5.2", of, what, (measured, nu), limit, tolerance, why),
-    ]
+    yield scored("5.2", of, "Var x / 2t of a passive scalar in a shear flow", measured, exact, error, SAMPLING)
+    yield misprint("5.1, 5.2", of, what, (measured, nu), limit, tolerance, why)
 
 
 @check("homogenisation")
-def scoping() -> list[Row]:
+def scoping() -> Iterator[Row]:
     """If gamma falls as fast as s rises, x follows a characteristic, for nu -> 0 to the proximal point."""
     gamma0, nu = 0.5, 2e-3
     arrived = float(homogenisation.averaged_path(LOSS, START, lambda s: gamma0 - s, nu, [gamma0 * 0.998])[0])
     prox = float(local_entropy.moreau(LOSS.value, np.array([START]), gamma0).prox[0])
     of, what = f"{AVERAGED}, local_entropy.moreau", "dX/ds = -grad F_(gamma - s)(X) arrives at prox F"
-    return [agrees("5.12", of, what, arrived, prox, nu, "first order in nu")]
+    yield agrees("5.12", of, what, arrived, prox, nu, "first order in nu")

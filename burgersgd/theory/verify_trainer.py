@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def variance_error(variance: float) -> float:
 
 
 @check("optimizer")
-def network_and_gradients() -> list[Row]:
+def network_and_gradients() -> Iterator[Row]:
     """(2.1)-(2.13): the network, its loss, mini-batches and the steps of SGD against explicit formulas."""
     generator = torch.Generator().manual_seed(5)
 
@@ -84,21 +85,16 @@ def network_and_gradients() -> list[Row]:
     choices = ((None, slice(None)), (single, single[0].numpy()), (drawn[1], drawn[1][0].numpy()))
     full, sample, batch = (stepped(b) - x[0].numpy() + 0.3 * gradient(r) for b, r in choices)
     of, of_step, of_loss = "models.mlp.Mlp.apply", "optimizers.sgd.Sgd.step", "training.gradients.Problem.batch_loss"
-    of_batches, last_layer = (
-        "datasets.batches.Batches.indices",
-        "T_2 sigma(T_1 theta); printed: sigma on the last layer",
-    )
+    of_batches, unbiased = "datasets.batches.Batches.indices", "mean over an epoch of grad F_mb - grad F"
+    last_layer = "T_2 sigma(T_1 theta); printed: sigma on the last layer"
     mean, same = "F_mb - mean over I_k of l(y_i, y_x(theta_i)); printed: over i = 1..B", "x_1 - (x_0 - lr grad F_mb)"
-    unbiased = "mean over an epoch of grad F_mb - grad F"
-    return [
-        misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, networks, 0, 1e-12, ROUNDING),
-        agrees("2.6, 2.7", of_loss, "loss over all data - mean of l(y_i, y_x(theta_i))", loss, 0, 1e-12, ROUNDING),
-        misprint("2.11", of_loss, mean, (in_loss, printed_loss), 0, 1e-12, ROUNDING),
-        agrees("2.13", of_batches, unbiased, bias, 0, 1e-13, ROUNDING),
-        agrees("2.9", of_step, "x_1 - (x_0 - lr grad F)", full, 0, 1e-14, ROUNDING),
-        agrees("2.10", of_step, "x_1 - (x_0 - lr grad F_i), one sample", sample, 0, 1e-14, ROUNDING),
-        agrees("2.12", f"{of_step}, {of_loss}", same, batch, 0, 1e-14, ROUNDING),
-    ]
+    yield misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, networks, 0, 1e-12, ROUNDING)
+    yield agrees("2.6, 2.7", of_loss, "loss over all data - mean of l(y_i, y_x(theta_i))", loss, 0, 1e-12, ROUNDING)
+    yield misprint("2.11", of_loss, mean, (in_loss, printed_loss), 0, 1e-12, ROUNDING)
+    yield agrees("2.13", of_batches, unbiased, bias, 0, 1e-13, ROUNDING)
+    yield agrees("2.9", of_step, "x_1 - (x_0 - lr grad F)", full, 0, 1e-14, ROUNDING)
+    yield agrees("2.10", of_step, "x_1 - (x_0 - lr grad F_i), one sample", sample, 0, 1e-14, ROUNDING)
+    yield agrees("2.12", f"{of_step}, {of_loss}", same, batch, 0, 1e-14, ROUNDING)
 
 
 # -------------------------------------------------------------------------------------------------- (5.18), (5.19)
@@ -115,7 +111,7 @@ def after(steps: int, rule: Any, start: float, seed: int, **hyper: float) -> tup
 
 
 @check("optimizer")
-def fast_point() -> list[Row]:
+def fast_point() -> Iterator[Row]:
     """(5.18): mean and variance of the fast point on a quadratic, stepped by the rule that trains networks."""
     x = 1.9
     m, rho = (x + A * GAMMA * CENTER) / (1 + A * GAMMA), 1 - LR * KAPPA
@@ -126,60 +122,54 @@ def fast_point() -> list[Row]:
     rule = LocalEntropy(inner_steps=1000, averaging="last")
     early, late = (after(steps, rule, x, seed)[1] for steps, seed in ((3, 11), (45, 12)))
     V, mean = variance(2 * NU), m + rho**3 * (x - m)
-    early_variance, measured = V * (1 - rho**6), float(late.var(ddof=1))
+    early_variance = V * (1 - rho**6)
     literal = {
-        lr: float(after(steps, PaperLiteral(noise="double"), x, 13, lr=lr)[1].var(ddof=1))
+        lr: after(steps, PaperLiteral(noise="double"), x, 13, lr=lr)[1].var(ddof=1)
         for lr, steps in ((LR, 60), (LR / 2, 120))
     }
     errors = [math.sqrt(v / CHAINS) for v in (early_variance, V)]
+    error = variance_error(early_variance)
     what = "Var y of the consistent rule (T = 2 nu); as printed, dW of scale sqrt(dt): T = nu dt"
-    spread, error = float(early.var(ddof=1)), variance_error(early_variance)
-    rows = [
-        scored("5.18", STEP, "E y_3 = m + rho^3 (y_0 - m)", float(early.mean()), mean, errors[0], CHAIN),
-        scored("5.18", STEP, "E y in the long run = m", float(late.mean()), m, errors[1], CHAIN),
-        scored("5.18", STEP, "Var y_3 from a fixed start", spread, early_variance, error, CHAIN),
-        misprint("5.18", STEP, what, (measured, literal[LR]), V, SIGMAS * variance_error(V), CHAIN),
-    ]
+    yield scored("5.18", STEP, "E y_3 = m + rho^3 (y_0 - m)", early.mean(), mean, errors[0], CHAIN)
+    yield scored("5.18", STEP, "E y in the long run = m", late.mean(), m, errors[1], CHAIN)
+    yield scored("5.18", STEP, "Var y_3 from a fixed start", early.var(ddof=1), early_variance, error, CHAIN)
+    yield misprint("5.18", STEP, what, (late.var(ddof=1), literal[LR]), V, SIGMAS * variance_error(V), CHAIN)
     for lr, found in literal.items():
         exact = variance(NU * lr, lr)
         what = f"printed, dt = {lr:g}: its variance is that of T = nu dt"
-        rows.append(scored("5.18", LITERAL, what, found, exact, variance_error(exact), CHAIN))
-    return rows
+        yield scored("5.18", LITERAL, what, found, exact, variance_error(exact), CHAIN)
 
 
 @check("optimizer")
-def momentum() -> list[Row]:
+def momentum() -> Iterator[Row]:
     """(5.18) with momentum beta: the noise enters through the velocity, so that y keeps the temperature 2 nu."""
-    rows = []
     for beta in (0.5, 0.9):
         rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
         sample = after(200, rule, 1.9, 14, momentum=beta)[1]
         exact = 2 * NU / KAPPA / (1 - LR * KAPPA / (2 * (1 + beta)))  # of the affine recursion of y and its velocity
-        found, what = float(sample.var(ddof=1)), f"Var y with momentum {beta:g}, temperature 2 nu"
-        rows.append(scored("5.18", STEP, what, found, exact, variance_error(exact), CHAIN))
-    return rows
+        what = f"Var y with momentum {beta:g}, temperature 2 nu"
+        yield scored("5.18", STEP, what, sample.var(ddof=1), exact, variance_error(exact), CHAIN)
 
 
 @check("optimizer")
-def slow_point() -> list[Row]:
+def slow_point() -> Iterator[Row]:
     """(5.19): cycles of the consistent rule on a quadratic, the descent of x and its stationary variance."""
     p, rho, L, r = 1 / (1 + A * GAMMA), 1 - LR * KAPPA, 10, 0.2
     theta = rho * (1 - rho**L) / (L * (1 - rho))
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
     mean = CENTER + (np.linalg.matrix_power(step, 3) @ [1.9 - CENTER, 1.9 - CENTER])[0]
     early = after(3 * L, LocalEntropy(inner_steps=L), 1.9, 21)[0]
-    found, error = float(early.mean()), float(early.std()) / math.sqrt(CHAINS)
+    error = early.std() / math.sqrt(CHAINS)
     of, why = f"{STEP}, optimizers.local_entropy.LocalEntropy.end_cycle", "6 standard errors; 4 digits are known"
-    rows = [scored("5.19", of, "E x after 3 cycles, recursion of the means", found, float(mean), error, CHAIN)]
+    yield scored("5.19", of, "E x after 3 cycles, recursion of the means", early.mean(), mean, error, CHAIN)
     for rule, known in ((LocalEntropy(L), 0.01530), (LocalEntropy(L, averaging="last"), 0.03456)):
         x = after(60 * L, rule, CENTER, 22)[0]
         what = "stationary Var x, moving to " + ("the mean of y" if rule.averaging == "uniform" else "the last y")
-        rows.append(scored("5.19", of, what, float(x.var(ddof=1)), known, variance_error(known), why))
-    return rows
+        yield scored("5.19", of, what, x.var(ddof=1), known, variance_error(known), why)
 
 
 @check("optimizer")
-def printed_period() -> list[Row]:
+def printed_period() -> Iterator[Row]:
     """(5.19): with the printed period N the slow point does not move before the last step; with period L it does."""
     loss, nu, gamma, dt, start, period, moves = local_entropy.RIPPLE, 0.1, 0.5, 0.05, 1.2, 20, 20
     chains, steps, descent = 6000, period * moves + 1, start
@@ -195,7 +185,5 @@ def printed_period() -> list[Row]:
     moved = max(float(np.abs(x - start).max()) for x in literal[:-1])
     still, why = "printed period N: largest |x_k - x_0|, k = 1..N, is 0", "6 standard errors + E y after 20 steps: 1e-4"
     what = "E x_N against descent on the local entropy of nu dt / 2: period L = 20; printed period N"
-    return [
-        agrees("5.19", LITERAL, still, moved, 0, 0, "x is not touched"),
-        misprint("5.19", LITERAL, what, (mean, float(literal[-2].mean())), descent, tolerance, why),
-    ]
+    yield agrees("5.19", LITERAL, still, moved, 0, 0, "x is not touched")
+    yield misprint("5.19", LITERAL, what, (mean, float(literal[-2].mean())), descent, tolerance, why)

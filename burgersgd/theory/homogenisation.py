@@ -73,13 +73,12 @@ def averaged_path(
     return solve_ivp(velocity, (0.0, times[-1]), [start], method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14).y[0]
 
 
-def transport_residual(
-    loss: Loss, x: float, s: float, gamma: float, nu: float, *, sign: float = -1.0, step: float = 1e-3
-) -> float:
+def transport_residual(loss: Loss, x: float, s: float, gamma: float, nu: float, *, sign: float = -1.0) -> float:
     """Return w_s - sign * grad F_gamma(x) w_x for w(x, s) = X(s; x), by central differences: zero for sign = -1.
 
     Implements Eq. (5.11), printed with sign = 1. Raises ValueError as averaged_path does.
     """
+    step = 1e-3
     ahead, behind = (averaged_path(loss, x + side * step, gamma, nu, [s])[0] for side in (1, -1))
     before, after = averaged_path(loss, x, gamma, nu, [s - step, s + step])
     gradient = -averaged_velocity(loss, x, gamma, nu)

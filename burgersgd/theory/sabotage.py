@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -78,17 +78,12 @@ def sabotaged(name: str) -> Iterator[Callable[[], int]]:
 
 def _owner(name: str) -> tuple[Any, str]:
     """Return the module or class that defines a function, and the function's name in it."""
-    *path, attribute = name.split(".")
+    path, _, attribute = name.rpartition(".")
     for prefix in ("burgersgd.theory", "burgersgd"):
-        for parts in range(len(path), 0, -1):
-            try:
-                owner: Any = importlib.import_module(".".join([prefix, *path[:parts]]))
-            except ModuleNotFoundError:
-                continue
-            for part in path[parts:]:
-                owner = getattr(owner, part, None)
+        with contextlib.suppress(ImportError, AttributeError):
+            owner = pkgutil.resolve_name(f"{prefix}.{path}")
             for place in getattr(owner, "__mro__", [owner]):
-                if attribute in getattr(place, "__dict__", {}):
+                if attribute in vars(place):
                     return place, attribute
     raise LookupError(f"{name}: no such function")
 

@@ -85,12 +85,9 @@ def network_and_gradients() -> Iterator[Row]:
     choices = ((None, slice(None)), (single, single[0].numpy()), (drawn[1], drawn[1][0].numpy()))
     full, sample, batch = (stepped(b) - x[0].numpy() + 0.3 * gradient(r) for b, r in choices)
     of, of_step, of_loss = "models.mlp.Mlp.apply", "optimizers.sgd.Sgd.step", "training.gradients.Problem.batch_loss"
-    of_batches, last_layer = (
-        "datasets.batches.Batches.indices",
-        "T_2 sigma(T_1 theta); printed: sigma on the last layer",
-    )
+    of_batches, unbiased = "datasets.batches.Batches.indices", "mean over an epoch of grad F_mb - grad F"
+    last_layer = "T_2 sigma(T_1 theta); printed: sigma on the last layer"
     mean, same = "F_mb - mean over I_k of l(y_i, y_x(theta_i)); printed: over i = 1..B", "x_1 - (x_0 - lr grad F_mb)"
-    unbiased = "mean over an epoch of grad F_mb - grad F"
     yield misprint("2.1, 2.2, 2.3, 2.4", of, last_layer, networks, 0, 1e-12, ROUNDING)
     yield agrees("2.6, 2.7", of_loss, "loss over all data - mean of l(y_i, y_x(theta_i))", loss, 0, 1e-12, ROUNDING)
     yield misprint("2.11", of_loss, mean, (in_loss, printed_loss), 0, 1e-12, ROUNDING)
@@ -125,18 +122,18 @@ def fast_point() -> Iterator[Row]:
     rule = LocalEntropy(inner_steps=1000, averaging="last")
     early, late = (after(steps, rule, x, seed)[1] for steps, seed in ((3, 11), (45, 12)))
     V, mean = variance(2 * NU), m + rho**3 * (x - m)
-    early_variance, measured = V * (1 - rho**6), float(late.var(ddof=1))
+    early_variance = V * (1 - rho**6)
     literal = {
-        lr: float(after(steps, PaperLiteral(noise="double"), x, 13, lr=lr)[1].var(ddof=1))
+        lr: after(steps, PaperLiteral(noise="double"), x, 13, lr=lr)[1].var(ddof=1)
         for lr, steps in ((LR, 60), (LR / 2, 120))
     }
     errors = [math.sqrt(v / CHAINS) for v in (early_variance, V)]
+    error = variance_error(early_variance)
     what = "Var y of the consistent rule (T = 2 nu); as printed, dW of scale sqrt(dt): T = nu dt"
-    spread, error = float(early.var(ddof=1)), variance_error(early_variance)
-    yield scored("5.18", STEP, "E y_3 = m + rho^3 (y_0 - m)", float(early.mean()), mean, errors[0], CHAIN)
-    yield scored("5.18", STEP, "E y in the long run = m", float(late.mean()), m, errors[1], CHAIN)
-    yield scored("5.18", STEP, "Var y_3 from a fixed start", spread, early_variance, error, CHAIN)
-    yield misprint("5.18", STEP, what, (measured, literal[LR]), V, SIGMAS * variance_error(V), CHAIN)
+    yield scored("5.18", STEP, "E y_3 = m + rho^3 (y_0 - m)", early.mean(), mean, errors[0], CHAIN)
+    yield scored("5.18", STEP, "E y in the long run = m", late.mean(), m, errors[1], CHAIN)
+    yield scored("5.18", STEP, "Var y_3 from a fixed start", early.var(ddof=1), early_variance, error, CHAIN)
+    yield misprint("5.18", STEP, what, (late.var(ddof=1), literal[LR]), V, SIGMAS * variance_error(V), CHAIN)
     for lr, found in literal.items():
         exact = variance(NU * lr, lr)
         what = f"printed, dt = {lr:g}: its variance is that of T = nu dt"
@@ -150,8 +147,8 @@ def momentum() -> Iterator[Row]:
         rule = LocalEntropy(inner_steps=1000, averaging="last", has_momentum=True)
         sample = after(200, rule, 1.9, 14, momentum=beta)[1]
         exact = 2 * NU / KAPPA / (1 - LR * KAPPA / (2 * (1 + beta)))  # of the affine recursion of y and its velocity
-        found, what = float(sample.var(ddof=1)), f"Var y with momentum {beta:g}, temperature 2 nu"
-        yield scored("5.18", STEP, what, found, exact, variance_error(exact), CHAIN)
+        what = f"Var y with momentum {beta:g}, temperature 2 nu"
+        yield scored("5.18", STEP, what, sample.var(ddof=1), exact, variance_error(exact), CHAIN)
 
 
 @check("optimizer")
@@ -162,13 +159,13 @@ def slow_point() -> Iterator[Row]:
     step = np.array([[1 - r + r * (1 - theta) * p, r * theta], [(1 - rho**L) * p, rho**L]])
     mean = CENTER + (np.linalg.matrix_power(step, 3) @ [1.9 - CENTER, 1.9 - CENTER])[0]
     early = after(3 * L, LocalEntropy(inner_steps=L), 1.9, 21)[0]
-    found, error = float(early.mean()), float(early.std()) / math.sqrt(CHAINS)
+    error = early.std() / math.sqrt(CHAINS)
     of, why = f"{STEP}, optimizers.local_entropy.LocalEntropy.end_cycle", "6 standard errors; 4 digits are known"
-    yield scored("5.19", of, "E x after 3 cycles, recursion of the means", found, float(mean), error, CHAIN)
+    yield scored("5.19", of, "E x after 3 cycles, recursion of the means", early.mean(), mean, error, CHAIN)
     for rule, known in ((LocalEntropy(L), 0.01530), (LocalEntropy(L, averaging="last"), 0.03456)):
         x = after(60 * L, rule, CENTER, 22)[0]
         what = "stationary Var x, moving to " + ("the mean of y" if rule.averaging == "uniform" else "the last y")
-        yield scored("5.19", of, what, float(x.var(ddof=1)), known, variance_error(known), why)
+        yield scored("5.19", of, what, x.var(ddof=1), known, variance_error(known), why)
 
 
 @check("optimizer")

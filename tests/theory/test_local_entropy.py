@@ -239,7 +239,7 @@ def test_errors_of_the_estimate_are_those_of_the_path_mean(integrator: Any) -> N
     exact = quadratic(x, np.diag(a), np.zeros(3), gamma, nu).gradient
     for form in estimate:
         assert (np.abs(form.mean(1) - exact) < 6 * standard_error(form, axis=1)).all()
-    ratio = estimate.gradients.var(axis=1, ddof=1) * gamma**2 / variance(2 * nu)
+    ratio = standard_error(estimate.gradients, axis=1) ** 2 * chains * gamma**2 / variance(2 * nu)
     if integrator == "em":
         assert (np.abs(ratio - 1) < 6 * math.sqrt(2 / chains)).all()
         assert_fails({"T = nu": float((ratio * variance(2 * nu) / variance(nu) - 1).min() / math.sqrt(2 / chains))})

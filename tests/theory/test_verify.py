@@ -119,7 +119,7 @@ def test_every_row_notices_when_a_function_that_it_names_is_wrong(check: str) ->
     assert {name for row in rows for name in row.functions} == {trial.function for trial in tried}
 
 
-def test_sabotage_tells_rows_that_cannot_fail(
+def test_sabotage_finds_rows_that_cannot_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of, of_shock = "traffic.Greenshields.flux", "traffic.Greenshields.shock_speed"
@@ -205,12 +205,14 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_rows_judge() -> None:
     assert agrees("", "", "", 1.1, 1.0, 0.2, "").passed
-    assert not agrees("", "", "", 1.3, 1.0, 0.2, "").passed
+    assert not any(agrees("", "", "", wrong, 1.0, 0.2, "").passed for wrong in (0.7, 1.3))
+    assert agrees("", "", "", np.array([-0.1, 0.05]), 0, 0.2, "").measured == 0.1
+    assert not agrees("", "", "", np.array([-0.3, 0.1]), 0, 0.2, "").passed
     assert not agrees("", "", "", math.nan, 1.0, 0.2, "").passed
     assert within("", "", "", 0.9, 1, (0.8, 1.2), "").passed
     assert not within("", "", "", math.nan, 1, (0.8, 1.2), "").passed
     assert scored("", "", "", 1.5, 1.0, 0.1).passed
-    assert not scored("", "", "", 1.7, 1.0, 0.1).passed
+    assert not any(scored("", "", "", wrong, 1.0, 0.1).passed for wrong in (0.3, 1.7))
     assert not scored("", "", "", math.nan, 1.0, 0.1).passed
     assert misprint("", "", "", (1.0, 2.0), 1.0, 0.1, "").verdict == "misprint confirmed"
     assert misprint("", "", "", (1.0, 1.15), 1.0, 0.1, "").verdict == "FAILS"  # the printed form is not refuted

@@ -133,9 +133,9 @@ def train_all(
         groups.setdefault(repr(sorted(fleet_key(config).items())), []).append(i)
     fleets = [[configs[i] for i in group] for group in groups.values()]
     with undisturbed():  # fleets with the same split share the arrays, which are split once
-        splits = {_split(config): config for config in configs}
+        splits = {_split_key(config): config for config in configs}
         data = {key: None if dataset is None else dataset_of(config, dataset) for key, config in splits.items()}
-        waiting = [_prepared(fleet, model, data[_split(fleet[0])]) for fleet in fleets]
+        waiting = [_prepared(fleet, model, data[_split_key(fleet[0])]) for fleet in fleets]
     results: dict[int, Result] = {}
     with ExitStack() as stack:
         if len(fleets) > 1 and not isinstance(progress, Progress):  # one bar for all of them
@@ -143,13 +143,13 @@ def train_all(
             progress = Progress(total, f"{len(configs)} runs", enabled=progress)
             stack.callback(progress.close)
         for group, fleet in zip(groups.values(), fleets, strict=True):
-            recorder = Recorder(model, data[_split(fleet[0])], None)
+            recorder = Recorder(model, data[_split_key(fleet[0])], None)
             trained = train_prepared(waiting.pop(0), record=record, progress=progress, recorder=recorder)
             results |= dict(zip(group, trained, strict=True))
     return [results[i] for i in range(len(configs))]
 
 
-def _split(config: TrainConfig) -> str:
+def _split_key(config: TrainConfig) -> str:
     """Return the settings that decide how arrays are split and scaled, as a dictionary key."""
     return repr(config.dataset)
 
@@ -221,7 +221,7 @@ def _continued(
     with RunFolder.reopen(folder) as opened:
         check_own(opened.config, model, dataset)
         run = RunRecord.reopened(opened)
-        root = _root_beside(folder, run.config) if output_root is None else output_root
+        root = _output_root_for(folder, run.config) if output_root is None else output_root
         config = dataclasses.replace(with_budget(run.config, budget), output_root=root, run_name=run_name)
         checkpoint, error = run.checkpoint, functools.partial(config.trainer.error, "budget")
         if checkpoint is None:
@@ -231,9 +231,9 @@ def _continued(
         if prepared.budget == checkpoint["choices"]["budget"]:
             return folder, prepared
         if prepared.budget < run.evaluations:
-            raise error(f"must be >= {run.evaluations}, what {folder} has spent already")
+            raise error(f"must be >= {run.evaluations}, the gradient evaluations that {folder} has already spent")
         if not run.alive:
-            raise error(f"{folder} has diverged, it cannot go on")
+            raise error(f"the run in {folder} diverged and cannot be continued")
         key = depends_on_budget(config)
         if key is not None:
             raise error(f"{key} makes the run depend on its budget; start a new run instead")
@@ -247,11 +247,11 @@ def _continued(
         metrics = opened.table.text(checkpoint["metrics_bytes"], checkpoint.get("metrics_digest"))
         with _new_folder(prepared, config, (), metrics) as new:
             new.checkpoint(continued | {"config_digest": digest(new.config)})
-            new.status("interrupted", reason=f"continues {folder}, not begun yet")
+            new.status("interrupted", reason=f"not started yet; it continues the run in {folder}")
             return new.path, prepared
 
 
-def _root_beside(folder: Path, config: TrainConfig) -> str:
+def _output_root_for(folder: Path, config: TrainConfig) -> str:
     """Return the output_root of a run that follows the run of a folder; for a sweep's job, the parent of the sweep."""
     sweep = folder.absolute().parent
     return str(sweep.parent) if (sweep / JOBS).is_file() else config.output_root
@@ -280,14 +280,14 @@ def train_jobs(
                 with contextlib.suppress(RunInUseError):
                     opened, is_new = _job_opened(prepared, config, words, existing)
                     stack.enter_context(opened)
-                    config = _named(config, opened.path.name)
+                    config = _with_run_name(config, opened.path.name)
                     if is_new:
                         runs[i] = RunRecord(config, opened)
                         continue
                     earlier[i] = opened
                     theirs = config_from(opened.config)
                     if config_hash(theirs, prepared.budget) != config_hash(config, prepared.budget):
-                        raise RunFolderError(f"{opened.path}: its configuration is that of another run")
+                        raise RunFolderError(f"{opened.path}: the folder holds the configuration of another run")
         all_new = len(runs) == len(configs)
         runs = dict(sorted((runs | dict(zip(earlier, _reopened(list(earlier.values())), strict=True))).items()))
         results = Recorder(None, None, prune).train(list(runs.values()), progress, prepared if all_new else None)
@@ -308,14 +308,14 @@ def _job_opened(
         if begun(path):
             break
         try:
-            return _new_folder(prepared, _named(config, path.name), overrides), True
+            return _new_folder(prepared, _with_run_name(config, path.name), overrides), True
         except FolderTakenError:
             if again:
                 raise
     return RunFolder.reopen(path), False
 
 
-def _named(config: TrainConfig, name: str) -> TrainConfig:
+def _with_run_name(config: TrainConfig, name: str) -> TrainConfig:
     return config if config.run_name == name else changed(config, run_name=name)
 
 
@@ -332,7 +332,7 @@ def repeat(
     record = read_config(folder)
     check_own(record, model, dataset)
     config = config_from(record)
-    config = dataclasses.replace(config, output_root=_root_beside(folder, config), run_name=None)
+    config = dataclasses.replace(config, output_root=_output_root_for(folder, config), run_name=None)
     run, recorder = RunRecord(config, initial_choices=choices), Recorder(model, dataset, None)
     prepared = recorder.prepare([run])
     with prepared.torch_settings(), ExitStack() as stack:
@@ -355,18 +355,18 @@ def check_output(config: TrainConfig) -> None:
     try:
         folder = path / (config.run_name or "")
         if config.run_name is not None and folder.exists() and not is_half_made(folder):
-            raise config.error("run_name", f"the folder {path / config.run_name} exists already")
+            raise config.error("run_name", f"the folder {path / config.run_name} already exists")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise config.error("output_root", f"cannot write there: {error.strerror or error}") from error
+        raise config.error("output_root", f"cannot be written ({error.strerror or error})") from error
 
 
 def check_name(config: Group, key: str, path: Path) -> None:
     """Raise ConfigError for a key of config if no folder can have this path, for example because a name is too long."""
     if LOCK in path.parts:
-        raise config.error(key, f"no folder can be called {LOCK}")
+        raise config.error(key, f"a folder must not be called {LOCK}")
     for name in (*path.parts, path):
         try:
             os.stat(name)
@@ -390,4 +390,4 @@ def _new_folder(prepared: Prepared, config: TrainConfig, overrides: Sequence[str
     for suffix in ("", *(f"_{k}" for k in range(2, 10_000))):
         with contextlib.suppress(FolderTakenError, RunInUseError):  # taken by a run that started in the same second
             return RunFolder.create(root / (name + suffix), plain, overrides, metrics=metrics, **named)
-    raise RunFolderError(f"output_root={root}: 10,000 runs have begun in this second")
+    raise RunFolderError(f"output_root={root}: 10,000 runs were started in this second; set run_name")

@@ -37,8 +37,8 @@ def hydra_flags(arguments: Sequence[str]) -> argparse.Namespace:
         unknown = re.match(r"unrecognized arguments: (-\S+)", message)
         if unknown and unknown[1] in arguments:
             after = [*arguments[arguments.index(unknown[1]) + 1 :], ""][0]
-            known = [word for words in FLAGS for word in words.split(", ")]
-            raise ConfigError(no_such_flag(unknown[1], "VALUE" if after.startswith("-") else after or "VALUE", known))
+            flags = [word for words in FLAGS for word in words.split(", ")]
+            raise ConfigError(no_such_flag(unknown[1], "VALUE" if after.startswith("-") else after or "VALUE", flags))
         raise ConfigError(f"{message} (burgersgd train --help)")
 
     parser = get_args_parser()

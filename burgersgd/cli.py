@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from burgersgd import __version__
 from burgersgd.arguments import OwnFlags, hydra_flags, in_order, with_home_expanded, with_plus, yaml_infinity
 from burgersgd.error_line import fail
-from burgersgd.own_process import prepare_workers, seldom_collecting
-from burgersgd.recording.output import let_go, open_descriptors, unfailing
-from burgersgd.recording.warned import said_once
+from burgersgd.own_process import prepare_workers, rare_garbage_collection
+from burgersgd.recording.output import flush_or_discard, open_descriptors, unfailing
+from burgersgd.recording.warned import each_warning_once
 
 if TYPE_CHECKING:
     from burgersgd.sweeps.sweep import Sweep
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; output that cannot be written (full disk, no terminal) is lost."""
     arguments = [with_home_expanded(word) for word in (sys.argv[1:] if argv is None else argv)]
-    with unfailing() as output, said_once():
+    with unfailing() as output, each_warning_once():
         code = _report_interruptions(arguments)
         output.flush()
         if code == 0 and output.is_full and arguments[:1] != ["train"]:  # training matters more than its output
@@ -114,10 +114,10 @@ def _train(arguments: list[str]) -> int:
             from burgersgd.one_run import resume_run
 
             return resume_run(flags, own)
-        return _train_jobs(arguments, own)
+        return _compose_and_train(arguments, own)
 
 
-def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
+def _compose_and_train(arguments: list[str], own: OwnFlags) -> int:
     from burgersgd import native
     from burgersgd.one_run import train_run
     from burgersgd.sweeps.compose import as_config_error, compose_job
@@ -125,7 +125,7 @@ def _train_jobs(arguments: list[str], own: OwnFlags) -> int:
     flags = hydra_flags(arguments)
     for flag in ("config_name", "config_path", "config_dir", "experimental_rerun"):
         if value := getattr(flags, flag):
-            error = f"--{flag.replace('_', '-')}={value}: must be left out, the configuration is burgersgd's own"
+            error = f"--{flag.replace('_', '-')}={value}: cannot be used, because burgersgd has its own configuration"
             return fail(ValueError(error))
     try:
         if flags.hydra_help:
@@ -165,9 +165,9 @@ def _sweep(arguments: list[str], own: OwnFlags) -> int:
         sweep.take_folder()
         chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
         others = "hydra/sweeper" in chosen and not chosen.get("hydra/launcher", "fleet").startswith("fleet")
-        known = None if others else sweep  # other launchers send the task to processes, without the sweep
+        passed = None if others else sweep  # other launchers send the task to processes, without the sweep
         as_config_error(
-            lambda: _run_hydra([*sweep.added, *arguments], train_job, known)
+            lambda: _run_hydra([*sweep.added, *arguments], train_job, passed)
         )  # overrides come first (in_order)
     except Interrupted as interrupted:
         print(with_failures_in_red(sweep.report()), flush=True)
@@ -242,13 +242,13 @@ def _cost_of_runs(folders: list[Path]) -> list[list[float]]:
     return cost_of_runs(folders)
 
 
-def _look(command: str, arguments: list[str]) -> int:
+def _run_other(command: str, arguments: list[str]) -> int:
     try:
         from burgersgd.config import GROUPS
         from burgersgd.registry import with_own_classes
 
-        arguments, named = with_own_classes(GROUPS, arguments)
-        arguments = [word for word in arguments if word not in named]
+        arguments, class_words = with_own_classes(GROUPS, arguments)
+        arguments = [word for word in arguments if word not in class_words]
         if command == "completion":
             from burgersgd import completion
 
@@ -284,13 +284,13 @@ def _look(command: str, arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     **{
-        word: functools.partial(_look, word)
+        word: functools.partial(_run_other, word)
         for word in ("list", "status", "compare", "study", "bench", "evaluate", "export", "rerun")
     },
     "verify": _verify,
     "traffic": _traffic,
     "help": _help_on,
-    "completion": functools.partial(_look, "completion"),
+    "completion": functools.partial(_run_other, "completion"),
 }
 """First word of the command line -> function that handles the remaining words."""
 
@@ -298,11 +298,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def run() -> None:
     """Run the installed command."""
     open_descriptors()
-    with seldom_collecting():
+    with rare_garbage_collection():
         prepare_workers(sys.argv[1:])
         try:
             code = main()
         except SystemExit as ended:  # from argparse
             code = ended.code
-        let_go()
+        flush_or_discard()
     sys.exit(code)

@@ -75,11 +75,11 @@ def candidates(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     """Return the possible completions of the last of the words after `burgersgd`."""
     word = words[-1] if words else ""
     first = [*commands, "--help", "--version"]
-    found = first if len(words) < 2 else _after(words[0], words[1:-1], word, commands)
+    found = first if len(words) < 2 else _candidates_after(words[0], words[1:-1], word, commands)
     return [candidate for candidate in found if candidate.startswith(word)]
 
 
-def _after(command: str, before: Sequence[str], word: str, commands: Sequence[str]) -> list[str]:
+def _candidates_after(command: str, before: Sequence[str], word: str, commands: Sequence[str]) -> list[str]:
     if command == "train":
         return _train(before, word)
     if command == "traffic":
@@ -107,8 +107,8 @@ def _train(before: Sequence[str], word: str) -> list[str]:
     key, equals, value = word.partition("=")
     if not equals:
         return [f"{name}=" for name in [*GROUPS, "experiment", *(k.name for k in _keys(before)), "resume"]]
-    begun = value.rpartition(",")[0]
-    prefix = f"{key}={begun}{',' * bool(begun)}"
+    typed = value.rpartition(",")[0]
+    prefix = f"{key}={typed}{',' * bool(typed)}"
     if key in GROUPS:
         return [prefix + name for name in GROUPS[key].names()]
     if key == "experiment":
@@ -131,8 +131,8 @@ def _traffic(word: str) -> list[str]:
     from burgersgd.theory.traffic_command import TrafficConfig
 
     key, equals, _ = word.partition("=")
-    known = {name: list(f.metadata.get("choices") or []) for name, f in fields_of(TrafficConfig).items()}
-    return [f"{key}={value}" for value in known.get(key, [])] if equals else [*(f"{k}=" for k in known), "--help"]
+    choices = {name: list(f.metadata.get("choices") or []) for name, f in fields_of(TrafficConfig).items()}
+    return [f"{key}={value}" for value in choices.get(key, [])] if equals else [*(f"{k}=" for k in choices), "--help"]
 
 
 def _checks() -> list[str]:

@@ -98,7 +98,7 @@ def __getattr__(name: str) -> Any:
 
 @dataclass
 class LossConfig(Group):
-    """The loss (2.5)-(2.8)."""
+    """The loss function (2.5)-(2.8)."""
 
     group: ClassVar[str] = "loss"
     name: str = named(
@@ -159,11 +159,14 @@ class TrainerConfig(Group):
 
     group: ClassVar[str] = "trainer"
     budget: int | None = opt(
-        None, "number of gradient evaluations; null: it follows from epochs", at_least=1, below=LARGEST_BUDGET
+        None,
+        "number of gradient evaluations, rounded down to complete cycles; null: that of trainer.epochs",
+        at_least=1,
+        below=LARGEST_BUDGET,
     )
     epochs: float = opt(
         100.0,
-        "number of passes over the training part; used where budget is null",
+        "number of passes over the training part; used only if trainer.budget is null",
         above=0,
         hashed=False,
         unused_with="budget",
@@ -172,7 +175,7 @@ class TrainerConfig(Group):
     with_replacement: bool = opt(
         False, "draw every batch independently (2.13) instead of a fresh permutation each epoch"
     )
-    drop_last: bool = opt(False, "leave out the short batch at the end of an epoch")
+    drop_last: bool = opt(False, "leave out the last batch of an epoch if it is shorter than the others")
     eval_every: int | None = opt(
         None,
         "gradient evaluations between two evaluations on the validation part; null: 50 evaluations per run",
@@ -187,16 +190,18 @@ class TrainerConfig(Group):
         at_least=1,
         since="0.2",
     )
-    clip_norm: float | None = opt(None, "largest norm of a gradient; longer gradients are scaled down to it", above=0)
+    clip_norm: float | None = opt(
+        None, "largest norm of a gradient, to which longer gradients are scaled down; null: no limit", above=0
+    )
     explosion_factor: float = opt(
         1e6,
-        "a run has diverged when its loss exceeds this factor times max(1, first loss); .inf: when it is not finite",
+        "a run has diverged if its loss exceeds this factor times max(1, first loss); .inf: only if it is not finite",
         above=1,
         infinite=True,
     )
     checkpoint_every: int | None = opt(
         None,
-        "gradient evaluations between two checkpoints, in addition to checkpoint_minutes; null: none in addition",
+        "gradient evaluations between two checkpoints, in addition to those of checkpoint_minutes; null: no others",
         at_least=1,
         hashed=False,
     )
@@ -209,21 +214,21 @@ class TrainerConfig(Group):
     )
     sinks: list[str] = opt(
         ["tensorboard"],
-        "programs that receive the metrics of a run, besides its folder; see burgersgd/recording/sinks.py",
+        "trackers that receive the metrics of a run: tensorboard, mlflow or a registered name; [] for none",
         since="0.2",
         hashed=False,
     )
     compile: str = opt(
         "auto",
-        "engine; on: torch.compile; off: eager PyTorch; native: own C or CUDA kernels; auto: chosen by the run's size",
+        "engine; on: torch.compile; off: eager PyTorch; native: own C or CUDA kernels; auto: by size of the run",
         choices=("auto", "on", "off", "native"),
     )
     precision: str = opt(
         "float32",
-        "number format of network and state; bfloat16: of the network, with the state in float32",
+        "number format of network and state; bfloat16: only of the network, with the state in float32",
         choices=("float32", "bfloat16", "float64"),
     )
-    deterministic: bool = opt(False, "refuse operations whose result may differ between two executions")
+    deterministic: bool = opt(False, "raise an error for operations whose result may differ between two executions")
 
 
 @dataclass
@@ -261,17 +266,19 @@ class SweepConfig(Group):
     name: str | None = opt(None, "name of the sweep and of its folder below output_root/multirun; null: date and time")
     sampler: str = opt(
         "grid",
-        "grid: all combinations of the listed values; random, sobol: n_samples points of the ranges for each of them; "
-        "optuna: a search",
+        "grid: all combinations of the listed values; random, sobol: n_samples points of the ranges for each "
+        "combination; optuna: a search with n_samples trials",
         choices=("grid", "random", "sobol", "optuna"),
     )
     n_samples: int = opt(
         16,
-        "number of points of the ranges; a larger number extends the same sequence; optuna: number of trials",
+        "number of points of the ranges (a larger number extends the same sequence), or of trials with sampler=optuna",
         at_least=1,
     )
-    batch: int = opt(16, "optuna: number of trials that are proposed and trained together", at_least=1)
-    seed: int = opt(0, "seed of the sampler", at_least=0)
+    batch: int = opt(
+        16, "number of trials that are proposed and trained together; used only with sampler=optuna", at_least=1
+    )
+    seed: int = opt(0, "seed of the sampler (random, sobol, optuna)", at_least=0)
     objective: str = opt(
         "last",
         "validation error that a search minimises: the last or the best of a run; a diverged run counts as +inf",
@@ -281,7 +288,7 @@ class SweepConfig(Group):
     params: dict[str, str] = opt({}, "KEY: VALUES, further keys to vary; the command line takes precedence")
     spaces: dict[str, dict[str, str]] = opt(
         {},
-        "OPTIMIZER: {KEY: VALUES}, keys to vary for each of several optimizers, with as many trials for each",
+        "OPTIMIZER: {KEY: VALUES}, keys to vary for each of several optimizers, which get equally many trials",
         since="0.2",
     )
     max_runs: int | None = opt(
@@ -291,27 +298,27 @@ class SweepConfig(Group):
     )
     prune: str = opt(
         "none",
-        "early stopping by comparison; median: of runs worse than the median; halving: of two thirds of the runs "
+        "early stopping of runs by comparison; median: those worse than the median; halving: two thirds of the runs "
         "whenever the number of gradient evaluations has tripled",
         choices=("none", "median", "halving"),
     )
-    prune_from: float = opt(0.1, "fraction of the budget before which no run is stopped", above=0, below=1)
+    prune_from: float = opt(0.1, "fraction of the budget before which prune stops no run", above=0, below=1)
     code: str = opt(
         "any",
-        "named sweeps with jobs trained by another version of the code; same: refuse to resume them; any: report it",
+        "what to do if other versions of the code trained jobs of the sweep; same: refuse to resume it; any: warn",
         choices=("any", "same"),
         since="0.2",
     )
     workers: int | None = opt(
         None,
-        "number of processes that train on this machine; null: one per core or GPU, if the sweep takes long enough",
+        "number of processes that train on this machine; null: one per core or GPU, but 1 for short sweeps",
         at_least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise self.error("name", "must be a folder's name of letters, digits and _ . -")
+            raise self.error("name", "must consist of letters, digits, _ . and -, and not start with . or -")
 
 
 # --------------------------------------------------------------------------------------------------------------- all

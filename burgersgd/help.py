@@ -19,22 +19,22 @@ COLUMN = 34
 
 EPILOG = """\
 examples:
-  burgersgd train                                      the paper's optimizer on scikit-learn's digits
-  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline, same number of gradient evaluations
+  burgersgd train                                      train the paper's optimizer on scikit-learn's digits
+  burgersgd train optimizer=sgd optimizer.lr=0.05      a baseline with the same number of gradient evaluations
   burgersgd train --multirun optimizer.nu=1e-7,1e-6,1e-5 'seed=range(3)'
-  burgersgd train --help                               all groups and keys, with meanings and ranges
-  burgersgd help optimizer.gamma                       one key, everywhere it occurs
+  burgersgd train --help                               explain all groups and keys
+  burgersgd help optimizer.gamma                       explain one key
   burgersgd train resume=RUN                           resume a run that was stopped
-  burgersgd list                                       the runs in outputs, the newest first
-  burgersgd status                                     how the latest runs and sweeps stand; NAME: one of them
+  burgersgd list                                       list the runs in outputs, the newest first
+  burgersgd status                                     states of the latest runs and sweeps; NAME: of one
   burgersgd compare SWEEP --by optimizer.name          means, intervals and paired differences
-  burgersgd study small --quick                        tune optimizers at equal budgets, test them, report
-  burgersgd bench my_package:MyConfig --quick          an optimizer of your own against those that ship
-  burgersgd evaluate RUN                               its final evaluation again, from the checkpoint
-  burgersgd export RUN                                 a predictor of raw inputs at its last x
-  burgersgd rerun RUN --check                          the same run again: are the bits the same?
-  burgersgd verify                                     the paper's equations, checked one by one
-  burgersgd traffic scenario=red_light nu=0.02         the traffic model behind the optimizer
+  burgersgd study small --quick                        tune optimizers at equal budgets, test and report
+  burgersgd bench my_package:MyConfig --quick          compare an optimizer of your own with the shipped ones
+  burgersgd evaluate RUN                               repeat the final evaluation of a run
+  burgersgd export RUN                                 write a predictor of raw inputs to a file
+  burgersgd rerun RUN --check                          repeat a run and compare it bit by bit
+  burgersgd verify                                     check the paper's equations one by one
+  burgersgd traffic scenario=red_light nu=0.02         simulate the traffic model behind the optimizer
   tensorboard --logdir outputs                         show the curves
 """
 TRAIN = """\
@@ -43,16 +43,16 @@ usage: burgersgd train [GROUP=CHOICE ...] [KEY=VALUE ...] [flags]
        burgersgd train resume=RUN [trainer.budget=N] [output_root=FOLDER] [run_name=NAME]
 """
 FLAGS = {
-    "--multirun, -m": "a sweep: lists and ranges of values, see the group sweep",
-    "--dry-run": "check everything, say what would be trained and about how long it takes, and train nothing",
-    "--quiet, -q": "no progress",
-    "--verbose, -v": "say more about what is chosen and done",
+    "--multirun, -m": "run a sweep over lists and ranges of values, see the group sweep",
+    "--dry-run": "check everything, print what would be trained and about how long it would take; train nothing",
+    "--quiet, -q": "show no progress",
+    "--verbose, -v": "print the chosen engine, device and other details",
     "--cfg job": "print the composed configuration and stop",
-    "--help, -h": "this page, for the choices that are given with it",
-    "--hydra-help": "what Hydra itself can do",
+    "--help, -h": "show this page, for the choices and values on the command line",
+    "--hydra-help": "show the options of Hydra, which composes the configuration",
 }
 EXAMPLES = """\
-examples, as a shell takes them:
+examples, quoted for the shell:
   burgersgd train optimizer=sgd optimizer.lr=0.05 model.depth=3 trainer.budget=1e4
   burgersgd train --multirun optimizer.nu=0,1e-7,1e-6 'seed=range(5)' sweep.name=first
   burgersgd train --multirun sweep=tuning 'optimizer.gamma=tag(log, interval(1, 100))' --dry-run
@@ -88,7 +88,7 @@ def train_help(words: Sequence[str]) -> str:
     lines = [TRAIN, _table(FLAGS.items()), "", EXAMPLES, colour("groups", "1")]
     lines.append(_table((f"{g}=", ", ".join(sorted(n.names()))) for g, n in GROUPS.items() if len(n.shipped) > 1))
     lines.append(_table([("experiment=", ", ".join(experiments()))]))
-    lines += ["", colour("keys", "1") + " (burgersgd help KEY: one of them)", _keys(top_keys(), given)]
+    lines += ["", colour("keys", "1") + " (see burgersgd help KEY)", _keys(top_keys(), given)]
     for group in GROUPS:
         for choice in chosen.get(group) or [DEFAULTS[group]]:
             summary, keys = choice_of(group, choice)

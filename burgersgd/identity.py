@@ -46,7 +46,9 @@ def check_own(record: Mapping[str, Any], model: Any, dataset: Any) -> None:
         part = record.get(key)
         if isinstance(part, Mapping) and part.get("name") == OWN and given is None:
             what = f"{key}={part.get('class', OWN)}"
-            raise ConfigError(f"{what}: is the user's own; give it again, in Python: burgersgd.resume(..., {key}=...)")
+            raise ConfigError(
+                f"{what}: is your own and must be passed again, in Python: burgersgd.resume(..., {key}=...)"
+            )
 
 
 def config_of(given: TrainConfig | Mapping[str, Any]) -> TrainConfig:
@@ -114,9 +116,13 @@ def _class_of(group: str, value: Mapping[str, Any]) -> type[Group]:
     try:
         return choices[name]
     except KeyError:
-        known = f"{group}={name}: must be one of {', '.join(choices.names())}"
-        again = f"; it was {group}={value['class']}, which must be named again" if "class" in value else ""
-        raise ConfigError(known + again) from None
+        message = f"{group}={name}: must be one of {', '.join(choices.names())}"
+        again = (
+            f"; the run used {group}={value['class']}, which must be given again on the command line"
+            if "class" in value
+            else ""
+        )
+        raise ConfigError(message + again) from None
 
 
 def _built(
@@ -135,10 +141,10 @@ def canonical(config: TrainConfig, budget: int, resolved: Mapping[str, Any] = Ma
     budget: its gradient evaluations, whether they were set or follow from epochs. resolved: dotted key -> other values
     that the run determined because the configuration leaves them open (loss.name if that is auto).
     """
-    return _deciding(config, "", {"trainer.budget": budget, **resolved})
+    return _hashed_values(config, "", {"trainer.budget": budget, **resolved})
 
 
-def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[str, Any]:
+def _hashed_values(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, needed, instead, before in _hashed_fields(type(group)):
         key = prefix + name
@@ -147,7 +153,7 @@ def _deciding(group: Group, prefix: str, resolved: Mapping[str, Any]) -> dict[st
         idle |= instead is not None and bool(getattr(group, instead))
         if idle or (before is not dataclasses.MISSING and value == before):
             continue
-        plain[name] = _deciding(value, f"{key}.", resolved) if isinstance(value, Group) else value
+        plain[name] = _hashed_values(value, f"{key}.", resolved) if isinstance(value, Group) else value
     if group.version != 1:
         plain["version of the class"] = group.version
     return plain

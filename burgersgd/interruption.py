@@ -57,7 +57,7 @@ class Interruption:
     def settle(self) -> None:
         """Stop the timer of GRACE_SECONDS because the step has ended."""
         if self._watchdog is not None:
-            self._watchdog.call_off()
+            self._watchdog.cancel()
 
     def raise_if_requested(self) -> None:
         """Raise Interrupted if a signal was received."""
@@ -66,7 +66,7 @@ class Interruption:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle one of SIGNALS."""
-        if self._watchdog is not None and self._watchdog.take_bark():
+        if self._watchdog is not None and self._watchdog.take_signal():
             if not self._watchdog.off:
                 self.raise_if_requested()
             return  # the step ended at the same moment
@@ -89,7 +89,7 @@ class _Watchdog:
     """
 
     def __init__(self, number: int) -> None:
-        self.off = self._barked = False
+        self.off = self._signalled = False
         self._call, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
         self._call.acquire()
         self._ended.acquire()
@@ -100,21 +100,21 @@ class _Watchdog:
 
     def _wait(self, number: int, seconds: float) -> None:
         if not self._call.acquire(timeout=seconds):
-            self._barked = True
+            self._signalled = True
             signal.pthread_kill(threading.main_thread().ident or 0, number)
         self._ended.release()
 
-    def call_off(self) -> None:
+    def cancel(self) -> None:
         """Prevent any further signal; a signal that was sent has arrived when this returns."""
         if not self.off:
             self.off = True
             self._call.release()
             self._ended.acquire()
 
-    def take_bark(self) -> bool:
+    def take_signal(self) -> bool:
         """Return whether the signal that is being handled was sent by the watchdog, and reset this."""
-        barked, self._barked = self._barked, False
-        return barked
+        signalled, self._signalled = self._signalled, False
+        return signalled
 
 
 _current: Interruption | None = None

@@ -124,17 +124,17 @@ def no_such_choice(group: str, choice: str) -> str:
 
 def no_such_key(key: str) -> str:
     """Return the error message for an unknown key."""
-    known = all_keys()
-    ends = [name for name in known if name.endswith(f".{key}")]
+    every = all_keys()
+    ends = [name for name in every if name.endswith(f".{key}")]
     if ends:
         question = f"; did you mean {' or '.join(ends)}?"
-    elif key in known:
+    elif key in every:
         where = [f"{g}={c}" for g, names in GROUPS.items() for c in names.shipped if key in _names(g, c)]
         if len(where) in (0, len(GROUPS[key.partition(".")[0]].shipped)):  # all choices have the key
-            return f"{key}: cannot be set like that (burgersgd help {key})"
-        question = f" with this {key.partition('.')[0]}; it belongs to {', '.join(where)}"
+            return f"{key}: cannot be set in this way (see burgersgd help {key})"
+        question = f" with this {key.partition('.')[0]}; it exists with {', '.join(where)}"
     else:
-        question = did_you_mean(key, [*known, *GROUPS])
+        question = did_you_mean(key, [*every, *GROUPS])
     return f"{key}: no such key{question} (burgersgd train --help lists them)"
 
 
@@ -146,10 +146,10 @@ def no_such_flag(flag: str, value: str, flags: Iterable[str]) -> str:
     """Return the error message for an unknown flag; `value` is the word after it."""
     name, equals, inside = flag.lstrip("-").partition("=")
     value = inside if equals else value
-    known = all_keys()
-    as_key = [k for k in [*known, *GROUPS] if k == name] or [k for k in known if k.endswith(f".{name}")]
+    every = all_keys()
+    as_key = [k for k in [*every, *GROUPS] if k == name] or [k for k in every if k.endswith(f".{name}")]
     if as_key:
-        return f"{flag}: no such flag; did you mean {as_key[0]}={value}? (settings have no dashes)"
+        return f"{flag}: no such flag; did you mean {as_key[0]}={value}? (keys are written without dashes)"
     return f"{flag}: no such flag{did_you_mean(flag.partition('=')[0], flags)} (burgersgd train --help)"
 
 
@@ -163,8 +163,8 @@ def with_whole_numbers(word: str) -> str:
     key, equals, value = word.partition("=")
     if not (equals and EXPONENT.search(value)):
         return word
-    known = all_keys().get(key.lstrip("+~"))
-    if known is None or not known.allowed.startswith("int"):
+    found = all_keys().get(key.lstrip("+~"))
+    if found is None or not found.allowed.startswith("int"):
         return word
 
     def whole(match: re.Match[str]) -> str:

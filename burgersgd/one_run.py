@@ -28,10 +28,12 @@ def train_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     try:
         config = compose_job(flags.overrides)
         if flags.resolve or flags.package:
-            raise ConfigError("--resolve and --package go with --cfg job, which shows the configuration")
+            raise ConfigError(
+                "--resolve and --package: can only be used with --cfg job, which prints the configuration"
+            )
         for word in hydra_words:
             if not word.lstrip("+~").startswith("hydra.searchpath"):
-                instead = "has no effect on a single run; output_root=... and run_name=... say where its folder goes"
+                instead = "has no effect on a single run; set its folder by output_root and run_name"
                 raise ConfigError(f"{word}: {instead}")
         check_output(config)
         if own.dry_run:
@@ -65,13 +67,14 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     allowed = ("resume", "trainer.budget", "output_root", "run_name")
     try:
         if own.dry_run:
-            raise ConfigError("--dry-run: does not go with resume")
+            raise ConfigError("--dry-run: cannot be combined with resume")
         if flags.multirun:
             raise ConfigError("resume: takes one run; to resume a sweep, repeat its command")
         for key in words:
             if key not in allowed:
                 raise ConfigError(
-                    f"{key}: the configuration is the recorded one; with resume go {', '.join(allowed[1:])}"
+                    f"{key}: cannot be set with resume, which uses the recorded configuration; "
+                    f"allowed are {', '.join(allowed[1:])}"
                 )
         budget = words.get("trainer.budget")
         if budget is not None and not re.fullmatch(r"[0-9_]+", budget):
@@ -80,7 +83,7 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
         read_config(folder)
         over = is_over(folder)
         if over and budget is None:
-            print(f"{shown_path(folder)}: the run is over, nothing is left to do")
+            print(f"{shown_path(folder)}: the run has ended, nothing is left to do")
     except ValueError as error:
         return fail(error)
     try:

@@ -16,7 +16,7 @@ COLLECT_AFTER = 50_000
 
 
 @contextlib.contextmanager
-def seldom_collecting() -> Iterator[None]:
+def rare_garbage_collection() -> Iterator[None]:
     """Collect garbage rarely, and not at the end of the process, which would take 0.4 s with torch imported."""
     gc.set_threshold(COLLECT_AFTER)
     try:
@@ -78,7 +78,7 @@ def signals_held() -> Iterator[None]:
 def worker(*arguments: Any) -> None:
     """Run a worker of a sweep, see sweeps.workers.work; defined here because that module imports torch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the command reacts
-    with seldom_collecting():
+    with rare_garbage_collection():
         from burgersgd.sweeps.workers import work
 
         work(*arguments)

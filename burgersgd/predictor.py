@@ -144,7 +144,7 @@ def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Mo
     if settings["name"] == OWN:
         if own is None:
             given = "burgersgd.load_predictor(..., model=...)"
-            raise ConfigError(f"model={settings['class']}: is the user's own; give it again: {given}")
+            raise ConfigError(f"model={settings['class']}: is a module of your own and must be passed again: {given}")
         try:
             check(own)
             module = independent_copy(own)
@@ -161,9 +161,9 @@ def rebuilt(description: Mapping[str, Any], state: dict[str, Tensor], own: nn.Mo
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ConfigError(f"model: does not fit what was trained: {one_line(error)}") from error
+        raise ConfigError(f"model: differs from the trained module: {one_line(error)}") from error
     differing = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
     if differing:
         where = "was not trained" if differing[0] in missing else "is missing"
-        raise ConfigError(f"model: does not fit what was trained: {differing[0]} {where}")
+        raise ConfigError(f"model: differs from the trained module: {differing[0]} {where}")
     return Predictor(module, Units(**description["units"]), shape, description["log_odds"])

@@ -97,7 +97,7 @@ class Recorder:
             if not _is_out_of_memory(error):
                 raise
             if len(runs) == 1:
-                reason = f"out of memory ({_first_line(error)}): a smaller model or batch may fit"
+                reason = f"out of memory ({_first_line(error)}); try a smaller model or trainer.batch_size"
                 raise ConfigError(reason) from error.with_traceback(None)  # its frames would keep the fleet in memory
         _log.warning("out of memory with %d runs at once: continuing with half as many", len(runs))
         self.bar.add(-fleet_run.counted)
@@ -140,7 +140,7 @@ class _FleetRun:
         budget, trainer = prepared.budget, prepared.configs[0].trainer
         known = runs[0].choices.get("budget", budget)
         if known != budget:
-            raise trainer.error("budget", f"is {budget} gradient evaluations, the run began with {known}")
+            raise trainer.error("budget", f"is {budget} gradient evaluations, but the run was started with {known}")
         for run in runs:
             if run.checkpoint is not None and run.folder is not None:
                 prepared.check_same(run.checkpoint, run.folder.path)

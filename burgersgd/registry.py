@@ -83,12 +83,16 @@ class Registry(Mapping[str, type[Group]]):
             raise ConfigError(f"{shown}: must be a class derived from burgersgd.config.{self.base.__name__}")
         names = _names_of(cls)
         if not names:
-            raise ConfigError(f"{shown}: must be a @dataclass with `name: str = named(...)`, a name of its own")
+            raise ConfigError(f"{shown}: must be a @dataclass with its own name, `name: str = named(...)`")
         if name is not None and name not in names:
-            raise ConfigError(f"{shown}: the class calls itself {names[0]}, an entry point must have the same name")
+            raise ConfigError(
+                f"{shown}: the class has the name {names[0]}, and its entry point must have the same name"
+            )
         taken = [n for n in names if n in self.shipped or n == OWN]
         if taken:
-            raise ConfigError(f"{shown}: the class calls itself {taken[0]}, a name that burgersgd uses itself")
+            raise ConfigError(
+                f"{shown}: the class has the name {taken[0]}, which burgersgd uses itself; choose another one"
+            )
         return names[0]
 
     def _imported(self) -> dict[str, type[Group]]:

@@ -46,7 +46,7 @@ def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
     if point == "last":
         return checkpoint["x"]
     if not math.isfinite(checkpoint["best"]["error"]):
-        raise RunFolderError(f"{folder}: has no best x: no validation error was measured")
+        raise RunFolderError(f"{folder}: has no best x, because no validation error was measured")
     return checkpoint["best"]["x"]
 
 
@@ -58,7 +58,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
     x = x_of(folder, checkpoint, point)
     if not bool(torch.isfinite(x).all()):
-        raise RunFolderError(f"{folder}: the {point} x is not finite: the run diverged")
+        raise RunFolderError(f"{folder}: the {point} x is not finite, because the run diverged")
     return x
 
 
@@ -114,7 +114,7 @@ def load_predictor(path: Path | str, point: str = "last", *, model: nn.Module | 
         except Exception as error:  # a broken file may raise many types
             raise RunFolderError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != EXPORT_FORMAT:
-        raise RunFolderError(f"{path} is no predictor: make one with burgersgd export RUN --output {path}")
+        raise RunFolderError(f"{path} is not an exported predictor; write one by burgersgd export RUN --output {path}")
     checked(content["predictor"], PredictorRecord, path)
     return rebuilt(content["predictor"], content["network"], model)
 
@@ -132,7 +132,7 @@ def evaluate(
     prepared = prepare([config], model=model, dataset=dataset)
     x = x_of(folder, checkpoint, point)[None].to(prepared.problem.inputs.device)
     if x.shape[1] != prepared.problem.d:
-        raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, the model {prepared.problem.d}")
+        raise RunFolderError(f"{folder}: x has {x.shape[1]} parameters, but the model has {prepared.problem.d}")
     prepared.check_same(checkpoint, folder)
     measured = {}
     with prepared.torch_settings():
@@ -167,9 +167,11 @@ def rerun(
     """
     checkpoint, state = _checkpoint(folder), read_status(folder)["state"]
     if state not in ENDED:
-        raise RunFolderError(f"{folder}: the run is {state}; burgersgd train resume={folder} brings it to its end")
+        raise RunFolderError(f"{folder}: the run is {state}; finish it first by burgersgd train resume={folder}")
     if checkpoint["parent"] is not None:
-        raise ConfigError(f"{folder}: continues {checkpoint['parent']['folder']}, which can be repeated by itself")
+        raise ConfigError(
+            f"{folder}: continues another run and cannot be repeated; repeat {checkpoint['parent']['folder']} instead"
+        )
     fleet, choices = checkpoint["fleet"], checkpoint["choices"]
     then, before = read_environment(folder), read_metrics(folder)
     result = repeat(folder, choices, model=model, dataset=dataset, progress=progress)
@@ -178,9 +180,9 @@ def rerun(
     circumstances = [f"{key}: {then.get(key)}, now {now.get(key)}" for key in now if then.get(key) != now[key]]
     if fleet["size"] > 1 and not ENGINES[choices["engine"]].gradient_in_c:
         circumstances.append(
-            f"it was one of a fleet of {fleet['size']}: alone, {choices['engine']} equals it to rounding"
+            f"fleet: {fleet['size']} runs, now 1; with engine {choices['engine']} they agree only up to rounding"
         )
-    differences = [f"metrics.csv: has no column {column}" for column in after if column not in before]
+    differences = [f"metrics.csv: the first run has no column {column}" for column in after if column not in before]
     differences += [
         f"metrics.csv, {column}: {_first_difference(theirs, after[column])}"
         for column, theirs in before.items()
@@ -193,7 +195,7 @@ def rerun(
         *((field, checkpoint["state"].get(field), tensor) for field, tensor in again["state"].items()),
     ]:
         if (theirs is None) != (ours is None) or (theirs is not None and theirs.shape != ours.shape):
-            differences.append(f"{name}: exists in only one of the two runs, or has another shape")
+            differences.append(f"{name}: exists in only one of the two runs, or has different shapes")
         elif theirs is not None and not _same_bits(theirs, ours):
             differences.append(f"{name}: largest difference {float((theirs - ours).abs().max()):.3g}")
     return Repetition(result, differences, circumstances)
@@ -216,18 +218,23 @@ def _first_difference(a: list[float], b: list[float]) -> str:
 
 def _arguments(command: str, description: str, arguments: Sequence[str], check: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"burgersgd {command}", description=description)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     if check:
-        parser.add_argument("--check", action="store_true", help="exit with 1 where a bit differs")
+        parser.add_argument("--check", action="store_true", help="return exit code 1 if any bit differs")
     else:
-        parser.add_argument("--point", choices=POINTS, default="last", help="which x: the last one, or the best one")
+        parser.add_argument(
+            "--point",
+            choices=POINTS,
+            default="last",
+            help="the last x (default), or the x with the lowest validation error",
+        )
     if command == "export":
-        parser.add_argument("--output", type=Path, help="the file to write (default: RUN/model.pt)")
+        parser.add_argument("--output", type=Path, help="file to write; default: RUN/model.pt")
         parser.add_argument(
             "--format",
             choices=("predictor", "state_dict"),
             default="predictor",
-            help="predictor: takes raw inputs, read by burgersgd.load_predictor; state_dict: the network's tensors",
+            help="predictor: takes raw inputs, read by burgersgd.load_predictor; state_dict: tensors of the network",
         )
     return parser.parse_args(arguments)
 
@@ -236,23 +243,27 @@ def main_evaluate(arguments: Sequence[str]) -> int:
     """Run `burgersgd evaluate RUN`: repeat the final evaluation; return 1 if it differs from the record."""
     given = _arguments("evaluate", "Repeat the final evaluation of a run from its checkpoint.", arguments)
     measured, status = evaluate(given.run, given.point), read_status(given.run)
-    known = {"test_error": status.get("best_test_error")} if given.point == "best" else status
-    differing = [name for name in measured if known.get(name) is not None and repr(known[name]) != repr(measured[name])]
+    recorded_values = {"test_error": status.get("best_test_error")} if given.point == "best" else status
+    differing = [
+        name
+        for name in measured
+        if recorded_values.get(name) is not None and repr(recorded_values[name]) != repr(measured[name])
+    ]
     for name, value in measured.items():
-        recorded = f"   recorded {known[name]:.9g}" if name in differing else ""
+        recorded = f"   recorded {recorded_values[name]:.9g}" if name in differing else ""
         print(f"{name:<18}{value:.9g}{recorded}")
     return 1 if differing else 0
 
 
 def main_export(arguments: Sequence[str]) -> int:
     """Run `burgersgd export RUN`: write x as a predictor of raw inputs, or as the state_dict of its network."""
-    given = _arguments("export", "Write x of a run to a file, as data only (no code).", arguments)
+    given = _arguments("export", "Write the network of a run to a file, which holds data only and no code.", arguments)
     path = given.output or given.run / "model.pt"
     tensors = state_dict(given.run, given.point)
     try:
         torch.save(tensors if given.format == "state_dict" else exported(given.run, given.point), path)
     except (OSError, RuntimeError) as error:
-        raise RunFolderError(f"--output={path}: cannot write there: {str(error).splitlines()[0]}") from error
+        raise RunFolderError(f"--output={path}: cannot be written: {str(error).splitlines()[0]}") from error
     print(f"{shown_path(path)}: {sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors")
     if given.format == "state_dict":
         print(f'module.load_state_dict(torch.load("{shown_path(path)}", weights_only=True))')
@@ -264,12 +275,14 @@ def main_export(arguments: Sequence[str]) -> int:
 
 def main_rerun(arguments: Sequence[str]) -> int:
     """Run `burgersgd rerun RUN [--check]`: repeat a run and compare."""
-    given = _arguments("rerun", "Repeat a run in a new folder and compare every number.", arguments, check=True)
+    given = _arguments(
+        "rerun", "Repeat a run in a new folder and compare all results bit by bit.", arguments, check=True
+    )
     repetition = rerun(given.run)
     for line in repetition.circumstances:
-        print(f"then and now: {line}")
+        print(f"changed circumstances: {line}")
     for line in repetition.differences:
-        print(f"differs: {line}")
-    verdict = f"{len(repetition.differences)} differences" if repetition.differences else "the same bits"
+        print(f"different result: {line}")
+    verdict = f"{len(repetition.differences)} differences" if repetition.differences else "bit-identical"
     print(f"{verdict}: {shown_path(given.run)} and {shown_path(repetition.result.folder or given.run)}")
     return 1 if given.check and repetition.differences else 0

@@ -69,7 +69,9 @@ class RunRecord:
         run.final = stored.end is not None
         run.parent = stored.checkpoint["parent"]
         if stored.checkpoint["code"] != code_version() and not run.final:
-            folder.log.warning("resumed with %s; it began with %s", code_version(), stored.checkpoint["code"])
+            folder.log.warning(
+                "resumed with code %s; the run was started with code %s", code_version(), stored.checkpoint["code"]
+            )
         if not run.final:
             run._compare_processors(folder)
         return run
@@ -80,7 +82,9 @@ class RunRecord:
         with contextlib.suppress(RunFolderError):  # an unreadable environment.json does no harm
             then = read_environment(folder.path).get("cpu_capability")  # version 0.1.0 did not record it
         if then not in (None, cpu_capability()):
-            text = f"began on a processor with {then}, resumed on {cpu_capability()}: equal to rounding, not bit by bit"
+            text = (
+                f"started on a processor with {then}, resumed on {cpu_capability()}: results agree only up to rounding"
+            )
             folder.log.warning("%s", text)
             _log.warning("%s: %s", folder.path, text)
 
@@ -137,13 +141,15 @@ class RunRecord:
             self.rows = self.folder.table.rows(*position)
             if len(self.folder.table.text()) != position[0]:
                 raise RunFolderError(
-                    f"{self.folder.path}: metrics.csv has rows behind the end of the run: it was changed"
+                    f"{self.folder.path}: metrics.csv has rows after the end of the run: it was changed"
                 )
         else:
             self.rows = self.folder.rewind(*position)
         last = self.rows[-1]["evaluations"] if self.rows else -1
         if self.folder is not None and known and not 0 <= (last or 0) <= known["evaluations"]:
-            raise RunFolderError(f"{self.folder.path}: metrics.csv ends at evaluation {last}, the checkpoint differs")
+            raise RunFolderError(
+                f"{self.folder.path}: metrics.csv ends at evaluation {last}, which does not fit the checkpoint"
+            )
 
     def start_sinks(self) -> None:
         """Inform the sinks that the run starts or is resumed, and pass the rows so far."""
@@ -208,19 +214,19 @@ def read_run(path: Path, looking: bool = False) -> StoredRun:
     config, status, end = config_from(record), read_status(path), read_end(path, unchanged=not looking)
     if not (path / CHECKPOINT).exists():
         if end is not None:
-            raise RunFolderError(f"{path}: the run is {end['state']}, and its checkpoint.pt is missing")
+            raise RunFolderError(f"{path}: the run is {end['state']}, but its checkpoint.pt is missing")
         return StoredRun(config, None, None)
     file, checkpoint = path / CHECKPOINT, read_checkpoint(path)
     _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
     untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 did not record it
     same = checkpoint["config_hash"] == config_hash(config, checkpoint["choices"]["budget"])
     if not same and not (looking and untouched):
-        changed = "its configuration, or what burgersgd computes for it, changed since the checkpoint was written"
+        changed = "the configuration, or the update rule of this version, differs from that of the checkpoint"
         raise RunFolderError(f"{path}: {changed}")
     if status.get("config_hash", checkpoint["config_hash"]) != checkpoint["config_hash"]:
-        raise RunFolderError(f"{path}: status.json is that of another run")
+        raise RunFolderError(f"{path}: status.json belongs to another run")
     if end is not None and (checkpoint["measured"] is None or not _ended_there(end, checkpoint)):
-        raise RunFolderError(f"{path}: status.json and checkpoint.pt are not of the same end of the run")
+        raise RunFolderError(f"{path}: status.json and checkpoint.pt disagree on how the run ended")
     return StoredRun(config, checkpoint, end)
 
 
@@ -240,7 +246,7 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: 
 
     choices, best, fleet = checkpoint["choices"], checkpoint["best"], checkpoint["fleet"]
     if not checkpoint["logged"] <= checkpoint["evaluations"] <= choices["budget"]:
-        raise refuse("evaluations", "must be at most the budget, and at least those at the last row of metrics")
+        raise refuse("evaluations", "must be at most the budget, and at least that of the last row of metrics")
     if fleet["index"] >= fleet["size"]:
         raise refuse("fleet.index", "must be below fleet.size")
     names = ("validation_loss", "validation_error", "test_loss", "test_error", "best_test_error")
@@ -268,11 +274,11 @@ def _check_checkpoint(checkpoint: Mapping[str, Any], config: TrainConfig, file: 
             expected = f"{' or '.join(map(str, dtypes))}{'' if shape is None else f' of shape {list(shape)}'}"
             raise refuse(name, f"must be {expected}, is {tensor.dtype} of shape {list(tensor.shape)}")
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise refuse(name, "is larger than its memory")
+            raise refuse(name, "has more elements than its memory holds")
     if not -1 <= int(checkpoint["diverged_at"]) < max(checkpoint["evaluations"], 1):
-        raise refuse("diverged_at", "must be an evaluation that was spent, or -1")
+        raise refuse("diverged_at", "must be the number of a completed gradient evaluation, or -1")
     if not 0 <= int(best["at"]) <= checkpoint["evaluations"]:
-        raise refuse("best.at", "must be an evaluation that was spent")
+        raise refuse("best.at", "must be the number of a completed gradient evaluation")
     if not float(best["error"]) >= 0:
         raise refuse("best.error", "must not be negative")
 

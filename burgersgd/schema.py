@@ -84,13 +84,13 @@ LR_WORDS = ("default", "auto")
 
 def learning_rate(meaning: str = "learning rate: step size of one gradient evaluation") -> Any:
     """Return the field lr of an optimizer; a run decides on a number before its start (burgersgd/build/rates.py)."""
-    text = f"{meaning}; default: the rule's own, scaled for model and loss; auto: from the curvature at the start"
+    text = f"{meaning}; default: the optimizer's, scaled for model and loss; auto: half of the largest stable rate"
     return opt("default", text, above=0)
 
 
 def weight_decay_on() -> Any:
     """Return the field weight_decay_on of an optimizer."""
-    meaning = "parameters with weight decay; matrices: neither biases nor normalisation parameters"
+    meaning = "parameters to which weight decay applies; matrices: all but biases and normalisation parameters"
     return opt("all", meaning, choices=("all", "matrices"), since="0.2")
 
 
@@ -143,10 +143,10 @@ class Group:
         cls.__doc__ = "\n\n".join([cls.__doc__ or "", *keys]) if keys else cls.__doc__
 
     def __setattr__(self, key: str, value: Any) -> None:
-        known = fields_of(type(self))
-        if key not in known:
-            raise self._error(key, value, f"no such key; there are {', '.join(known)}{did_you_mean(key, known)}")
-        object.__setattr__(self, key, self._checked(known[key], value))
+        fields = fields_of(type(self))
+        if key not in fields:
+            raise self._error(key, value, f"no such key; there are {', '.join(fields)}{did_you_mean(key, fields)}")
+        object.__setattr__(self, key, self._checked(fields[key], value))
 
     def __post_init__(self) -> None:
         """Check the combination of several fields, in subclasses."""
@@ -314,21 +314,21 @@ class DatasetConfig(Group):
     standardize: bool = opt(True, "standardize the inputs by the mean and standard deviation of the training part")
     standardize_targets: bool = opt(
         True,
-        "standardize real targets for training; errors are reported in the original unit",
+        "standardize the targets of a regression for training; errors are reported in the original unit",
         since="0.2",
         as_before=False,
     )
     augment: str = opt(
         "none",
-        "training images are moved by up to 1/8 of their size whenever they are seen; crop_flip mirrors half of them",
+        "random variants of training images; shift: moved by up to 1/8 of their size; crop_flip: also mirrored or not",
         choices=["none", "crop_flip", "shift"],
         since="0.2",
     )
     seed: int = opt(
-        0, "seed of the split, the label noise and generated data; the seed of the run is the key seed", at_least=0
+        0, "seed of the split, the label noise and generated data; the key seed is that of training", at_least=0
     )
     validation_fraction: float = opt(
-        0.2, "fraction of the examples that settings are selected by; 0 where nothing is selected", at_least=0, below=1
+        0.2, "fraction of the examples in the validation part, which selects settings; 0: none", at_least=0, below=1
     )
 
     def read(self) -> Raw:
@@ -344,7 +344,7 @@ class DatasetConfig(Group):
 class SplitDatasetConfig(DatasetConfig):
     """Base of the data sets without a test part of their own."""
 
-    test_fraction: float = opt(0.2, "fraction of the examples that only the final test uses", above=0, below=1)
+    test_fraction: float = opt(0.2, "fraction of the examples in the test part, used only at the end", above=0, below=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

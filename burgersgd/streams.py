@@ -202,11 +202,11 @@ def _backend(name: Backend | None, device: str) -> _Fill:
                 fill as triton_fill,  # triton is optional, and slow to import
             )
 
-            reason = _why_not(triton_fill, device)
+            reason = _problem_with(triton_fill, device)
             if reason is None:
                 return triton_fill
         if name is None:
-            _log.warning("triton cannot be used (%s): plain torch draws the same numbers more slowly", reason)
+            _log.warning("Triton cannot be used (%s): PyTorch draws the same random numbers more slowly", reason)
     if name is None and device == "mps":
         return _host_fill
     if name in (None, "torch"):
@@ -214,7 +214,7 @@ def _backend(name: Backend | None, device: str) -> _Fill:
     raise ValueError(f"the backend {name!r} does not work here, on {device}")
 
 
-def _why_not(fill: _Fill, device: str) -> str | None:
+def _problem_with(fill: _Fill, device: str) -> str | None:
     """Return in one line why a backend fails to draw a few numbers, or None if it works.
 
     Triton needs a C compiler to start its kernels, a driver that it knows, and a folder for its cache.

@@ -69,5 +69,8 @@ def _kernel(device: torch.device, n: int) -> cuda.Kernel | None:
         code = cuda.cubin("orders", source(), cuda.architecture(device))
         return cuda.Kernel(code, "orders", device, THREADS, shared_bytes(n))
     except (OSError, cuda.CudaError) as error:
-        _log.warning("the CUDA kernel of orders is not used: %s; PyTorch sorts them, the same and more slowly", error)
+        _log.warning(
+            "the CUDA kernel for orders cannot be used (%s): PyTorch sorts them, with the same result but more slowly",
+            error,
+        )
         return None

@@ -92,8 +92,8 @@ def main() -> int:
     """Draw the record of the processor that was measured last, or of the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--history", type=Path, default=HISTORY)
-    parser.add_argument("--cpu", help="of which processor; by default the last one in the record")
-    parser.add_argument("--only", default=OURS, help="rivals whose name holds this")
+    parser.add_argument("--cpu", help="name of a processor; default: that of the last record")
+    parser.add_argument("--only", default=OURS, help="draw only rivals whose name contains this text")
     parser.add_argument("--out", type=Path, default=Path("benchmarks.png"))
     options = parser.parse_args()
     try:

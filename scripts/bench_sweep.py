@@ -64,11 +64,15 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", default="w1,w2,w3", help="of w1,w2,w3")
-    parser.add_argument("--runs", default="1,4,16,64,256", help="sizes of fleets; of w3 those up to 16")
+    parser.add_argument("--workloads", default="w1,w2,w3", help="workloads to measure, among w1,w2,w3")
+    parser.add_argument("--runs", default="1,4,16,64,256", help="sizes of fleets; w3 is measured only up to 16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement, at least one sweep")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="of " + ",".join(SECTIONS))
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="duration of a measurement, which is at least one sweep"
+    )
+    parser.add_argument(
+        "--sections", default=",".join(SECTIONS), help="sections to measure, among " + ",".join(SECTIONS)
+    )
     parser.add_argument("--quick", action="store_true", help="w1 and w3, 3 rounds of 0.3 s, fleets of 1, 16 and 64")
     options = parser.parse_args()
     if options.quick:

@@ -80,12 +80,16 @@ def ratios_of(measured: dict[tuple[str, int], dict[str, Any]]) -> dict[str, dict
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = str.split
-    parser.add_argument("--workloads", default="w1,w2,w3", help="of w1,w2,w3")
+    parser.add_argument("--workloads", default="w1,w2,w3", help="workloads to measure, among w1,w2,w3")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--rounds", type=int, default=5, help="of steps and commands")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
-    parser.add_argument("--only", default="", metavar="NAMES", help="rivals whose name holds one of these; P1 always")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="of " + ",".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds of steps and commands")
+    parser.add_argument("--seconds", type=float, default=1.5, help="duration of a measurement")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="measure only P1 and rivals whose name contains one of these texts"
+    )
+    parser.add_argument(
+        "--sections", default=",".join(SECTIONS), help="sections to measure, among " + ",".join(SECTIONS)
+    )
     parser.add_argument(
         "--quick", action="store_true", help="w1 and w3, 2 rounds of 0.3 s, nothing compiled by torch, no crossover"
     )

@@ -47,9 +47,11 @@ from burgersgd.training.inputs import BLOCK
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How fast is the CUDA path?")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="as little as shows that the script has no mistakes")
+    parser.add_argument("--tiny", action="store_true", help="measure very little, only to test the script itself")
     parser.add_argument("--seconds", type=float, default=290)
-    parser.add_argument("--only", default="floors,w1,launches,w3,w2,jax,commands", help="parts, separated by commas")
+    parser.add_argument(
+        "--only", default="floors,w1,launches,w3,w2,jax,commands", help="parts to measure, separated by commas"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "outputs/gpu")))
     parser.add_argument("--warm", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--jax", nargs=2, help=argparse.SUPPRESS)

@@ -29,9 +29,9 @@ MARK = "@@ "
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Is the CUDA path right?")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="as little as shows that the script has no mistakes")
+    parser.add_argument("--tiny", action="store_true", help="check very little, only to test the script itself")
     parser.add_argument("--seconds", type=float, default=225)
-    parser.add_argument("--only", default="", help="groups, separated by commas")
+    parser.add_argument("--only", default="", help="groups of checks to run, separated by commas")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "outputs/gpu")))
     for hidden in ("--group", "--edge", "--hash"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

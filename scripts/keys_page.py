@@ -21,10 +21,11 @@ A value outside its range is an error of one line, and nothing is created. `burg
 This page is generated from the classes of settings by `python scripts/write_conf.py`.
 """
 ABOUT = {
-    "dataset": "What is learnt, and how it is divided into training, validation and test parts.",
-    "optimizer": "The update rule. Every float of it may differ between the runs that are trained as one computation.",
+    "dataset": "The data, and how they are divided into training, validation and test parts.",
+    "model": "The network that is trained.",
+    "optimizer": "The update rule. Its float keys may differ between runs that are trained as one computation.",
     "schedule": "The factor on the learning rate during a run.",
-    "sweep": "What `burgersgd train --multirun` tries. [Reading a sweep](guides/sweep.md) shows it at work.",
+    "sweep": "The settings of a sweep, `burgersgd train --multirun`; [Reading a sweep](guides/sweep.md) shows one.",
 }
 Row = tuple[str, str, str, str]
 

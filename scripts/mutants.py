@@ -94,7 +94,7 @@ FIRST = {
     "training/inputs.py": "training/test_fleet.py training/test_engines.py",
     "training/fleet.py": "training/test_fleet.py test_run.py",
     "training/replicas.py": "contract/test_contract.py",
-    "training/rule_check.py": "contract/test_contract.py",
+    "training/rule_check.py": "contract/test_nasty_rules.py contract/test_contract.py",
     "training/state.py": "training/test_fleet.py",
 }
 """Tests of a module, where they are not in tests/.../test_MODULE.py."""
@@ -402,14 +402,18 @@ def report(tree: Path, results: dict[str, dict[str, Any]], chosen: list[Mutant])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/mutants"), help="copies of the repository, and results"
+        "--work", type=Path, default=Path("build/mutants"), help="folder for copies of the repository and for results"
     )
-    parser.add_argument("--first", type=int, default=SAMPLE, help="try so many, in the order of the sample")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the sample")
-    parser.add_argument("--by-file", action="store_true", help="try by files of tests, without a run of the suite")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--again", action="store_true", help="try those once more that survived, after changed tests")
-    parser.add_argument("--report", action="store_true", help="print what is known and try nothing")
+    parser.add_argument(
+        "--first", type=int, default=SAMPLE, help="number of mutants to test, in the order of the sample"
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the sample")
+    parser.add_argument(
+        "--by-file", action="store_true", help="test by files of tests, without an earlier run of the suite"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument("--again", action="store_true", help="test surviving mutants again, after tests were changed")
+    parser.add_argument("--report", action="store_true", help="print the results so far and test nothing")
     options = parser.parse_args()
     work = options.work.resolve()
     trees = [work / f"tree-{k}" for k in range(options.jobs + 1)]  # the first one is never changed

@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=float, default=100.0)
-    parser.add_argument("--only", help="name of one optimizer")
+    parser.add_argument("--only", help="name of the only optimizer to search")
     arguments = parser.parse_args()
     tried = {
         base.name: search(base, grid, arguments.seeds, arguments.epochs)

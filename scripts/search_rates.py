@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--budget", type=int, default=1000)
-    parser.add_argument("--only", help="name of one rule")
+    parser.add_argument("--only", help="name of the only rule to search")
     given = parser.parse_args()
     for rule, base in RULES.items():
         if given.only in (None, rule):

@@ -191,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (_, default, what) in PARTS.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of everything (default: another)")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(10**6), help="seed of all parts; default: a random one"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"soak: seed {options.seed}", file=sys.stderr)

@@ -357,7 +357,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="the categories whose names hold this")
+    parser.add_argument("--only", default="", help="only categories whose names contain this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     started, n_broken, n_tried = time.monotonic(), 0, 0

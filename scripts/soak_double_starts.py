@@ -22,7 +22,9 @@ from tests.scheduling import drawn, paused
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=200, help="at least so many, spread over all kinds")
+    parser.add_argument(
+        "--schedules", type=int, default=200, help="smallest number of schedules, spread over all kinds"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -31,7 +31,9 @@ SECONDS = 120
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--commands", type=int, default=5_000, help="so many, drawn from all edits and commands")
+    parser.add_argument(
+        "--commands", type=int, default=5_000, help="number of commands, drawn from all edits and commands"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

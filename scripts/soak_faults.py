@@ -116,11 +116,13 @@ def preloaded(folder: Path) -> ctypes.CDLL:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, help="so many of each command and kind of fault instead of all, drawn")
-    parser.add_argument("--power", type=int, default=100, help="power failures of each command and kind of loss")
+    parser.add_argument(
+        "--points", type=int, help="number of random operations per command and kind of fault; default: all operations"
+    )
+    parser.add_argument("--power", type=int, default=100, help="number of power failures per command and kind of loss")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", default="", help="the commands whose names hold this")
-    parser.add_argument("--only", default="", help="the kinds of fault whose names hold this")
+    parser.add_argument("--command", default="", help="only commands whose names contain this text")
+    parser.add_argument("--only", default="", help="only kinds of fault whose names contain this text")
     options = parser.parse_args()
     faults = preloaded(Path(tempfile.mkdtemp(prefix="faults-")))
     import torch

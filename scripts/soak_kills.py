@@ -43,7 +43,9 @@ RULES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="at least so many, spread over all kinds of runs")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="smallest number of kills, spread over all kinds of runs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -111,9 +111,11 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="at least so many, spread over all kinds of sweeps")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="smallest number of kills, spread over all kinds of sweeps"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="kinds whose name contains this")
+    parser.add_argument("--only", default="", help="only kinds whose name contains this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in ("normals", "mlp_gradient"):

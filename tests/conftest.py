@@ -38,7 +38,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _no_known_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sweeps know no speed of this machine from another test, nor keep one."""
-    monkeypatch.setattr("burgersgd.sweeps.speeds.place", lambda: None)
+    monkeypatch.setattr("burgersgd.sweeps.speeds.rates_folder", lambda: None)
 
 
 def small_config(seed: int = 0, **changes: Any) -> TrainConfig:

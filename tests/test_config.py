@@ -82,7 +82,8 @@ def test_every_key_has_a_meaning_also_in_python() -> None:
                 if "names" not in f.metadata:
                     assert len(f.metadata["meaning"]) > 3, f"{cls.__name__}.{f.name}"
                     assert f"{f.name}: {f.metadata['meaning']} (" in (cls.__doc__ or "")
-    line = "ema_weight: weight of the newest y where averaging=ema (float > 0 and <= 1), default 0.25"
+    line = "ema_weight: weight of the newest y in the moving average; used only with averaging=ema "
+    line += "(float > 0 and <= 1), default 0.25"
     assert line in (LocalEntropyConfig.__doc__ or "").splitlines()
 
 
@@ -118,11 +119,11 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: SgdConfig(nesterov=True), "optimizer.nesterov=true: needs optimizer.momentum > 0"),
         (
             lambda: LocalEntropyConfig(momentum=0.5, nesterov=True),
-            "optimizer.nesterov=true: with optimizer.momentum=0.5 needs optimizer.nu=0",
+            "optimizer.nesterov=true: needs optimizer.nu=0 with optimizer.momentum=0.5",
         ),
         (
             lambda: LocalEntropyConfig(momentum=0.5, integrator="leimkuhler_matthews"),
-            "optimizer.integrator=leimkuhler_matthews: with optimizer.momentum=0.5 needs optimizer.nu=0",
+            "optimizer.integrator=leimkuhler_matthews: needs optimizer.nu=0 with optimizer.momentum=0.5",
         ),
         (lambda: AdamWConfig(beta2=1.0), "optimizer.beta2=1.0: must be >= 0 and < 1"),
         (lambda: DigitsConfig(label_noise=1.0), "dataset.label_noise=1.0: must be >= 0 and < 1"),
@@ -146,8 +147,11 @@ def test_every_file_of_conf_has_a_class() -> None:
         (lambda: NpzConfig(path="a\0b"), r"dataset.path='a\x00b': must be text without control characters"),
         (lambda: NpzConfig(path="a\nb"), "must be text without control characters"),
         (lambda: TrainConfig(run_name="\udcff"), "must be text without control characters"),
-        (lambda: SweepConfig(name="a/b"), "sweep.name=a/b: must be a folder's name of letters, digits and _ . -"),
-        (lambda: SweepConfig(name=".."), "sweep.name=..: must be a folder's name"),
+        (
+            lambda: SweepConfig(name="a/b"),
+            "sweep.name=a/b: must consist of letters, digits, _ . and -, and not start with . or -",
+        ),
+        (lambda: SweepConfig(name=".."), "sweep.name=..: must consist of letters, digits"),
         (lambda: SweepConfig(sampler="halton"), "sweep.sampler=halton: must be one of grid, random, sobol, optuna"),
         (lambda: SweepConfig(n_samples=0), "sweep.n_samples=0: must be >= 1"),
         (lambda: DeviceConfig(name="tpu"), "device.name=tpu: must be one of auto, cpu, cuda, mps"),

@@ -51,5 +51,5 @@ def test_compare_shows_costs_and_what_they_make_of_evaluations(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sgd", "2e+03", "1e+03", "to", "3e+03", "1.00", "300", "0.6"] in lines
     assert ["adamw", "5e+03", "4e+03", "to", "6e+03", "2.00", "100", "0.5"] in lines
-    with pytest.raises(ValueError, match="--cost: is measured by the command"):
+    with pytest.raises(ValueError, match="--cost: can be measured only by the command"):
         main(question)

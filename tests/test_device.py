@@ -73,18 +73,20 @@ def test_a_backend_that_fails_says_why_in_one_line() -> None:
     def broken(*arguments: object) -> None:
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
 
-    assert streams._why_not(broken, "cpu") == "Failed to find C compiler. Please specify via CC environment variable."
-    assert streams._why_not(streams._torch_fill, "cpu") is None
+    assert (
+        streams._problem_with(broken, "cpu") == "Failed to find C compiler. Please specify via CC environment variable."
+    )
+    assert streams._problem_with(streams._torch_fill, "cpu") is None
 
 
-def test_without_a_working_triton_plain_torch_draws_and_it_is_said(
+def test_without_a_working_triton_torch_draws_and_this_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(streams, "_why_not", lambda fill, device: "no C compiler")
+    monkeypatch.setattr(streams, "_problem_with", lambda fill, device: "no C compiler")
     monkeypatch.setattr(streams.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "burgersgd.streams_triton", SimpleNamespace(fill=None))  # pyright: ignore[reportArgumentType]
     choose = streams._backend.__wrapped__
     assert choose(None, "cuda") is streams._torch_fill
-    assert "triton cannot be used (no C compiler)" in caplog.text
+    assert "Triton cannot be used (no C compiler)" in caplog.text
     with pytest.raises(ValueError, match="'triton' does not work here"):
         choose("triton", "cuda")

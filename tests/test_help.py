@@ -51,10 +51,11 @@ def test_every_key_is_explained_with_its_range(monkeypatch: pytest.MonkeyPatch) 
     assert (
         "seed=7 seed of the initialisation, the order of examples, the noise and the dropout masks (int >= 0)" in page
     )
-    assert "optimizer.beta2=0.999 decay rate of the running mean of their squares (float >= 0 and < 1)" in page
+    assert "optimizer.beta2=0.999 decay rate of the running mean of the squared gradients (float >= 0 and < 1)" in page
     assert "optimizer.noise=double" in page
     assert (
-        "trainer.budget=null number of gradient evaluations; null: it follows from epochs (int >= 1, or null)" in page
+        "trainer.budget=null number of gradient evaluations, rounded down to complete cycles; "
+        "null: that of trainer.epochs (int >= 1, or null)" in page
     )
     for bad in ("optimizer=none", "optimizer.gamma=1", "nope=1"):
         with pytest.raises(ConfigError, match=r"must be one of|no such key"):
@@ -74,7 +75,7 @@ def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -
 def test_help_on_one_word() -> None:
     shown = " ".join(help_on("optimizer.gamma").split())
     assert (
-        "optimizer.gamma=10.0 time of the PDE: a spring pulls y towards x by (y - x) / gamma; .inf: no spring ("
+        "optimizer.gamma=10.0 time of the PDE: y is pulled towards x by a spring, (y - x) / gamma; .inf: no spring ("
         in shown
     )
     assert "with optimizer=paper_literal, optimizer=paper_sde" in shown
@@ -236,13 +237,13 @@ def test_a_dry_run_of_a_named_sweep_counts_what_is_done(capsys: pytest.CaptureFi
     assert main([*sweep, "seed=1,2,3,4,5", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert re.search(
-        r"jobs +5, 2 of them done before\n +fleets +1, of 3 runs\n +gradient evaluations +120 in all", shown
+        r"jobs +5, 2 of them already trained\n +fleets +1, of 3 runs\n +gradient evaluations +120 in all", shown
     )
     assert main([*sweep, "seed=1,2", "--dry-run"]) == 0
     assert re.search(r"fleets +none", capsys.readouterr().out)
 
 
-def test_a_dry_run_of_a_search_tells_the_most_that_a_run_takes(
+def test_a_dry_run_of_a_search_shows_the_largest_budget_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("optuna")

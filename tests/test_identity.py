@@ -121,7 +121,7 @@ def test_a_record_without_an_added_key_is_read_as_what_was_before_it(monkeypatch
     )
 
 
-def test_a_class_whose_numbers_change_names_its_runs_anew() -> None:
+def test_a_class_whose_numbers_change_gives_its_runs_new_names() -> None:
     assert hash_of(Corrected()) != hash_of(LocalEntropyConfig())
 
 

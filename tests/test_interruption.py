@@ -94,7 +94,7 @@ def test_an_interrupted_run_has_its_log(at_step: Callable[..., None], tmp_path: 
     assert "Interrupted: SIGHUP" in (tmp_path / "outputs/run/log.txt").read_text()
 
 
-def test_the_timer_of_the_caller_goes_on(at_step: Callable[..., None]) -> None:
+def test_the_timer_of_the_caller_keeps_running(at_step: Callable[..., None]) -> None:
     before = signal.signal(signal.SIGALRM, lambda number, frame: None)
     handler = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1e6, 3.0)
@@ -112,7 +112,7 @@ def test_the_timer_of_the_caller_goes_on(at_step: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_watchdog_that_barks_as_the_step_ends_is_not_a_second_signal(
+def test_a_watchdog_signal_as_the_step_ends_is_not_a_second_signal(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.0)

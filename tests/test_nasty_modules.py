@@ -192,21 +192,21 @@ def not_a_number() -> nn.Module:
     return module
 
 
-MEMORY = "its outputs depend on the calls before"
+MEMORY = "its outputs depend on earlier calls"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "an average in an attribute": (lambda: Around(remembers, mean=0.0), MEMORY),
     "what evaluation reads": (lambda: Around(remembers_for_evaluation, mean=0.0), MEMORY),
     "randomness of its own": (lambda: Around(own_randomness), MEMORY),
     "clamps its weights": (lambda: Around(clamps_its_weights), "forward writes into the parameter last.weight"),
-    "max_norm": (MaxNorm, "Embedding with max_norm writes into its weight"),
-    "holds on to itself": (holds_on_to_itself, "0.0.bias is used by forward but not looked up in the module"),
-    "a list of parameters": (parameters_in_a_list, r"a tensor \[6\] that requires a gradient is used by forward"),
+    "max_norm": (MaxNorm, "Embedding with max_norm changes its weight"),
+    "holds on to itself": (holds_on_to_itself, "forward uses 0.0.bias, which is not a parameter of the module"),
+    "a list of parameters": (parameters_in_a_list, r"forward uses a tensor \[6\] that requires a gradient"),
     "a buffer of a weight": (buffer_in_the_memory_of_a_weight, "0.weight and seen share memory"),
-    "not a number": (not_a_number, "2.bias holds numbers that are not finite"),
-    "complex outputs": (lambda: nn.Sequential(net(), Function(torch.view_as_complex)), r"gives outputs \[3\] for 3"),
+    "not a number": (not_a_number, "2.bias has values that are not finite"),
+    "complex outputs": (lambda: nn.Sequential(net(), Function(torch.view_as_complex)), r"returns outputs \[3\] for 3"),
     "complex numbers": (
         lambda: nn.Sequential(net(), Function(lambda y: y + 0j)),
-        "gives outputs of type torch.complex",
+        "returns outputs of type torch.complex",
     ),
     "one dimension too many": (lambda: nn.Sequential(net(), Function(lambda y: y[:, :, None])), r"outputs \[3, 2, 1\]"),
     "lazy inside": (lambda: nn.Sequential(nn.LazyBatchNorm1d(), net()), "0.weight has no shape yet"),

@@ -63,7 +63,9 @@ def test_the_page_on_a_new_optimizer_does_what_it_says(tmp_path: Path) -> None:
     refused = commands("burgersgd train resume=outputs/first trainer.budget=100")
     assert refused.returncode == 2
     assert "optimizer=signum: must be one of local_entropy, " in refused.stderr
-    assert refused.stderr.strip().endswith("it was optimizer=signum:SignumConfig, which must be named again")
+    assert refused.stderr.strip().endswith(
+        "the run used optimizer=signum:SignumConfig, which must be given again on the command line"
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,13 +78,13 @@ def test_the_page_on_a_new_optimizer_does_what_it_says(tmp_path: Path) -> None:
         (
             "from burgersgd.config import OptimizerConfig\nclass Config(OptimizerConfig): ...",
             "nameless_one:Config",
-            r"must be a @dataclass with `name: str = named\(\.\.\.\)`, a name of its own$",
+            r"must be a @dataclass with its own name, `name: str = named\(\.\.\.\)`$",
         ),
         (
             "from dataclasses import dataclass\nfrom burgersgd.config import OptimizerConfig, named\n"
             "@dataclass\nclass Config(OptimizerConfig):\n    name: str = named('sgd')",
             "taken_one:Config",
-            "the class calls itself sgd, a name that burgersgd uses itself$",
+            "the class has the name sgd, which burgersgd uses itself; choose another one$",
         ),
     ],
 )

@@ -356,15 +356,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "lazy": (lazy, "weight has no shape yet"),
     "meta": (lambda: nn.Linear(5, 2, device="meta"), "weight is on the meta device"),
     "scripted": (scripted, "is a ScriptModule"),
-    "data parallel": (lambda: nn.DataParallel(net()), "DataParallel spreads a module over devices"),
+    "data parallel": (lambda: nn.DataParallel(net()), "DataParallel distributes a module over devices"),
     "sparse": (SparseEmbedding, "the gradient of embedding.weight is sparse"),
     "own generator": (lambda: with_attribute(torch.Generator()), "Sequential.extra is a random generator"),
     "not copyable": (lambda: with_attribute(threading.Lock()), "Sequential cannot be copied .*lock"),
-    "a tuple": (lambda: Returns(lambda y: (y, y)), "gives a tuple, must give one tensor"),
-    "no batch": (lambda: Returns(lambda y: y.mean(0)), r"gives outputs \[2\] for 3 examples, must be \[3, 2\]"),
-    "integers": (lambda: Returns(lambda y: y.round().long()), "gives outputs of type torch.int64"),
-    "no gradient": (lambda: Returns(lambda y: y.detach()), "do not depend on any trainable parameter"),
-    "inputs": (lambda: nn.Linear(6, 2), r"cannot take inputs \[3, 5\] in training mode"),
+    "a tuple": (lambda: Returns(lambda y: (y, y)), "returns a tuple, must return one tensor"),
+    "no batch": (lambda: Returns(lambda y: y.mean(0)), r"returns outputs \[2\] for 3 examples, must be \[3, 2\]"),
+    "integers": (lambda: Returns(lambda y: y.round().long()), "returns outputs of type torch.int64"),
+    "gradient cannot be computed": (lambda: Returns(lambda y: y.detach()), "do not depend on any trainable parameter"),
+    "inputs": (lambda: nn.Linear(6, 2), r"fails on inputs \[3, 5\] in training mode"),
     "one class too many": (lambda: nn.Linear(5, 3), r"must be \[4, 2\] for this data set and loss=cross_entropy"),
     "not a module": (lambda: lambda: "net", "must be an nn.Module or a function that makes one, not str"),
     "fails": (lambda: lambda: 1 / 0, r"calling <lambda> failed \(division by zero\)"),
@@ -395,7 +395,7 @@ def test_refused_in_one_line(make: Callable[[], Any], message: str, n_runs: int)
     ],
 )
 def test_outputs_that_only_broadcast_are_refused(loss: str, targets: Any, what: Any, wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"^model: gives outputs \[") as caught:
+    with pytest.raises(ConfigError, match=r"^model: returns outputs \[") as caught:
         run(Returns(what, outputs=3), config(loss=loss), (X, targets))
     dimensions = wrong.strip("[]").split(", ")[1:]
     assert str(caught.value).split(" for ")[0].endswith(", ".join(["", *dimensions])[1:] + "]" if dimensions else "]")
@@ -403,7 +403,7 @@ def test_outputs_that_only_broadcast_are_refused(loss: str, targets: Any, what: 
 
 def test_a_last_batch_of_one_example_under_batch_statistics_is_refused() -> None:
     module = net(nn.BatchNorm1d(5, track_running_stats=False))  # 42 training examples = 41 + 1
-    with pytest.raises(ConfigError, match=r"^model: cannot take inputs \[1, 5\] in training mode: Expected more than"):
+    with pytest.raises(ConfigError, match=r"^model: fails on inputs \[1, 5\] in training mode: Expected more than"):
         run(module, config(batch_size=41))
     assert run(module, config(batch_size=41, drop_last=True)).state == "completed"
 
@@ -484,7 +484,7 @@ def test_a_function_that_draws_what_is_not_trained_needs_one_run() -> None:
 
     given = [config(seed=s) for s in (1, 2)]
     assert run(make, given[0]).test_loss == run(make, given[0]).test_loss != run(make, given[1]).test_loss
-    with pytest.raises(ConfigError, match=r"^model: 0\.weight is not trained and depends on the seed"):
+    with pytest.raises(ConfigError, match=r"^model: 0\.weight is not trained but differs between seeds"):
         train_fleet(given, model=make, dataset=(X, LABELS), record=False, progress=False)
 
 

@@ -202,9 +202,11 @@ def test_a_predictor_of_an_own_module_needs_the_module() -> None:
         given = Tied()
         assert torch.equal(load_predictor(source, model=given)(x), result.predictor(x))
         assert not torch.equal(given.first.weight, result.model.get_parameter("first.weight"))  # a copy was filled
-        with pytest.raises(ConfigError, match=r"^model=Tied: is the user's own; give it again: burgersgd\.load_p"):
+        with pytest.raises(
+            ConfigError, match=r"^model=Tied: is a module of your own and must be passed again: burgersgd\.load_p"
+        ):
             load_predictor(source)
-        with pytest.raises(ConfigError, match=r"^model: does not fit what was trained: 0\.weight was not trained$"):
+        with pytest.raises(ConfigError, match=r"^model: differs from the trained module: 0\.weight was not trained$"):
             load_predictor(source, model=nn.Sequential(nn.Linear(64, 10)))
     assert not torch.equal(load_predictor("outputs/own", "best", model=Tied())(x), torch.zeros(7, 10))
 
@@ -215,7 +217,9 @@ def test_a_file_that_is_no_predictor_is_refused_in_one_line(content: Any) -> Non
         Path("model.pt").write_bytes(content)
     elif content is not None:
         torch.save(content, "model.pt")
-    with pytest.raises(RunFolderError, match=r"^(cannot read model\.pt|model\.pt is no predictor)") as caught:
+    with pytest.raises(
+        RunFolderError, match=r"^(cannot read model\.pt|model\.pt is not an exported predictor)"
+    ) as caught:
         load_predictor("model.pt")
     assert "\n" not in str(caught.value)
 

@@ -146,7 +146,7 @@ RULES: list[tuple[OptimizerConfig, str]] = [
 
 @pytest.mark.parametrize(("optimizer", "compile"), RULES)
 @pytest.mark.parametrize("steps", [1, 27])
-def test_a_killed_run_goes_on_to_the_same_bits(
+def test_a_killed_run_is_resumed_bit_for_bit(
     optimizer: OptimizerConfig, compile: str, steps: int, kill: Any, tmp_path: Path
 ) -> None:
     config = small_config(optimizer=optimizer)
@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_killed_compiled_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_killed_compiled_run_is_resumed_bit_for_bit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = small_config(
         optimizer=LocalEntropyConfig(lr=0.13, nu=1e-5, inner_steps=5, integrator="leimkuhler_matthews")
     )
@@ -195,7 +195,7 @@ def test_a_killed_compiled_run_goes_on_to_the_same_bits(monkeypatch: pytest.Monk
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("compile", ["off", "on"])
-def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_bits(compile: str, kill: Any, tmp_path: Path) -> None:
+def test_on_a_gpu_a_stopped_run_is_resumed_bit_for_bit(compile: str, kill: Any, tmp_path: Path) -> None:
     config = dataclasses.replace(small_config(), device=DeviceConfig(name="cuda"))
     config = named(config, "undisturbed", compile=compile, log_every=7, checkpoint_every=11)
     train(config, progress=False)
@@ -214,7 +214,7 @@ def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_bits(compile: str, kill: Any
     assert_same(tmp_path / "outputs/undisturbed", tmp_path / "outputs/killed")
 
 
-def test_dropout_with_replacement_and_a_schedule_go_on_too(kill: Any, tmp_path: Path) -> None:
+def test_runs_with_dropout_replacement_and_a_schedule_are_resumed_too(kill: Any, tmp_path: Path) -> None:
     config = small_config(
         model=MlpConfig(width=10, dropout=0.3), schedule=CosineScheduleConfig(warmup=0.2), optimizer=SgdConfig(lr=0.2)
     )
@@ -229,7 +229,7 @@ def test_dropout_with_replacement_and_a_schedule_go_on_too(kill: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("committed", [0, 1, 3])
-def test_a_fleet_goes_on_together_wherever_it_died(
+def test_a_fleet_is_resumed_together_wherever_its_process_died(
     committed: int, kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed while its runs change over to new checkpoints, after so many of three have."""
@@ -283,7 +283,7 @@ def test_what_a_run_staged_counts_for_nothing_after_it_began_again_alone(
     assert {read_checkpoint(folder)["evaluations"] for folder in folders} == {40}
 
 
-def test_going_on_with_other_vector_instructions_is_said(
+def test_resuming_with_other_vector_instructions_is_reported(
     kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stopped(name: str) -> Path:
@@ -296,9 +296,9 @@ def test_going_on_with_other_vector_instructions_is_said(
     recorded = json.loads((same / "environment.json").read_text())["cpu_capability"]
     assert recorded == torch.backends.cpu.get_cpu_capability()
     resume(same, progress=False)
-    assert "began on a processor" not in caplog.text
+    assert "started on a processor" not in caplog.text
     monkeypatch.setattr("burgersgd.run_record.cpu_capability", lambda: "VSX")
-    said = f"began on a processor with {recorded}, resumed on VSX: equal to rounding, not bit by bit"
+    said = f"started on a processor with {recorded}, resumed on VSX: results agree only up to rounding"
     resume(other, progress=False)
     assert caplog.text.count(f"{other}: {said}") == 1
     assert (other / "log.txt").read_text().count(said) == 1
@@ -306,7 +306,7 @@ def test_going_on_with_other_vector_instructions_is_said(
     assert caplog.text.count(said) == 1
 
 
-def test_in_other_company_a_run_goes_on_to_rounding(kill: Any, tmp_path: Path) -> None:
+def test_in_another_fleet_a_run_is_resumed_up_to_rounding(kill: Any, tmp_path: Path) -> None:
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in (3, 4, 5)]
     alone = train(named(configs[1], "alone"), progress=False)
     kill(25)
@@ -317,7 +317,7 @@ def test_in_other_company_a_run_goes_on_to_rounding(kill: Any, tmp_path: Path) -
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_runs_at_different_places_go_on_in_fleets_of_their_own(kill: Any, tmp_path: Path) -> None:
+def test_runs_stopped_at_different_evaluations_are_resumed_in_separate_fleets(kill: Any, tmp_path: Path) -> None:
     for seed, steps in ((3, 12), (4, 25), (5, 14)):
         kill(steps)
         with pytest.raises(Killed):
@@ -329,7 +329,7 @@ def test_runs_at_different_places_go_on_in_fleets_of_their_own(kill: Any, tmp_pa
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
 
 
-def test_a_run_without_a_checkpoint_starts_anew(kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_checkpoint_starts_again(kill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "ROWS_SECONDS", 0.0)  # every row is written at once
     config = named(small_config(), "killed", log_every=3)
     kill(8)
@@ -355,7 +355,7 @@ def test_a_checkpoint_beside_metrics_without_rows_is_refused(tmp_path: Path) -> 
     """metrics.csv may be as long as the checkpoint says and yet hold no row."""
     folder: Any = SimpleNamespace(path=tmp_path, rewind=lambda *position: [])
     run = RunRecord(small_config(), folder, {"evaluations": 20, "metrics_bytes": 3, "metrics_digest": "x"})
-    with pytest.raises(RunFolderError, match=r"metrics.csv ends at evaluation -1, the checkpoint differs$"):
+    with pytest.raises(RunFolderError, match=r"metrics.csv ends at evaluation -1, which does not fit the checkpoint$"):
         run.rewind()
 
 
@@ -392,7 +392,9 @@ def test_a_diverged_run_stays_diverged(tmp_path: Path) -> None:
     result = train(config, progress=False)
     again = resume(tmp_path / "outputs/diverged", progress=False)
     assert (again.state, again.evaluations, again.reason) == (result.state, result.evaluations, result.reason)
-    with pytest.raises(ConfigError, match=r"trainer\.budget=400: .*diverged has diverged, it cannot go on"):
+    with pytest.raises(
+        ConfigError, match=r"trainer\.budget=400: the run in .*diverged diverged and cannot be continued"
+    ):
         resume(tmp_path / "outputs/diverged", budget=400, progress=False)
 
 
@@ -436,7 +438,7 @@ def test_a_larger_budget_is_refused_where_something_depends_on_it(
 # --- jobs of a sweep
 
 
-def test_jobs_go_on_wherever_they_stand(kill: Any, tmp_path: Path) -> None:
+def test_jobs_are_resumed_wherever_they_stopped(kill: Any, tmp_path: Path) -> None:
     """Done, killed together, killed before they began, and new: each ends as if nothing had happened."""
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in range(7)]
     undisturbed = train_fleet([named(c, f"undisturbed{c.seed}") for c in configs[1:4]], progress=False)
@@ -487,12 +489,14 @@ def test_damaged_or_changed_folders_are_refused(kill: Any, tmp_path: Path) -> No
     folder = changed("shorter")
     metrics = (folder / "metrics.csv").read_text().splitlines(keepends=True)
     (folder / "metrics.csv").write_text("".join(metrics[:3]))
-    with pytest.raises(RunFolderError, match=r"metrics\.csv has \d+ bytes, the checkpoint knows \d+: it was changed"):
+    with pytest.raises(
+        RunFolderError, match=r"metrics\.csv has \d+ bytes, fewer than the \d+ of the checkpoint: it was changed"
+    ):
         resume(folder, progress=False)
     folder = changed("edited")
     config = (folder / ".hydra/config.yaml").read_text()
     (folder / ".hydra/config.yaml").write_text(config.replace("lr: 0.13", "lr: 0.14"))
-    with pytest.raises(RunFolderError, match=r"edited: its configuration, or what burgersgd computes for it, changed"):
+    with pytest.raises(RunFolderError, match=r"edited: the configuration, or the update rule of this version, differs"):
         resume(folder, progress=False)
     folder = changed("torn")
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:-100])

@@ -61,9 +61,9 @@ def test_what_is_exported_loads_into_an_ordinary_module(folder: Path, point: str
 
 def test_where_nothing_can_be_written_one_line_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "outputs/run", "--output", "nowhere/model.pt"]) == 2
-    assert "--output=nowhere/model.pt: cannot write there" in capsys.readouterr().err
+    assert "--output=nowhere/model.pt: cannot be written" in capsys.readouterr().err
     assert main(["evaluate", "nowhere"]) == 2
-    assert "cannot read nowhere" in capsys.readouterr().err
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compile", ["off", "native"])
@@ -72,11 +72,11 @@ def test_a_repetition_has_the_same_bits(compile: str, tmp_path: Path, capsys: py
     train(config, progress=False)
     assert main(["rerun", "outputs/run", "--check"]) == 0
     out = capsys.readouterr().out
-    assert "the same bits: outputs/run and outputs/" in out
+    assert "bit-identical: outputs/run and outputs/" in out
     assert "differs" not in out
 
 
-def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repetition_that_differs_is_reported_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = read_checkpoint(folder)["state"]
     state["y"][3] += 1e-3
     rewrite_checkpoint(folder, state=state)
@@ -87,22 +87,22 @@ def test_a_repetition_that_differs_is_told_and_fails(folder: Path, capsys: pytes
     assert main(["rerun", "outputs/run"]) == 0
     assert main(["rerun", "outputs/run", "--check"]) == 1
     out = capsys.readouterr().out
-    assert "differs: y: largest difference 0.001" in out
-    assert "differs: metrics.csv, evaluations: row" in out
-    assert "then and now: threads: 7, now 1" in out
+    assert "different result: y: largest difference 0.001" in out
+    assert "different result: metrics.csv, evaluations: row" in out
+    assert "changed circumstances: threads: 7, now 1" in out
 
 
 def test_a_run_of_a_fleet_is_repeated_alone_and_says_so(tmp_path: Path) -> None:
     train_fleet([named(small_config(seed=s), f"run{s}") for s in (1, 2)], progress=False)
     repetition = rerun(tmp_path / "outputs/run1", progress=False)
-    assert any("one of a fleet of 2" in line for line in repetition.circumstances)
+    assert any("fleet: 2 runs, now 1" in line for line in repetition.circumstances)
     before, after = (read_checkpoint(f)["x"] for f in (tmp_path / "outputs/run1", repetition.result.folder or tmp_path))
     torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_not_over_or_not_a_beginning_is_not_repeated(folder: Path) -> None:
     resume(folder, budget=80, run_name="longer", progress=False)
-    with pytest.raises(ValueError, match=r"longer: continues .*run, which can be repeated by itself"):
+    with pytest.raises(ValueError, match=r"longer: continues another run and cannot be repeated; repeat .*run instead"):
         rerun(Path("outputs/longer"), progress=False)
     text = (folder / "status.json").read_text()
     (folder / "status.json").write_text(text.replace('"completed"', '"interrupted"'))
@@ -140,9 +140,9 @@ def test_modules_of_ones_own_export_without_the_module(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), result.model.parameters(), strict=True))
     assert math.isfinite(evaluate(tmp_path / "outputs/own", model=net)["test_loss"])
     assert read_config(tmp_path / "outputs/own")["model"] == {"name": "own", "class": "Sequential"}
-    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is your own and must be passed again"):
         evaluate(tmp_path / "outputs/own")
-    with pytest.raises(ConfigError, match=r"^model=Sequential: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^model=Sequential: is your own and must be passed again"):
         resume(tmp_path / "outputs/own", budget=80)
     longer = resume(tmp_path / "outputs/own", budget=80, model=net, progress=False)
     assert longer.evaluations == 80
@@ -155,7 +155,7 @@ def test_arrays_of_ones_own_are_needed_again_with_their_options(tmp_path: Path) 
     result = train(config, dataset=arrays, progress=False)
     record = read_config(tmp_path / "outputs/own")["dataset"]
     assert (record["name"], record["options_of"], record["label_noise"]) == ("own", "two_spirals", 0.2)
-    with pytest.raises(ConfigError, match=r"^dataset=own: is the user's own; give it again"):
+    with pytest.raises(ConfigError, match=r"^dataset=own: is your own and must be passed again"):
         resume(tmp_path / "outputs/own", progress=False)
     again = resume(tmp_path / "outputs/own", dataset=arrays, progress=False)
     assert (again.test_loss, again.task) == (result.test_loss, "classification")

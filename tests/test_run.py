@@ -165,7 +165,9 @@ def test_the_error_of_a_regression_is_the_rmse_of_an_output_and_is_called_so() -
 
 @pytest.mark.parametrize("compile", ["native", "off"])
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_targets_are_standardized_for_training_and_errors_told_in_their_own_unit(outputs: int, compile: str) -> None:
+def test_targets_are_standardized_for_training_and_errors_reported_in_their_own_unit(
+    outputs: int, compile: str
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 5))
     y = (x @ rng.standard_normal((5, outputs))) * [300.0, 0.02, 7.0][:outputs] + [5000.0, -3.0, 0.4][:outputs]
@@ -253,7 +255,7 @@ def test_a_rate_from_the_curvature_is_refused_where_there_is_no_bound() -> None:
         prepare([TrainConfig(optimizer=AdamWConfig(lr="auto"))])
     flat = small_config(optimizer=SgdConfig(lr="auto"))
     data = np.zeros((100, 3)), np.arange(100) % 2
-    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: the curvature at the start is 0: set a number"):
+    with pytest.raises(ConfigError, match=r"^optimizer.lr=auto: the curvature at the start is 0, must be positive"):
         prepare([flat], model=Still, dataset=data)
 
 
@@ -396,9 +398,9 @@ def test_a_model_factory_is_seeded_by_the_run() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(63, 10), "cannot take inputs"),
+        (nn.Linear(63, 10), "fails on inputs"),
         (nn.ReLU(), "no parameters"),
-        (nn.BatchNorm2d(1), "gives outputs"),
+        (nn.BatchNorm2d(1), "returns outputs"),
     ],
 )
 def test_modules_that_do_not_fit_are_refused(model: nn.Module, message: str) -> None:

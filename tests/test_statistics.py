@@ -128,7 +128,7 @@ def test_a_fleet_of_three_equals_three_single_runs(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [normalised, spectral])
-def test_a_resumed_run_has_the_bits_of_the_undisturbed_one(make: Any) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(make: Any) -> None:
     short = dataclasses.replace(config(budget=16), run_name="short")
     train(short, model=make(), dataset=DATA, progress=False)
     longer = resume("outputs/short", budget=32, run_name="longer", model=make(), dataset=DATA, progress=False)
@@ -177,21 +177,21 @@ class Counts(nn.Module):
 
 
 def test_a_buffer_that_is_exchanged_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^model: total is exchanged while training; write into it in place"):
+    with pytest.raises(
+        ConfigError, match=r"^model: forward replaces the buffer total by another tensor; change it in place"
+    ):
         train(config(), model=Counts(), dataset=DATA, record=False, progress=False)
 
 
 def test_running_statistics_in_other_precisions_work_or_are_one_line() -> None:
     given = config(precision="float32", budget=8)
     assert train(given, model=normalised(), dataset=DATA, record=False, progress=False).state == "completed"
-    with pytest.raises(ConfigError, match=r"^model: no gradient can be taken: expected scalar type BFloat16"):
+    with pytest.raises(ConfigError, match=r"^model: the gradient cannot be computed: expected scalar type BFloat16"):
         train(config(precision="bfloat16"), model=normalised(), dataset=DATA, record=False, progress=False)
 
 
 def test_a_last_batch_of_one_example_is_refused() -> None:
     given = config()
     given.trainer.batch_size = 53  # of 54 training examples
-    with pytest.raises(
-        ConfigError, match=r"^model: cannot take inputs \[1, 5\] in training mode: Expected more than 1"
-    ):
+    with pytest.raises(ConfigError, match=r"^model: fails on inputs \[1, 5\] in training mode: Expected more than 1"):
         train(given, model=normalised(), dataset=DATA, record=False, progress=False)

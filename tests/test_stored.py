@@ -68,7 +68,7 @@ def same(folder: Path, undisturbed: str) -> bool:
     return numbers(read_metrics(folder), like) == pytest.approx(numbers(like, like), rel=1e-9, nan_ok=True)
 
 
-def test_a_stopped_run_of_0_1_0_goes_on_to_the_numbers_of_the_undisturbed_one(stored: Path) -> None:
+def test_a_stopped_run_of_0_1_0_is_resumed_to_the_numbers_of_an_uninterrupted_one(stored: Path) -> None:
     assert len(read_metrics(stored / "stopped")["evaluations"]) == 2
     assert main(["train", f"resume={stored / 'stopped'}"]) == 0
     assert read_status(stored / "stopped")["evaluations"] == 60
@@ -83,12 +83,12 @@ def test_a_run_of_0_1_0_whose_numbers_would_change_is_refused_in_one_line(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["train", f"resume={folder}"]) == 1
     error = capsys.readouterr().err
-    assert "what burgersgd computes for it, changed" in error
+    assert "the update rule of this version, differs" in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_of_0_1_0_goes_further(stored: Path) -> None:
+def test_a_finished_run_of_0_1_0_continues_with_a_larger_budget(stored: Path) -> None:
     assert main(["train", "resume=finished", "trainer.budget=80", "run_name=further"]) == 0
     assert read_status(stored / "further")["evaluations"] == 80
     before, after = read_metrics(stored / "finished"), read_metrics(stored / "further")

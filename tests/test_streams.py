@@ -173,7 +173,7 @@ for n, first_step, first_block in [(5, 1, 0), (1100, 2**64 - 2, 2**32 - 3)]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_draw_does_not_depend_on_company_steps_per_call_or_length(backend: Backend) -> None:
+def test_a_draw_does_not_depend_on_other_runs_steps_per_call_or_length(backend: Backend) -> None:
     whole = normals((4, 5, 1000), 7, backend=backend)
     for step in range(4):
         for run in range(5):
@@ -341,7 +341,7 @@ def test_wrong_arguments_are_named(message: str, change: dict[str, object]) -> N
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget which backends work, before and after."""
-    caches = (native.compiled, native._unavailable, streams._backend)
+    caches = (native.compiled, native._warn_unavailable, streams._backend)
     for cache in caches:
         cache.cache_clear()
     yield

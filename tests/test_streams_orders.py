@@ -98,7 +98,7 @@ def test_what_does_not_fit_or_cannot_be_compiled_is_sorted_by_torch(
     assert not caplog.text
     for _ in range(2):
         assert not streams_orders.fill(torch.empty(1, 3, 100, dtype=torch.int64), SEEDS, PURPOSE, EPOCH)
-    assert caplog.text.count("the CUDA kernel of orders is not used: NVRTC failed (code 6) no") == 1
+    assert caplog.text.count("the CUDA kernel for orders cannot be used (NVRTC failed (code 6) no") == 1
     streams_orders._kernel.cache_clear()
 
 

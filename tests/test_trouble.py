@@ -86,7 +86,7 @@ def test_one_exploding_run_of_a_fleet_leaves_its_siblings_alone() -> None:
         assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-10)
 
 
-def test_lr_over_gamma_beyond_the_bound_is_told_before_the_start(
+def test_lr_over_gamma_beyond_the_bound_is_reported_before_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     configs = [
@@ -127,7 +127,7 @@ def test_runs_that_begin_in_the_same_second_find_folders_of_their_own(
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_a_fleet_out_of_memory_goes_on_as_two_from_where_it_is(
+def test_a_fleet_out_of_memory_continues_as_two_from_its_checkpoints(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     configs = [named(small_config(seed=s), f"run{s}", checkpoint_every=11) for s in range(5)]
@@ -207,7 +207,7 @@ def test_a_single_run_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch,
         raise MemoryError
 
     monkeypatch.setattr(Fleet, "_steps", short_of_memory)
-    with pytest.raises(ConfigError, match=r"^out of memory .*: a smaller model or batch may fit$"):
+    with pytest.raises(ConfigError, match=r"^out of memory .*; try a smaller model or trainer\.batch_size$"):
         train(named(small_config(), "run"), progress=False)
     assert read_status(tmp_path / "outputs/run")["state"] == "failed"
 
@@ -267,7 +267,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, when: Any) -> None:
         monkeypatch.setattr(module, "append", full)
 
 
-def test_a_run_that_cannot_be_recorded_fails_alone_and_goes_on_later(
+def test_a_run_that_cannot_be_recorded_fails_alone_and_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "ROWS_SECONDS", 0.0)  # every row is written at once
@@ -316,7 +316,7 @@ def test_a_folder_that_vanishes_fails_its_run_alone(tmp_path: Path, monkeypatch:
     assert "run1/metrics.csv: No such file or directory" in (results[0].reason or "")
 
 
-def test_a_full_disk_ends_a_single_run_in_one_line_and_it_goes_on_later(
+def test_a_full_disk_ends_a_single_run_in_one_line_and_it_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = named(small_config(), "run", checkpoint_every=11, log_every=5)
@@ -344,7 +344,7 @@ def test_when_no_run_of_a_fleet_can_be_recorded_it_stops(tmp_path: Path, monkeyp
 
 
 class _Index(torch.autograd.Function):
-    """An operation that says of itself, like those of torch that do, that it has no deterministic form."""
+    """An operation that says of itself, like those of torch that do, that it has no deterministic implementation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -370,7 +370,9 @@ def test_an_operation_that_is_not_deterministic_is_named() -> None:
     config = TrainConfig(optimizer=SgdConfig(), trainer=TrainerConfig(budget=8, compile="off"))
     assert train(config, model=_Net(), record=False, progress=False).state == "completed"
     config.trainer.deterministic = True
-    with pytest.raises(ConfigError, match=r"deterministic=true: index_backward_cuda has no deterministic form"):
+    with pytest.raises(
+        ConfigError, match=r"deterministic=true: index_backward_cuda has no deterministic implementation"
+    ):
         train(config, model=_Net(), record=False, progress=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -410,7 +412,7 @@ assert [r.state for r in train_jobs(configs, [()] * 2, progress=False) if r] == 
         return step(self, k, stop)
 
     monkeypatch.setattr(Fleet, "_steps", removing)
-    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, so another process may train"):
         train_jobs(configs, [()] * 2, progress=False)
     assert codes == [0]
     monkeypatch.setattr(Fleet, "_steps", step)

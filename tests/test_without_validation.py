@@ -53,7 +53,7 @@ def test_all_examples_but_those_of_the_test_are_trained_on() -> None:
     assert whole.input_shape == part.input_shape == tuple(whole.validation.inputs.shape[1:])
 
 
-def test_nothing_is_said_of_validation_and_the_test_error_is_measured(result: Result) -> None:
+def test_without_validation_part_only_the_test_error_is_reported(result: Result) -> None:
     assert result.state == "completed"
     assert 0 < result.test_error < 1
     unknown = (result.validation_error, result.validation_loss, result.best_validation_error, result.best_test_error)
@@ -74,7 +74,7 @@ def test_what_is_best_by_validation_is_refused(result: Result) -> None:
         burgersgd.load_predictor(result.folder, "best")
 
 
-def test_a_run_goes_on_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, result: Result) -> None:
+def test_a_run_is_resumed_with_the_bits_of_an_uninterrupted_one(tmp_path: Path, result: Result) -> None:
     assert result.folder is not None
     on = burgersgd.resume(result.folder, budget=60, output_root=str(tmp_path), progress=False)
     assert on.test_loss == trained(tmp_path, budget=60).test_loss
@@ -104,7 +104,7 @@ def test_a_sweep_has_no_best_setting_and_compare_picks_none(tmp_path: Path, caps
     words = [*WORDS, "dataset.validation_fraction=0", "sweep.name=s", f"output_root={tmp_path}"]
     assert main(["train", "--multirun", *words, "optimizer=sgd", "optimizer.lr=0.1,0.3", "seed=3,4"]) == 0
     said = capsys.readouterr().out
-    assert "no setting is called the best: there is no validation part to select by" in said
+    assert "no setting can be selected, because there is no validation part" in said
     assert "best setting" not in said
     folder = str(tmp_path / "multirun" / "s")
     assert main(["compare", folder, "--by", "optimizer.name"]) == 2

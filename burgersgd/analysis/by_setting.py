@@ -54,11 +54,11 @@ class Spread(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Return the spread of finite values; statistics that need more values than there are are nan."""
-        known = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
-        if not len(known):
+        finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+        if not len(finite):
             return cls(0, math.nan, math.nan, UNKNOWN)
-        sd = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
-        return cls(len(known), float(np.mean(known)), sd, t_interval(known))
+        sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan
+        return cls(len(finite), float(np.mean(finite)), sd, t_interval(finite))
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
         "failed": ("failed",),
         "stopped early": ("pruned",),
     }
-    states["not over"] = ("running", "interrupted", "waiting")
+    states["not finished"] = ("running", "interrupted", "waiting")
     shown = {name: these for name, these in states.items() if any(setting.count(*these) for setting in settings)}
     columns = ["setting", "n"]
     for part in ("validation", "test"):
@@ -175,18 +175,20 @@ def conclusions(settings: Sequence[Setting]) -> list[str]:
     """Return sentences on the best setting, its best run, and the limits of what the numbers show."""
     best = best_of(settings)
     if not any(setting.validation.n for setting in settings) and any(setting.test.n for setting in settings):
-        return ["no setting is called the best: there is no validation part to select by"]
+        return ["no setting can be selected, because there is no validation part"]
     if best is None:
-        return ["no setting has all of its jobs over and one completed"]
+        return ["no setting can be selected yet: none has finished all of its jobs and completed at least one"]
     percent = best.runs[0].percent
     error = f"{fixed(100 * best.validation.mean, 2)} %" if percent else f"RMSE {best.validation.mean:.4g}"
     lines = [f"best setting: {best.label}, mean validation {'error ' if percent else ''}{error} of {best.validation.n}"]
     if best.best_run is not None and best.validation.n > 1:
         lines.append(f"its best run: seed={best.best_run.seed} in {best.best_run.folder.name}")
     if all(setting.validation.n < 2 for setting in settings):
-        lines.append("one seed per setting: nothing is known about the spread, add 'seed=range(8)'")
+        lines.append("one seed per setting: the spread over seeds is unknown; add 'seed=range(8)'")
     elif len(settings) > 1:
-        lines.append("intervals are unadjusted; burgersgd compare tests differences between settings")
+        lines.append(
+            "intervals are not adjusted for multiple comparisons; burgersgd compare tests differences between settings"
+        )
     return lines
 
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], measure_cost: MeasureCost | None = None) -> i
     rounds, cost = {}, None
     if given.cost:
         if measure_cost is None:
-            raise ValueError("--cost: is measured by the command burgersgd compare alone")
+            raise ValueError("--cost: can be measured only by the command burgersgd compare")
         folders = search_tables.cost_folders(comparison)
         rounds = dict(zip(folders, measure_cost(list(folders.values())), strict=True))
         cost = search_tables.median_costs(rounds)
@@ -121,33 +121,63 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     words = argparse.ArgumentParser(
         prog="burgersgd compare",
-        description="Compare runs: means with intervals, paired differences, and what could have been found at all.",
+        description="Compare runs: means with intervals, paired differences, and the smallest detectable differences.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words.add_argument(
-        "path", nargs="+", metavar="PATH", help="run folder, folder of them (a sweep), sweep's name, glob"
+        "path", nargs="+", metavar="PATH", help="run folder, folder of run folders, name of a sweep, or glob"
     )
-    words.add_argument("--by", metavar="KEY,KEY", help="keys whose values make a row; default: all that differ")
-    words.add_argument("--metric", default="test_error", help="a number of status.json or a column of metrics.csv")
-    words.add_argument("--at", default="end", help="end, best (by validation), budget=N, or target=E: the cost of E")
-    words.add_argument("--baseline", metavar="ROW", help="values of the row to compare with; default: sgd")
-    words.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help="only such runs; repeatable")
+    words.add_argument("--by", metavar="KEY,KEY", help="keys that distinguish the rows; default: all that differ")
     words.add_argument(
-        "--pick", default="validation_error", help="metric that picks each row's setting; none: pool all"
+        "--metric", default="test_error", help="number in status.json or column of metrics.csv; default: test_error"
     )
-    words.add_argument("--bootstrap", action="store_true", help="BCa bootstrap intervals of the means instead of t")
-    words.add_argument("--force", action="store_true", help="compare what would mislead, and label it")
+    words.add_argument(
+        "--at",
+        default="end",
+        help="end, best (by validation), budget=N, or target=E (then the cost of reaching E is compared)",
+    )
+    words.add_argument(
+        "--baseline", metavar="ROW", help="row with which the others are compared, given by its values; default: sgd"
+    )
+    words.add_argument(
+        "--where",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="use only runs with this setting; may be repeated",
+    )
+    words.add_argument(
+        "--pick",
+        default="validation_error",
+        help="metric by which the best setting of each row is picked; none: pool all settings",
+    )
+    words.add_argument(
+        "--bootstrap", action="store_true", help="use BCa bootstrap intervals of the means instead of t intervals"
+    )
+    words.add_argument("--force", action="store_true", help="make comparisons that would mislead, and mark them")
     words.add_argument("--json", action="store_true", help="print every number, unrounded, as JSON")
-    words.add_argument("--tuning-curve", action="store_true", help="best of n trials against n and its cost")
-    words.add_argument("--profiles", action="store_true", help="performance profiles over several data sets")
-    words.add_argument("--importance", action="store_true", help="how much each key that differs explains")
-    words.add_argument("--cost", action="store_true", help="time a gradient evaluation of each row, in turn (trains)")
-    words.add_argument("--save", metavar="FILE", action="append", default=[], help="write .csv, .md, .tex or .json")
+    words.add_argument(
+        "--tuning-curve", action="store_true", help="print the best result of n trials as a function of n"
+    )
+    words.add_argument("--profiles", action="store_true", help="print performance profiles over several data sets")
+    words.add_argument("--importance", action="store_true", help="print how much of the error each key explains")
+    words.add_argument(
+        "--cost", action="store_true", help="measure the time of a gradient evaluation of each row, by training briefly"
+    )
+    words.add_argument(
+        "--save",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="write the tables to a .csv, .md, .tex or .json file; may be repeated",
+    )
     words.add_argument("--html", metavar="FILE", help="write a report: one file with tables, charts and raw values")
-    words.add_argument("--figures", metavar="FOLDER", help="write all figures that there are data for")
-    words.add_argument("--heat", metavar="KEY,KEY", help="write a heat map over two keys (into --figures, or here)")
-    words.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the figures")
+    words.add_argument("--figures", metavar="FOLDER", help="write all figures for which the runs have data")
+    words.add_argument(
+        "--heat", metavar="KEY,KEY", help="write a heat map over two keys (into the folder of --figures, or this one)"
+    )
+    words.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="format of the figures")
     return words
 
 

@@ -88,11 +88,12 @@ def compare(runs: Runs, question: Question) -> Comparison:
     check_pick(question, warnings)
     for key in (*question.by, *question.where):
         runs.check_key(key)
-    everything, repeats = _once(runs)
+    everything, repeats = _without_repetitions(runs)
     kept = everything.where(question.where)
     if not len(kept):
-        wanted = " ".join(f"{k}={v}" for k, v in question.where.items())
-        raise ValueError(f"where {wanted}: none of the {len(everything)} runs is like that")
+        values = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in question.where.items()}
+        wanted = " ".join(f"{k}={shown(v)}" for k, v in values.items())
+        raise ValueError(f"where {wanted}: none of the {len(everything)} runs has these settings")
     check(kept, question.metric, at)
     by = question.by or tuple(key for key in everything.differing() if key not in SEEDS)
     strata = tuple(key for key in by if key.startswith("dataset.") or key in (*STRATA, *question.within))
@@ -100,7 +101,7 @@ def compare(runs: Runs, question: Question) -> Comparison:
     blocks = _blocks(kept, question, by, strata, warnings)
     baseline = _baseline(question, by, blocks)
     family = _family(everything, by, strata, baseline)
-    others = _others(everything, question, by, strata, blocks, baseline) if question.where else []
+    others = _left_out_p_values(everything, question, by, strata, blocks, baseline) if question.where else []
     blocks = _with_differences(blocks, baseline, family, others, at.kind == "budget")
     comparison = Comparison(
         question=question,
@@ -119,20 +120,20 @@ def compare(runs: Runs, question: Question) -> Comparison:
     return replace(comparison, notes=tuple(notes_of(comparison, repeats)))
 
 
-def _once(runs: Runs) -> tuple[Runs, int]:
+def _without_repetitions(runs: Runs) -> tuple[Runs, int]:
     """Return the runs without repetitions (same settings and seeds), and the number of dropped runs."""
     kept: dict[Any, Run] = {}
     for run in runs:
         key = (run.setting(without=()), run.digest)
         other = kept.get(key)
-        if other is None or _standing(run) > _standing(other):
+        if other is None or _preference(run) > _preference(other):
             kept[key] = run
     return Runs(
         tuple(run for run in runs if kept[run.setting(without=()), run.digest] is run), runs.notes, runs.paths
     ), (len(runs) - len(kept))
 
 
-def _standing(run: Run) -> tuple[int, str]:
+def _preference(run: Run) -> tuple[int, str]:
     states = ("failed", "running", "interrupted", "pruned", "diverged", "completed")
     return states.index(run.state) if run.state in states else -1, str(run.status.get("updated"))
 
@@ -212,7 +213,7 @@ def _baseline(question: Question, by: tuple[str, ...], blocks: Sequence[Block]) 
     found = exact if len(exact) == 1 else found
     if len(found) != 1:
         rows = "; ".join(words(by, key, short=True) for key in keys[:12])
-        raise ValueError(f"baseline={wanted}: must name one row, names {len(found)} of: {rows}")
+        raise ValueError(f"baseline={wanted}: must match exactly one row, matches {len(found)} of: {rows}")
     return found[0]
 
 
@@ -222,7 +223,7 @@ def _family(runs: Runs, by: tuple[str, ...], strata: tuple[str, ...], baseline: 
     return len([key for _, key in rows if key != baseline]) if baseline is not None else 0
 
 
-def _others(
+def _left_out_p_values(
     everything: Runs,
     question: Question,
     by: tuple[str, ...],

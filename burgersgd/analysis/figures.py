@@ -65,7 +65,7 @@ def new_figure(rows: int, columns: int, width: float = 5.2, height: float = 3.8)
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("figures need matplotlib: pip install matplotlib") from error
+        raise ValueError("figures need matplotlib (pip install matplotlib)") from error
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.ravel():
@@ -126,9 +126,9 @@ def mean_curve(runs: Sequence[Run], metric: str, clock: str) -> tuple[Values, Va
         except RunFolderError:
             continue
         if metric in columns and clock in columns:
-            known = ~np.isnan(columns[metric]) & ~np.isnan(columns[clock])
-            if known.sum() > 1:
-                lines.append((columns[clock][known], columns[metric][known]))
+            measured = ~np.isnan(columns[metric]) & ~np.isnan(columns[clock])
+            if measured.sum() > 1:
+                lines.append((columns[clock][measured], columns[metric][measured]))
     if not lines:
         return None
     start, stop = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)

@@ -31,22 +31,30 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(plain_json([record(run) for run in shown]), indent=2, ensure_ascii=False))
         return 0
-    print(as_text(table(shown, keys)) if shown else "no run is like that")
+    print(as_text(table(shown, keys)) if shown else "no run matches")
     for note in runs.notes:
         print(f"- {note}")
     if len(shown) < len(newest):
-        print(f"and {len(newest) - len(shown)} older runs: -n 0 lists all")
+        print(f"and {len(newest) - len(shown)} older runs; -n 0 lists all")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     made = argparse.ArgumentParser(prog="burgersgd list", description="List runs, the newest first.")
-    made.add_argument("folder", nargs="*", default=["outputs"], help="folders, names of sweeps, globs (outputs)")
-    made.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="runs with this setting alone")
-    made.add_argument("--state", action="append", choices=STATES, help="runs in this state alone; may be repeated")
-    made.add_argument("-n", type=int, default=SHOWN, help=f"how many ({SHOWN}); 0: all")
-    made.add_argument("--json", action="store_true", help="as JSON, with every setting")
+    made.add_argument(
+        "folder", nargs="*", default=["outputs"], help="folders, names of sweeps, or globs; default: outputs"
+    )
+    made.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="list only runs with this setting; may be repeated",
+    )
+    made.add_argument("--state", action="append", choices=STATES, help="list only runs in this state; may be repeated")
+    made.add_argument("-n", type=int, default=SHOWN, help=f"largest number of listed runs, 0: all; default: {SHOWN}")
+    made.add_argument("--json", action="store_true", help="print JSON with every setting")
     return made
 
 

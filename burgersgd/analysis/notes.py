@@ -22,18 +22,18 @@ def notes_of(c: Comparison, repeats: int) -> list[str]:
     question, at = c.question, c.at
     notes = list(c.runs.notes)
     if repeats:
-        notes.append(f"{repeats} runs repeat others (same settings and seeds) and count once")
+        notes.append(f"{repeats} runs repeat others (same settings and seeds) and are counted once")
     unusable = [line for run in c.runs if (line := _no_value(run, question.metric, at))]
     notes += unusable[:MOST_LINES]
     if len(unusable) > MOST_LINES:
-        notes.append(f"... and {len(unusable) - MOST_LINES} more runs are left out like that")
+        notes.append(f"... and {len(unusable) - MOST_LINES} more runs are left out for such reasons")
     codes = sorted({str(run.status["code"]) for run in c.runs if run.status.get("code")})
     if len(codes) > 1:
-        notes.append(f"the runs are of {len(codes)} versions of the code: {', '.join(codes[:MOST_LINES])}")
+        notes.append(f"the runs were trained by {len(codes)} versions of the code: {', '.join(codes[:MOST_LINES])}")
     unfinished = [run for run in c.runs if run.state in ("running", "interrupted")]
     if unfinished and at.kind in ("end", "best"):
         notes.append(
-            f"{len(unfinished)} runs are not finished and do not count (burgersgd train resume=RUN finishes one)"
+            f"{len(unfinished)} runs are not finished and not counted (burgersgd train resume=RUN finishes one)"
         )
     for block in c.blocks:
         notes += _block_notes(c, block)
@@ -44,7 +44,7 @@ def _no_value(run: Run, metric: str, at: At) -> str:
     """Return the reason why a finished run has no value; empty if it has one, or is not finished."""
     if run.state != "completed" or not math.isnan(measure(run, metric, at)):
         return ""
-    return f"{curve_problem(run) or f'{run.folder}: no value of {metric} at {at}'}; this run is left out"
+    return f"{curve_problem(run) or f'{run.folder}: {metric} has no value at {at}'}; this run is left out"
 
 
 def _block_notes(c: Comparison, block: Block) -> list[str]:
@@ -53,23 +53,23 @@ def _block_notes(c: Comparison, block: Block) -> list[str]:
         notes += [f"{inside}{row.label}: {note}" for note in row.notes]
         if row.n_settings > 1 and c.question.metric == c.question.pick:
             notes.append(
-                f"{inside}{row.label}: picked by the same numbers out of {row.n_settings} settings: optimistic"
+                f"{inside}{row.label}: picked out of {row.n_settings} settings by the reported numbers: optimistic"
             )
         if len(row.values) == 1:
-            notes.append(f"{inside}{row.label}: n = 1, nothing is known about the spread")
+            notes.append(f"{inside}{row.label}: n = 1, so the spread is unknown")
         d = row.difference
         if d is not None and d.n_unpaired:
             notes.append(f"{inside}{row.label}: {d.n_unpaired} runs have no partner of the same seed in the other row")
     seeds = {run.split for run in block.rows[0].runs} if block.rows else set()
     if block.by_split:
-        notes.append(f"{inside}several splits (dataset.seed): the split is the unit, and settings are picked per split")
+        notes.append(f"{inside}several splits (dataset.seed): n counts splits, and a setting is picked for each split")
     elif block.n_test and c.question.metric in ("test_error", "validation_error"):
         rates = [row.mean for row in block.rows if not math.isnan(row.mean)]
         error = standard_error_of_share(min(rates), block.n_test) if rates else math.nan
         if c.question.metric == "test_error" and not math.isnan(error):
             notes.append(
-                f"{inside}all runs share one split (dataset.seed={shown(next(iter(seeds), None))}): what is said holds"
-                f" for its {block.n_test:,} test examples, whose own standard error is {100 * error:.2g} points"
+                f"{inside}all runs share one split (dataset.seed={shown(next(iter(seeds), None))}): the results hold"
+                f" for its {block.n_test:,} test examples; with others, the standard error is {100 * error:.2g} points"
             )
     if (inclusion := inclusion_check(c, block)) is not None:
         notes.append(f"{inside}{inclusion}")
@@ -95,7 +95,7 @@ def inclusion_check(c: Comparison, block: Block) -> str | None:
             several = max(row.n_settings, sgd.n_settings) > 1  # otherwise the settings were chosen elsewhere
             tried = f" ({row.n_settings} settings tried against {sgd.n_settings})" if several else ""
             return (
-                f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}), which contains it (inner_steps=1, gamma=.inf,"
-                f" nu=0): its search space or budget is too small{tried}"
+                f"sgd beats local_entropy (p = {d.p:.2g}, {d.test}) although it is a special case of it (inner_steps=1,"
+                f" gamma=.inf, nu=0): the search space or the number of trials is too small{tried}"
             )
     return None

@@ -41,14 +41,18 @@ class Question:
 def refuse(question: Question, warnings: list[str], reason: str) -> None:
     """Raise RefusedError or, if the question forces an answer, add the reason to the warnings."""
     if not question.force:
-        raise RefusedError(f"{reason} (--force compares all the same, and says so)")
+        raise RefusedError(f"{reason} (--force compares them anyway and marks the result)")
     warnings.append(f"FORCED: {reason}")
 
 
 def check_pick(question: Question, warnings: list[str]) -> None:
     """Refuse to pick settings by a test metric, which is reported."""
     if question.pick in TEST_METRICS or question.pick.startswith("best_test"):
-        refuse(question, warnings, f"pick={question.pick}: settings are picked on the validation part, never by test")
+        refuse(
+            question,
+            warnings,
+            f"pick={question.pick}: must be a metric of the validation part; settings must not be picked by test",
+        )
 
 
 def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: list[str]) -> None:
@@ -59,8 +63,8 @@ def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: l
         refuse(
             question,
             warnings,
-            f"{inside}the runs are on unlike data ({', '.join(unlike)} differ): give --by ...,{unlike[0]}"
-            f" for a table of each, or choose with --where {unlike[0]}=...",
+            f"{inside}the runs use different data ({', '.join(unlike)} differ): add {unlike[0]} to --by for a table of"
+            f" each, or select one by --where {unlike[0]}=...",
         )
     for split, group in grouped(runs, ("dataset.seed",)).items():
         digests = {run.digest for run in group if run.digest}
@@ -68,8 +72,8 @@ def check_alike(runs: Sequence[Run], question: Question, label: str, warnings: l
             refuse(
                 question,
                 warnings,
-                f"{inside}the data behind the runs are not the same ({len(digests)} digests with"
-                f" dataset.seed={shown(split[0])}), although their settings are",
+                f"{inside}the runs have the same settings, but were trained on different data ({len(digests)} digests"
+                f" with dataset.seed={shown(split[0])})",
             )
     _check_budgets(runs, question, inside, warnings)
 
@@ -92,8 +96,8 @@ def _check_budgets(runs: Sequence[Run], question: Question, inside: str, warning
         refuse(
             question,
             warnings,
-            f"{inside}the budgets differ ({budgets[0][0]:,.0f} to {budgets[-1][0]:,.0f} gradient evaluations): take"
-            f" --at budget={budgets[0][0]:.0f}, or --by ...,trainer.budget for a table of each",
+            f"{inside}the budgets differ ({budgets[0][0]:,.0f} to {budgets[-1][0]:,.0f} gradient evaluations): use"
+            f" --at budget={budgets[0][0]:.0f}, or add trainer.budget to --by for a table of each",
         )
 
 

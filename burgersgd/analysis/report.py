@@ -243,10 +243,10 @@ def _lines(
                 continue
             if metric not in columns or "evaluations" not in columns:
                 continue
-            known = np.flatnonzero(~np.isnan(columns[metric]))
-            if len(known) > points:
-                known, thinned = known[np.linspace(0, len(known) - 1, points).round().astype(int)], True
-            behind.append((columns["evaluations"][known], factor * columns[metric][known]))
+            measured = np.flatnonzero(~np.isnan(columns[metric]))
+            if len(measured) > points:
+                measured, thinned = measured[np.linspace(0, len(measured) - 1, points).round().astype(int)], True
+            behind.append((columns["evaluations"][measured], factor * columns[metric][measured]))
         lines.append(Line(row.label, colors[row.key], x, factor * mean, factor * low, factor * high, behind))
     return lines, thinned
 

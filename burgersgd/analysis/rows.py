@@ -167,7 +167,7 @@ def row_of(
         if len(settings) > 1 and all(r.state == "completed" and math.isnan(selection(r)) for r in runs):
             raise ValueError(
                 f"{label}: one of {len(settings)} settings is to be picked, but the runs have no validation part"
-                " (dataset.validation_fraction=0); name the keys that differ in --by, or pool all with --pick none"
+                " (dataset.validation_fraction=0); add the keys that differ to --by, or pool all by --pick none"
             )
         splits = dict.fromkeys(run.split for run in runs) if by_split else {None: None}
         picked, chosen = {}, []
@@ -178,7 +178,7 @@ def row_of(
             chosen.append(best)
             if left_out:
                 most = len({_unit(r, by_split=False) for r in candidates[best]})
-                notes.append(f"{left_out} settings with fewer runs than {most} were not picked from")
+                notes.append(f"{left_out} settings with fewer than {most} runs were not considered")
     kept = [run for group in picked.values() for run in group]
     units: dict[Any, list[Run]] = defaultdict(list)
     for run in sorted(kept, key=lambda run: (str(run.seed).zfill(20), str(run.folder))):
@@ -268,10 +268,12 @@ def difference_of(row: Row, baseline: Row, any_budget: bool = False) -> Differen
 
 def paired_units(row: Row, baseline: Row, any_budget: bool = False) -> list[Any]:
     """Return the units whose runs in both rows have the same data and, unless any_budget, the same budget."""
-    return [u for u in row.values if u in baseline.values and _alike(row.of[u], baseline.of[u], any_budget)]
+    return [
+        u for u in row.values if u in baseline.values and _same_data_and_budget(row.of[u], baseline.of[u], any_budget)
+    ]
 
 
-def _alike(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
+def _same_data_and_budget(a: Sequence[Run], b: Sequence[Run], any_budget: bool) -> bool:
     first, second = a[0], b[0]
     if first.data != second.data or (first.digest and second.digest and first.digest != second.digest):
         return False

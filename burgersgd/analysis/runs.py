@@ -204,7 +204,7 @@ class Runs(Sequence[Run]):
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("Runs.frame needs pandas: pip install pandas; Runs.columns() needs nothing") from error
+            raise ImportError("Runs.frame needs pandas (pip install pandas); Runs.columns() does not") from error
         return pd.DataFrame(self.columns())
 
     def compare(self, *by: str, **question: Any) -> Comparison:
@@ -256,7 +256,9 @@ def load(*paths: str | Path) -> Runs:
                 notes.append(f"{error}; this run is left out")
     if not runs:
         reason = f": {notes[0]}" if notes else ""
-        raise RunFolderError(f"{' '.join(map(str, paths)) or 'no path given'}: no run can be read there{reason}")
+        raise RunFolderError(
+            f"{' '.join(map(str, paths)) or 'no path given'}: contains no run that can be read{reason}"
+        )
     return Runs(tuple(runs.values()), tuple(notes), tuple(map(str, paths)))
 
 
@@ -275,7 +277,7 @@ def find(path: str | Path) -> list[Path]:
         starts = [sweep] if sweep.is_dir() else []
     found = [folder for start in starts for folder in _run_folders(start)]
     if not found:
-        where = "no run folder is there" if starts else "there is no such folder, and no sweep of that name"
+        where = "contains no run folder" if starts else "there is no such folder, and no sweep of that name"
         raise RunFolderError(f"{path}: {where}")
     return found
 
@@ -292,18 +294,18 @@ def read_run(folder: Path) -> Run:
     """Return the run of a folder. Raises RunFolderError for a folder that is not complete."""
     config = read_config(folder)
     if not isinstance(config, dict) or not isinstance(config.get("optimizer"), dict):
-        raise RunFolderError(f"{folder / CONFIG}: holds no configuration of a run")
+        raise RunFolderError(f"{folder / CONFIG}: must hold the configuration of a run")
     status = read_status(folder)
     if not isinstance(status, dict) or not isinstance(status.get("state"), str):
-        raise RunFolderError(f"{folder / STATUS}: holds no state of a run")
+        raise RunFolderError(f"{folder / STATUS}: must hold the state of a run")
     state = status["state"]
     if state == "running" and not is_claimed(folder):
         state = "interrupted"
     settings = flat(config)
-    return Run(folder, settings, _deciding(settings), status, state, str(status.get("data") or ""))
+    return Run(folder, settings, _hashed_settings(settings), status, state, str(status.get("data") or ""))
 
 
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _hashed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, as identity.canonical does, without importing their classes."""
     dropped = {"trainer.epochs"} if settings.get("trainer.budget") is not None else set()
     dropped |= {key for key, other in ONLY_WITH.items() if not settings.get(other)}

@@ -87,7 +87,11 @@ def profile_table(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None 
         for clock in clocks:
             of_clock = [p for p in found if p.clock == clock]
             rows.append((label, clock, *(f"{fixed(float(p.areas[i]), 3)} ({p.ranks[i]})" for p in of_clock)))
-    columns = ("profile: area (place)", "clock", *(f"target x {p.relaxation:g}" for p in found if p.clock == clocks[0]))
+    columns = (
+        "area under the profile (rank)",
+        "clock",
+        *(f"target x {p.relaxation:g}" for p in found if p.clock == clocks[0]),
+    )
     title = f"performance profiles, {len(c.blocks)} problems, up to {LONGEST:g} times the fastest"
     return Table(title, columns, tuple(rows))
 
@@ -98,15 +102,15 @@ def rank_changes(c: Comparison, cost: Mapping[Key, Mapping[Key, float]] | None =
     if not found:
         return []
     if not any(clock == "seconds" for clock, _ in found):
-        return ["seconds: n/a, no cost of a gradient evaluation was measured (--cost)"]
+        return ["no ranks by seconds, because the cost of a gradient evaluation was not measured (--cost)"]
     lines = []
     for (clock, relaxation), p in found.items():
         if clock == "evaluations":
             other = found["seconds", relaxation].ranks
             moved = [f"{p.labels[i]} {a} -> {b}" for i, (a, b) in enumerate(zip(p.ranks, other, strict=True)) if a != b]
             if moved:
-                lines.append(f"place by seconds instead of evaluations, target x {relaxation:g}: {', '.join(moved)}")
-    return lines or ["no row changes its place between evaluations and seconds"]
+                lines.append(f"rank by seconds instead of evaluations, target x {relaxation:g}: {', '.join(moved)}")
+    return lines or ["every row has the same rank by evaluations and by seconds"]
 
 
 def cost_folders(c: Comparison) -> dict[tuple[Key, Key], Path]:

@@ -142,8 +142,8 @@ def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """
     m = max(len(p_values), family or 0)
     adjusted, largest = [math.nan] * len(p_values), 0.0
-    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    for rank, (p, i) in enumerate(known):
+    ordered = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    for rank, (p, i) in enumerate(ordered):
         largest = max(largest, min(1.0, (m - rank) * p))
         adjusted[i] = largest
     return adjusted

@@ -224,7 +224,7 @@ EXPLAINED = (
 )
 DETECTABLE = (
     "detectable: the smallest true difference found with 80 % power by these pairs at alpha = 0.05 / {family};"
-    " n for 80 %: pairs that would find one as large as the one observed (for planning, no evidence)"
+    " n for 80 %: pairs that would detect a difference as large as the observed one (for planning; not evidence)"
 )
 
 
@@ -233,9 +233,7 @@ def explanations(c: Comparison) -> list[str]:
     order = "their values" if c.question.pick == "none" else f"mean {c.question.pick.replace('_', ' ')}"
     lines = [EXPLAINED.format(order=order)]
     if c.question.metric == "seconds":
-        lines.append(
-            "seconds of a run of a fleet are the seconds of its whole fleet: no measure of an optimizer's cost"
-        )
+        lines.append("the seconds of a run are those of its whole fleet; --cost measures the cost of an optimizer")
     if any(row.difference is not None for block in c.blocks for row in block.rows):
         lines.append(DETECTABLE.format(family=max(1, c.family)))
     return lines

@@ -70,10 +70,10 @@ def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[T
     trials = []
     for members in settings.values():
         values = [(validation(run), test(run)) for run in members]
-        known = np.array([pair for pair in values if not math.isnan(pair[0])], dtype=np.float64)
-        if not len(known):
+        measured = np.array([pair for pair in values if not math.isnan(pair[0])], dtype=np.float64)
+        if not len(measured):
             continue
-        means = known.mean(axis=0) if np.isfinite(known).all() else np.array([math.inf, math.inf])
+        means = measured.mean(axis=0) if np.isfinite(measured).all() else np.array([math.inf, math.inf])
         spent = sum(_spent(run) for run in members)
         trials.append(Trial(float(means[0]), float(means[1]), spent))
     return trials
@@ -93,12 +93,12 @@ def tuning_curve(trials: Sequence[Trial], sampler: str = "random", pruned: bool 
         best = np.minimum.accumulate(validation)
         held = [float(test[: k + 1][validation[: k + 1] == best[k]].mean()) for k in range(len(trials))]
         why = (
-            "one search, each trial of which depends on those before" if sampler == "optuna" else "trials were stopped"
+            "one search, in which each trial depends on earlier ones" if sampler == "optuna" else "trials were stopped"
         )
         ranges = (Interval(math.nan, math.nan),) * len(trials)
         return TuningCurve(n, np.cumsum(cost), best, np.array(held), ranges, "running best", why, 0)
-    cautions = {"random": "", "sobol": "approximate: Sobol points are no independent draws"}
-    caution = cautions.get(sampler, "approximate: a grid is no random search")
+    cautions = {"random": "", "sobol": "approximate: Sobol points are not independent draws"}
+    caution = cautions.get(sampler, "approximate: a grid is not a random search")
     order = np.argsort(validation, kind="stable")
     best, held = validation[order], test[order]
     for value in np.unique(best[np.isfinite(best)]):

@@ -51,20 +51,22 @@ def check(runs: Runs, metric: str, at: At) -> None:
     if metric in TEST_METRICS and at.kind in ("budget", "target"):
         other = metric.replace("test", "validation")
         raise ValueError(
-            f"metric={metric}: is measured at the end of a run only; with at={at} take metric={other} or train_loss"
+            f"metric={metric}: is measured only at the end of a run; with at={at} use metric={other} or train_loss"
         )
     if metric == "test_loss" and at.kind == "best":
-        raise ValueError("metric=test_loss: is measured at the end of a run only; with at=best take metric=test_error")
-    if any(not math.isnan(measure(run, metric, at)) for run in runs):
+        raise ValueError("metric=test_loss: is measured only at the end of a run; with at=best use metric=test_error")
+    values = [measure(run, metric, at) for run in runs]
+    if any(map(math.isfinite, values)):
         return
     if not any(run.state in ("completed", "diverged") for run in runs) and at.kind in ("end", "best"):
-        raise ValueError(f"none of the {len(runs)} runs is finished: there is nothing to compare yet")
-    known: set[str] = set()
+        raise ValueError(f"none of the {len(runs)} runs is finished, so there is nothing to compare yet")
+    metrics: set[str] = set()
     for run in runs:
-        known |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})
-    if metric not in known:
-        raise ValueError(f"metric={metric}: must be one of {', '.join(sorted(known))}")
-    raise ValueError(f"metric={metric}: no run has a value at {at}")
+        metrics |= {key for key in run.status if not math.isnan(number(run.status[key]))} | set(_curves(run) or {})
+    if metric not in metrics:
+        raise ValueError(f"metric={metric}: must be one of {', '.join(sorted(metrics))}")
+    if all(map(math.isnan, values)):  # +inf: a run diverged
+        raise ValueError(f"metric={metric}: no run has a value at {at}")
 
 
 def measure(run: Run, metric: str, at: At) -> float:
@@ -87,8 +89,8 @@ def measure(run: Run, metric: str, at: At) -> float:
     limit = {"end": math.inf, "best": number(run.status.get("best_at")), "budget": at.value}[at.kind]
     if at.kind == "budget" and not (len(evaluations) and evaluations[-1] > limit - run.cycle):
         return math.inf if run.state == "diverged" else math.nan
-    known = np.flatnonzero((evaluations <= limit) & ~np.isnan(values))
-    return _finite(float(values[known[-1]])) if len(known) else math.nan
+    measured = np.flatnonzero((evaluations <= limit) & ~np.isnan(values))
+    return _finite(float(values[measured[-1]])) if len(measured) else math.nan
 
 
 def curve_problem(run: Run) -> str:

@@ -121,7 +121,7 @@ def check_labels(config: TrainConfig, data: Dataset) -> None:
     if whole and 2 <= len(labels) <= MOST_LABELS and labels.tolist() == list(range(len(labels))):
         raise DataError(
             f"dataset={data.name}: the targets are the whole numbers 0 to {len(labels) - 1} as real numbers; "
-            "cast them to int for classes, or say loss=squared_error for a regression"
+            "convert them to int for a classification, or set loss=squared_error for a regression"
         )
 
 
@@ -129,9 +129,9 @@ def loss_of(config: TrainConfig, data: Dataset) -> Loss:
     """Return the loss. Raises ConfigError where it does not fit the data."""
     name = config.loss.name
     if data.task == "regression" and name != "squared_error":
-        raise config.loss.error("name", f"dataset={data.name} is regression, must be squared_error")
+        raise config.loss.error("name", f"must be squared_error, because dataset={data.name} is a regression")
     if name == "logistic" and data.n_outputs != 2:
-        raise config.loss.error("name", f"needs two classes, dataset={data.name} has {data.n_outputs}")
+        raise config.loss.error("name", f"needs two classes, but dataset={data.name} has {data.n_outputs}")
     return LOSSES[name]
 
 
@@ -167,7 +167,9 @@ def model_of(config: TrainConfig, data: Dataset, loss: Loss, own: UserModel | No
     d = sum(math.prod(shape) for shape in network.shapes)
     if STATE_BYTES * d > memory():
         size = f"{d:.3g} parameters would take {STATE_BYTES * d / 2**30:.3g} GiB"
-        raise ConfigError(f"model={config.model.name}: {size}, more than this machine has memory; make it smaller")
+        raise ConfigError(
+            f"model={config.model.name}: {size}, more than the memory of this machine; make the model smaller"
+        )
     return network
 
 
@@ -192,10 +194,10 @@ def own_start(model: Wrapped, seed: int) -> Tensor:
         return model.start()
     made = own_model(model.source, seed)
     if (made.names, made.shapes) != (model.names, model.shapes):
-        raise ConfigError("model: the function makes modules of different shapes for different seeds")
+        raise ConfigError("model: the function must make modules of the same shapes for every seed")
     for name, value in made.fixed.items():
         if not torch.equal(value.to(model.fixed[name]), model.fixed[name]):
-            raise ConfigError(f"model: {name} is not trained and depends on the seed; train these runs one by one")
+            raise ConfigError(f"model: {name} is not trained but differs between seeds; train these runs one by one")
     return made.start()
 
 
@@ -213,7 +215,7 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     cycle = rule.gradients_per_cycle * points
     budget = asked // cycle * cycle
     if budget == 0:
-        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle, or x would never move"
+        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle; otherwise x would never move"
         raise trainer.error(key, allowed)
     if budget >= LARGEST_BUDGET:
         raise trainer.error(key, f"is {asked:.3g} gradient evaluations, must be < {LARGEST_BUDGET:.3g}")
@@ -227,7 +229,9 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     """
     asked, model = config.trainer.compile, problem.model
     if asked == "on" and not model.batched:
-        raise config.trainer.error("compile", "must be auto or off for this model, whose runs are computed one by one")
+        raise config.trainer.error(
+            "compile", "must be auto or off for this model, because its runs are computed one by one"
+        )
     if asked == "on" and (reason := why_not_compiled(device.type)):
         raise config.trainer.error("compile", f"torch.compile does not work here ({reason})")
     if asked in ("on", "off"):
@@ -246,7 +250,9 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
         if supported and wanted and problem.augmentation is None:
             return "native"
         if supported and asked == "native":
-            _log.warning("the C gradient reads images as they are: dataset.augment takes PyTorch's, the update stays C")
+            _log.warning(
+                "trainer.compile=native: with dataset.augment the gradient is computed by PyTorch, only the update by C"
+            )
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
     if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
@@ -256,13 +262,16 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
     return otherwise
 
 
-def engine_again(engine: str, device: torch.device) -> str:
+def engine_of_resumed(engine: str, device: torch.device) -> str:
     """Return the engine with which a resumed run was started if it works here, else eager."""
     kind = ENGINES[engine]
     if kind.compiles:
         return compiled_or("eager", device)
     if kind.needs_c and native.library("normals") is None:
-        _log.warning("engine %s needs a C compiler: continuing with eager, equal to rounding only", engine)
+        _log.warning(
+            "engine %s needs a C compiler: continuing with engine eager, whose results agree only up to rounding",
+            engine,
+        )
         return "eager"
     return engine if kind.device in (None, device.type) else "eager"
 

@@ -27,8 +27,8 @@ from burgersgd.build.parts import (
     check_labels,
     dataset_of,
     device_of,
-    engine_again,
     engine_of,
+    engine_of_resumed,
     loss_of,
     maker_of,
     model_of,
@@ -86,7 +86,7 @@ def prepare(
     errors as train.
     """
     if not configs:
-        raise ConfigError("configs: must hold at least one run")
+        raise ConfigError("configs: must have at least one configuration")
     config = configs[0]
     key = fleet_key(config)
     for other in configs[1:]:
@@ -114,7 +114,7 @@ def prepare(
     wide = 12 * data.n_train * data.n_outputs  # int64, then a float
     if isinstance(loss, SquaredError) and data.task == "classification" and wide > memory() / 2:
         size = f"{data.n_train} vectors of {data.n_outputs} classes take {wide / 2**30:.3g} GiB"
-        raise config.loss.error("name", f"{size}, more than this machine has memory to spare")
+        raise config.loss.error("name", f"{size}, more than half the memory of this machine")
     train_targets = loss.encode(on_device.train.targets, data.n_outputs, dtype)
     augmentation = augmentation_of(config.dataset.augment, on_device)
     bfloat16 = config.trainer.precision == "bfloat16"
@@ -127,7 +127,7 @@ def prepare(
         if engine is None:
             chosen = engine_of(config, problem, device, len(configs), batch_size)
         else:
-            chosen = engine_again(engine, device)
+            chosen = engine_of_resumed(engine, device)
     if len(configs) > 1 and network.batched and not ENGINES[chosen].gradient_in_c:
         importlib.import_module("torch._dynamo")  # else torch's first vmap imports it, which keeps a fleet alive
     budget = budget_of(config, data.n_train, batch_size)
@@ -155,9 +155,9 @@ def _check_threads(config: TrainConfig, threads: int | None) -> None:
     """Raise ConfigError where the requested number of threads would hang; use one thread where none is requested."""
     asked = config.device.threads if threads is None else threads
     if (torch.get_num_threads() if asked is None else asked) > 1 and threads_hang():
-        forked = "this process was forked from one that had computed with several, where OpenMP hangs"
+        forked = "this process was forked from one that had used several threads, after which OpenMP hangs"
         if asked is not None:
-            raise config.device.error("threads", f"must be 1: {forked}; multiprocessing's spawn starts others")
+            raise config.device.error("threads", f"must be 1: {forked}; use multiprocessing's start method spawn")
         _log.warning("computing with one thread: %s", forked)
         torch.set_num_threads(1)
 
@@ -246,7 +246,9 @@ class Prepared:
                 named = re.match(r"(\S+) does not have a deterministic implementation", str(error))
                 if named is None:
                     raise
-                raise trainer.error("deterministic", f"{named.group(1)} has no deterministic form here") from error
+                raise trainer.error(
+                    "deterministic", f"{named.group(1)} has no deterministic implementation on this device"
+                ) from error
             finally:
                 if before != trainer.deterministic:
                     torch.use_deterministic_algorithms(before)
@@ -262,13 +264,13 @@ class Prepared:
 
     def check_same(self, checkpoint: Mapping[str, Any], folder: object) -> None:
         """Raise ConfigError where a run was trained with another module, and DataError where on other data."""
-        known, now = checkpoint.get("predictor"), self.network  # version 0.1.0 stored neither structure nor digest
+        recorded, now = checkpoint.get("predictor"), self.network  # version 0.1.0 stored neither structure nor digest
         same = [[name, list(shape)] for name, shape in checkpoint["parameters"]] == now["parameters"]
-        if not same or (known is not None and known["structure"] != now["predictor"]["structure"]):
-            raise ConfigError(f"model: is not the module that {folder} was trained with")
-        for name, value in {} if known is None else known["fixed"].items():
+        if not same or (recorded is not None and recorded["structure"] != now["predictor"]["structure"]):
+            raise ConfigError(f"model: differs from the module with which {folder} was trained")
+        for name, value in {} if recorded is None else recorded["fixed"].items():
             if name not in self.changing and not same_values(value, now["predictor"]["fixed"].get(name)):
-                raise ConfigError(f"model: {name} is not trained and differs from that of {folder}")
+                raise ConfigError(f"model: {name}, which is not trained, differs from that of {folder}")
         digest = checkpoint.get("data")
         if digest not in (None, self.data_digest):
             change = f"digest {digest[:8]}, now {self.data_digest[:8]}"

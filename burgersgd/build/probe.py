@@ -32,14 +32,14 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
     with generators_kept():
         x = model.start().to(problem.inputs)
         states = generator_states()
-        n = _unmistakable(problem, n_outputs)
+        n = _unambiguous_size(problem, n_outputs)
         for train in (True, False):
             _check_outputs(_outputs(problem, model, x, n, train), n, n_outputs, problem.loss.name)
         for size in sorted(set(batch_sizes)):
             if size < 3:  # modules do not treat larger sizes differently
                 _outputs(problem, model, x, size, True)
         model.random = generator_states() != states
-        _check_memory(problem, model, x, n)
+        _check_hidden_state(problem, model, x, n)
         _check_gradient(problem, model, x, n)
         if model.random or model.changing:
             model.batched = False
@@ -47,7 +47,7 @@ def probe(problem: Problem, n_outputs: int, n_runs: int, batch_sizes: Iterable[i
             model.batched = _works_under_vmap(problem, x)
 
 
-def _unmistakable(problem: Problem, n_outputs: int) -> int:
+def _unambiguous_size(problem: Problem, n_outputs: int) -> int:
     """Return a number of examples that equals no other dimension, so that shapes cannot match by coincidence."""
     sizes = {n_outputs, *problem.inputs.shape[1:], *itertools.chain.from_iterable(problem.model.shapes)}
     return next(n for n in itertools.count(3) if n not in sizes)
@@ -69,13 +69,13 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
             changed = {name for name, value in model.fixed.items() if not same_values(value, buffers[name])}
             model.changing = tuple(name for name in model.fixed if name in changed or name in model.changing)
             if train:
-                _check_exchanged(model, inputs)
+                _check_buffers_replaced(model, inputs)
     except ConfigError:
         raise
     except Exception as error:  # any error of the user's module
         shape = list(inputs.shape)
         mode = "training" if train else "evaluation"
-        raise ConfigError(f"model: cannot take inputs {shape} in {mode} mode: {one_line(error)}") from error
+        raise ConfigError(f"model: fails on inputs {shape} in {mode} mode: {one_line(error)}") from error
     for name, old, new in zip(model.names, split(before, model.shapes), split(x, model.shapes), strict=True):
         if not same_values(old, new):
             raise ConfigError(
@@ -85,7 +85,7 @@ def _outputs(problem: Problem, model: Wrapped, x: Tensor, n: int, train: bool, f
     return outputs
 
 
-def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
+def _check_hidden_state(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
     """Raise ConfigError where a call depends on earlier calls other than through buffers.
 
     In both modes, outputs must not change after a call in training mode with other examples: otherwise a run would
@@ -102,32 +102,34 @@ def _check_memory(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
         rounding = 1e-5 * float(one.abs().nan_to_num(0, 0, 0).max())  # GPUs may add in another order
         if not torch.allclose(one, again, rtol=1e-5, atol=rounding, equal_nan=True):
             raise ConfigError(
-                "model: its outputs depend on the calls before; what it remembers must be a buffer (register_buffer), "
+                "model: its outputs depend on earlier calls; state must be kept in buffers (register_buffer), "
                 "and random numbers must come from torch's global generator"
             )
 
 
-def _check_exchanged(model: Wrapped, inputs: Tensor) -> None:
+def _check_buffers_replaced(model: Wrapped, inputs: Tensor) -> None:
     """Raise ConfigError where a call in training mode replaces a buffer by another tensor."""
     plain = model.module().to(inputs.device, inputs.dtype).train()
     before = {name: buffer.clone() for name, buffer in plain.named_buffers()}
     plain(inputs.clone())
     for name, buffer in plain.named_buffers():
         if name in model.fixed and name not in model.changing and not same_values(before[name], buffer):
-            raise ConfigError(f"model: {name} is exchanged while training; write into it in place (copy_, add_)")
+            raise ConfigError(
+                f"model: forward replaces the buffer {name} by another tensor; change it in place (copy_, add_)"
+            )
 
 
 def _check_outputs(outputs: object, n: int, n_outputs: int, loss: str) -> None:
     """Raise ConfigError for outputs that are not a real tensor ``[n, n_outputs]``."""
     if not isinstance(outputs, Tensor):
-        raise ConfigError(f"model: gives a {type(outputs).__name__}, must give one tensor [examples, outputs]")
+        raise ConfigError(f"model: returns a {type(outputs).__name__}, must return one tensor [examples, outputs]")
     if list(outputs.shape) != [n, n_outputs]:
         raise ConfigError(
-            f"model: gives outputs {list(outputs.shape)} for {n} examples, "
+            f"model: returns outputs {list(outputs.shape)} for {n} examples, "
             f"must be [{n}, {n_outputs}] for this data set and loss={loss}"
         )
     if not outputs.is_floating_point():
-        raise ConfigError(f"model: gives outputs of type {outputs.dtype}, must be real numbers")
+        raise ConfigError(f"model: returns outputs of type {outputs.dtype}, must be real numbers")
 
 
 def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None:
@@ -139,14 +141,14 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
         loss = problem.batch_loss(leaves, problem.inputs[rows], problem.targets[rows], None, buffers or None)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else [None]
     except Exception as error:
-        raise ConfigError(f"model: no gradient can be taken: {one_line(error)}") from error
-    for stranger in _leaves_behind(loss):
-        if not any(stranger is leaf for leaf in leaves):
+        raise ConfigError(f"model: the gradient cannot be computed: {one_line(error)}") from error
+    for tensor in _leaf_tensors(loss):
+        if not any(tensor is leaf for leaf in leaves):
             names = {id(p): name for name, p in model.original_parameters()}
-            what = names.get(id(stranger), f"a tensor {list(stranger.shape)} that requires a gradient")
+            what = names.get(id(tensor), f"a tensor {list(tensor.shape)} that requires a gradient")
             raise ConfigError(
-                f"model: {what} is used by forward but not looked up in the module, and would not be trained; "
-                "make it an nn.Parameter of the module, and reach it through self"
+                f"model: forward uses {what}, which is not a parameter of the module and would not be trained; "
+                "make it an nn.Parameter of the module and access it by self"
             )
     if all(grad is None for grad in grads):
         raise ConfigError("model: its outputs do not depend on any trainable parameter")
@@ -155,7 +157,7 @@ def _check_gradient(problem: Problem, model: Wrapped, x: Tensor, n: int) -> None
             raise ConfigError(f"model: the gradient of {name} is sparse, must be dense (sparse=False)")
 
 
-def _leaves_behind(loss: Tensor) -> list[Tensor]:
+def _leaf_tensors(loss: Tensor) -> list[Tensor]:
     """Return the tensors to which a backward pass from the loss would add gradients."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:

@@ -60,11 +60,15 @@ def resolved(config: TrainConfig, facts: Facts) -> TrainConfig:
     elif optimizer.lr == "auto":
         lip = facts.curvature()
         if not (math.isfinite(lip) and lip > 0):
-            raise optimizer.error("lr", f"the curvature at the start is {lip:g}: set a number")
+            raise optimizer.error(
+                "lr", f"the curvature at the start is {lip:g}, must be positive and finite; set a number instead"
+            )
         hyper = {**optimizer.hyper(), "lr": math.nan}
         found = safe_lr(optimizer.rule(), hyper, facts.budget, lip, SAFE_SHARE)
         if found is None:
-            raise optimizer.error("lr", f"no bound on the learning rate of {optimizer.name} is known: set a number")
+            raise optimizer.error(
+                "lr", f"no bound on the learning rate of {optimizer.name} is known; set a number instead"
+            )
         lr = float(f"{found:.2g}")  # two digits: the curvature is rounded differently on other machines
     else:
         return config

@@ -63,7 +63,9 @@ class NpzConfig(SplitDatasetConfig):
     name: str = named("npz")
     path: str = opt("", "path of the .npz file", required=True, hashed_without="digest")
     digest: str = opt(
-        "", "first 16 digits of the file's SHA-256; recorded by the first run and checked from then on", since="0.2"
+        "",
+        "first 16 digits of the file's SHA-256; a run records them and checks them when it is resumed; empty: no check",
+        since="0.2",
     )
 
     def __post_init__(self) -> None:
@@ -102,7 +104,9 @@ def npz(config: NpzConfig) -> Raw:
     try:
         raw = _raw(*_read(path))
         if config.digest and digest_of(path) != config.digest:
-            raise DataError(f"the file has digest {digest_of(path)}, not {config.digest}: it was changed since")
+            raise DataError(
+                f"the file was changed: its digest is {digest_of(path)}, that of the first run was {config.digest}"
+            )
         return raw
     except DataError as error:
         raise DataError(f"dataset.path={config.path}: {error}") from error
@@ -111,7 +115,7 @@ def npz(config: NpzConfig) -> Raw:
 def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
     """Return the arrays of an .npz file whose names are in KEYS, and the names of the others."""
     if not os.path.isfile(path):  # Path.is_file would raise for a name that is too long
-        raise DataError("no such file; make one with numpy.savez(path, x=inputs, y=targets)")
+        raise DataError("no such file; create it by numpy.savez(path, x=inputs, y=targets)")
     arrays, others = {}, []
     reading = "the list of its arrays"
     try:
@@ -124,7 +128,7 @@ def _read(path: Path) -> tuple[dict[str, ndarray], list[str]]:
                 arrays[reading] = _member(archive, f"{reading}.npy")
     except Exception as error:  # a damaged file makes zipfile and numpy raise almost anything
         raise DataError(
-            f"{reading} cannot be read ({one_line(error)}); write it with numpy.savez, numbers only, no object arrays"
+            f"{reading} cannot be read ({one_line(error)}); write it by numpy.savez, with arrays of numbers only"
         ) from error
     return arrays, others
 
@@ -133,13 +137,13 @@ def _member(archive: zipfile.ZipFile, name: str) -> ndarray:
     """Return one array of an archive, which is read to its end, because zipfile checks the checksum there."""
     size, packed = archive.getinfo(name).file_size, archive.getinfo(name).compress_size
     if size > memory():
-        raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than this machine has memory")
+        raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, more than the memory of this machine")
     if size > LARGE and size > MOST_PACKED * packed:
         raise ValueError(f"it unpacks to {size / 2**30:.3g} GiB, {size // max(packed, 1)} times its size in the file")
     with archive.open(name) as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):
-            raise ValueError(f"there is more in it than its shape {array.shape} says")
+            raise ValueError(f"it has more data than its shape {array.shape}")
     return array
 
 
@@ -160,18 +164,20 @@ def _raw(arrays: dict[str, ndarray], others: Sequence[str] = ()) -> Raw:
     """
     training = ("x", "y") if {"x", "y"} & arrays.keys() else ("x_train", "y_train")
     if training == ("x", "y") and {"x_train", "y_train"} & arrays.keys():
-        raise DataError("x, y and x_train, y_train mean the same; keep one pair")
+        raise DataError("x, y and x_train, y_train have the same meaning; give only one of the two pairs")
     pairs = [training, *(pair for pair in (("x_val", "y_val"), ("x_test", "y_test")) if set(pair) & arrays.keys())]
     for key in (key for pair in pairs for key in pair):
         if key not in arrays:
             shown = [*arrays, *others]
             found = ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "") or "nothing"
-            raise DataError(f"key {key} is missing; there is {found}; needed are x, y (or x_train, y_train)")
+            raise DataError(f"the array {key} is missing; found {found}; required are x, y (or x_train, y_train)")
     parts = {key_x: _part(arrays, key_x, key_y) for key_x, key_y in pairs}
     for key_x, key_y in pairs[1:]:
         for key, own, of_training in zip((key_x, key_y), parts[key_x], parts[training[0]], strict=True):
             if own.shape[1:] != of_training.shape[1:] or own.dtype != of_training.dtype:
-                raise DataError(f"{key} does not match {training[key is key_y]}: {_kind(own)} and {_kind(of_training)}")
+                raise DataError(
+                    f"{key} must match {training[key is key_y]}: is {_kind(own)}, must be {_kind(of_training)}"
+                )
     train, validation, test = parts[training[0]], parts.get("x_val"), parts.get("x_test")
     if train.targets.is_floating_point():
         return Raw("regression", train.targets.shape[1], train, validation, test)

@@ -70,7 +70,7 @@ def augmentation_of(kind: str, data: Dataset) -> Augmentation | None:
         return None
     if len(data.input_shape) != 3:
         shape = list(data.input_shape)
-        allowed = f"must be none, the examples are no images [channels, height, width] but of shape {shape}"
+        allowed = f"must be none, because the examples have shape {shape} and are not images [channels, height, width]"
         raise DataError(f"dataset.augment={kind}: {allowed}")
     inputs, units = data.train.inputs, data.units
     mean, deviation = (t.to(device=inputs.device, dtype=inputs.dtype) for t in (units.mean, units.deviation))

@@ -38,7 +38,7 @@ def digits_file() -> Path:
     """Return the file of the digits in scikit-learn. Raises DataError where it is not installed."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("dataset=digits: the data comes with scikit-learn; run: pip install scikit-learn")
+        raise DataError("dataset=digits: the data come with scikit-learn; run: pip install scikit-learn")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
 
 

@@ -98,7 +98,7 @@ def _numbers(name: str, package: str, file: str, *, separator: str = ",", skip: 
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"dataset={name}: {path} cannot be read ({error}); {repair}") from error
     if hashlib.sha256(content).hexdigest() not in CHECKSUMS[path.name]:
-        raise DataError(f"dataset={name}: {path} is not the file that is expected (its checksum differs); {repair}")
+        raise DataError(f"dataset={name}: {path} is not the expected file (its checksum differs); {repair}")
     lines = content.decode().split("\n")[skip:]
     n = sum(map(bool, lines))
     return np.fromstring(separator.join(filter(None, lines)), dtype=np.float32, sep=separator).reshape(n, -1)

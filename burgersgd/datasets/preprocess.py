@@ -93,7 +93,9 @@ def preprocess(name: str, raw: Raw, options: Options) -> Dataset:
     kept = _check_train_size(options, train.n)
     if options.label_noise > 0:
         if raw.task == "regression" or raw.n_outputs < 2:
-            raise DataError(f"dataset.label_noise={options.label_noise}: must be 0, there are no classes to exchange")
+            raise DataError(
+                f"dataset.label_noise={options.label_noise}: must be 0, because there are no classes to exchange"
+            )
         share, classes = options.label_noise, raw.n_outputs
         rng = generator(options.seed, LABELS)
         train = train._replace(targets=_with_noise(train.targets, kept, classes, share, rng))
@@ -119,7 +121,7 @@ def preprocess(name: str, raw: Raw, options: Options) -> Dataset:
     for part in (train, validation, test):
         for kind, values in (("inputs", part.inputs), ("targets", part.targets)):
             if part.n and values.is_floating_point() and not _finite(values):
-                allowed = "not finite in float32 once scaled; scale them down yourself"
+                allowed = "not finite in float32 after standardization; scale them down first"
                 raise DataError(f"dataset={name}: {kind} are {allowed}")
     return Dataset(name, raw.task, train, validation, test, raw.n_outputs, units)
 
@@ -128,14 +130,16 @@ def _check(name: str, part: Part, raw: Raw) -> None:
     """Raise DataError unless there is one target per input, labels are valid classes, and all numbers are finite."""
     inputs, targets = part
     if len(inputs) != len(targets) or len(inputs) == 0:
-        raise DataError(f"dataset={name}: {len(inputs)} inputs have {len(targets)} targets")
+        raise DataError(
+            f"dataset={name}: {len(inputs)} inputs and {len(targets)} targets, must be equally many and at least one"
+        )
     if raw.task == "classification":
         lowest, highest = (int(label) for label in torch.aminmax(targets))
         if lowest < 0 or highest >= raw.n_outputs:
             raise DataError(f"dataset={name}: labels are {lowest} to {highest}, must be 0 to {raw.n_outputs - 1}")
     for kind, values in (("inputs", inputs), ("targets", targets)):
         if values.is_floating_point() and not _finite(values):
-            raise DataError(f"dataset={name}: {kind} are not finite in float32")
+            raise DataError(f"dataset={name}: all {kind} must be finite in float32")
 
 
 def _finite(x: Tensor) -> bool:
@@ -152,7 +156,7 @@ def _split(raw: Raw, options: Options) -> tuple[Part, Part, Part]:
     if n_test + n_validation >= n:
         raise DataError(
             f"dataset.validation_fraction={options.validation_fraction} leaves no training examples: "
-            f"of {n}, {n_validation} are for validation and {n_test} for the test"
+            f"of {n}, {n_validation} are used for validation and {n_test} for the test"
         )
     test = raw.test if raw.test is not None else _take(raw.train, order[:n_test])
     rest = order[n_test:]
@@ -172,7 +176,7 @@ def _share(n: int, key: str, options: Options) -> int:
     fraction = getattr(options, key)
     size = round(fraction * n)
     if size < 1:
-        raise DataError(f"dataset.{key}={fraction}: not a single one of {n} examples; must be at least {1 / n:.2g}")
+        raise DataError(f"dataset.{key}={fraction}: selects none of {n} examples; must be at least {1 / n:.2g}")
     return size
 
 
@@ -182,7 +186,7 @@ def _check_train_size(options: Options, available: int) -> int:
     if not 1 <= options.train_size <= available:
         raise DataError(
             f"dataset.train_size={options.train_size}: must be between 1 and {available}, "
-            "what validation and test leave for training"
+            "the number of examples that validation and test leave for training"
         )
     return options.train_size
 

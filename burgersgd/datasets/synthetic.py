@@ -31,7 +31,7 @@ class Mnist1dConfig(SplitDatasetConfig):
 
 @dataclass
 class TwoSpiralsConfig(SplitDatasetConfig):
-    """Two interleaved spirals, 2 inputs, 2 classes."""
+    """Two interleaved spirals, generated: 2 inputs, 2 classes."""
 
     name: str = named("two_spirals")
     n_samples: int = opt(2000, "number of examples in the training, validation and test parts together", at_least=20)
@@ -45,14 +45,14 @@ class TwoSpiralsConfig(SplitDatasetConfig):
 
 @dataclass
 class TeacherStudentConfig(SplitDatasetConfig):
-    """Regression on the outputs of a random tanh network."""
+    """Generated regression on the outputs of a random tanh network, the teacher."""
 
     name: str = named("teacher_student")
     n_samples: int = opt(4000, "number of examples in the training, validation and test parts together", at_least=20)
     input_dim: int = opt(16, "number of inputs", at_least=1)
     teacher_width: int = opt(16, "number of units in each hidden layer of the teacher", at_least=1)
     teacher_depth: int = opt(1, "number of hidden layers of the teacher", at_least=0, at_most=1000)
-    outputs: int = opt(1, "number of targets of an example", at_least=1)
+    outputs: int = opt(1, "number of targets of each example", at_least=1)
     noise: float = opt(0.1, "standard deviation of the noise that is added to targets of unit variance", at_least=0)
 
     def read(self) -> Raw:
@@ -176,7 +176,9 @@ def _check_size(config: Any, numbers: int) -> None:
     """Raise DataError where that many float64 numbers do not fit into the memory of this machine."""
     if 8 * numbers > memory():
         size = f"{8 * numbers / 2**30:.3g} GiB"
-        raise DataError(f"dataset={config.name}: would take {size}, more than this machine has memory; make it smaller")
+        raise DataError(
+            f"dataset={config.name}: would take {size}, more than the memory of this machine; make the data set smaller"
+        )
 
 
 def _classification(inputs: Float64[ndarray, "n features"], labels: Int64[ndarray, " n"], classes: int) -> Raw:

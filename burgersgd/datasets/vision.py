@@ -45,11 +45,12 @@ class VisionConfig(DatasetConfig):
         cifar10="CIFAR-10: 50,000 + 10,000 colour photographs, 32 x 32; through torchvision",
         cifar100="CIFAR-100: 50,000 + 10,000 colour photographs of 100 classes, 32 x 32; through torchvision",
     )
-    root: str = opt("data", "folder of the downloaded files", hashed=False)
+    root: str = opt("data", "folder for the downloaded files", hashed=False)
     download: bool = opt(True, "download files that are missing; their checksums are verified", hashed=False)
     validation_fraction: float = opt(
         0.1,
-        "fraction of the data set's training part, 0 where nothing is selected; the test part is the data set's own",
+        "fraction of the data set's training part in the validation part, by which settings are selected; 0: no "
+        "validation part; the test part is that of the data set",
         at_least=0,
         below=1,
     )
@@ -119,7 +120,9 @@ def _verified(path: Path, md5: str) -> bytes:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if _md5(content) != md5:
-        raise DataError(f"{path} is corrupt (its checksum is wrong); delete it and run again to download it anew")
+        raise DataError(
+            f"{path} is corrupt (its checksum is wrong); delete it and repeat the command to download it again"
+        )
     return content
 
 
@@ -138,10 +141,10 @@ def _download(config: Any, path: Path, md5: str, urls: list[str]) -> bytes:
             continue
         if _md5(content) == md5:
             return content
-        reason = f"{url} sent something else (wrong checksum)"
+        reason = f"the file from {url} has a wrong checksum"
     raise DataError(
-        f"dataset={config.name}: {path} is not there and {reason}; "
-        f"run once with a network connection and dataset.download=true, or get {path.name} from {urls[0]} yourself"
+        f"dataset={config.name}: {path} is missing, and {reason}; "
+        f"run once with a network connection and dataset.download=true, or download {path.name} from {urls[0]} yourself"
     )
 
 
@@ -180,7 +183,7 @@ def _members(archive: Path, content: bytes, folder: str, listed: dict[str, str])
                 file = members.extractfile(member) if member.isreg() else None
                 found[name] = b"" if file is None else file.read(LARGEST)
                 if _md5(found[name]) != md5:
-                    raise DataError(f"{archive}: {name} in it is corrupt (its checksum is wrong)")
+                    raise DataError(f"{archive}: its member {name} is corrupt (its checksum is wrong)")
     except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
         raise DataError(f"{archive} cannot be read: {one_line(error)}") from error
     return found
@@ -197,7 +200,7 @@ def _from_idx(path: Path, content: bytes) -> UInt8[ndarray, "n *image"]:
     start = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", values[4:start]) if len(values) >= start else ()
     if not shape or len(values) != start + math.prod(shape):
-        raise DataError(f"{path} is not a whole file of MNIST's format")
+        raise DataError(f"{path} is not a complete file in the format of MNIST")
     return np.frombuffer(values, np.uint8, offset=start).reshape(shape)
 
 
@@ -241,7 +244,7 @@ def _from_pickle(path: Path, content: bytes) -> tuple[UInt8[ndarray, "images 3 3
         images = values.reshape(shape, order="F" if column_order else "C").reshape(-1, 3, 32, 32)
         return images, np.array(labels, dtype=np.int64)
     except Exception as error:  # a file in another format can raise almost any error
-        raise DataError(f"{path} is not a file of CIFAR's format ({one_line(error)})") from error
+        raise DataError(f"{path} is not a file in the format of CIFAR ({one_line(error)})") from error
 
 
 def _raw(
@@ -252,7 +255,7 @@ def _raw(
     def part(images: ndarray, labels: ndarray) -> Part:
         if images.shape[1:] != shape or labels.ndim != 1:
             found = f"images {list(images.shape[1:])} and labels {list(labels.shape)}"
-            raise DataError(f"dataset={config.name}: its files hold {found}, must be {list(shape)} and [n]")
+            raise DataError(f"dataset={config.name}: its files have {found}, must be {list(shape)} and [n]")
         images = images if len(shape) == 3 else images[:, None]
         return Part(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
 

@@ -44,7 +44,7 @@ class LeNet:
         if len(self.input_shape) != 3 or min(self.input_shape[1:]) < 12:
             shape = "x".join(map(str, self.input_shape))
             raise ValueError(
-                f"model=lenet: inputs are {shape}, must be images of at least 12x12 pixels (try model=mlp)"
+                f"model=lenet: inputs are {shape}, must be images of at least 12x12 pixels; model=mlp takes any input"
             )
 
     @property

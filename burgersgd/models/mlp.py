@@ -29,9 +29,14 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module]
 class InitializedModelConfig(ModelConfig):
     """Base of the models whose weights are drawn as named here, and that drop hidden units."""
 
-    dropout: float = opt(0.0, "probability with which a hidden unit is dropped in training", at_least=0, below=1)
+    dropout: float = opt(
+        0.0, "probability with which a hidden unit is set to 0 in training; 0: no dropout", at_least=0, below=1
+    )
     initialization: str = opt(
-        "he", "rule for the standard deviation of the initial weights", choices=("he", "glorot", "lecun", "pytorch")
+        "he",
+        "standard deviation of the initial weights of a layer with n inputs and m outputs; he: sqrt(2 / n); glorot: "
+        "sqrt(2 / (n + m)); lecun: sqrt(1 / n); pytorch: sqrt(1 / (3 n)), also for biases, which are otherwise 0",
+        choices=("he", "glorot", "lecun", "pytorch"),
     )
     init_distribution: str = opt("normal", "distribution of the initial weights", choices=("normal", "uniform"))
     init_scale: float = opt(1.0, "factor on the initial weights", above=0, at_most=1e6)

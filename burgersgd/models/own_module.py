@@ -53,18 +53,20 @@ def check(module: nn.Module) -> None:
     for part in module.modules():
         kind = type(part).__name__
         if isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(f"model: {kind} is a ScriptModule; give the module that it was made from")
+            raise ValueError(f"model: {kind} is a ScriptModule; pass the module from which it was made")
         if kind in PARALLEL:
-            raise ValueError(f"model: {kind} spreads a module over devices; give what it wraps (model.module)")
+            raise ValueError(
+                f"model: {kind} distributes a module over devices; pass the module that it wraps (model.module)"
+            )
         if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
             raise ValueError(
-                f"model: {kind} with max_norm writes into its weight in forward; bound the weight by "
+                f"model: {kind} with max_norm changes its weight in forward; bound the weight by "
                 "torch.nn.utils.parametrize instead"
             )
         for name, value in vars(part).items():
             if isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random):
                 raise ValueError(
-                    f"model: {kind}.{name} is a random generator that seed does not reach; use torch's global one"
+                    f"model: {kind}.{name} is a random generator that seed does not control; use torch's global one"
                 )
     named = list(module.named_parameters())
     if not named:
@@ -87,7 +89,7 @@ def check(module: nn.Module) -> None:
         if p.requires_grad and p.layout != torch.strided:
             raise ValueError(f"model: {name} is {p.layout}; trainable parameters must be dense")
         if p.requires_grad and not _is_finite(p):
-            raise ValueError(f"model: {name} holds numbers that are not finite; initialise the module first")
+            raise ValueError(f"model: {name} has values that are not finite; initialise the module first")
     _check_overlaps([*named, *module.named_buffers()])
 
 
@@ -102,7 +104,9 @@ def _check_overlaps(named: list[tuple[str, Tensor]]) -> None:
     for (_, end, first, trained), (start, _, second, also) in itertools.pairwise(ranges):
         if start < end and (trained or also):
             first, second = sorted((first, second))
-            raise ValueError(f"model: {first} and {second} share memory; make them one nn.Parameter to tie them")
+            raise ValueError(
+                f"model: {first} and {second} share memory; use the same nn.Parameter for both to tie them"
+            )
 
 
 def same_values(one: Tensor, other: Tensor | None) -> bool:

@@ -103,7 +103,7 @@ class Wrapped:
         inputs = inputs.clone()  # the module may write into its inputs
         if not self.random or (train and uniform is None):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)
-        with seeded(0 if uniform is None or not train else _key(uniform)):
+        with seeded(0 if uniform is None or not train else _seed_of(uniform)):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _key(uniform: Tensor) -> int:
+def _seed_of(uniform: Tensor) -> int:
     """Return a seed of 48 bits from the first two numbers, which are multiples of 2^-24."""
     high, low = (int(math.ldexp(u, 24)) for u in uniform[0].tolist())
     return high << 24 | low

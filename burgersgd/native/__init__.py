@@ -82,17 +82,17 @@ def compiled(name: str, source: str) -> ctypes.CDLL | None:
     if name in _ahead:
         _ahead[name].join()
     if os.environ.get("BURGERSGD_NATIVE") == "0":
-        return _unavailable("BURGERSGD_NATIVE=0")
+        return _warn_unavailable("BURGERSGD_NATIVE=0")
     compiler = _compiler()
     if compiler is None:
-        return _unavailable("no C compiler found ($CC, cc, gcc, clang)")
-    reason = "no folder to keep them in"
+        return _warn_unavailable("no C compiler found ($CC, cc, gcc, clang)")
+    reason = "there is no folder for compiled kernels"
     for folder in folders():  # the second is used where the first is read-only or forbids execution
         try:
             return ctypes.CDLL(str(_built(folder, compiler, name, source)))
         except (OSError, subprocess.SubprocessError) as error:
             reason = str(error)
-    return _unavailable(reason)
+    return _warn_unavailable(reason)
 
 
 def cache_folder() -> Path:
@@ -105,9 +105,9 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _unavailable(reason: str) -> None:
+def _warn_unavailable(reason: str) -> None:
     """Log a warning once per reason, not once per kernel."""
-    _log.warning("C kernels are not used, plain torch computes the same numbers more slowly: %s", reason)
+    _log.warning("the C kernels cannot be used (%s): PyTorch computes the same numbers more slowly", reason)
 
 
 def _compiler() -> list[str] | None:
@@ -152,7 +152,7 @@ def folders() -> Iterator[Path]:
         if (danger := danger_of(folder)) is None:
             yield folder
         else:
-            _refused(danger)
+            _warn_of_folder(danger)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         _log.debug("cannot keep compiled kernels: %s", error)
     with contextlib.suppress(OSError):
@@ -160,7 +160,7 @@ def folders() -> Iterator[Path]:
         if (danger := danger_of(folder)) is None:
             yield folder
         else:
-            _refused(danger)
+            _warn_of_folder(danger)
 
 
 def danger_of(folder: Path) -> str | None:
@@ -196,9 +196,9 @@ def _is_own_group(gid: int) -> bool:
 
 
 @functools.cache
-def _refused(danger: str) -> None:
+def _warn_of_folder(danger: str) -> None:
     """Log a warning, once per reason."""
-    _log.warning("%s: compiled kernels are not kept there, each process compiles its own", danger)
+    _log.warning("%s: compiled kernels are not kept there, so each process compiles its own", danger)
 
 
 @functools.cache

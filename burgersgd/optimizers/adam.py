@@ -23,8 +23,8 @@ class AdamWConfig(OptimizerConfig):
     name: str = named("adamw")
     lr: LearningRate = learning_rate()
     beta1: float = opt(0.9, "decay rate of the running mean of the gradients", at_least=0, below=1)
-    beta2: float = opt(0.999, "decay rate of the running mean of their squares", at_least=0, below=1)
-    eps: float = opt(1e-8, "added to the square root of that mean", above=0)
+    beta2: float = opt(0.999, "decay rate of the running mean of the squared gradients", at_least=0, below=1)
+    eps: float = opt(1e-8, "added to the square root of the mean squared gradient, by which steps are divided", above=0)
     weight_decay: float = opt(
         1e-2, "decoupled weight decay: each step multiplies x by 1 - lr * weight_decay", at_least=0
     )

@@ -17,11 +17,15 @@ Runs = Float[Tensor, "runs d"]
 
 @dataclass
 class AsamConfig(SamConfig):
-    """Adaptive SAM: the neighbourhood is measured in units of the weights themselves."""
+    """Adaptive SAM: the distance rho is measured relative to the size of each weight."""
 
     name: str = named("asam")
-    rho: float = opt(0.5, "radius of the neighbourhood, relative to the weights", at_least=0)
-    eta: float = opt(0.01, "added to |weight|, the unit in which the neighbourhood is measured", at_least=0)
+    rho: float = opt(
+        0.5,
+        "distance from x of the point at which the second gradient is computed, relative to |weight| + eta",
+        at_least=0,
+    )
+    eta: float = opt(0.01, "added to |weight|, relative to which the distance rho is measured", at_least=0)
 
     def rule(self) -> Asam:
         """Return the update rule with its static choices."""

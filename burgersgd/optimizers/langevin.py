@@ -22,7 +22,7 @@ class LangevinConfig(OptimizerConfig):
     base_lr: ClassVar[float] = 0.3
     name: str = named("langevin")
     lr: LearningRate = learning_rate()
-    temperature: float = opt(1e-7, "temperature of the noise", at_least=0)
+    temperature: float = opt(1e-7, "temperature T of the noise; 0: no noise", at_least=0)
     weight_decay: float = opt(0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss", at_least=0)
     weight_decay_on: str = weight_decay_on()
 

@@ -32,47 +32,59 @@ class LocalEntropyConfig(OptimizerConfig):
     base_lr: ClassVar[float] = 0.3
     name: str = named("local_entropy")
     lr: LearningRate = learning_rate("learning rate: step size of y at each gradient evaluation")
-    nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu", at_least=0)
+    nu: float = opt(1e-7, "viscosity; the temperature of y is 2 nu; 0: no noise", at_least=0)
     gamma: float = opt(
-        10.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma; .inf: no spring", above=0, infinite=True
+        10.0,
+        "time of the PDE: y is pulled towards x by a spring, (y - x) / gamma; .inf: no spring",
+        above=0,
+        infinite=True,
     )
     inner_steps: int = opt(
-        20, "number L of gradient evaluations in a cycle; x moves towards the mean of their y", at_least=1
+        20, "number L of gradient evaluations in a cycle, after which x moves towards the mean of y", at_least=1
     )
     burn_in: int = opt(
-        0, "further gradient evaluations at the start of each cycle, before the averaging begins", at_least=0
+        0, "additional gradient evaluations at the start of each cycle, which are left out of the mean of y", at_least=0
     )
     outer_step: float = opt(
         1.0, "fraction of the way to the mean of y that x moves at the end of a cycle", above=0, at_most=1
     )
     inner_start: str = opt(
-        "warm", "y at the start of a cycle; warm: where the last cycle ended; reset: at x", choices=("warm", "reset")
+        "warm",
+        "y at the start of a cycle; warm: where the previous cycle ended; reset: at x",
+        choices=("warm", "reset"),
     )
     averaging: str = opt(
         "uniform",
-        "mean of y; uniform: of all y after the burn-in; ema: exponential moving average; last: the last y alone",
+        "mean of y; uniform: of all y after the burn-in; ema: exponential moving average; last: only the last y",
         choices=("uniform", "ema", "last"),
     )
-    ema_weight: float = opt(0.25, "weight of the newest y where averaging=ema", above=0, at_most=1)
+    ema_weight: float = opt(
+        0.25, "weight of the newest y in the moving average; used only with averaging=ema", above=0, at_most=1
+    )
     integrator: str = opt(
         "em",
-        "integrator of y; em: Euler-Maruyama; leimkuhler_matthews: with momentum > 0 only where nu = 0",
+        "integrator of y; em: Euler-Maruyama; leimkuhler_matthews: needs momentum = 0 or nu = 0",
         choices=("em", "leimkuhler_matthews"),
     )
     gamma_scoping: float = opt(
-        0.0, "gamma falls to max(gamma / (1 + gamma_scoping)^k, gamma_min) in cycle k", at_least=0
+        0.0,
+        "decrease of gamma: it is max(gamma / (1 + gamma_scoping)^k, gamma_min) in cycle k; 0: constant",
+        at_least=0,
     )
-    gamma_min: float = opt(0.0, "smallest gamma that scoping leads to", at_least=0)
+    gamma_min: float = opt(0.0, "smallest value to which gamma_scoping decreases gamma", at_least=0)
     nu_annealing: str = opt(
         "constant",
-        "how nu changes over the budget; linear, cosine: it falls to 0",
+        "change of nu over the budget; linear, cosine: it decreases to 0",
         choices=("constant", "linear", "cosine"),
     )
     momentum: float = opt(
-        0.0, "momentum of y; the noise drives its velocity, so that the temperature remains 2 nu", at_least=0, below=1
+        0.0,
+        "momentum of y; the noise is added to the velocity, so that the temperature remains 2 nu",
+        at_least=0,
+        below=1,
     )
-    outer_momentum: float = opt(0.0, "momentum of x", at_least=0, below=1)
-    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's; with momentum > 0 only where nu = 0")
+    outer_momentum: float = opt(0.0, "momentum of the moves of x", at_least=0, below=1)
+    nesterov: bool = opt(False, "use Nesterov instead of heavy-ball momentum; needs momentum = 0 or nu = 0")
     weight_decay: float = opt(0.0, "weight decay: adds weight_decay |y|^2 / 2 to the loss at y", at_least=0)
     weight_decay_on: str = weight_decay_on()
 
@@ -81,7 +93,9 @@ class LocalEntropyConfig(OptimizerConfig):
         if self.nesterov and self.momentum == 0 and self.outer_momentum == 0:
             raise self.error("nesterov", "needs optimizer.momentum > 0 or optimizer.outer_momentum > 0")
         if self.nu > 0 and self.momentum > 0:
-            law = f"with optimizer.momentum={self.momentum:g} needs optimizer.nu=0: the noisy y would have no known law"
+            law = (
+                f"needs optimizer.nu=0 with optimizer.momentum={self.momentum:g}; with noise the law of y is not known"
+            )
             if self.nesterov:
                 raise self.error("nesterov", law)
             if self.integrator != "em":

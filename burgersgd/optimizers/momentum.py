@@ -14,7 +14,7 @@ class MomentumConfig(OptimizerConfig):
 
     base_lr: ClassVar[float] = 0.3
     momentum: float = opt(0.0, "fraction of the last step that is added to the next one", at_least=0, below=1)
-    nesterov: bool = opt(False, "Nesterov's momentum instead of the heavy ball's")
+    nesterov: bool = opt(False, "use Nesterov instead of heavy-ball momentum; needs momentum > 0")
     weight_decay: float = opt(
         0.0, "weight decay: adds weight_decay |x|^2 / 2 to the loss whose gradient moves x", at_least=0
     )

@@ -22,9 +22,9 @@ class PaperSDEConfig(OptimizerConfig):
     base_lr: ClassVar[float] = 0.3
     name: str = named("paper_sde")
     lr: LearningRate = learning_rate("learning rate: dt / epsilon")
-    nu: float = opt(1e-6, "viscosity", at_least=0)
-    gamma: float = opt(1.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma", above=0)
-    epsilon: float = opt(0.3, "ratio of the two time scales", above=0)
+    nu: float = opt(1e-6, "viscosity; 0: no noise", at_least=0)
+    gamma: float = opt(1.0, "time of the PDE: y is pulled towards x by a spring, (y - x) / gamma", above=0)
+    epsilon: float = opt(0.3, "ratio of the time scales of y and x in (5.14)", above=0)
     temperature: str = opt(
         "printed", "temperature T of y; printed: T = nu; consistent: T = 2 nu", choices=("printed", "consistent")
     )
@@ -36,21 +36,22 @@ class PaperSDEConfig(OptimizerConfig):
 
 @dataclass
 class PaperLiteralConfig(OptimizerConfig):
-    """(5.18)-(5.19) to the letter."""
+    """The paper's algorithm (5.18)-(5.19) exactly as printed."""
 
     base_lr: ClassVar[float] = 0.3
     name: str = named("paper_literal")
     lr: LearningRate = learning_rate("learning rate: delta^t in the paper")
-    nu: float = opt(1e-6, "viscosity", at_least=0)
-    gamma: float = opt(1.0, "time of the PDE: a spring pulls y towards x by (y - x) / gamma", above=0)
+    nu: float = opt(1e-6, "viscosity; 0: no noise", at_least=0)
+    gamma: float = opt(1.0, "time of the PDE: y is pulled towards x by a spring, (y - x) / gamma", above=0)
     period: int | None = opt(
         None,
-        "x moves at the steps k with k mod period = 0; null: the paper's N, so only at the last step of the run",
+        "x moves at every step whose number is a multiple of period; null: only at the last step, the paper's N",
         at_least=1,
     )
     noise: str = opt(
         "double",
-        "double: sqrt(2 dt nu) dW with dW of scale sqrt(dt), as printed; std: sqrt(2 dt nu) times a standard normal",
+        "noise of y; double: sqrt(2 dt nu) dW with dW of scale sqrt(dt), as printed; std: sqrt(2 dt nu) times a "
+        "standard normal number",
         choices=("double", "std"),
     )
 

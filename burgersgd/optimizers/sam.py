@@ -21,11 +21,11 @@ NO_NORM = 1e-12
 
 @dataclass
 class SamConfig(MomentumConfig):
-    """Sharpness-aware minimization: two gradients of one batch, the second one where the loss nearby is highest."""
+    """Sharpness-aware minimization: two gradients of each batch, the second one at a nearby point of higher loss."""
 
     name: str = named("sam")
     lr: LearningRate = learning_rate("learning rate: step size along the second gradient")
-    rho: float = opt(0.05, "radius of the neighbourhood", at_least=0)
+    rho: float = opt(0.05, "distance from x of the point at which the second gradient is computed", at_least=0)
 
     def rule(self) -> Sam:
         """Return the update rule with its static choices."""

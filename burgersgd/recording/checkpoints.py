@@ -88,10 +88,10 @@ def complete_checkpoints(paths: Sequence[Path]) -> None:
 
     def has_its_rows(path: Path) -> bool:
         state = read_checkpoint(path, name=STAGED)
-        length, known = state["metrics_bytes"], state.get("metrics_digest")
+        length, expected = state["metrics_bytes"], state.get("metrics_digest")
         with contextlib.suppress(OSError):
             rows = (path / METRICS).read_bytes()[:length]
-            return len(rows) == length and known in (None, metrics_digest(rows))
+            return len(rows) == length and expected in (None, metrics_digest(rows))
         return False
 
     staged = [path for path in paths if (path / STAGED).exists()]

@@ -63,7 +63,7 @@ def claim(run: Path) -> bool:
     """
     name, run = run, _real(run)
     if LOCK in run.parts:
-        raise OSError(errno.EINVAL, f"no folder can be called {LOCK}")
+        raise OSError(errno.EINVAL, f"a folder must not be called {LOCK}")
     with _guard:
         if run in _claims:
             return False

@@ -355,7 +355,7 @@ def _add_pieces(value: Any, pieces: list[Any]) -> None:
     elif isinstance(value, torch.Tensor):
         pieces.append(f"t{value.dtype}{list(value.shape)}".encode())
         if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise ValueError("a tensor is larger than its memory")
+            raise ValueError("a tensor has more elements than its memory holds")
         pieces.append(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     else:
         text = repr(value).encode()

@@ -40,11 +40,11 @@ class MetricsFile:
         text = read_text(self.file)
         if length is not None and len(text) < length:  # the file is plain ASCII
             raise RunFolderError(
-                f"{self.file} has {len(text)} bytes, the checkpoint knows {length}: it was changed since"
+                f"{self.file} has {len(text)} bytes, fewer than the {length} of the checkpoint: it was changed"
             )
         text = text[:length]
         if known is not None and metrics_digest(text.encode()) != known:
-            raise RunFolderError(f"{self.file} was changed since the checkpoint was written")
+            raise RunFolderError(f"{self.file} was changed after the checkpoint was written")
         return text
 
     def rows(self, length: int | None = None, known: str | None = None) -> list[Row]:
@@ -66,7 +66,9 @@ class MetricsFile:
         kept = self.text(len(header) if length is None else length, known)
         self._columns = list(metrics_of(header, self.file))
         if ",".join(self._columns) + "\n" != header or not kept.endswith("\n"):
-            raise RunFolderError(f"{self.file} was changed by another program: its lines are not as they were written")
+            raise RunFolderError(
+                f"{self.file} was changed by another program: its header or last line is not as it was written"
+            )
         rows = self.rows(len(kept))
         self.forget_waiting()
         try:
@@ -126,5 +128,7 @@ class MetricsFile:
         except OSError as error:
             raise RunFolderError(f"cannot write {self.file}: {one_line(error)}") from error
         if length != self.length:
-            raise RunFolderError(f"{self.file} has {length} bytes, {self.length} were written: it was changed")
+            raise RunFolderError(
+                f"{self.file} has {length} bytes, but {self.length} were written: another program changed it"
+            )
         return {"metrics_bytes": length, "metrics_digest": self._sum.hexdigest()[:16]}

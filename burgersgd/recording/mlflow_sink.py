@@ -35,8 +35,8 @@ class MlflowSink:
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
         self._client = MlflowClient(tracking_uri=uri)
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = self._client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
+        existing = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = self._client.create_experiment(EXPERIMENT) if existing is None else existing.experiment_id
         for earlier in self._client.search_runs([experiment], f"tags.`{FOLDER}` = '{folder}'"):
             self._client.delete_run(earlier.info.run_id)
         self._run = self._client.create_run(experiment, run_name=folder.name, tags={FOLDER: str(folder)}).info.run_id
@@ -60,7 +60,7 @@ class MlflowSink:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        known = [(n, float(v), step) for n, v, step in values if isinstance(v, int | float) and n != "evaluations"]
-        metrics = [Metric(name, value, now, step) for name, value, step in known if not math.isnan(value)]
+        numbers = [(n, float(v), step) for n, v, step in values if isinstance(v, int | float) and n != "evaluations"]
+        metrics = [Metric(name, value, now, step) for name, value, step in numbers if not math.isnan(value)]
         for i in range(0, len(metrics), MOST):
             self._client.log_batch(self._run, metrics=metrics[i : i + MOST])

@@ -55,7 +55,7 @@ def begun(path: Path) -> bool:
         if not is_half_made(path):  # another process has completed it in the meantime
             return True
         shutil.rmtree(path)
-        _log.warning("%s: a crash left it half made, it is begun again", path)
+        _log.warning("%s: a crash left the folder incomplete; starting the run again", path)
     except OSError as error:
         raise RunFolderError(f"cannot remove {path}: {one_line(error)}") from error
     finally:
@@ -102,7 +102,7 @@ def claimed_folder(path: Path) -> Iterator[None]:
         if not ours:
             raise RunInUseError(f"{path}: {whose(path)} is training this run")
         if (other := other_folder(path)) is not None:
-            raise FileExistsError(errno.EEXIST, f"the same job is in {other.name}")
+            raise FileExistsError(errno.EEXIST, f"the folder {other.name} holds the same job")
         hydra = path / CONFIG.parts[0]
         try:
             hydra.mkdir()  # of two processes that saw an empty folder, only one can make this

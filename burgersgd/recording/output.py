@@ -101,7 +101,7 @@ def open_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which has the lowest free number, this one
 
 
-def let_go() -> None:
+def flush_or_discard() -> None:
     """Flush standard output and standard error; on failure redirect them to os.devnull.
 
     Otherwise the interpreter's own flush at exit would fail and change the exit code.

@@ -137,7 +137,7 @@ class Progress:
         if self._train_loss is not None:
             numbers.append(f"loss {self._train_loss:.4g}")
         if self._validation_error is not None:
-            numbers.append(f"val. {_named(self.percent)} {_error(self._validation_error, self.percent)}")
+            numbers.append(f"val. {_error_name(self.percent)} {_error(self._validation_error, self.percent)}")
         return numbers
 
 
@@ -160,7 +160,7 @@ class SweepProgress(Progress):
         self._runs_done = self._runs = self._evaluations_done = 0
         self.under_way = 0
         """Gradient evaluations that other processes have reported for runs that have not ended."""
-        self._said = ""  # description (number of runs done) in the last line
+        self._printed = ""  # description (number of runs done) in the last line
 
     def expect(self, runs: int, evaluations: int) -> None:
         """Set the number of runs that are still to be done, and the sum of their budgets."""
@@ -189,13 +189,13 @@ class SweepProgress(Progress):
 
     def close(self) -> None:
         """Show the last state, including the runs that have ended since the last line; may be called twice."""
-        if self._said != self._description:
+        if self._printed != self._description:
             self._shown = None
         super().close()
 
     def _print(self) -> None:
         super()._print()
-        self._said = self._description
+        self._printed = self._description
 
     def _describe(self) -> None:
         self._description = f"{self._runs_done}/{self._runs} runs"
@@ -252,8 +252,8 @@ def summary(
     constant = "the most frequent class" if percent else "the mean of the targets"
     guessing = None
     if guess_error is not None:
-        guess = f"validation {_named(percent)} {_error(guess_error, percent)}"
-        guessing = f"no better than guessing: {constant} alone has {guess}"
+        guess = f"validation {_error_name(percent)} {_error(guess_error, percent)}"
+        guessing = f"no better than guessing: predicting {constant} has {guess}"
     where = None if folder is None else shown_path(folder)
     setting: dict[str, str | None] = {
         "optimizer": optimizer,
@@ -265,15 +265,15 @@ def summary(
     outcome = {
         "DIVERGED": diverged,
         "final train loss": None if train_loss is None else f"{train_loss:.4g}",
-        f"validation {_named(percent)}": None if validation_error is None else _error(validation_error, percent),
-        f"test {_named(percent)}": None if test_error is None else _error(test_error, percent),
+        f"validation {_error_name(percent)}": None if validation_error is None else _error(validation_error, percent),
+        f"test {_error_name(percent)}": None if test_error is None else _error(test_error, percent),
         "test loss": None if test_loss is None else f"{test_loss:.4g}",
-        "best by validation": None if best is None else f"test {_named(percent)} {best}",
+        "best by validation": None if best is None else f"test {_error_name(percent)} {best}",
         "regime": regime,
         "NOT LEARNT": guessing,
         "advice": advice,
     }
-    files = {"folder": where, "look at it with": f"tensorboard --logdir {shlex.quote(where or '')}"}
+    files = {"folder": where, "show curves with": f"tensorboard --logdir {shlex.quote(where or '')}"}
     rule = "-" * _width()
     blocks = [block for block in map(_block, (setting, outcome)) if block]
     if where is not None:  # never wrapped, so that it can be copied
@@ -309,15 +309,15 @@ def sweep_summary(
         lines.append(_entry("progress", f"{100 * progress:.0f} % of the gradient evaluations"))
     if done_before:
         over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
-        lines.append(_entry("done before", f"{done_before}, trained now {over - done_before}"))
-    lines += [_entry("trained elsewhere", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
+        lines.append(_entry("trained before", f"{done_before}, trained now {over - done_before}"))
+    lines += [_entry("in other processes", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
     for label, pairs in {"failed": failed, **unwell}.items():
         lines += [_entry(label, text) for text in _grouped(pairs)]
     where = shown_path(folder)
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}
     files |= {"folder": where}
     files |= {"compare with": f"burgersgd compare {shlex.quote(where)}"} if settings else {}
-    files |= {"look at it with": f"tensorboard --logdir {shlex.quote(where)}"}
+    files |= {"show curves with": f"tensorboard --logdir {shlex.quote(where)}"}
     table = "\n".join(f"  {label:<{LABEL_WIDTH}}{text}" for label, text in files.items())
     return "\n".join([rule, *([settings, ""] if settings else []), *lines, "", table, rule])
 
@@ -361,7 +361,7 @@ def shown_path(folder: Path) -> str:
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
-def _named(percent: bool) -> str:
+def _error_name(percent: bool) -> str:
     """Return the name of the error: "error", or "RMSE" in regression."""
     return "error" if percent else "RMSE"
 

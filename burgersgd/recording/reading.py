@@ -66,15 +66,15 @@ def read_end(path: Path, unchanged: bool = False) -> dict[str, Any] | None:
         return None
     checked(status, End, file)
     if not status["best_at"] <= status["evaluations"] <= status["budget"]:
-        raise RunFolderError(f"{file}: best_at, evaluations and budget do not go together")
+        raise RunFolderError(f"{file}: best_at <= evaluations <= budget must hold")
     errors = [status[name] for name in ("test_error", "validation_error", "best_validation_error", "best_test_error")]
     unvalidated = status["best_at"] == 0 and all(math.isnan(error) for error in errors[1:])
     if status["state"] == "completed" and not all(0 <= error < math.inf for error in errors[: 1 if unvalidated else 2]):
-        raise RunFolderError(f"{file}: a completed run has finite errors, these are {errors[0]} and {errors[1]}")
+        raise RunFolderError(f"{file}: the errors of a completed run must be finite, are {errors[0]} and {errors[1]}")
     if any(error < 0 for error in errors):
-        raise RunFolderError(f"{file}: an error is negative")
+        raise RunFolderError(f"{file}: errors must not be negative")
     if unchanged and status.get("result_digest") not in (None, result_digest(status)):  # version 0.1.0 wrote no digest
-        raise RunFolderError(f"{file}: its results were changed since the run ended")
+        raise RunFolderError(f"{file}: its results were changed after the run ended")
     return status
 
 
@@ -102,10 +102,14 @@ def read_environment(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Return the resolved configuration of the run folder `path`, as plain values by key."""
     file = Path(path) / CONFIG
+    if not file.parent.parent.is_dir():
+        raise RunFolderError(f"{path}: there is no such folder")
     text = read_text(file)
     try:
         if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=YAML_LOADER)):
-            raise RunFolderError(f"cannot read {file}: it refers to itself")  # a few aliases can fill the memory
+            raise RunFolderError(
+                f"cannot read {file}: it has YAML aliases, which burgersgd never writes"
+            )  # a few aliases can fill the memory
         config = yaml.load(text, Loader=YAML_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         if isinstance(error, RunFolderError):
@@ -144,7 +148,7 @@ def metrics_of(text: str, file: Path) -> dict[str, list[float]]:
                 columns[name].append(_number(entry))
         steps = columns["evaluations"]
         if not all(0 <= a <= b < 2**53 and b == int(b) for a, b in zip([0, *steps], steps, strict=False)):
-            raise ValueError("evaluations must be whole numbers that do not fall")
+            raise ValueError("evaluations must be whole numbers that do not decrease")
     except (ValueError, OverflowError, csv.Error) as error:
         words = one_line(error).removeprefix("ValueError: ")
         raise RunFolderError(f"cannot read {file}: {words}") from error
@@ -164,7 +168,7 @@ def spent_so_far(path: Path) -> int:
 
 def _number(entry: str) -> float:
     if "_" in entry or not entry.isascii():  # float() would read 1_0 as 10
-        raise ValueError(f"{entry[:40]!r} is no number")
+        raise ValueError(f"{entry[:40]!r} is not a number")
     return float(entry) if entry else math.nan
 
 
@@ -197,7 +201,7 @@ def read_checkpoint(path: Path, map_location: str = "cpu", name: str = CHECKPOIN
         except Exception as error:  # a value that is no data, or a tensor larger than its memory
             raise RunFolderError(f"cannot read {file}: {one_line(error)}") from error
         if not same:
-            raise RunFolderError(f"{file} was changed since it was written")
+            raise RunFolderError(f"{file} was changed after it was written")
     return state
 
 
@@ -207,7 +211,7 @@ def _check_archive(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
-            raise ValueError("it is compressed, which this program never does")
+            raise ValueError("it is compressed; burgersgd writes only uncompressed checkpoints")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{damaged} is damaged")

@@ -163,16 +163,16 @@ class RunFolder:
             except RunFolderError as error:
                 if not (self.path / CHECKPOINT).exists():
                     raise
-                self.log.warning("%s: the run goes on from its checkpoint", error)
-                self.status("interrupted", reason="its status was lost")
+                self.log.warning("%s: resuming from the checkpoint", error)
+                self.status("interrupted", reason="status.json was missing or damaged")
             return
         if not is_whole(self.path):
-            raise RunFolderError(f"{self.path}: a crash left it half made; repeat the command that trains it")
+            raise RunFolderError(f"{self.path}: a crash left the folder incomplete; repeat the command that trains it")
         with contextlib.suppress(OSError):
             (self.path / METRICS).write_text(HEADER, encoding="utf-8")
             (self.path / ENVIRONMENT).write_text(environment_text(), encoding="utf-8")
         self.status("running")
-        self.log.warning("a crash left this folder half made: the run begins again")
+        self.log.warning("a crash left this folder incomplete: starting the run again")
 
     def rewind(self, metrics_bytes: int | None, known: str | None = None) -> list[Row]:
         """Remove all rows of metrics after the first `metrics_bytes` bytes (None: all rows); return the remaining ones.
@@ -221,10 +221,10 @@ class RunFolder:
         unknown = row.keys() - {*COLUMNS, *self.table.more}
         if unknown:
             raise ValueError(
-                f"metrics {sorted(unknown)} are unknown; allowed are {', '.join((*COLUMNS, *self.table.more))}"
+                f"unknown metrics {sorted(unknown)}; allowed are {', '.join((*COLUMNS, *self.table.more))}"
             )
         if row.get("evaluations") is None:
-            raise ValueError("metrics need the number of gradient evaluations under 'evaluations'")
+            raise ValueError("a row of metrics must have the key 'evaluations', the number of gradient evaluations")
         add_rows([self], row)
         self.write_rows()
 
@@ -293,7 +293,7 @@ class RunFolder:
         """Raise RunFolderError where another process may also have started to train the run."""
         if not still_holds(self.path):
             lost = f"{self.path.parent / LOCK} was removed or replaced"
-            raise RunFolderError(f"{self.path}: {lost}, another process may be training this run; it is left alone")
+            raise RunFolderError(f"{self.path}: {lost}, so another process may train this run; this process stops")
 
     def finish(self, state: str, fields: Mapping[str, Any]) -> None:
         """End the TensorBoard session with the final metrics in `fields`, test_error and test_loss; acts only once."""
@@ -372,7 +372,7 @@ class RunFolder:
                 if interrupted:
                     self.log.info("%s", one_line(exception))
                 else:
-                    self.log.error("the run ended by an exception", exc_info=exception)
+                    self.log.error("the run ended with an exception", exc_info=exception)
                 self.status("interrupted" if interrupted else "failed", reason=one_line(exception))
             self.close()
         except RunFolderError as error:  # the disk may be the cause of the exception: keep the first error

@@ -17,9 +17,9 @@ def run_log(file: Path) -> logging.Logger:
 
 def log_once(log: logging.Logger, file: Path, lines: Sequence[tuple[int, str]]) -> None:
     """Log the last lines of a run, each a pair (level, text), except those that are already in `file`."""
-    known = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    logged = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     for level, text in lines:
-        if f"{logging.getLevelName(level)} {text}\n" not in known:
+        if f"{logging.getLevelName(level)} {text}\n" not in logged:
             log.log(level, "%s", text)
 
 

@@ -59,9 +59,9 @@ def sink_names() -> list[str]:
 def problem_with(name: str) -> str | None:
     """Return the reason why `trainer.sinks` cannot contain a name; None where it can."""
     if name not in sink_names():
-        return f"{name}: must be among {', '.join(sink_names())}"
+        return f"{name}: must be one of {', '.join(sink_names())}"
     if name == MLFLOW and MLFLOW not in _registered and importlib.util.find_spec("mlflow") is None:
-        return f"{name}: needs the package mlflow-skinny: pip install '.[mlflow]' in the checkout"
+        return f"{name}: needs the package mlflow-skinny (pip install '.[mlflow]' in the checkout)"
     return None
 
 
@@ -115,9 +115,11 @@ class Sinks:
                 self._warn(name, error)
 
     def _warn(self, name: str, error: Exception) -> None:
-        text = f"trainer.sinks: {name} failed and receives nothing more: {type(error).__name__}: {error}".splitlines()[
-            0
-        ]
+        text = (
+            f"trainer.sinks: {name} failed and receives no more metrics: {type(error).__name__}: {error}".splitlines()[
+                0
+            ]
+        )
         self._log.warning("%s", text)
         if name not in _reported:
             _reported.add(name)

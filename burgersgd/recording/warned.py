@@ -16,19 +16,19 @@ class _Once(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._shown: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind = NUMBER.sub("#", record.getMessage())
         if record.levelno < logging.WARNING:
             return True
-        is_new = kind not in self._said
-        self._said.add(kind)
+        is_new = kind not in self._shown
+        self._shown.add(kind)
         return is_new
 
 
 @contextlib.contextmanager
-def said_once() -> Iterator[None]:
+def each_warning_once() -> Iterator[None]:
     """Show every kind of warning of the package only once while the context lasts."""
     once = _Once()
     _log.addFilter(once)

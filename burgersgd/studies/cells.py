@@ -165,5 +165,5 @@ def train_sweep(sweep: Sweep, folder: Path, quiet: bool = False) -> None:
     sweep.run_here(folder)
     code = sweep.exit_code
     if code not in (0, 3):
-        why = "jobs failed" if code == 1 else "another process trains some of it"
+        why = "jobs failed" if code == 1 else "another process is training some of the jobs"
         raise StudyStoppedError(f"{folder}: {why}; see burgersgd status {folder}, then repeat the command", code)

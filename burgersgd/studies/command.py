@@ -61,7 +61,7 @@ def space_given(text: str) -> dict[str, str]:
     try:
         space = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--space {text}: is not YAML") from error
+        raise ConfigError(f"--space {text}: must be YAML") from error
     if not isinstance(space, dict) or not space:
         raise ConfigError(f"--space {text}: must be {{KEY: VALUES, ...}}")
     return {str(key): str(values) for key, values in space.items()}
@@ -70,13 +70,15 @@ def space_given(text: str) -> dict[str, str]:
 def _run(study: StudyConfig, usual_name: str, given: argparse.Namespace, words: Sequence[str]) -> int:
     name = given.name or usual_name + ("-quick" if given.quick else "")
     if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name {name}: must be a folder's name")
+        raise ConfigError(f"--name {name}: must be the name of a folder")
     root = Path(given.output_root, "studies", name)
     command = shlex.join(["burgersgd", *words])
     register_schemas()
     try:
         with interruptible(exit_at_once=True):
-            answer = run_study(study, root, command, _tell if not given.quiet else _nothing, given.quiet)
+            answer = run_study(
+                study, root, command, _print_progress if not given.quiet else _print_nothing, given.quiet
+            )
     except StudyStoppedError as stopped:
         print(f"burgersgd: {stopped}", file=sys.stderr)
         return stopped.exit_code
@@ -94,7 +96,10 @@ def parser() -> argparse.ArgumentParser:
         description="Tune optimizers at equal budgets on validation, test them with fresh seeds, and write a report.",
     )
     made.add_argument(
-        "study", nargs="?", metavar="NAME", help=f"{', '.join(studies())}, or a YAML file; none: list them"
+        "study",
+        nargs="?",
+        metavar="NAME",
+        help=f"{', '.join(studies())}, or a YAML file; if left out, the studies are listed",
     )
     _add_common(made)
     return made
@@ -103,25 +108,41 @@ def parser() -> argparse.ArgumentParser:
 def parser_of_bench() -> argparse.ArgumentParser:
     """Return the parser of the arguments of `burgersgd bench`."""
     made = argparse.ArgumentParser(
-        prog="burgersgd bench", description="Compare a new optimizer with those that ship, each tuned at the same cost."
+        prog="burgersgd bench",
+        description="Compare a new optimizer with the shipped ones, each tuned at the same cost.",
     )
-    made.add_argument("optimizer", metavar="PACKAGE:CLASS", help="its class of settings, or the name of one that ships")
-    made.add_argument("--space", metavar="{KEY: VALUES, ...}", help="its search space; default: rate, momentum, decay")
+    made.add_argument(
+        "optimizer",
+        metavar="PACKAGE:CLASS",
+        help="configuration class of the optimizer, or the name of a shipped optimizer",
+    )
+    made.add_argument(
+        "--space",
+        metavar="{KEY: VALUES, ...}",
+        help="its search space; default: ranges of lr, momentum and weight_decay",
+    )
     _add_common(made)
     return made
 
 
 def _add_common(made: argparse.ArgumentParser) -> None:
-    made.add_argument("words", nargs="*", metavar="KEY=VALUE", help="of the study: trials=32 width=0.005 ...")
-    made.add_argument("--quick", action="store_true", help="a small version of it, in a folder of its own")
-    made.add_argument("--name", help="of its folder below output_root/studies")
-    made.add_argument("--output-root", default="outputs", metavar="FOLDER", help="where studies go (outputs)")
-    made.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    made.add_argument(
+        "words", nargs="*", metavar="KEY=VALUE", help="settings of the study, such as trials=32 width=0.005"
+    )
+    made.add_argument("--quick", action="store_true", help="run a small version of the study in a separate folder")
+    made.add_argument("--name", help="name of the folder below OUTPUT_ROOT/studies; default: that of the study")
+    made.add_argument(
+        "--output-root",
+        default="outputs",
+        metavar="FOLDER",
+        help="folder in which the folder studies is created; default: outputs",
+    )
+    made.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _nothing(line: str) -> None:
+def _print_nothing(line: str) -> None:
     pass

@@ -24,36 +24,38 @@ class StudyConfig(Group):
     """A study: workloads x budgets x schedules, in each of which every optimizer is tuned and then tested."""
 
     group: ClassVar[str] = "study"
-    question: str = opt("", "what the study is to find out")
-    workloads: dict[str, list[str]] = opt({}, "NAME: overrides of data set and model")
-    budgets: list[int] = opt([], "gradient evaluations of a run", at_least=1)
+    question: str = opt("", "question that the study answers")
+    workloads: dict[str, list[str]] = opt({}, "NAME: list of overrides of data set and model")
+    budgets: list[int] = opt([], "budgets of the runs in gradient evaluations", at_least=1)
     schedules: list[str] = opt(["constant"], "schedules of the learning rate")
-    optimizers: dict[str, dict[str, str]] = opt({}, "OPTIMIZER: {KEY: VALUES}, its search space")
-    baseline: str = opt("sgd", "the optimizer that the others are compared with")
+    optimizers: dict[str, dict[str, str]] = opt({}, "OPTIMIZER: {KEY: VALUES}, the search space of each optimizer")
+    baseline: str = opt("sgd", "optimizer with which the others are compared")
     common: list[str] = opt([], "overrides of all runs")
-    final: list[str] = opt([], "overrides of the runs that test what was chosen: [dataset.validation_fraction=0]")
-    needs: dict[str, str] = opt({}, "WORKLOAD: Python package without which it is left out")
-    sampler: str = opt("sobol", "how the search spaces are sampled", choices=("sobol", "random"))
-    trials: int = opt(
-        16, "settings that are tried of each optimizer, in each workload, budget and schedule", at_least=1
+    final: list[str] = opt([], "overrides of the test runs, such as dataset.validation_fraction=0")
+    needs: dict[str, str] = opt(
+        {}, "WORKLOAD: Python package that it needs; the workload is left out if the package is not installed"
     )
-    tuning_seeds: int = opt(2, "seeds of a trial, which is judged by their mean validation error", at_least=1)
-    n0: int = opt(10, "test seeds of the first stage, which decide how many there are to be", at_least=10)
+    sampler: str = opt("sobol", "method by which trials are drawn from the search spaces", choices=("sobol", "random"))
+    trials: int = opt(16, "number of trials of each optimizer, in each workload, budget and schedule", at_least=1)
+    tuning_seeds: int = opt(2, "number of seeds of each trial, whose mean validation error is compared", at_least=1)
+    n0: int = opt(10, "number of test seeds of the first stage, whose spread determines the total number", at_least=10)
     max_seeds: int = opt(40, "largest number of test seeds", at_least=10)
     width: float = opt(
-        0.01, "wanted width of the 95 % interval of a difference in test error (share, or RMSE)", above=0
+        0.01, "target width of the 95 % interval of a difference in test error (fraction, or RMSE)", above=0
     )
-    widths: dict[str, float] = opt({}, "WORKLOAD: its own wanted width, where that of the others does not suit it")
-    quick: dict[str, Any] = opt({}, "what --quick sets instead")
+    widths: dict[str, float] = opt({}, "WORKLOAD: target width for this workload, instead of width")
+    quick: dict[str, Any] = opt({}, "KEY: VALUE, settings that --quick replaces")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("workloads", "budgets", "schedules", "optimizers"):
             if not getattr(self, key):
-                raise self.error(key, "must name at least one")
+                raise self.error(key, "must have at least one entry")
         for name in self.workloads:
             if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ConfigError(f"study.workloads.{name}: must be a folder's name of letters, digits and _ . -")
+                raise ConfigError(
+                    f"study.workloads.{name}: must consist of letters, digits, _ . and -, and not start with . or -"
+                )
         for key in ("needs", "widths"):
             for name in getattr(self, key):
                 if name not in self.workloads:
@@ -68,7 +70,7 @@ class StudyConfig(Group):
         if self.baseline not in self.optimizers:
             raise self.error("baseline", f"must be one of {', '.join(self.optimizers)}")
         if len(self.optimizers) < 2:
-            raise ConfigError("study.optimizers: must name two or more, one of them the baseline")
+            raise ConfigError("study.optimizers: must have at least two entries, one of them study.baseline")
         if self.max_seeds < self.n0:
             raise self.error("max_seeds", f"must be >= study.n0 = {self.n0}")
 
@@ -80,7 +82,7 @@ def installed(study: StudyConfig, tell: Callable[[str], None]) -> StudyConfig:
     """
     missing = {name: package for name, package in study.needs.items() if importlib.util.find_spec(package) is None}
     for name, package in missing.items():
-        tell(f"{name}: left out, since it needs the package {package} (pip install '.[data]')")
+        tell(f"{name}: left out, because it needs the package {package} (pip install '.[data]')")
     left = {name: words for name, words in study.workloads.items() if name not in missing}
     kept = {key: {n: v for n, v in getattr(study, key).items() if n in left} for key in ("needs", "widths")}
     return dataclasses.replace(study, workloads=left, **kept)
@@ -131,7 +133,7 @@ def _value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{text}: is no value in YAML") from error
+        raise ConfigError(f"{text}: must be a value in YAML") from error
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+e[-+]?[0-9]+", value):
         return float(value)
     return value

@@ -81,14 +81,14 @@ def keep_spec(study: StudyConfig, root: Path) -> None:
     """Record the settings of the study. Raises ConfigError if the folder holds another study."""
     plain = {key: value for key, value in dataclasses.asdict(study).items() if key not in ("question", "quick")}
     try:
-        known = yaml.safe_load(read_text(root / SPEC))
+        recorded = yaml.safe_load(read_text(root / SPEC))
     except (RunFolderError, yaml.YAMLError):
-        known = None
-    if isinstance(known, dict):  # older records lack keys that were added later; they had the default values
-        known = {key: known.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
-    if known is not None and known != plain:
-        other = ", ".join(key for key in plain if known.get(key) != plain[key])
-        raise ConfigError(f"{root}: holds a study with other settings ({other}); choose another --name")
+        recorded = None
+    if isinstance(recorded, dict):  # older records lack keys that were added later; they had the default values
+        recorded = {key: recorded.get(key, default_of(fields_of(StudyConfig)[key])) for key in plain}
+    if recorded is not None and recorded != plain:
+        other = ", ".join(key for key in plain if recorded.get(key) != plain[key])
+        raise ConfigError(f"{root}: the folder holds a study with different settings ({other}); choose another --name")
     root.mkdir(parents=True, exist_ok=True)
     with replacing(root / SPEC) as stream:
         stream.write(yaml.safe_dump(plain, sort_keys=False).encode())
@@ -152,7 +152,7 @@ def stein_table(cells: list[Cell]) -> Table:
     baseline = cells[0].study.baseline
     title = f"Test error (%, in regression RMSE) minus that of {baseline}, in two stages (Stein), not adjusted"
     columns = ("workload, budget, schedule", "optimizer", "pairs n0, N", "difference", "95 % interval", "width")
-    return Table(title, (*columns, "as narrow as wanted"), tuple(rows))
+    return Table(title, (*columns, "narrow enough"), tuple(rows))
 
 
 def choice_table(chosen: Mapping[Cell, Chosen]) -> Table:

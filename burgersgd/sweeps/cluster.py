@@ -220,7 +220,7 @@ class FleetRayLauncher(ClusterLauncher):
             self._started = True
         if not self._slots() and self._started and self.settings.address is None:
             wanted = f"{self.settings.num_cpus:g} CPUs and {self._gpus:g} GPUs"
-            raise self.settings.error("num_gpus", f"must be available on this machine, where a chunk needs {wanted}")
+            raise self.settings.error("num_gpus", f"this machine does not have the {wanted} that a chunk needs")
 
     def _slots(self) -> int:
         """Return the number of chunks that the cluster, with its present nodes, trains at the same time."""
@@ -364,7 +364,7 @@ class FleetSlurmLauncher(ClusterLauncher):
             lost = self._lost[chunk[0].folder] = self._lost.get(chunk[0].folder, 0) + 1
             if lost <= self.settings.max_retries:
                 return None
-        return _failed(chunk, f"job {handle.job_id} {how}, its log is {handle.paths.stderr}")
+        return _failed(chunk, f"job {handle.job_id} {how}; see its log {handle.paths.stderr}")
 
     def cancel(self, handles: Sequence[Any]) -> None:
         """Cancel the jobs: SLURM sends SIGTERM, at which they save their runs, and half a minute later SIGKILL."""
@@ -379,7 +379,7 @@ def _need(package: str, launcher: str) -> None:
     if importlib.util.find_spec(package) is None:
         extra = launcher.removeprefix("fleet_")
         raise ConfigError(
-            f"hydra/launcher={launcher}: needs the package {package}: pip install '.[{extra}]' in the checkout"
+            f"hydra/launcher={launcher}: needs the package {package} (pip install '.[{extra}]' in the checkout)"
         )
 
 

@@ -115,7 +115,7 @@ class Composer:
             raise ConfigError(f"hydra/{name}: must be the name of a {name}")
         target = hydra[name]["_target_"]
         if target not in Plugins.instance().class_name_to_class:
-            raise ConfigError(f"hydra.{name}._target_={target}: must be a plugin of Hydra's")
+            raise ConfigError(f"hydra.{name}._target_={target}: must be a plugin of Hydra")
         return hydra[name]
 
     def _node(self, overrides: list[Override]) -> DictConfig:
@@ -210,8 +210,8 @@ def _fits(config: TrainConfig, group: str, values: Mapping[str, Any]) -> bool:
     settings = getattr(config, group, None) if group else config
     if not isinstance(settings, Group) or "." in group:
         return False
-    known = fields_of(type(settings))
-    kinds = {name: type_name(known[name]).partition(" | ")[0] if name in known else "" for name in values}
+    fields = fields_of(type(settings))
+    kinds = {name: type_name(fields[name]).partition(" | ")[0] if name in fields else "" for name in values}
     number = {"int": (int,), "float": (int, float), "LearningRate": (int, float)}
     return all(type(value) in number.get(kinds[name], ()) for name, value in values.items())
 
@@ -224,11 +224,11 @@ def compose_job(overrides: Sequence[str]) -> TrainConfig:
     hydra_words, words = split_words(overrides)
     composer = Composer(hydra_words)
     if any(override.is_sweep_override() for override in composer.parse(words)):
-        raise ConfigError("a list of values such as seed=1,2,3 is a sweep: add --multirun")
+        raise ConfigError("a list of values, such as seed=1,2,3, makes a sweep: add --multirun")
     config = composer.config(words)
     for key in ("params", "spaces"):
         if getattr(config.sweep, key):
-            raise ConfigError(f"sweep.{key} is what a sweep tries: add --multirun")
+            raise ConfigError(f"sweep.{key}: has an effect only in a sweep; add --multirun")
     return config
 
 
@@ -264,7 +264,9 @@ def refuse_varied(overrides: Sequence[Override]) -> None:
         if not override.is_sweep_override() or key == "trainer.epochs":  # epochs determine the budget
             continue
         if _of_sweep(override):
-            raise ConfigError(f"{override.input_line}: what describes the sweep cannot vary in it")
+            raise ConfigError(
+                f"{override.input_line}: settings of the sweep itself cannot vary within it; give one value"
+            )
         classes = [TrainConfig] if group not in GROUPS else [GROUPS[group][choice] for choice in GROUPS[group].shipped]
         fields = [fields_of(cls)[name or group] for cls in classes if (name or group) in fields_of(cls)]
         if group in NOT_HASHED or any(not f.metadata.get("hashed", True) for f in fields):
@@ -294,11 +296,11 @@ def as_config_error(compose: Callable[[], T]) -> T:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
     except RecursionError:
-        raise ConfigError("a value is nested too deeply") from None
+        raise ConfigError("a value is nested too deeply; use fewer levels of brackets") from None
     except OSError as error:  # Hydra has searched a file of that name
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise ConfigError(f"{str(error.filename)[-40:]}: no such key; a key cannot be that long") from error
+        raise ConfigError(f"{str(error.filename)[-40:]}: no such key (keys are not that long)") from error
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, UserWarning) as error:
         raise ConfigError(one_line(error)) from error
 
@@ -312,7 +314,7 @@ def one_line(error: Exception) -> str:
         causes.pop()  # in a debugger or with OC_CAUSE=1, OmegaConf also chains the error of int("maybe")
     text, reason = str(error), (str(causes[-1]).splitlines() or [""])[0]
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: must be KEY=VALUE in the grammar of https://hydra.cc (quote what is special)"
+        return f"{error.override}: must be KEY=VALUE in Hydra's grammar (https://hydra.cc); quote special characters"
     options = re.search(r"Could not find '([^']+)/([^/']*)'\s+Available options in '[^']+':\s+((?:\t.*\n?)+)", text)
     if options:
         group, choice, names = options.groups()
@@ -327,6 +329,8 @@ def one_line(error: Exception) -> str:
         kind = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
         if kind:
             reason = f"must be of type {(kind[1] or kind[2]).lower()}"
+        if reason.startswith("Unexpected type annotation"):  # of a range in a mapping, which Hydra has parsed
+            reason = "lists and ranges inside of braces must be quoted, such as {seed: 'range(3)'}"
         return f"{wrong.group(1)}: " + ("must not be null" if "is not Optional" in reason else reason)
     key = re.search(r"\n\s+full_key: (\S+)", text)
     if key:

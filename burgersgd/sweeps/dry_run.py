@@ -28,7 +28,7 @@ def of_run(config: TrainConfig) -> str:
             "parameters": f"{prepared.problem.d:,}",
             "gradient evaluations": f"{prepared.budget:,}, of {prepared.batch_size} examples each",
             "engine": f"{prepared.engine}, {prepared.problem.inputs.device}",
-            "time": f"about {_duration(seconds)}, without start-up",
+            "time": f"about {_duration(seconds)}, without the time to start",
         }
     )
 
@@ -36,7 +36,7 @@ def of_run(config: TrainConfig) -> str:
 def of_sweep(sweep: Sweep) -> str:
     """Return a description of a sweep, as far as it is known before the start. Raises the same errors as train."""
     if sweep.space is None:
-        return _table({"jobs": "as many as hydra/sweeper proposes; the first of them is fine"})
+        return _table({"jobs": "as many as hydra/sweeper proposes; the first one can be trained"})
     if not sweep.jobs:
         settings, corners = sweep.settings, [sweep.plan(words) for words in sweep.space.corners()]
         budget = max(plan.budget for plan in corners)
@@ -54,7 +54,7 @@ def of_sweep(sweep: Sweep) -> str:
     sizes = ", ".join(map(str, sorted({len(fleet) for fleet in fleets})))
     return _table(
         {
-            "jobs": f"{len(plans):,}" + (f", {len(done):,} of them done before" if done else ""),
+            "jobs": f"{len(plans):,}" + (f", {len(done):,} of them already trained" if done else ""),
             "fleets": f"{len(fleets):,}, of {sizes} runs" if fleets else "none",
             "gradient evaluations": f"{evaluations:,} in all",
             "time": f"about {_duration(_seconds(fleets, plans))} in one process" if fleets else "none",
@@ -64,12 +64,12 @@ def of_sweep(sweep: Sweep) -> str:
 
 def _seconds(fleets: Sequence[Sequence[Job]], plans: Mapping[str, Plan]) -> float:
     """Return the seconds that the fleets would take one after the other, estimated from the speed of some of them."""
-    known, measured = 0.0, 0
+    seconds, measured = 0.0, 0
     total = [sum(plans[job.folder.name].budget for job in fleet) for fleet in fleets]
     for fleet, evaluations in [*zip(fleets, total, strict=True)][:MEASURED]:
-        known += evaluations / rate_of([job.config for job in fleet[:RUNS]])
+        seconds += evaluations / rate_of([job.config for job in fleet[:RUNS]])
         measured += evaluations
-    return known * sum(total) / measured
+    return seconds * sum(total) / measured
 
 
 def _duration(seconds: float) -> str:

@@ -23,7 +23,9 @@ def check_plugin() -> None:
     try:
         importlib.import_module(PLUGIN)
     except ImportError as error:
-        raise ConfigError(f"--multirun needs {PLUGIN}, which pip install burgersgd brings along") from error
+        raise ConfigError(
+            f"--multirun: needs {PLUGIN}, a part of burgersgd that is missing; run: pip install burgersgd"
+        ) from error
 
 
 def check_launcher(node: DictConfig) -> None:
@@ -45,5 +47,5 @@ def jobs_of_other_sweeper(target: str, overrides: Sequence[Override]) -> list[Wo
             values = itertools.islice(as_config_error(o.sweep_string_iterator), n)
             of_each.append([f"{o.get_key_element()}={value}" for value in values])
     if math.prod(map(len, of_each)) > MOST_JOBS:
-        raise ConfigError(f"the sweep has more than {MOST_JOBS:,} jobs")
+        raise ConfigError(f"the sweep has more than {MOST_JOBS:,} jobs: list fewer values, or split the sweep")
     return [list(words) for words in itertools.product(*of_each)]

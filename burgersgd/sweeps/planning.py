@@ -136,7 +136,7 @@ class Group:
     seconds_per_run: float
     """Approximate training time of one run on one core."""
 
-    def look_seconds(self, workers: int) -> float:
+    def measurement_seconds(self, workers: int) -> float:
         """Return the longest duration of one measurement, in seconds."""
         whole = self.seconds_per_run * len(self.jobs) / max(1, workers)
         return min(LOOK_SECONDS, LOOKS_SHARE * whole / LOOKS)
@@ -151,20 +151,20 @@ class Group:
         return math.floor(free / max(1, self.bytes_per_run))
 
 
-class Memory:
+class PlanFile:
     """The contents of `plan.json` of a sweep: the fleets that were formed, and the measured speeds of fleets."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / PLAN
-        known: dict[str, Any] = {}
+        stored: dict[str, Any] = {}
         if self.path.exists():
             try:
-                known = checked(decoded(read_bytes(self.path), self.path), Plan, self.path)
+                stored = checked(decoded(read_bytes(self.path), self.path), Plan, self.path)
             except RunFolderError as error:
-                _log.warning("%s: the jobs that are left are planned anew", error)
-        self.fleets: list[list[str]] = known.get("fleets", [])
+                _log.warning("%s: planning the remaining jobs again", error)
+        self.fleets: list[list[str]] = stored.get("fleets", [])
         """Hashes of the runs of each fleet that was formed, unless it contained all runs that could share it."""
-        self.rates: dict[str, dict[str, float]] = known.get("rates", {})
+        self.rates: dict[str, dict[str, float]] = stored.get("rates", {})
         """Hash of group, cores and workers -> runs in a fleet -> gradient evaluations per second of one process."""
 
     def save(self) -> None:
@@ -176,32 +176,32 @@ class Memory:
     def measured(self, group: Group, workers: int, sizes: Sequence[int], measure: Measure) -> Rates:
         """Return the speeds of fleets of the given sizes, which increase, up to the first size that is much slower."""
         text = f"{group.name} {os.cpu_count()} {workers}"
-        known = self.rates.setdefault(hashlib.sha256(text.encode()).hexdigest()[:12], {})
+        of_group = self.rates.setdefault(hashlib.sha256(text.encode()).hexdigest()[:12], {})
         key = speeds.key_of(group.prepared, workers)
-        before = {runs: rate for runs, rate in speeds.known(key).items() if runs not in known}
-        known |= {str(runs): before[str(runs)] for runs in sizes if str(runs) in before}
+        before = {runs: rate for runs, rate in speeds.stored_rates(key).items() if runs not in of_group}
+        of_group |= {str(runs): before[str(runs)] for runs in sizes if str(runs) in before}
         rates: Rates = {}
-        seconds = group.look_seconds(workers)
+        seconds = group.measurement_seconds(workers)
         new: dict[str, float] = {}
         for runs in sizes:
-            if str(runs) not in known:
+            if str(runs) not in of_group:
                 configs = [job.config for job in group.jobs[:runs]]
                 try:
                     rate = measure(configs, seconds)
                     if rate < 0.8 * max(rates.values(), default=0.0):  # another program may have run: repeat
                         rate = max(rate, measure(configs, seconds))
-                    known[str(runs)] = new[str(runs)] = rate
+                    of_group[str(runs)] = new[str(runs)] = rate
                 except (MemoryError, RuntimeError, ValueError) as error:  # training will report the error of each job
                     _log.debug("cannot measure a fleet of %d: %s", runs, error)
                     break
-            rates[runs] = known[str(runs)]
+            rates[runs] = of_group[str(runs)]
             if rates[runs] < 0.8 * max(rates.values()):
                 break
         if new:
-            speeds.keep(key, new)
+            speeds.store_rates(key, new)
         return rates
 
-    def formed(self, jobs: Sequence[Job]) -> tuple[list[Chunk], list[Job]]:
+    def by_earlier_fleets(self, jobs: Sequence[Job]) -> tuple[list[Chunk], list[Job]]:
         """Return the jobs by the fleets that were formed before, and the jobs that are in none of them."""
         fleet_of = {name: i for i, fleet in enumerate(self.fleets) for name in fleet}
         formed: dict[tuple[int, str], Chunk] = {}
@@ -247,9 +247,9 @@ class LocalTrainer:
         jobs = [job for chunk in chunks for job in chunk]
         if not jobs:
             return
-        memory = Memory(jobs[0].folder.parent)
-        planned, new = memory.formed(jobs)
-        groups, unprepared = self._groups(memory, jobs, {id(job) for job in new})
+        plan_file = PlanFile(jobs[0].folder.parent)
+        planned, new = plan_file.by_earlier_fleets(jobs)
+        groups, unprepared = self._groups(plan_file, jobs, {id(job) for job in new})
         planned += unprepared
         fits = []
         for group in groups:
@@ -263,11 +263,11 @@ class LocalTrainer:
             _log.warning(hint)
         workers = self._start_workers(fits)
         for group in fits:
-            cut = self._cut(memory, group, workers, alone=len(fits) < 2 * workers)
+            cut = self._cut(plan_file, group, workers, alone=len(fits) < 2 * workers)
             planned += cut
             if len(cut) > 1 or workers > 1:  # a later command could divide this group in another way
-                memory.fleets += [[same_job(job.folder.name) for job in chunk] for chunk in cut]
-        memory.save()
+                plan_file.fleets += [[same_job(job.folder.name) for job in chunk] for chunk in cut]
+        plan_file.save()
         if self.settings.max_runs is not None:
             planned = [part for chunk in planned for part in chunks_of(chunk, self.settings.max_runs)]
         _log.info("jobs: %d; fleets: %d; processes: %d", sum(map(len, planned)), len(planned), workers)
@@ -284,7 +284,7 @@ class LocalTrainer:
             self.pool.close()
             self.pool = None
 
-    def _groups(self, memory: Memory, jobs: Sequence[Job], new: set[int]) -> tuple[list[Group], list[Chunk]]:
+    def _groups(self, plan_file: PlanFile, jobs: Sequence[Job], new: set[int]) -> tuple[list[Group], list[Chunk]]:
         """Return the groups, and chunks of jobs that cannot be prepared, whose errors training will report."""
         groups, unprepared = [], []
         for chunk in chunks_of(jobs, None):
@@ -303,8 +303,8 @@ class LocalTrainer:
             decided = self.settings.workers is not None and self.settings.max_runs is not None
             if len(jobs) > 1 and not decided and seconds * len(chunk) > MEASURE_FROM_SECONDS:
                 runs = max(1, min(16, len(chunk), group.most(workers=1)))
-                look = functools.partial(_rate_of, threads=1)
-                for rate in memory.measured(group, 0, [runs], look).values():
+                measure = functools.partial(_rate_of, threads=1)
+                for rate in plan_file.measured(group, 0, [runs], measure).values():
                     group.seconds_per_run = prepared.budget / rate
             groups.append(group)
         return groups, [chunk for chunk in unprepared if chunk]
@@ -320,14 +320,14 @@ class LocalTrainer:
         if device.type == "cuda" and config.device.index == 0:
             room = torch.cuda.device_count()
         workers = min(n_jobs, self.settings.workers or room)
-        if self.settings.workers is None and not _long(groups):
+        if self.settings.workers is None and not _takes_long(groups):
             workers = 1
         if workers > 1 and (self.pool is None or self.pool.n != workers):
             self.close()
             self.pool = Pool(workers, max(1, cores // workers), gpus=device.type == "cuda")
         return workers
 
-    def _cut(self, memory: Memory, group: Group, workers: int, alone: bool) -> list[Chunk]:
+    def _cut(self, plan_file: PlanFile, group: Group, workers: int, alone: bool) -> list[Chunk]:
         """Return the new jobs of a group as fleets. alone: other groups are too few to keep all workers busy."""
         if not group.new:
             return []
@@ -336,9 +336,9 @@ class LocalTrainer:
             limit = min(limit, -(-len(group.new) // workers))
         if self.settings.max_runs is not None:
             return chunks_of(group.new, min(limit, self.settings.max_runs))
-        if not group.prepared.kind.compiles and _long([group]):
+        if not group.prepared.kind.compiles and _takes_long([group]):
             measure = _rate_of if workers == 1 or self.pool is None else self.pool.measure
-            if rates := memory.measured(group, workers, sizes_to_try(limit), measure):
+            if rates := plan_file.measured(group, workers, sizes_to_try(limit), measure):
                 limit = best_size(rates, len(group.new), workers, group.prepared.budget)
         return chunks_of(group.new, limit)
 
@@ -357,7 +357,7 @@ def gpu_hint(groups: Sequence[Group]) -> str | None:
     return f"device=cuda would train these {sum(len(g.jobs) for g in several)} runs together on the GPU"
 
 
-def _long(groups: Sequence[Group]) -> bool:
+def _takes_long(groups: Sequence[Group]) -> bool:
     """Whether training takes so long that measurements and workers save time."""
     least = REPAID_FORKED_SECONDS if own_process.start_method() == "forkserver" else REPAID_SECONDS
     return sum(group.seconds_per_run * len(group.jobs) for group in groups) > least
@@ -375,5 +375,5 @@ def _run_bytes_if_they_matter(prepared: Prepared) -> int:
 def _too_large(group: Group) -> ConfigError:
     needed, free = group.bytes_per_run / 1e9, available_memory(group.prepared.problem.inputs.device) / 1e9
     return ConfigError(
-        f"one run needs about {needed:.2g} GB of memory, {free:.2g} are free: a smaller model or batch may fit"
+        f"one run needs about {needed:.2g} GB of memory, {free:.2g} are free; try a smaller model or trainer.batch_size"
     )

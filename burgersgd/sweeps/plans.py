@@ -42,7 +42,10 @@ class Plans:
         if key not in self._plans:
             config = self._composer.config(words)
             if config.run_name is not None:
-                raise config.error("run_name", "the runs of a sweep are named by their settings; use sweep.name")
+                raise config.error(
+                    "run_name",
+                    "must be left out: the runs of a sweep are named by their settings; use sweep.name",
+                )
             group = group_name(config)
             if group not in self._checked:
                 prepared = prepare([config])

@@ -44,9 +44,9 @@ class BestMean:
         """The lowest mean, None before any; settings with diverged jobs count only if there are no others."""
         means = []
         for setting, errors in self._errors.items():
-            known = [error for error in errors if math.isfinite(error)]
-            if known and self._left[setting] <= 0:
-                means.append((math.inf in errors, sum(known) / len(known)))
+            finite = [error for error in errors if math.isfinite(error)]
+            if finite and self._left[setting] <= 0:
+                means.append((math.inf in errors, sum(finite) / len(finite)))
         return min(means)[1] if means else None
 
 

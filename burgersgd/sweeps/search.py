@@ -39,11 +39,11 @@ STARTUP = 10
 def check_optuna() -> None:
     """Raise ConfigError where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep.sampler=optuna: needs the package optuna: pip install optuna")
+        raise ConfigError("sweep.sampler=optuna: needs the package optuna (pip install optuna)")
 
 
 @contextlib.contextmanager
-def keeping(folder: Path) -> Iterator[None]:
+def claimed_study(folder: Path) -> Iterator[None]:
     """Claim the study in a folder for this process, since a search has to know all its trials.
 
     Raises ConfigError, in one line, where another process has claimed it and where its file cannot be used.
@@ -61,7 +61,7 @@ def keeping(folder: Path) -> Iterator[None]:
     except (OptunaError, SQLAlchemyError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]  # the message of Optuna itself only guesses the reason
         kept = "trained runs are kept, and the same command resumes the search, even without that file"
-        raise ConfigError(f"{file}: cannot be used: {cause}; {kept}") from error
+        raise ConfigError(f"{file}: cannot be used ({cause}); {kept}") from error
     finally:
         release(file)
 
@@ -70,7 +70,7 @@ class Search:
     """A study of Optuna: trials of the space, each one job or, where seeds are listed, one job per seed.
 
     folder: where the study is stored, so that the search can be resumed; None keeps it in memory. Raises ConfigError
-    where the folder holds a study with different settings; `keeping` handles the errors of its file.
+    where the folder holds a study with different settings; `claimed_study` handles the errors of its file.
     """
 
     def __init__(self, space: Space, folder: Path | None) -> None:
@@ -87,7 +87,7 @@ class Search:
             name = before[0] if before else space.settings.name or "search"
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
         except RuntimeError as error:  # the study was written by another version of Optuna
-            raise ConfigError(f"{storage}: cannot be used: {error}") from error
+            raise ConfigError(f"{storage}: cannot be used ({error})") from error
         if not self._study.user_attrs:
             self._study.set_user_attr(AS_TRAINED, True)
         self._as_trained = self._study.user_attrs.get(AS_TRAINED, False)
@@ -96,7 +96,7 @@ class Search:
         self._ranges = {r.key: r for r in space.ranges}
         self._distributions = _distributions(space, self._choices)
         listed = [f"{_name(axis)}={' '.join(_labels(axis))}" for axis in space.axes]
-        fixed = [word for word in space.fixed if _root(word) not in NOT_HASHED]
+        fixed = [word for word in space.fixed if _group_of(word) not in NOT_HASHED]
         of = sorted([f"sweep.objective={space.settings.objective}", *listed, *fixed])
         before = self._study.user_attrs.get("of", of)
         if before != of:
@@ -124,7 +124,7 @@ class Search:
             self._propose(range(n, stop))
         except ValueError as error:  # raised by Optuna for ranges of another kind than before
             raise ConfigError(
-                f"sweep.name={settings.name}: the study has other ranges ({error}); choose another sweep.name"
+                f"sweep.name={settings.name}: the study has different ranges ({error}); choose another sweep.name"
             ) from error
         return {trial.number: self.jobs(trial) for trial in self._waiting()}
 
@@ -231,14 +231,14 @@ def _typed_labels(axis: Axis) -> dict[Any, tuple[str, ...]]:
     The labels are texts where Optuna does not accept a value (a list) or confuses two of them (1 and True).
     """
     words = _labels(axis)
-    typed = {_typed(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}
+    typed = {_value_of(label) if len(axis.keys) == 1 else label: setting for label, setting in words.items()}
     return typed if len(typed) == len(words) else words
 
 
-def _typed(label: str) -> Any:
+def _value_of(label: str) -> Any:
     value = OverridesParser.create().parse_override(f"key={label}").value()
     return value if value is None or isinstance(value, bool | int | float | str) else label
 
 
-def _root(word: str) -> str:
+def _group_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition(".")[0]

@@ -140,12 +140,12 @@ class Spaces:
 
     def __init__(self, words: Sequence[str], settings: SweepConfig, composer: Composer) -> None:
         if settings.sampler == "optuna":
-            raise settings.error("sampler", "does not go with sweep.spaces, must be grid, random or sobol")
+            raise settings.error("sampler", "cannot be combined with sweep.spaces, must be grid, random or sobol")
         given = [*composer.parse(words), *composer.parse([f"{k}={v}" for k, v in settings.params.items()])]
         for override in given:
             key = override.get_key_element().lstrip("+~")
             if key in ("optimizer", "optimizer.name"):
-                raise ConfigError(f"{override.input_line}: must be left out, since sweep.spaces lists the optimizers")
+                raise ConfigError(f"{override.input_line}: must be left out, because sweep.spaces lists the optimizers")
             if key.startswith("optimizer.") and not any(_has(name, key) for name in settings.spaces):
                 raise ConfigError(f"{key}: none of the optimizers of sweep.spaces has this key")
         self.settings = settings
@@ -153,7 +153,7 @@ class Spaces:
         for name, space in settings.spaces.items():
             for key in space:
                 if not key.startswith("optimizer.") or not _has(name, key):
-                    raise ConfigError(f"sweep.spaces.{name}: {key} is no key of optimizer={name}")
+                    raise ConfigError(f"sweep.spaces.{name}: optimizer={name} has no key {key}")
             own = dataclasses.replace(settings, spaces={}, params=_fitting(name, settings.params))
             common = [word for word in words if _fits(name, word.partition("=")[0])]
             listed = [f"{key}={values}" for key, values in space.items()]
@@ -161,7 +161,7 @@ class Spaces:
         trials = {name: part.n_trials for name, part in self.parts.items()}
         if len(set(trials.values())) > 1:
             unlike = ", ".join(f"{name} has {n}" for name, n in trials.items())
-            raise ConfigError(f"sweep.spaces: all optimizers must have equally many trials: {unlike}")
+            raise ConfigError(f"sweep.spaces: all optimizers must have the same number of trials: {unlike}")
         n = sum(len(part.jobs()) for part in self.parts.values())
         if n > MOST_JOBS:
             raise ConfigError(
@@ -232,9 +232,9 @@ def _range(key: str, override: Override) -> Range:
         return ConfigError(f"{override.input_line}: {allowed}")
 
     if tags - {"log"}:
-        raise refused(f"tag {min(tags - {'log'})} is not known, must be log")
+        raise refused(f"unknown tag {min(tags - {'log'})}, must be log")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise refused("the ends of a range must be finite, the first the smaller one")
+        raise refused("the ends of a range must be finite, and the first one must be smaller")
     if "log" in tags and low <= 0:
         raise refused("a range on a logarithmic scale must be > 0")
     return Range(key, low, high, "log" in tags, isinstance(low, int))
@@ -244,11 +244,11 @@ def _axes(swept: dict[str, Words], zipped: list[str]) -> list[Axis]:
     shown = f"sweep.zip=[{','.join(zipped)}]"
     for key in zipped:
         if key not in swept:
-            raise ConfigError(f"{shown}: {key} must have a list of values to be paired")
+            raise ConfigError(f"{shown}: {key} must have a list of values")
     lengths = {key: len(swept[key]) for key in zipped}
     if len(set(lengths.values())) > 1:
         differ = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-        raise ConfigError(f"{shown}: lists that are paired must have equally many values: {differ}")
+        raise ConfigError(f"{shown}: paired lists must have the same number of values: {differ}")
     axes = []
     for key in swept:
         if key not in zipped:

@@ -26,7 +26,7 @@ Rates = dict[str, float]
 """Number of runs in a fleet, as text -> gradient evaluations per second of one process."""
 
 
-def place() -> Path | None:
+def rates_folder() -> Path | None:
     """Return the folder of the rates; None where there is no folder that only this user can write to."""
     folder = next(iter(native.folders()), None)
     return None if folder is None else folder / "speeds"
@@ -48,10 +48,10 @@ def key_of(prepared: Prepared, workers: int) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def known(key: str) -> Rates:
+def stored_rates(key: str) -> Rates:
     """Return the rates of a kind of work that were measured before; empty where there is no valid file."""
     with contextlib.suppress(OSError, RunFolderError):
-        folder = place()
+        folder = rates_folder()
         file = None if folder is None else folder / f"{key}.json"
         if file is not None and file.stat().st_size <= LARGEST:
             content = decoded(read_bytes(file), file)
@@ -61,11 +61,11 @@ def known(key: str) -> Rates:
     return {}
 
 
-def keep(key: str, rates: Mapping[str, float]) -> None:
+def store_rates(key: str, rates: Mapping[str, float]) -> None:
     """Add rates to the stored ones of a kind of work, if the folder can be written to."""
     with contextlib.suppress(OSError, RunFolderError):
-        folder = place()
+        folder = rates_folder()
         if folder is not None:
             folder.mkdir(mode=0o700, exist_ok=True)
             with replacing(folder / f"{key}.json", lasting=False) as stream:
-                stream.write(to_json({"key": key, "rates": known(key) | dict(rates)}).encode())
+                stream.write(to_json({"key": key, "rates": stored_rates(key) | dict(rates)}).encode())

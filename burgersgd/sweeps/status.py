@@ -49,8 +49,8 @@ class JobState(NamedTuple):
 
 def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
     """Add jobs (name -> the overrides in which it differs from the others) to the list in the sweep's folder."""
-    known = noted_names(folder)
-    new = {name: words for name, words in jobs.items() if same_job(name) not in known}
+    listed = noted_names(folder)
+    new = {name: words for name, words in jobs.items() if same_job(name) not in listed}
     lines = [json.dumps({"name": name, "overrides": words}) for name, words in new.items()]
     with contextlib.suppress(
         RunFolderError
@@ -84,7 +84,7 @@ def job_states(folder: Path) -> list[JobState]:
     """Return the jobs of a sweep in their original order. Raises RunFolderError where the folder holds no sweep."""
     noted = _noted(folder)
     if not noted:
-        raise RunFolderError(f"{folder}: must be the folder of a sweep, has no {JOBS}")
+        raise RunFolderError(f"{folder}: must be the folder of a sweep, but has no {JOBS}")
     existing = job_folders(folder)
     return [state_of(existing.get(same_job(name), folder / name), words) for name, words in noted.items()]
 
@@ -97,11 +97,11 @@ def state_of(path: Path, words: str) -> JobState:
         return JobState(path.name, words, "running" if is_claimed(path) else "waiting", "", math.nan, True, 0, None)
     state, reason = status["state"], status.get("reason") or ""
     if state == "running" and not is_claimed(path):
-        state, reason = "interrupted", "its process died"
+        state, reason = "interrupted", "the process that trained it died"
     percent, error = status.get("task") != "regression", status.get("validation_error")
     spent = status.get("evaluations") if state in ENDED else spent_so_far(path)
-    known = math.nan if error is None else error
-    return JobState(path.name, words, state, reason, known, percent, spent or 0, status.get("budget"))
+    validation_error = math.nan if error is None else error
+    return JobState(path.name, words, state, reason, validation_error, percent, spent or 0, status.get("budget"))
 
 
 def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
@@ -120,9 +120,9 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
 def as_it_stands(folder: Path) -> Outcome:
     """Return the state of a job that has not ended, as an outcome."""
     found = state_of(folder, "")
-    known = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
-    error = RunFolderError(found.reason) if known == "failed" else None
-    return Outcome(known, folder, error=error)  # pyright: ignore[reportArgumentType]
+    state = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
+    error = RunFolderError(found.reason) if state == "failed" else None
+    return Outcome(state, folder, error=error)  # pyright: ignore[reportArgumentType]
 
 
 def _settings(folder: Path) -> Settings:
@@ -136,9 +136,9 @@ def _settings(folder: Path) -> Settings:
 
 def progress_of(jobs: Sequence[JobState]) -> float:
     """Return the fraction of a sweep's work that is done; a job that was not started counts as an average one."""
-    known = [job.budget for job in jobs if job.budget]
-    usual = sum(known) / len(known) if known else 1
-    whole = [job.budget or usual for job in jobs]
+    budgets = [job.budget for job in jobs if job.budget]
+    average = sum(budgets) / len(budgets) if budgets else 1
+    whole = [job.budget or average for job in jobs]
     return sum(n * job.progress for n, job in zip(whole, jobs, strict=True)) / max(sum(whole), 1)
 
 
@@ -171,7 +171,7 @@ def sweep_text(folder: Path, jobs: Sequence[JobState], every: bool) -> str:
 
 
 def _line(job: JobState, width: int) -> str:
-    kind, known = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
-    error = f"validation {kind} {job.validation_error:.4g}" if known else ""
+    kind, is_measured = "error" if job.percent else "RMSE", not math.isnan(job.validation_error)
+    error = f"validation {kind} {job.validation_error:.4g}" if is_measured else ""
     reason = f"  ({job.reason})" if job.reason else ""
     return f"{job.name:<{width}}  {job.state:<12}{100 * job.progress:>4.0f} %  {error:<26}{job.words}{reason}"

@@ -47,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
-    made = argparse.ArgumentParser(prog="burgersgd status", description="Show how sweeps and runs stand.")
-    what = "a sweep or run: its folder, or its name below outputs; left out, the latest of outputs"
+    made = argparse.ArgumentParser(prog="burgersgd status", description="Show the states of sweeps and runs.")
+    what = "folder of a sweep or a run, or its name below outputs; default: the latest ones in outputs"
     made.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help=what)
-    made.add_argument("--jobs", action="store_true", help="of a sweep: a line for every job")
-    made.add_argument("--json", action="store_true", help="as JSON")
+    made.add_argument("--jobs", action="store_true", help="print a line for every job of the sweep")
+    made.add_argument("--json", action="store_true", help="print JSON")
     return made
 
 
@@ -121,7 +121,7 @@ def _table(latest: Sequence[dict[str, Any]]) -> Table:
         said = ", ".join(state if one else f"{count} {state}" for state, count in states.items())
         when = about["updated"][:16].replace("T", " ")
         rows.append((shown_path(Path(about["folder"])), about["kind"], when, said, f"{100 * about['progress']:.0f} %"))
-    return Table("", ("folder", "what", "updated", "state", "done"), tuple(rows))
+    return Table("", ("folder", "kind", "updated", "state", "done"), tuple(rows))
 
 
 def _run_text(folder: Path, run: JobState) -> str:

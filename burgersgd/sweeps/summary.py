@@ -41,7 +41,7 @@ def summary(
             "diverged": count["diverged"],
             "failed": count["failed"],
             "interrupted": count["interrupted"],
-            "not begun": count["waiting"],
+            "not started": count["waiting"],
             "trained by another process": count["elsewhere"],
         },
         done_before=done_before,

@@ -30,7 +30,7 @@ from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of
 from burgersgd.sweeps.planning import LocalTrainer
 from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
-from burgersgd.sweeps.search import Search, check_optuna, keeping
+from burgersgd.sweeps.search import Search, check_optuna, claimed_study
 from burgersgd.sweeps.space import Space, Words, space_of
 from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text
 from burgersgd.sweeps.summary import summary
@@ -70,7 +70,7 @@ class Sweep:
             self._sweeper = str(self.composer.plugin("sweeper")["_target_"])
         for word in hydra_words:
             if word.lstrip("+~").startswith(IGNORED):
-                raise ConfigError(f"{word}: has no effect here; hydra.sweep.dir=... says where a sweep goes")
+                raise ConfigError(f"{word}: has no effect on a sweep; set its folder by hydra.sweep.dir")
         self.settings = self.composer.sweep(words)
         self._folder_is_chosen = "hydra.sweep.dir" in chosen
         self.error: ConfigError | None = None
@@ -100,7 +100,7 @@ class Sweep:
         different = {self.plan(job).digits for job in self.jobs}
         if len(different) < len(self.jobs):
             again = len(self.jobs) - len(different)
-            self.notes.append(f"{again} of {len(self.jobs)} jobs are the same as another one and are trained once")
+            self.notes.append(f"{again} of {len(self.jobs)} jobs repeat another job and are not trained again")
 
     # ------------------------------------------------------------------------------------------- before it starts
 
@@ -159,7 +159,7 @@ class Sweep:
             if searching or any(stored(self.place(job)) is None for job in self.jobs):
                 self.folder.check_writable()
             if searching:
-                with keeping(folder):
+                with claimed_study(folder):
                     return self._search(launch, folder)
             self._ends |= dict.fromkeys(map(tuple, self.jobs))
             return [self._launched(launch, self.jobs, 0)]
@@ -202,9 +202,9 @@ class Sweep:
                 codes[code] = codes.get(code, 0) + 1
         if codes:
             trained = ", ".join(f"{n} by {code}" for code, n in codes.items())
-            text = f"jobs of this sweep were trained by other code ({trained}), this is {code_version()}"
+            text = f"jobs of this sweep were trained by other code ({trained}) than the present {code_version()}"
             if self.settings.code == "same":
-                raise self.settings.error("code", f"{text}; choose another sweep.name, or sweep.code=any")
+                raise self.settings.error("code", f"{text}; choose another sweep.name, or allow it by sweep.code=any")
             _log.warning("%s", text)
 
     def _search(self, launch: Launch, folder: Path) -> list[Sequence[JobReturn]]:
@@ -238,7 +238,7 @@ class Sweep:
                 search.tell(number, objectives, max(stopped, default=None), names)
             if elsewhere:
                 raise ElsewhereError(
-                    f"{self._varied(elsewhere[0])}: another process trains this job, of which the search has to know"
+                    f"{self._varied(elsewhere[0])}: another process is training this job; the search needs its result"
                 )
         return batches
 

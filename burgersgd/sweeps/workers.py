@@ -88,7 +88,7 @@ class Pool:
         """
         waiting = deque(chunks)
         lost: set[int] = set()  # chunks whose worker has died, by identity
-        with interruptible() as interruption, interruption.deferred(), self._closed_if_left():
+        with interruptible() as interruption, interruption.deferred(), self._closed_on_error():
             while waiting or any(worker.chunk for worker in self.workers):
                 if interruption.requested is not None:
                     interruption.settle()
@@ -151,7 +151,7 @@ class Pool:
         return interrupted
 
     @contextlib.contextmanager
-    def _closed_if_left(self) -> Iterator[None]:
+    def _closed_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -261,8 +261,8 @@ class _Relay(Progress):
         """Send the progress at most every POLL_SECONDS."""
         self._evaluations = evaluations
         if validation_error is not None:
-            known = validation_error if self._validation_error is None else self._validation_error
-            self._validation_error = min(validation_error, known)
+            lowest = validation_error if self._validation_error is None else self._validation_error
+            self._validation_error = min(validation_error, lowest)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + POLL_SECONDS
             with contextlib.suppress(OSError):  # the other process has ended, and this one stops soon

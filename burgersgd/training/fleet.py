@@ -70,7 +70,9 @@ class Fleet:
         _ = self.inputs.wide  # raises for coefficients that would have to change
         c = self.inputs.row_of(0)
         if any(value._version != given[name] for name, value in self.hyper.items()):
-            raise ValueError(f"{type(self.rule).__name__}.coefficients: writes into its arguments")
+            raise ValueError(
+                f"{type(self.rule).__name__}.coefficients: changes its arguments; must return new tensors instead"
+            )
         check_rule(self.rule, c, rule_state)
         buffers = None  # by row: every replica has its own statistics
         if self.buffers is not None:
@@ -314,8 +316,8 @@ def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: in
     c = fleet.coefficients_at(fleet.evaluations - 1) if since else {}
     measured = (None, None) if validation is None else validation(fleet.x)
     moment = Moment(fleet, seconds, since, c, said, measured)
-    known = {"always": True, "evaluated": since > 0, "validated": validation is not None}
-    values = {metric.name: metric.of(moment) for metric in TABLE if known[metric.when]}
+    is_due = {"always": True, "evaluated": since > 0, "validated": validation is not None}
+    values = {metric.name: metric.of(moment) for metric in TABLE if is_due[metric.when]}
     on_cpu: dict[str, Any] = {
         name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
     }

@@ -174,8 +174,8 @@ class Inputs:
 
     def coefficients_at(self, step: int) -> Any:
         """Return the coefficients of any step, float64 ``[rows, 1]`` (or ``[rows, d]``) on the CPU."""
-        known = self._block is not None and 0 <= step - self._block.first < BLOCK
-        c, row = (self._exact, step - self._block.first) if known and self._block else (None, 0)
+        is_loaded = self._block is not None and 0 <= step - self._block.first < BLOCK
+        c, row = (self._exact, step - self._block.first) if is_loaded and self._block else (None, 0)
         c = self.exact_coefficients(step, 1) if c is None else c
         return type(c)(*(field.expand(-1, self.n_runs, -1)[row if len(field) > 1 else 0] for field in c))
 

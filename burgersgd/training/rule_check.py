@@ -23,7 +23,9 @@ def check_attributes(rule: Rule) -> None:
     name = type(rule).__name__
     missing = [key for key in (*ATTRIBUTES, *FUNCTIONS, *MORE) if not hasattr(rule, key)]
     if missing:
-        raise ValueError(f"{name}: has no {missing[0]}; burgersgd.optimizers.protocol.RuleDefaults has most of them")
+        raise ValueError(
+            f"{name}: must have {missing[0]}; burgersgd.optimizers.protocol.RuleDefaults has defaults for most"
+        )
     for key in ("gradients_per_cycle", "gradients_per_batch", "replicas"):
         count = getattr(rule, key)
         if not (isinstance(count, int) and count >= 1) and not (key == "replicas" and count is None):
@@ -71,13 +73,13 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
         with torch.no_grad():
             result = getattr(rule, function)(*arguments)
         if [t._version for t in inputs] != versions:
-            raise ValueError(f"{name}.{function}: writes into its arguments; must return new tensors")
+            raise ValueError(f"{name}.{function}: changes its arguments; must return new tensors instead")
         if function == "diagnostics":
             if not isinstance(result, dict) or not all(isinstance(v, Tensor) for v in result.values()):
                 raise ValueError(f"{name}.diagnostics: must return a dict of tensors [runs, 1], not {_kind(result)}")
             for key, value in result.items():
                 if value.numel() not in (1, rows):
-                    raise ValueError(f"{name}.diagnostics: {key} is {_kind(value)}, must be one number of every run")
+                    raise ValueError(f"{name}.diagnostics: {key} is {_kind(value)}, must be one number for every run")
             continue
         if function in ("gradient_at", "evaluate_at", "normed"):
             shape = some[:1].shape if runs and function == "evaluate_at" else some.shape
@@ -94,7 +96,7 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
             )
             if not same:
                 raise ValueError(
-                    f"{name}.{function}: field {field} of the state is {_kind(after)}, must stay {_kind(before)}"
+                    f"{name}.{function}: field {field} of the state becomes {_kind(after)}, must remain {_kind(before)}"
                 )
     one = kind(*(None if field is None else field[:rows] for field in state))
     if some.shape[1] <= COLUMNS:
@@ -112,7 +114,7 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
     c and state are those of one run, or of all its replicas; the second run has the same ones and other gradients.
     """
     rows = rule.replicas or 1
-    c, state = _both(c, c), _both(state, state)
+    c, state = _concatenated(c, c), _concatenated(state, state)
     like = next(field for field in state if field is not None)
     scale = torch.ones_like(like[:, :1])
     scale[rows:] = 3.0
@@ -145,8 +147,8 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
             together, again = (called(function, slice(0, 2), seen) for _ in range(2))
             if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(together, again, strict=True)):
                 raise ValueError(
-                    f"{type(rule).__name__}.{function}: gives other numbers when it is called again; must keep nothing "
-                    "outside of the state, and take random numbers from xi"
+                    f"{type(rule).__name__}.{function}: returns different numbers when it is called again; must keep "
+                    "nothing outside of the state, and take random numbers from xi"
                 )
             alone = zip(*(called(function, slice(run, run + 1), seen) for run in range(2)), strict=True)
             before = [field for field in state if field is not None] if function in ("step", "end_cycle") else []
@@ -158,8 +160,8 @@ def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:
                 allowed = 1e-3 * moved.nan_to_num(0, 0, 0).max() + rounding
                 if not bool(((both - one_by_one).abs().nan_to_num() <= allowed).all()):
                     raise ValueError(
-                        f"{type(rule).__name__}.{function}: a run changes with the other runs of its fleet; must work "
-                        "on each row by itself (sums and norms with dim=-1, keepdim=True; no branches on values)"
+                        f"{type(rule).__name__}.{function}: the other runs of a fleet change a run; must treat each "
+                        "row separately (sums and norms with dim=-1, keepdim=True; no branches on values)"
                     )
             if function == "step":  # from now on the two runs have different states
                 stepped = iter(together)
@@ -172,7 +174,7 @@ def _narrow(fields: Any, d: int) -> Any:
     return type(fields)(*(f if f is None or f.shape[-1] != d else f[..., :COLUMNS] for f in fields))
 
 
-def _both(one: Any, other: Any) -> Any:
+def _concatenated(one: Any, other: Any) -> Any:
     """Return two states, or coefficients, concatenated to those of one fleet."""
     fields = zip(one, other, strict=True)
     return type(one)(*(None if a is None else torch.cat([a, b]) for a, b in fields))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAMPLES = 32
 """Number of gradient evaluations, spread over the budget, at which the settings are checked."""
 
-TIMID = 0.01
+SMALL_STEP_SHARE = 0.01
 """Fraction of the bound on lr below which steps count as small: the steepest direction needs about 100 of them."""
 
 
@@ -146,13 +146,13 @@ def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
 
     The entire budget is examined: scoping decreases gamma, schedules decrease lr.
     """
-    columns = settings_over(fleet, _looked_at(fleet))
+    columns = settings_over(fleet, _sampled_evaluations(fleet))
     worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
     lr = fleet.hyper["lr"].flatten().tolist()
     return [lr_gamma_warning(*pair) for pair in zip(worst, lr, strict=True)] if worst else [None] * fleet.n_runs
 
 
-def _looked_at(fleet: Fleet) -> list[int]:
+def _sampled_evaluations(fleet: Fleet) -> list[int]:
     """Return at most SAMPLES gradient evaluations, spaced evenly over the budget."""
     return torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
 
@@ -168,7 +168,7 @@ def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
         return None
     remedy = f"optimizer.lr < {_below(lr * bound / stiffness)} or " if math.isfinite(stiffness) else ""
     return (
-        f"{_formula(settings, None)} reaches {stiffness:.3g} >= {bound:.3g}: every step throws y further away from x; "
+        f"{_formula(settings, None)} reaches {stiffness:.3g} >= {bound:.3g}: every step moves y further away from x; "
         f"try {remedy}a larger optimizer.gamma (gamma_min with gamma_scoping)"
     )
 
@@ -185,7 +185,7 @@ def stability_hint(settings: Settings, lip: float, where: str = BEST) -> str:
     compared = f"{_formula(settings, 'L')} = {stiffness:.3g} {'>=' if stiffness >= bound else '<'} {bound:.3g}"
     compared += f" with L = {lip:.3g} (largest Hessian eigenvalue {where})"
     if stiffness < bound:
-        return f"{compared}: not unstable there; try trainer.clip_norm=1, and look at the scale of the data"
+        return f"{compared}: the step is stable there; try trainer.clip_norm=1, and check the scale of the data"
     larger = ", or a larger optimizer.gamma" if settings._replace(pull=0.0).stiffness(lip) < bound else ""
     rate = lip + settings.weight_decay + settings.pull + settings.slow_rate / settings.lr
     return f"{compared}: try optimizer.lr < {_below(bound / rate)}{larger}"
@@ -209,16 +209,16 @@ def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
     Dead units and saturated networks have no curvature, so only that at the start is informative.
     """
     if fleet.rule.budget_key() == "period=null":
-        return "x moves in the last gradient evaluation alone, by construction (optimizer.period=null)"
-    steps = _looked_at(fleet)
+        return "x moves only at the last gradient evaluation (optimizer.period=null); set optimizer.period"
+    steps = _sampled_evaluations(fleet)
     columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
     if not columns:
         return "no bound on lr is known for this optimizer; try another optimizer.lr, or a larger trainer.budget"
     lip = top_eigenvalue(fleet.problem, x)
     settings = max((column[run] for column in columns), key=lambda s: s.stiffness(lip) / s.bound)
-    if settings.stiffness(lip) < TIMID * settings.bound:
+    if settings.stiffness(lip) < SMALL_STEP_SHARE * settings.bound:
         product = f"{_formula(settings, 'L')} = {settings.stiffness(lip):.2g} with L = {lip:.3g} {START}"
-        return f"{product}: small steps; try a larger optimizer.lr or a larger trainer.budget"
+        return f"{product}: the steps are very small; try a larger optimizer.lr or a larger trainer.budget"
     return stability_hint(settings, lip, START)
 
 

@@ -63,12 +63,12 @@ def test_the_objective_best_takes_the_numbers_at_the_best_x(tmp_path: Path) -> N
     assert "validation error % at best" in " ".join(b.table([setting]).columns)
 
 
-def test_one_seed_says_that_nothing_is_known_about_the_spread(tmp_path: Path) -> None:
+def test_with_one_seed_the_spread_is_reported_as_unknown(tmp_path: Path) -> None:
     for lr in (0.1, 0.2):
         write_run(tmp_path / str(lr), {"optimizer.lr": lr}, validation_error=lr)
     settings = b.by_setting(load(tmp_path))
     assert math.isnan(settings[0].validation.sd)
-    assert "nothing is known about the spread" in b.text(settings)
+    assert "the spread over seeds is unknown" in b.text(settings)
 
 
 def test_a_setting_whose_seeds_are_not_all_over_is_not_called_the_best(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_setting_whose_seeds_are_not_all_over_is_not_called_the_best(tmp_path:
     assert settings[0].label == "lr=0.1"
     assert not settings[0].is_done
     assert any("best setting: lr=0.2" in line for line in b.conclusions(settings))
-    assert b.table(settings).columns[-1] == "not over"
+    assert b.table(settings).columns[-1] == "not finished"
 
 
 def test_regression_is_called_rmse_and_not_multiplied(tmp_path: Path) -> None:

@@ -135,13 +135,13 @@ def test_one_lucky_seed_is_not_picked(tmp_path: Path) -> None:
         write_run(tmp_path / f"{seed}", {"optimizer.lr": 0.2, "seed": seed}, validation_error=0.05)
     c = asked(tmp_path)
     assert dict(c.blocks[0].rows[0].settings[0])["optimizer.lr"] == 0.2
-    assert any("1 settings with fewer runs than 3 were not picked from" in note for note in c.notes)
+    assert any("1 settings with fewer than 3 runs were not considered" in note for note in c.notes)
 
 
 def test_picking_by_test_error_is_refused_unless_forced_and_then_labelled(tmp_path: Path) -> None:
     write_sweep(tmp_path, {"sgd": SGD})
     for pick in ("test_error", "test_loss", "best_test_error"):
-        with pytest.raises(RefusedError, match=f"pick={pick}: settings are picked on the validation part"):
+        with pytest.raises(RefusedError, match=f"pick={pick}: must be a metric of the validation part"):
             asked(tmp_path, pick=pick)
     c = asked(tmp_path, pick="test_error", force=True)
     assert c.warnings[0].startswith("FORCED: pick=test_error")
@@ -167,14 +167,14 @@ def test_with_several_splits_the_split_is_the_unit_and_tuned_on_its_own(tmp_path
     (found,) = c.blocks[0].rows
     assert found.values == {0: pytest.approx(0.15), 1: pytest.approx(1.35)}
     assert [dict(s)["optimizer.lr"] for s in found.settings] == [0.1, 0.3]
-    assert any("the split is the unit" in note for note in c.notes)
+    assert any("n counts splits" in note for note in c.notes)
     assert "2 settings" in str(c)
 
 
 def test_several_data_sets_make_a_table_each_and_one_family(tmp_path: Path) -> None:
     write_sweep(tmp_path / "a", {"sgd": SGD, "adamw": ADAMW})
     write_sweep(tmp_path / "b", {"sgd": ADAMW, "adamw": SGD[:5]}, **{"dataset.name": "mnist1d"})
-    with pytest.raises(RefusedError, match=r"unlike data \(dataset.name differ\): give --by ...,dataset.name"):
+    with pytest.raises(RefusedError, match=r"use different data \(dataset.name differ\): add dataset.name to --by"):
         asked(tmp_path)
     c = asked(tmp_path, "dataset.name,optimizer.name")
     assert [block.label for block in c.blocks] == ["dataset.name=digits", "dataset.name=mnist1d"]
@@ -182,14 +182,14 @@ def test_several_data_sets_make_a_table_each_and_one_family(tmp_path: Path) -> N
     better = [row(c, "adamw", block).difference for block in (0, 1)]
     assert c.improvement[("adamw",)] == pytest.approx(np.mean([d.improvement for d in better if d is not None]))
     forced = asked(tmp_path, force=True)
-    assert "unlike data" in forced.warnings[0]
+    assert "use different data" in forced.warnings[0]
     assert asked(tmp_path, where={"dataset.name": "digits"}).family == 1
 
 
 def test_unlike_digests_of_the_same_data_are_refused(tmp_path: Path) -> None:
     for seed, digest in enumerate("aab"):
         write_run(tmp_path / f"{seed}", {"seed": seed}, data=12 * digest)
-    with pytest.raises(RefusedError, match=r"not the same .2 digests with dataset.seed=0"):
+    with pytest.raises(RefusedError, match=r"trained on different data .2 digests with dataset.seed=0"):
         asked(tmp_path)
     write_run(tmp_path / "c", {"seed": 3})  # recorded before there were digests
     assert "digests" in asked(tmp_path, force=True).warnings[0]
@@ -210,7 +210,7 @@ def test_unlike_budgets_are_refused_but_for_the_rest_of_a_cycle(tmp_path: Path) 
     write_run(tmp_path / "b", {"trainer.budget": 610, "optimizer": entropy}, budget=600)
     assert len(asked(tmp_path).blocks[0].rows) == 2
     write_run(tmp_path / "c", {"trainer.budget": 625}, budget=625)
-    with pytest.raises(RefusedError, match=r"budgets differ .600 to 625 gradient evaluations.: take --at budget=600"):
+    with pytest.raises(RefusedError, match=r"budgets differ .600 to 625 gradient evaluations.: use --at budget=600"):
         asked(tmp_path)
     assert "budgets differ" in asked(tmp_path, force=True).warnings[0]
     assert [b.label for b in asked(tmp_path, "optimizer.name,trainer.budget").blocks] == [
@@ -306,14 +306,18 @@ def test_what_depends_on_the_budget_is_what_the_trainer_says() -> None:
     ("question", "message"),
     [
         ({"by": ("optimizer.gama",)}, "optimizer.gama: none of the 6 runs has this key; they differ in seed"),
-        ({"where": {"seed": "17"}}, "where seed=17: none of the 6 runs is like that"),
+        ({"where": {"seed": "17"}}, "where seed=17: none of the 6 runs has these settings"),
+        ({"where": {"seed": ["17", "18"]}}, "where seed=17,18: none of the 6 runs has these settings"),
         ({"metric": "tset_error"}, "metric=tset_error: must be one of .*test_error"),
-        ({"metric": "test_error", "at": "budget=300"}, "metric=test_error: is measured at the end .*validation_error"),
-        ({"metric": "test_loss", "at": "best"}, "metric=test_loss: is measured at the end"),
+        (
+            {"metric": "test_error", "at": "budget=300"},
+            "metric=test_error: is measured only at the end .*validation_error",
+        ),
+        ({"metric": "test_loss", "at": "best"}, "metric=test_loss: is measured only at the end"),
         ({"at": "budget=0"}, "at=budget=0: N must be a whole number"),
         ({"at": "target"}, "at=target: must be end, best, budget=N or target=E"),
         ({"at": "budget=3%"}, "at=budget=3%: must be"),
-        ({"baseline": "adam"}, "baseline=adam: must name one row, names 0 of"),
+        ({"baseline": "adam"}, "baseline=adam: must match exactly one row, matches 0 of"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_one_line(tmp_path: Path, question: dict[str, Any], message: str) -> None:
@@ -321,6 +325,14 @@ def test_a_question_that_cannot_be_answered_is_one_line(tmp_path: Path, question
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         compare(load(tmp_path), Question(**question))
     assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_metric_is_refused_also_where_runs_diverged(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"sgd": [0.1, math.inf]})
+    with pytest.raises(ValueError, match="metric=tset_error: must be one of"):
+        asked(tmp_path, metric="tset_error")
+    write_sweep(tmp_path / "all", {"adamw": [math.inf, math.inf]})
+    assert asked(tmp_path / "all").blocks[0].rows[0].n_lost == 2
 
 
 def test_runs_that_are_not_finished_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -340,7 +352,7 @@ def test_a_baseline_is_named_by_the_values_of_its_row(tmp_path: Path) -> None:
     both = "optimizer.name,optimizer.lr"
     for words in ("sgd,3e-1", "optimizer.lr=0.3,optimizer.name=sgd", "sgd lr=0.30"):
         assert asked(tmp_path, both, baseline=words).baseline == ("sgd", 0.3)
-    with pytest.raises(ValueError, match=r"baseline=sgd: must name one row, names 2 of: sgd lr=0.03; "):
+    with pytest.raises(ValueError, match=r"baseline=sgd: must match exactly one row, matches 2 of: sgd lr=0.03; "):
         asked(tmp_path, both, baseline="sgd")
     assert asked(tmp_path, both).baseline is None
 
@@ -362,7 +374,7 @@ def test_the_family_is_that_of_all_rows_whatever_is_shown(tmp_path: Path) -> Non
 def test_sgd_that_beats_what_contains_it_is_pointed_out(tmp_path: Path) -> None:
     better = [e - 0.004 + i % 2 / 1e3 for i, e in enumerate(ENTROPY)]
     c = asked(write_sweep(tmp_path / "a", {"sgd": better, "local_entropy": ENTROPY}))
-    assert any("sgd beats local_entropy" in note and "budget is too small" in note for note in c.notes)
+    assert any("sgd beats local_entropy" in note and "number of trials is too small" in note for note in c.notes)
     c = asked(write_sweep(tmp_path / "b", {"sgd": ENTROPY, "local_entropy": better}))
     assert not any("beats" in note for note in c.notes)
     c = asked(write_sweep(tmp_path / "c", {"sgd": SGD, "local_entropy": [*SGD[:5], 0.0331]}))
@@ -379,9 +391,9 @@ def test_the_note_on_inclusion_counts_the_settings_that_were_tried(tmp_path: Pat
         write_sweep(tmp_path / f"{lr}", errors, **{"optimizer.lr": lr})
     write_sweep(tmp_path / "more", {"sgd": [e + 0.1 for e in better]}, **{"optimizer.lr": 0.4})
     (note,) = [note for note in asked(tmp_path).notes if "sgd beats local_entropy" in note]
-    assert note.endswith("its search space or budget is too small (3 settings tried against 2)")
+    assert note.endswith("the search space or the number of trials is too small (3 settings tried against 2)")
     (note,) = [note for note in asked(tmp_path / "0.1").notes if "sgd beats local_entropy" in note]
-    assert note.endswith("its search space or budget is too small")
+    assert note.endswith("the search space or the number of trials is too small")
 
 
 def test_runs_that_repeat_one_another_count_once(tmp_path: Path) -> None:
@@ -393,21 +405,23 @@ def test_runs_that_repeat_one_another_count_once(tmp_path: Path) -> None:
     assert any("2 runs repeat others" in note for note in c.notes)
 
 
-def test_one_run_says_nothing_about_the_spread(tmp_path: Path) -> None:
+def test_one_run_gives_no_estimate_of_the_spread(tmp_path: Path) -> None:
     c = asked(write_sweep(tmp_path, {"sgd": SGD[:1], "adamw": ADAMW[:1]}))
-    assert any("n = 1, nothing is known about the spread" in note for note in c.notes)
+    assert any("n = 1, so the spread is unknown" in note for note in c.notes)
     d = row(c, "adamw").difference
     assert d is not None
     assert (d.test, d.mean) == ("", pytest.approx(0.01))
     assert "nan" not in str(c)
 
 
-def test_the_error_of_the_test_part_itself_is_told(tmp_path: Path) -> None:
+def test_the_standard_error_of_the_test_part_is_reported(tmp_path: Path) -> None:
     errors = [float(np.float32(k / 359)) for k in (6, 5, 8, 7)]
     c = asked(write_sweep(tmp_path, {"sgd": errors}))
     assert c.blocks[0].n_test == 359
     expected = 100 * math.sqrt(6.5 / 359 * (1 - 6.5 / 359) / 359)
-    assert any(f"359 test examples, whose own standard error is {expected:.2g} points" in note for note in c.notes)
+    assert any(
+        f"359 test examples; with others, the standard error is {expected:.2g} points" in note for note in c.notes
+    )
     write_run(tmp_path / "x", {"seed": 9}, n_test=1000)
     assert asked(tmp_path, where={"seed": "9"}).blocks[0].n_test == 1000
 
@@ -423,7 +437,7 @@ def test_a_metrics_file_that_is_damaged_leaves_out_its_run_with_a_line(tmp_path:
     assert c.blocks[0].rows[0].values == {0: 0.05}
     assert sum(str(damaged) in note for note in c.notes) == 1
     assert any("the first line must name the columns" in note for note in c.notes)
-    assert any(f"{other}: no value of train_loss" in note for note in c.notes)
+    assert any(f"{other}: train_loss has no value" in note for note in c.notes)
     assert len(asked(tmp_path).blocks[0].rows[0].values) == 4
 
 
@@ -471,7 +485,7 @@ def test_the_command_prints_tables_json_and_one_line_for_a_mistake(
 def test_seconds_are_called_those_of_the_fleet(tmp_path: Path) -> None:
     c = asked(write_sweep(tmp_path, {"sgd": SGD}), metric="seconds")
     assert c.blocks[0].rows[0].mean == 2.5
-    assert "seconds of a run of a fleet are the seconds of its whole fleet" in " ".join(str(c).split())
+    assert "the seconds of a run are those of its whole fleet" in " ".join(str(c).split())
 
 
 def test_tables_are_written_as_markdown_latex_and_csv(tmp_path: Path) -> None:

@@ -64,4 +64,4 @@ def test_a_filter_that_names_nothing_is_one_line(outputs: Path) -> None:
 
 def test_older_runs_that_are_left_out_are_counted(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(outputs), "-n", "2"]) == 0
-    assert "and 1 older runs: -n 0 lists all" in capsys.readouterr().out
+    assert "and 1 older runs; -n 0 lists all" in capsys.readouterr().out

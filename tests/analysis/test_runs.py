@@ -33,7 +33,7 @@ def test_run_folders_are_found_at_any_depth_by_path_glob_and_name_of_a_sweep(tmp
 @pytest.mark.parametrize("path", ["nowhere", "nothing*", "empty"])
 def test_no_run_at_all_is_one_line(tmp_path: Path, path: str) -> None:
     tmp_path.joinpath("empty").mkdir()
-    with pytest.raises(RunFolderError, match=f"^{path.replace('*', '.')}: (no run folder|there is no such)"):
+    with pytest.raises(RunFolderError, match=f"^{path.replace('*', '.')}: (contains no run folder|there is no such)"):
         load(path)
 
 
@@ -70,7 +70,7 @@ def test_a_half_written_folder_is_noted(tmp_path: Path, missing: str) -> None:
     runs = load(tmp_path)
     assert len(runs) == 1
     assert "left out" in runs.notes[0]
-    with pytest.raises(RunFolderError, match="no run can be read there"):
+    with pytest.raises(RunFolderError, match="contains no run that can be read"):
         load(tmp_path / "a")
 
 
@@ -177,7 +177,7 @@ def test_runs_of_the_version_before_a_key_was_added_are_the_same_runs(tmp_path: 
     assert "dataset.label_noise" in load(tmp_path).differing()
 
 
-def test_data_and_models_of_ones_own_are_told_apart_by_what_is_recorded(tmp_path: Path) -> None:
+def test_data_and_models_of_ones_own_are_distinguished_by_what_is_recorded(tmp_path: Path) -> None:
     config = TrainConfig()
     for name, model, own in (("a", None, False), ("b", "Net", True), ("c", "Other", True)):
         record = own_record(config, model, own)

@@ -43,7 +43,7 @@ def test_t_interval_is_the_one_of_scipy_and_of_statsmodels(n: int, level: float)
     assert found == pytest.approx(DescrStatsW(X[:n]).tconfint_mean(alpha=1 - level), rel=1e-12)
 
 
-def test_one_value_tells_nothing_about_the_spread() -> None:
+def test_one_value_gives_no_estimate_of_the_spread() -> None:
     assert all(map(math.isnan, [*t_interval(X[:1]), *bca_interval(X[:1]), paired_t(X[:1]).p, welch(X[:1], Y).p]))
     assert paired_t(X[:1]).difference == X[0]
     assert math.isnan(paired_t(X[:0]).difference)

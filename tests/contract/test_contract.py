@@ -48,7 +48,7 @@ def test_every_engine_computes_what_the_rule_says(
 @engines
 @sizes
 @by_name
-def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
+def test_a_run_stopped_anywhere_is_resumed_bit_for_bit(
     rule: Any, hyper: dict[str, float], width: int, precision: str, engine: str
 ) -> None:
     kind = {"width": width, "precision": precision}
@@ -66,7 +66,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_with_the_same_bits(
 @engines
 @sizes
 @by_name
-def test_a_diverged_run_is_frozen_and_the_others_go_on(
+def test_a_diverged_run_is_frozen_and_the_others_continue(
     rule: Any, hyper: dict[str, float], width: int, precision: str, engine: str
 ) -> None:
     fleet, healthy = (suite.fleet(rule, hyper, engine, width=width, precision=precision) for _ in range(2))
@@ -179,18 +179,18 @@ class _Slips(HeavyBall):
         ("a list", r"_Slips.init: must return a NamedTuple of tensors \[runs, d\] or None, not list"),
         ("a plain tuple", r"_Slips.init: must return a NamedTuple of tensors \[runs, d\] or None, not tuple"),
         ("a number", r"_Slips.init: must return tensors \[runs, d\], not Two\(float64 \[3, 535\], float64 \[3, 1\]\)"),
-        ("in place", "_Slips.step: writes into its arguments; must return new tensors"),
-        ("the gradient", "_Slips.step: writes into its arguments"),
-        ("the end", "_Slips.end_cycle: writes into its arguments"),
+        ("in place", "_Slips.step: changes its arguments; must return new tensors"),
+        ("the gradient", "_Slips.step: changes its arguments"),
+        ("the end", "_Slips.end_cycle: changes its arguments"),
         ("a pair", "_Slips.step: must return a Two, not tuple"),
-        ("a sum", r"field x of the state is float64 \[1, 1\], must stay float64 \[1, 535\]"),
-        ("no vector", "field other of the state is None, must stay float64"),
-        ("precision", r"field x of the state is float16 \[1, 535\], must stay float64"),
+        ("a sum", r"field x of the state becomes float64 \[1, 1\], must remain float64 \[1, 535\]"),
+        ("no vector", "field other of the state becomes None, must remain float64"),
+        ("precision", r"field x of the state becomes float16 \[1, 535\], must remain float64"),
         ("mean", r"_Slips.evaluate_at: must return a tensor \[runs, d\], not float64 \[\]"),
         ("state", r"_Slips.gradient_at: must return a tensor \[runs, d\], not Two"),
     ],
 )
-def test_a_slip_is_one_line(slip: str, message: str, engine: str) -> None:
+def test_a_mistake_in_a_rule_is_one_line(slip: str, message: str, engine: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         suite.fleet(_Slips(slip), HYPER, engine)
     assert "\n" not in str(caught.value)
@@ -226,7 +226,10 @@ class _Drifts(Decays):
     [
         (_Drifts(), r"_Drifts.coefficients: decay is \[2, 3, 535\] for two steps, must be \[1, runs, d\]: constant$"),
         (_Old(), r"_Old.step: takes \(c, state, grad, xi\), must take \(c, state, grad, norm, xi\)$"),
-        (_Bare(), "_Bare: has no gradients_per_batch; burgersgd.optimizers.protocol.RuleDefaults has most of them$"),
+        (
+            _Bare(),
+            "_Bare: must have gradients_per_batch; burgersgd.optimizers.protocol.RuleDefaults has defaults for most$",
+        ),
         (_Counts(), "_Counts.gradients_per_batch=0: must be at least 1$"),
     ],
 )

@@ -120,7 +120,7 @@ class _WritesBehindThePast(HeavyBall):
         return Two(state.x - c.lr * grad, state.x)
 
 
-TOGETHER, AGAIN = "a run changes with the other runs of its fleet", "gives other numbers when it is called again"
+TOGETHER, AGAIN = "the other runs of a fleet change a run", "returns different numbers when it is called again"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ TOGETHER, AGAIN = "a run changes with the other runs of its fleet", "gives other
         (_DrawsItself(), f"_DrawsItself.step: {AGAIN}"),
         (_DrawsOneNumber(), f"_DrawsOneNumber.step: {AGAIN}"),
         (_Counts(), f"_Counts.step: {AGAIN}"),
-        (_Decays(), "_Decays.coefficients: writes into its arguments"),
-        (_WritesCoefficients(), "_WritesCoefficients.step: writes into its arguments"),
+        (_Decays(), "_Decays.coefficients: changes its arguments"),
+        (_WritesCoefficients(), "_WritesCoefficients.step: changes its arguments"),
         (_WritesBehindThePast(), f"_WritesBehindThePast.step: {AGAIN}"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, HeavyBall) else "",

@@ -95,20 +95,20 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no targets": ({"x": X}, "key y is missing; there is x; needed are x, y .*"),
-    "no inputs": ({"y": LABELS}, "key x is missing; .*"),
-    "nothing of ours": ({"inputs": X}, "key x_train is missing; there is inputs; .*"),
-    "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "key y_test is missing; .*"),
-    "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "key x_val is missing; .*"),
-    "two training parts": ({"x": X, "y": LABELS, "x_train": X}, "x, y and x_train, y_train mean the same; .*"),
+    "no targets": ({"x": X}, "the array y is missing; found x; required are x, y .*"),
+    "no inputs": ({"y": LABELS}, "the array x is missing; .*"),
+    "nothing of ours": ({"inputs": X}, "the array x_train is missing; found inputs; .*"),
+    "half a test part": ({"x": X, "y": LABELS, "x_test": X}, "the array y_test is missing; .*"),
+    "half a validation part": ({"x": X, "y": LABELS, "y_val": LABELS}, "the array x_val is missing; .*"),
+    "two training parts": ({"x": X, "y": LABELS, "x_train": X}, "x, y and x_train, y_train have the same meaning; .*"),
     "rows": ({"x": X, "y": LABELS[:-1]}, "x has 40 rows, y has 39; .*"),
     "features of test": (
         {"x": X, "y": LABELS, "x_test": X[:, :2], "y_test": LABELS},
-        r"x_test does not match x: real \[n, 2\] and real \[n, 3\]",
+        r"x_test must match x: is real \[n, 2\], must be real \[n, 3\]",
     ),
     "task of test": (
         {"x_train": X, "y_train": LABELS, "x_test": X, "y_test": OUTPUTS},
-        r"y_test does not match y_train: real \[n, 2\] and integer \[n\]",
+        r"y_test must match y_train: is real \[n, 2\], must be integer \[n\]",
     ),
     "nan": ({"x": with_value(X, np.nan), "y": LABELS}, "x has 1 values that are not finite .*"),
     "inf": ({"x": X, "y": with_value(OUTPUTS, np.inf)}, "y has 1 values that are not finite .*"),
@@ -128,12 +128,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "five dimensions": ({"x": np.zeros((40, 1, 1, 1, 1)), "y": LABELS}, "x has shape .*"),
     "text": ({"x": X, "y": LABELS.astype(str)}, "y is of type <U21; must be integers .* or real numbers .*"),
     "complex": ({"x": X * 1j, "y": LABELS}, "x is of type complex128; must be real numbers"),
-    "objects": ({"x": X, "y": LABELS.astype(object)}, r"y cannot be read \(.*\); write it with numpy.savez, .*"),
+    "objects": ({"x": X, "y": LABELS.astype(object)}, r"y cannot be read \(.*\); write it by numpy.savez, .*"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_with_a_file_is_said_in_one_line(case: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_reported_in_one_line(case: str, tmp_path: Path) -> None:
     arrays, message = BAD[case]
     config = write(tmp_path / "data.npz", **arrays)
     with pytest.raises(DataError, match=f"^dataset.path={config.path}: {message}$") as error:
@@ -217,7 +217,7 @@ def test_a_header_that_promises_fewer_rows_is_noticed(signed: bool, tmp_path: Pa
         np.save(buffer, X)
         with zipfile.ZipFile(config.path, "w") as archive:
             archive.writestr("x.npy", buffer.getvalue().replace(b"(40, 3)", b"(30, 3)"))
-    reason = r"there is more in it than its shape \(30, 3\) says" if signed else "Bad CRC-32"
+    reason = r"it has more data than its shape \(30, 3\)" if signed else "Bad CRC-32"
     with pytest.raises(DataError, match=rf"x cannot be read \({reason}"):
         load(config)
 
@@ -227,7 +227,7 @@ def test_more_than_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytes
     np.savez_compressed(path, x=np.zeros((1000, 1000)), y=np.arange(1000) % 2)
     assert path.stat().st_size < 20_000
     monkeypatch.setattr(arrays, "memory", lambda: 2.0**20)
-    message = r"x cannot be read \(it unpacks to 0.00745 GiB, more than this machine has memory\)"
+    message = r"x cannot be read \(it unpacks to 0.00745 GiB, more than the memory of this machine\)"
     with pytest.raises(DataError, match=message):
         load(NpzConfig(path=str(path)))
 
@@ -247,7 +247,7 @@ def test_members_are_found_by_their_exact_name_and_nothing_is_unpacked(member: s
     config = write(tmp_path / "data.npz", y=LABELS)
     with zipfile.ZipFile(config.path, "a") as archive:
         archive.writestr(member, b"evil")
-    with pytest.raises(DataError, match="key x is missing; there is y"):
+    with pytest.raises(DataError, match="the array x is missing; found y"):
         load(config)
     assert [path.name for path in tmp_path.iterdir()] == ["data.npz"]
 
@@ -266,10 +266,10 @@ def test_an_array_that_does_not_match_its_checksum_is_named(tmp_path: Path) -> N
 def test_the_keys_that_are_there_are_named_where_ours_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "other.npz"
     np.savez(path, images=X, labels=LABELS)
-    with pytest.raises(DataError, match=r"key x_train is missing; there is images, labels; needed are x, y"):
+    with pytest.raises(DataError, match=r"the array x_train is missing; found images, labels; required are x, y"):
         load(NpzConfig(path=str(path)))
     np.savez(path, x=X, labels=LABELS)
-    with pytest.raises(DataError, match=r"key y is missing; there is x, labels; needed"):
+    with pytest.raises(DataError, match=r"the array y is missing; found x, labels; required"):
         load(NpzConfig(path=str(path)))
 
 
@@ -278,7 +278,7 @@ def test_of_many_foreign_keys_twenty_are_named(tmp_path: Path) -> None:
         path = tmp_path / f"{n}.npz"
         np.savez(path, **{f"a{i:02}": X for i in range(n)})  # pyright: ignore[reportArgumentType]
         names = ", ".join(f"a{i:02}" for i in range(20))
-        with pytest.raises(DataError, match=rf"key x_train is missing; there is {names}{more}; needed are"):
+        with pytest.raises(DataError, match=rf"the array x_train is missing; found {names}{more}; required are"):
             load(NpzConfig(path=str(path)))
 
 
@@ -312,14 +312,16 @@ def test_a_record_names_the_data_by_their_digest_and_finds_them_from_anywhere(
     assert config_hash(old, 40) != config_hash(TrainConfig(dataset=NpzConfig(path="other.npz")), 40)
     known = prepare([TrainConfig(dataset=NpzConfig(path="data.npz"), trainer=TrainerConfig(batch_size=4))]).configs[0]
     np.savez(tmp_path / "data.npz", x=X + 1, y=LABELS)
-    with pytest.raises(DataError, match=r"the file has digest \w{16}, not \w{16}: it was changed since"):
+    with pytest.raises(
+        DataError, match=r"the file was changed: its digest is \w{16}, that of the first run was \w{16}"
+    ):
         load(known.dataset)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_classes_given_as_real_numbers_are_named(dtype: str) -> None:
     config = TrainConfig(trainer=TrainerConfig(batch_size=4))
-    message = r"^dataset=arrays: the targets are the whole numbers 0 to 3 as real numbers; cast them to int for classes"
+    message = r"^dataset=arrays: the targets are the whole numbers 0 to 3 as real numbers; convert them to int"
     with pytest.raises(DataError, match=message):
         prepare([config], dataset=(X, LABELS.astype(dtype)))
     meant = dataclasses.replace(config, loss=LossConfig(name="squared_error"))

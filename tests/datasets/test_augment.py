@@ -138,7 +138,7 @@ def test_every_engine_trains_on_the_changed_images(augment: str, engine: str) ->
     assert float((without.x[0] - naive_x).abs().max()) > 1e-3
 
 
-def test_runs_that_vmap_does_not_batch_are_the_same_bits_in_any_company() -> None:
+def test_runs_that_vmap_cannot_batch_have_the_same_bits_in_any_fleet() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 10))
     fleets = [prepare([config(seed) for seed in seeds], model=network).fleet() for seeds in ((5, 0, 9), (0,))]
     for fleet in fleets:
@@ -177,7 +177,7 @@ def test_evaluation_sees_the_images_as_they_are() -> None:
     assert float(error) == result.test_error
 
 
-def test_a_stopped_run_goes_on_with_the_same_bits_and_convolutions_take_it(tmp_path: Path) -> None:
+def test_a_stopped_run_is_resumed_bit_for_bit_also_with_convolutions(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     data = rng.integers(0, 256, (60, 3, 20, 28)).astype(np.uint8), np.arange(60) % 3
     given: dict[str, Any] = {"model": LeNetConfig(), "output_root": str(tmp_path)}
@@ -203,7 +203,7 @@ def test_the_noise_of_a_batch_has_that_of_its_images_in_it() -> None:
     assert changed == pytest.approx(plain, rel=0.5)
 
 
-def test_the_c_gradient_is_left_for_autograd_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_augmentation_autograd_replaces_the_c_gradient_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "burgersgd"):
         assert prepare([config(trainer={"compile": "auto"})]).engine == "native_update"
         assert not caplog.records
@@ -214,7 +214,10 @@ def test_the_c_gradient_is_left_for_autograd_and_that_is_said(caplog: pytest.Log
 
 def test_examples_that_are_no_images_are_refused_in_one_line() -> None:
     x, y = np.zeros((40, 6), dtype=np.float32), np.arange(40) % 2
-    with pytest.raises(DataError, match=r"^dataset.augment=shift: must be none, .* of shape \[6\]$"):
+    with pytest.raises(
+        DataError,
+        match=r"^dataset.augment=shift: must be none, because the examples have shape \[6\] and are not images",
+    ):
         prepare([config(augment="shift", trainer={"batch_size": 5})], dataset=(x, y))
     images = prepare([config(augment="shift", trainer={"batch_size": 5})], dataset=(x.reshape(40, 1, 2, 3), y))
     assert images.problem.augmentation is not None

@@ -60,7 +60,7 @@ def test_a_block_is_its_steps_in_whatever_order_blocks_are_asked_for(
 
 
 @pytest.mark.parametrize("with_replacement", [False, True])
-def test_a_run_sees_the_same_examples_alone_and_in_company(with_replacement: bool) -> None:
+def test_a_run_sees_the_same_examples_alone_and_in_a_fleet(with_replacement: bool) -> None:
     company = Batches(50, 8, torch.tensor([5, 0, 2**40]), with_replacement)
     for run, seed in enumerate([5, 0, 2**40]):
         alone = Batches(50, 8, torch.tensor([seed]), with_replacement)

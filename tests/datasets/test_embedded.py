@@ -74,12 +74,12 @@ def test_a_missing_package_and_a_damaged_file_are_one_line(monkeypatch: pytest.M
     with pytest.raises(DataError, match=r"^dataset=iris: .*iris.csv cannot be read \(.*\); run: pip install --force"):
         TableConfig(name="iris").read()
     (folder / "iris.csv").write_text("150,4,a,b,c\n1,2,3,4,0\n")
-    with pytest.raises(DataError, match=r"^dataset=iris: .*iris.csv is not the file that is expected"):
+    with pytest.raises(DataError, match=r"^dataset=iris: .*iris.csv is not the expected file"):
         TableConfig(name="iris").read()
     real = Path(sklearn.datasets.__file__).parent / "data" / "diabetes_data_raw.csv.gz"
     shutil.copy(real, folder)
     with gzip.open(folder / "diabetes_target.csv.gz", "wt") as stream:
         stream.write("1.5\n" * 442)
-    with pytest.raises(DataError, match=r"diabetes_target.csv.gz is not the file that is expected"):
+    with pytest.raises(DataError, match=r"diabetes_target.csv.gz is not the expected file"):
         DiabetesConfig().read()
     assert len(embedded.CHECKSUMS) == 6

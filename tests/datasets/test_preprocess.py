@@ -213,7 +213,7 @@ def test_what_does_not_vary_is_only_shifted(constant: float) -> None:
         ({"label_noise": float("nan")}, r"dataset.label_noise=nan: must be in \[0, 1\)"),
         ({"validation_fraction": -0.1}, r"dataset.validation_fraction=-0.1: must be in \[0, 1\)"),
         ({"test_fraction": 1.0}, "dataset.test_fraction=1.0: must be between 0 and 1"),
-        ({"test_fraction": 0.001}, "dataset.test_fraction=0.001: not a single one of 60 examples"),
+        ({"test_fraction": 0.001}, "dataset.test_fraction=0.001: selects none of 60 examples"),
         ({"test_fraction": 0.5, "validation_fraction": 0.5}, "dataset.validation_fraction=0.5 leaves no training"),
         ({"seed": -1}, "dataset.seed=-1: must be at least 0"),
     ],
@@ -255,11 +255,11 @@ X5 = torch.zeros(5, 1)
         ),
         (
             Raw("classification", 4, numbered(), test=Part(torch.zeros(5, 1), torch.zeros(4).long())),
-            "5 inputs have 4 .*",
+            "5 inputs and 4 targets, .*",
         ),
-        (Raw("classification", 4, Part(torch.zeros(0, 1), torch.zeros(0).long())), "0 inputs have 0 targets"),
-        (Raw("regression", 1, Part(torch.zeros(9, 1), torch.full((9, 1), torch.inf))), "targets are not finite .*"),
-        (Raw("regression", 1, Part(torch.full((9, 1), torch.nan), torch.zeros(9, 1))), "inputs are not finite .*"),
+        (Raw("classification", 4, Part(torch.zeros(0, 1), torch.zeros(0).long())), "0 inputs and 0 targets, .*"),
+        (Raw("regression", 1, Part(torch.zeros(9, 1), torch.full((9, 1), torch.inf))), "all targets must be finite .*"),
+        (Raw("regression", 1, Part(torch.full((9, 1), torch.nan), torch.zeros(9, 1))), "all inputs must be finite .*"),
     ],
 )
 def test_data_of_any_source_is_checked(raw: Raw, message: str) -> None:
@@ -271,7 +271,9 @@ def test_inputs_that_overflow_when_they_are_scaled_are_refused() -> None:
     inputs = torch.tensor([[3e38], [3e38], [3e38], [-3e38]]).repeat(10, 1)
     raw = Raw("classification", 2, Part(inputs, torch.arange(40) % 2))
     assert make(raw).n_train == 24
-    with pytest.raises(DataError, match=r"^dataset=numbered: inputs are not finite in float32 once scaled; .*$"):
+    with pytest.raises(
+        DataError, match=r"^dataset=numbered: inputs are not finite in float32 after standardization; .*$"
+    ):
         make(raw, standardize=True)
 
 

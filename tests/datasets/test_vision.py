@@ -160,7 +160,9 @@ def test_a_file_that_has_changed_on_disk_is_refused(name: str, publish: Publish,
     for path in read:
         intact = path.read_bytes()
         path.write_bytes(intact[:-9] + bytes([intact[-9] ^ 1]) + intact[-8:])
-        with pytest.raises(DataError, match=rf"^{path} is corrupt \(its checksum is wrong\); delete it and run again"):
+        with pytest.raises(
+            DataError, match=rf"^{path} is corrupt \(its checksum is wrong\); delete it and repeat the command"
+        ):
             load(published.config(root))
         path.unlink()
         assert load(published.config(root)).n_train == 45  # as the message says
@@ -182,9 +184,9 @@ def test_data_that_cannot_be_had_leaves_nothing_behind(
         for path in files(published.folder):
             path.write_bytes(path.read_bytes()[:-20])
     reason = {"no network": "download failed: .*", "download=false": "dataset.download is false"}.get(
-        way, r"file:.* sent something else \(wrong checksum\)"
+        way, r"the file from file:.* has a wrong checksum"
     )
-    message = rf"^dataset={name}: {root}/.*gz is not there and {reason}; run once with a network connection and .*$"
+    message = rf"^dataset={name}: {root}/.*gz is missing, and {reason}; run once with a network connection and .*$"
     with pytest.raises(DataError, match=message) as error:
         load(published.config(root, download=way != "download=false"))
     assert "\n" not in str(error.value)
@@ -244,17 +246,17 @@ IMAGES, LABELS = np.zeros((50, 28, 28)), np.arange(50) % 10
     [
         ("mnist", {"labels": LABELS + 1}, "labels are 1 to 10, must be 0 to 9"),
         ("mnist", {"test_labels": np.full(10, 255)}, "labels are 255 to 255, must be 0 to 9"),
-        ("mnist", {"labels": LABELS[:49]}, "50 inputs have 49 targets"),
+        ("mnist", {"labels": LABELS[:49]}, "50 inputs and 49 targets, .*"),
         (
             "mnist",
             {"images": IMAGES[:, :27]},
-            r"its files hold images \[27, 28\] and labels \[50\], must be \[28, 28\] .*",
+            r"its files have images \[27, 28\] and labels \[50\], must be \[28, 28\] .*",
         ),
-        ("mnist", {"labels": IMAGES}, r"its files hold images \[28, 28\] and labels \[50, 28, 28\], must be .*"),
-        ("mnist", {"images": IMAGES[:0], "labels": LABELS[:0]}, "0 inputs have 0 targets"),
+        ("mnist", {"labels": IMAGES}, r"its files have images \[28, 28\] and labels \[50, 28, 28\], must be .*"),
+        ("mnist", {"images": IMAGES[:0], "labels": LABELS[:0]}, "0 inputs and 0 targets, .*"),
         ("cifar10", {"labels": LABELS + 90}, "labels are 90 to 99, must be 0 to 9"),
         ("cifar100", {"labels": -LABELS}, "labels are -9 to 0, must be 0 to 99"),
-        ("cifar10", {"test_labels": np.arange(9)}, "10 inputs have 9 targets"),
+        ("cifar10", {"test_labels": np.arange(9)}, "10 inputs and 9 targets, .*"),
     ],
 )
 def test_shapes_and_labels_are_checked(
@@ -296,7 +298,7 @@ class Evil:
 )
 def test_a_pickle_can_make_nothing_but_data(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "data_batch_1"
-    with pytest.raises(DataError, match=rf"^{path} is not a file of CIFAR's format \({reason}\)$"):
+    with pytest.raises(DataError, match=rf"^{path} is not a file in the format of CIFAR \({reason}\)$"):
         vision._from_pickle(path, content)
     assert list(tmp_path.iterdir()) == []
 
@@ -346,7 +348,7 @@ def test_an_archive_writes_nothing_but_its_listed_members_below_the_folder(
     monkeypatch.setattr(source, "tgz_md5", md5(content))
     before = set(files(tmp_path))
     if way.startswith("a link"):
-        with pytest.raises(DataError, match=f"{source.filename}: {Path(first).name} in it is corrupt"):
+        with pytest.raises(DataError, match=f"{source.filename}: its member {Path(first).name} is corrupt"):
             load(published.config(root))
     else:
         assert load(published.config(root)).n_train == 45
@@ -361,7 +363,7 @@ def test_a_member_that_is_missing_or_wrong_is_named_and_not_written(
     published, root = publish("cifar100"), tmp_path / "data"
     for members, message in [
         ((), r"cannot be read: .*filename 'cifar-100-python/train' not found.*"),
-        (((tarfile.TarInfo("cifar-100-python/train"), b"x"),), r": train in it is corrupt .*|.*"),
+        (((tarfile.TarInfo("cifar-100-python/train"), b"x"),), r": its member train is corrupt .*|.*"),
     ]:
         content = tar(*members)
         (published.folder / published.torchvision.filename).write_bytes(content)
@@ -413,10 +415,10 @@ def test_no_more_than_the_limit_is_read(publish: Publish, tmp_path: Path, monkey
     published, root = publish("mnist"), tmp_path / "data"
     bomb = gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 10**6) + bytes(10**6), mtime=0)
     monkeypatch.setattr(vision, "LARGEST", 10**5)
-    with pytest.raises(DataError, match=r"^file is not a whole file of MNIST's format$"):
+    with pytest.raises(DataError, match=r"^file is not a complete file in the format of MNIST$"):
         vision._from_idx(Path("file"), bomb)
     monkeypatch.setattr(vision, "LARGEST", 100)
-    with pytest.raises(DataError, match=r"sent something else \(wrong checksum\)"):
+    with pytest.raises(DataError, match=r"has a wrong checksum"):
         load(published.config(root))
     assert files(root) == []
 

@@ -38,7 +38,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cache in (native.compiled, native._unavailable, native._refused):
+    for cache in (native.compiled, native._warn_unavailable, native._warn_of_folder):
         cache.cache_clear()
 
 
@@ -91,7 +91,7 @@ def test_a_failing_compilation_is_reported_once_and_leaves_nothing(
     assert cached(sources) == []
 
 
-def test_the_reason_is_said_once_for_all_libraries(
+def test_the_reason_is_reported_once_for_all_libraries(
     sources: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (sources / "other.c").write_text(SOURCE)

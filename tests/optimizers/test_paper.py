@@ -54,7 +54,9 @@ def test_every_run_of_a_fleet_is_the_naive_sde(temperature: Any, noisy: bool) ->
 @pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("noise", ["double", "std"])
 @pytest.mark.parametrize("period", [None, 1, 3, STEPS - 1, STEPS])
-def test_every_run_of_a_fleet_is_the_naive_letter(period: int | None, noise: Any, noisy: bool) -> None:
+def test_every_run_of_a_fleet_equals_the_naive_loop_of_the_printed_algorithm(
+    period: int | None, noise: Any, noisy: bool
+) -> None:
     actual, arguments = paths(PaperLiteral(period, noise, noisy))
     for i in range(3):
         expected = reference.paper_literal(**arguments[i], period=period, noise=noise)

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "soak_faults.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="needs gcc and LD_PRELOAD")
-def test_a_fleet_goes_on_after_faults_and_power_failures(tmp_path: Path) -> None:
+def test_a_fleet_is_resumed_after_faults_and_power_failures(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--command", "fleet", "--points", "2", "--power", "3"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr

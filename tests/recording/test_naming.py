@@ -85,7 +85,7 @@ def test_a_job_is_locked_by_its_hash_whatever_it_is_called(tmp_path: Path) -> No
 
 def test_a_second_folder_of_one_job_is_not_made(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / f"lr=0.3-{DIGITS}", {}).close()
-    with pytest.raises(FolderTakenError, match=f"the same job is in lr=0.3-{DIGITS}"):
+    with pytest.raises(FolderTakenError, match=f"lr=0.3-{DIGITS} holds the same job"):
         RunFolder.create(tmp_path / f"seed=1-{DIGITS}", {})
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"lr=0.3-{DIGITS}"]
 
@@ -105,7 +105,7 @@ def test_a_second_grid_finds_the_jobs_of_the_first_by_other_names(
     first = names()
     assert {name.rpartition("-")[0] for name in first} == {"seed=1", "seed=2"}
     assert main([*GRID, "optimizer.lr=0.1,0.2", "seed=2,3"]) == 0
-    assert "done before           1, trained now 3" in capsys.readouterr().out
+    assert "trained before        1, trained now 3" in capsys.readouterr().out
     assert {name.rpartition("-")[0] for name in names() - first} == {"lr=0.1,seed=2", "lr=0.1,seed=3", "lr=0.2,seed=3"}
     assert [job.state for job in job_states(Path("outputs/multirun/s"))] == ["completed"] * 5
     assert main(["list", "outputs/multirun/s", "--json"]) == 0

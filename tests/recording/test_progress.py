@@ -257,7 +257,7 @@ def test_summary_of_a_completed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "  best by validation    test error 2.22 % at 12,000 gradient evaluations",
         "",
         "  folder                outputs/a b",
-        "  look at it with       tensorboard --logdir 'outputs/a b'",
+        "  show curves with      tensorboard --logdir 'outputs/a b'",
         rule,
     ]
 
@@ -276,7 +276,7 @@ def test_summary_shows_what_there_is() -> None:
     assert "20,000 in 03:20 (100 grad/s)" in summary(**long)
 
 
-def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
+def test_summary_of_a_sweep_shows_the_best_run_and_why_jobs_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -300,16 +300,16 @@ def test_summary_of_a_sweep_tells_the_best_run_and_why_jobs_failed(
         "  best run              outputs/s/abc",
         "  folder                outputs/s",
         "  compare with          burgersgd compare outputs/s",
-        "  look at it with       tensorboard --logdir outputs/s",
+        "  show curves with      tensorboard --logdir outputs/s",
         rule,
     ]
     unwell = {
         "diverged": [(f"seed={k}", f"lr * L = {2.5e3 * k:.3g} >= 2 with L = -1.5e-{k}") for k in (1, 2, 3)],
-        "not learnt": [("seed=7", "small steps")],
+        "not learnt": [("seed=7", "steps are very small")],
     }
     shown = sweep_summary(states={"completed": 1, "diverged": 3}, failed=[], unwell=unwell, folder=tmp_path)
     assert "  diverged              3 jobs, the first is seed=1: lr * L = 2.5e+03 >= 2 with" in shown
-    assert "  not learnt            seed=7: small steps\n" in shown
+    assert "  not learnt            seed=7: steps are very small\n" in shown
     nothing = sweep_summary(states={"completed": 0, "diverged": 2}, failed=[], folder=tmp_path)
     assert "2: 2 diverged\n\n  folder" in nothing
 

@@ -115,7 +115,7 @@ def test_rows_wait_until_they_are_written_and_a_lost_folder_drops_them(tmp_path:
 
 
 @pytest.mark.parametrize("seconds", [0.0, math.inf])
-def test_a_fleet_leaves_what_a_naive_recorder_does(
+def test_a_fleet_writes_the_files_of_a_naive_recorder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """One of the runs diverges, checkpoints are between; rows are written at once or when a checkpoint asks."""

@@ -214,9 +214,9 @@ def test_row_is_one_readable_line(folder: RunFolder) -> None:
 
 
 def test_metrics_refuse_unknown_names_and_rows_without_evaluations(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match=r"metrics \['loss'\] are unknown; allowed are evaluations, epoch"):
+    with pytest.raises(ValueError, match=r"unknown metrics \['loss'\]; allowed are evaluations, epoch"):
         folder.metrics({"evaluations": 1, "loss": 0.1})
-    with pytest.raises(ValueError, match="need the number of gradient evaluations"):
+    with pytest.raises(ValueError, match="must have the key 'evaluations', the number of gradient evaluations"):
         folder.metrics({"train_loss": 0.1})
     assert read_metrics(folder.path)["evaluations"] == []
 
@@ -258,7 +258,7 @@ def test_vanished_folder_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match=r"^cannot write .*: No such file or directory$"):
             action()
     for read in (read_metrics, read_status, read_config, read_checkpoint):
-        with pytest.raises(RunFolderError, match=r"^cannot read .*: No such file or directory$"):
+        with pytest.raises(RunFolderError, match=r"(No such file or directory|there is no such folder)$"):
             read(folder.path)
     assert not folder.path.exists()
 
@@ -493,7 +493,7 @@ def test_no_checkpoint_counts_whose_claim_was_lost(folder: RunFolder) -> None:
     folder.stage_checkpoint({"k": 2})
     lock, kept = folder.path.parent / LOCK, folder.path.parent / "kept"
     lock.rename(kept)
-    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, another process may be training"):
+    with pytest.raises(RunFolderError, match=r"\.lock was removed or replaced, so another process may train"):
         folder.commit_checkpoint()
     assert read_checkpoint(folder.path) == {"k": 1}
     kept.rename(lock)
@@ -532,7 +532,9 @@ def test_an_engine_has_a_name_of_at_most_40_letters(folder: RunFolder) -> None:
             read_status(folder.path)
 
 
-def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configuration_is_whole(tmp_path: Path) -> None:
+def test_a_run_whose_folder_a_crash_left_incomplete_starts_again_if_its_configuration_is_complete(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "run"
     with RunFolder.create(path, CONFIG) as folder:
         config = (path / ".hydra" / "config.yaml").read_bytes()
@@ -541,14 +543,14 @@ def test_a_folder_that_a_crash_left_half_made_begins_again_where_its_configurati
         file.unlink(missing_ok=True)
     (path / "status.json").write_bytes(b"")
     (path / ".hydra" / "config.yaml").write_bytes(config.removesuffix(b"...\n"))
-    with pytest.raises(RunFolderError, match=r"a crash left it half made; repeat the command that trains it"):
+    with pytest.raises(RunFolderError, match=r"a crash left the folder incomplete; repeat the command that trains it"):
         RunFolder.reopen(path)
     (path / ".hydra" / "config.yaml").write_bytes(config)
     with RunFolder.reopen(path) as folder:
         assert folder.rewind(None) == []
         assert read_metrics(path)["evaluations"] == []
         assert read_status(path)["state"] == "running"
-        assert "half made: the run begins again" in (path / "log.txt").read_text()
+        assert "incomplete: starting the run again" in (path / "log.txt").read_text()
         folder.status("completed")
 
 

@@ -169,7 +169,7 @@ def test_columns_of_a_mixed_sweep_are_those_of_all_its_runs(tmp_path: Path) -> N
     }
 
 
-def test_events_are_written_while_the_run_goes_on(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_written_during_the_run(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "FLUSH_SECONDS", math.inf)
     folder.metrics({"evaluations": 1, "train_loss": 0.5})
     assert event_files(folder.path) == []  # too early to wait for the import

@@ -131,12 +131,12 @@ def test_a_workload_whose_package_is_missing_is_left_out_and_named(tmp_path: Pat
     left = installed(study, told.append)
     assert list(left.workloads) == ["digits"]
     assert (left.needs, left.widths) == ({"digits": "numpy"}, {})
-    assert told == ["noisy: left out, since it needs the package a_package_of_nobody (pip install '.[data]')"]
-    with pytest.raises(ConfigError, match=r"study.workloads=.*: must name at least one"):
+    assert told == ["noisy: left out, because it needs the package a_package_of_nobody (pip install '.[data]')"]
+    with pytest.raises(ConfigError, match=r"study.workloads=.*: must have at least one entry"):
         installed(StudyConfig(**STUDY, needs=dict.fromkeys(STUDY["workloads"], "a_package_of_nobody")), told.append)
 
 
-def test_a_folder_of_a_study_from_before_a_key_existed_goes_on(tmp_path: Path) -> None:
+def test_a_study_recorded_before_a_key_existed_can_be_resumed(tmp_path: Path) -> None:
     study = StudyConfig(**STUDY)
     keep_spec(study, tmp_path)
     spec = yaml.safe_load((tmp_path / "study.yaml").read_text())
@@ -144,7 +144,7 @@ def test_a_folder_of_a_study_from_before_a_key_existed_goes_on(tmp_path: Path) -
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec))
     keep_spec(study, tmp_path)
     assert "final" in (tmp_path / "study.yaml").read_text()
-    with pytest.raises(ConfigError, match=r"holds a study with other settings \(final\)"):
+    with pytest.raises(ConfigError, match=r"the folder holds a study with different settings \(final\)"):
         keep_spec(StudyConfig(**STUDY, final=["dataset.validation_fraction=0"]), tmp_path)
 
 
@@ -212,16 +212,16 @@ def test_the_sweeps_of_the_studies_that_ship_can_be_composed(name: str, tmp_path
         (["baseline=gd"], "study.baseline=gd: must be one of local_entropy, sgd, adamw"),
         (["width=0"], "study.width=0.*: must be > 0"),
         (["schedules=[cosin]"], "study.schedules: cosin: must be one of constant"),
-        (["budgets=[]"], "study.budgets=.*: must name at least one"),
+        (["budgets=[]"], "study.budgets=.*: must have at least one entry"),
         (["widths={moons: 1}"], "study.widths=.*: moons must be one of digits, noisy_digits"),
         (["widths={digits: -1}"], "study.widths.digits=-1.*: must be > 0"),
         (["needs={moons: numpy}"], "study.needs=.*: moons must be one of digits, noisy_digits"),
         (["final=[model.widht=3]"], "model.widht"),
-        (["workloads={a/b: [dataset=digits]}"], "study.workloads.a/b: must be a folder's name"),
-        (["optimizers={sgd: {optimizer.lr: 0.1}}"], "study.optimizers: must name two or more"),
+        (["workloads={a/b: [dataset=digits]}"], "study.workloads.a/b: must consist of letters, digits"),
+        (["optimizers={sgd: {optimizer.lr: 0.1}}"], "study.optimizers: must have at least two entries"),
         (
             ["optimizers={sgd: {optimizer.lr: 'interval(1,2)'}, adamw: {optimizer.gamma: 'interval(1,2)'}}"],
-            "no key of optimizer",
+            "has no key",
         ),
         (["common=[model.widht=3]"], "model.widht"),
     ],
@@ -248,7 +248,7 @@ def test_numbers_of_the_command_line_may_have_exponents() -> None:
         read_study("smal")
 
 
-def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
+def test_a_quick_study_ends_with_its_report_and_is_resumed_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -288,7 +288,7 @@ def test_a_quick_study_ends_with_its_report_and_goes_on_where_it_was(
     assert {path for path in times if times[path] != again[path]} == {lost / "metrics.csv"}
     assert (root / "report.html").exists()
     assert main([*command, "trials=3"]) == 2
-    assert "holds a study with other settings (trials); choose another --name" in capsys.readouterr().err
+    assert "the folder holds a study with different settings (trials); choose another --name" in capsys.readouterr().err
 
 
 def test_a_job_that_fails_stops_the_study_before_it_chooses(
@@ -322,7 +322,7 @@ def test_without_a_name_the_studies_are_listed(capsys: pytest.CaptureFixture[str
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["bench", "mnist1d", "small", "valley"]
 
 
-def test_an_interrupted_study_says_how_it_goes_on(
+def test_an_interrupted_study_prints_how_to_resume_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -334,7 +334,7 @@ def test_an_interrupted_study_says_how_it_goes_on(
     assert main(["study", "small", "--quick", "-q", "--name", "mine"]) == 75
     assert "resume with: burgersgd study small --quick -q --name mine" in capsys.readouterr().err
     assert main(["study", "small", "--quick", "--name", "a/b"]) == 2
-    assert "--name a/b: must be a folder's name" in capsys.readouterr().err
+    assert "--name a/b: must be the name of a folder" in capsys.readouterr().err
 
 
 OWN = """

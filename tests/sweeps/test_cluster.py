@@ -97,7 +97,7 @@ def test_ray_trains_the_same_although_processes_are_lost(tmp_path: Path, trouble
 @pytest.mark.slow
 @needs_ray
 @pytest.mark.usefixtures("ray_of_two")
-def test_chunks_on_ray_are_saved_when_the_command_is_stopped_and_go_on_with_the_next(
+def test_chunks_on_ray_are_saved_when_the_command_stops_and_resumed_by_the_next(
     tmp_path: Path, trouble: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trouble({1: "stop"})
@@ -163,10 +163,10 @@ def test_a_chunk_that_is_lost_again_and_again_has_failed(tmp_path: Path) -> None
     ended = launcher.outcomes(lost_job, [done, lost])
     assert ended is not None
     assert [outcome.state for outcome in ended] == ["completed", "failed"]
-    assert str(ended[1].error) == "job 7_0 was lost, its log is 7_0_0_log.err"
+    assert str(ended[1].error) == "job 7_0 was lost; see its log 7_0_0_log.err"
     failed = launcher.outcomes(Ended(FailedJobError), [lost])
     assert failed is not None
-    assert str(failed[0].error) == "job 7_0 failed, its log is 7_0_0_log.err"
+    assert str(failed[0].error) == "job 7_0 failed; see its log 7_0_0_log.err"
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.setitem(sys.modules, package, None)
     assert sweep(*SGD, "seed=1,2", f"hydra/launcher={launcher}") == 2
     extra = launcher.removeprefix("fleet_")
-    needed = f"hydra/launcher={launcher}: needs the package {package}: pip install '.[{extra}]' in the checkout"
+    needed = f"hydra/launcher={launcher}: needs the package {package} (pip install '.[{extra}]' in the checkout)"
     assert capsys.readouterr().err.strip() == f"burgersgd: error: {needed}"
 
 
@@ -387,7 +387,7 @@ def test_jobs_on_this_machine_are_waited_for_when_they_are_cancelled(
     assert slept == [cluster.POLL_SECONDS] * waits
 
 
-def test_what_a_chunk_takes_where_nothing_is_said() -> None:
+def test_what_a_chunk_reserves_by_default() -> None:
     ray, slurm = FleetRayConf(), FleetSlurmConf()
     assert (ray.num_cpus, ray.num_gpus, ray.max_retries, ray.address, ray.init) == (1.0, None, 3, None, {})
     assert (slurm.cluster, slurm.cpus, slurm.gpus, slurm.mem_gb) == ("slurm", 1, None, None)

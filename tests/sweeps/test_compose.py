@@ -71,7 +71,8 @@ def test_a_job_is_composed_as_hydra_composes_it(words: list[str], composer: Comp
         (["seed=[1"], "seed=[1: must be KEY=VALUE"),
         (["output_root=${nowhere}"], "nowhere"),
         (["dataset=npz"], "dataset.path"),
-        ([f"{'a' * 300}=1"], "a key cannot be that long"),
+        (["+sweep.params={seed:range(3)}"], "must be quoted, such as {seed: 'range(3)'}"),
+        ([f"{'a' * 300}=1"], "(keys are not that long)"),
         ([f"optimizer.{'a' * 300}=1"], "no such key"),
     ],
 )

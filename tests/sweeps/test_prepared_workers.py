@@ -116,7 +116,7 @@ def test_forked_workers_train_the_same_bits_and_nothing_is_left_of_them(tmp_path
 @pytest.mark.parametrize(
     ("number", "end"), [(signal.SIGKILL, os.kill), (signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)]
 )
-def test_a_command_that_is_ended_leaves_no_process_and_its_sweep_goes_on(
+def test_a_killed_command_leaves_no_process_and_its_sweep_can_be_resumed(
     tmp_path: Path, number: int, end: Callable[[int, int], None]
 ) -> None:
     words = ["seed=range(4)", "trainer.budget=20000", "sweep.max_runs=1", "sweep.workers=2"]

@@ -60,7 +60,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def test_the_same_command_again_trains_nothing_and_tells_the_same(
+def test_the_same_command_again_trains_nothing_and_prints_the_same_report(
     steps: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*JOBS, "sweep.name=s") == 0
@@ -68,12 +68,12 @@ def test_the_same_command_again_trains_nothing_and_tells_the_same(
     assert len(steps) == 60
     assert sweep(*JOBS, "sweep.name=s") == 0
     assert len(steps) == 60
-    assert capsys.readouterr().out.replace("  done before           6, trained now 0\n", "") == first
+    assert capsys.readouterr().out.replace("  trained before        6, trained now 0\n", "") == first
     assert sweep(*JOBS[:-2], "seed=range(4)", "optimizer.nu=1e-6,1e-5", "sweep.name=s") == 0  # a larger grid
     assert steps[60:] == [2] * 60  # the new seed, two values of nu
     out = capsys.readouterr().out
     assert "8: 8 completed" in out
-    assert "done before           6, trained now 2" in out
+    assert "trained before        6, trained now 2" in out
 
 
 def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) -> None:
@@ -84,7 +84,7 @@ def test_settings_that_decide_nothing_do_not_make_a_job_new(steps: list[int]) ->
 
 
 @pytest.mark.parametrize("moment", [25, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (3, 59))])
-def test_a_killed_sweep_ends_as_an_undisturbed_one(moment: int, kill: Any) -> None:
+def test_a_killed_and_resumed_sweep_ends_as_an_uninterrupted_one(moment: int, kill: Any) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
     kill(60 + moment)  # in the second of two fleets
     with pytest.raises(Killed):
@@ -134,7 +134,7 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
             assert file.stat().st_size == other_file.stat().st_size
 
 
-def test_a_sweep_that_is_told_to_stop_saves_all_runs_and_goes_on(
+def test_a_sweep_that_receives_a_signal_saves_all_runs_and_can_be_resumed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*JOBS, "sweep.name=undisturbed", "sweep.max_runs=3") == 0
@@ -223,7 +223,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
         assert len(steps) == before
         out = capsys.readouterr().out
         assert "6: 5 completed, 1 trained by another process" in out
-        assert f"trained elsewhere     1 by process {pid}\n" in out
+        assert f"in other processes    1 by process {pid}\n" in out
         assert {s.name: s.state for s in job_states(Path("outputs/multirun/s"))}[name] == "running"
     assert sweep(*JOBS, "sweep.name=s") == 0  # a dead process holds nothing
     assert len(steps) == before + 60
@@ -239,7 +239,7 @@ def test_a_job_that_another_process_trains_is_left_to_it(steps: list[int], capsy
         (["output_root='out ${puts}'"], "in the first fleet"),
     ],
 )
-def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on(
+def test_an_interrupted_sweep_prints_its_folder_and_the_command_that_resumes_it(
     moment: str, name: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = [word.replace("${", "\\${") for word in name]
@@ -262,7 +262,7 @@ def test_an_interrupted_sweep_tells_its_folder_and_the_very_command_that_goes_on
     shown = capsys.readouterr()
     (folder,) = (line.split(maxsplit=1)[1] for line in shown.out.splitlines() if line.startswith("  folder "))
     assert Path(folder).is_dir()
-    assert ("6: 6 not begun" if "before" in moment else "6: 6 interrupted") in shown.out
+    assert ("6: 6 not started" if "before" in moment else "6: 6 interrupted") in shown.out
     lines = shown.err.splitlines()
     assert lines[-2] == "burgersgd: interrupted by SIGINT"
     assert lines[-1].startswith("resume with: burgersgd train ")

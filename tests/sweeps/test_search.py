@@ -103,7 +103,7 @@ def test_proposals_depend_on_the_seed_alone_and_more_of_them_begin_with_the_same
 @pytest.mark.parametrize(
     "killed", ["while asking", "while choosing", "while training", "while telling", "between batches"]
 )
-def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
+def test_an_interrupted_search_is_resumed_as_if_uninterrupted(
     killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "STARTUP", 1)  # all but the first batch depend on what was told before
@@ -147,7 +147,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     assert [trial.state for trial in trials(tmp_path)] == [TrialState.COMPLETE] * 11
 
 
-def test_a_longer_search_goes_on_with_a_shorter_one(tmp_path: Path) -> None:
+def test_a_longer_search_continues_a_shorter_one(tmp_path: Path) -> None:
     all_of(Search(space(n_samples=4), tmp_path))
     more = Search(space(n_samples=6), tmp_path)
     assert more.n_left == 2
@@ -218,7 +218,7 @@ def test_the_estimator_keeps_the_trials_of_a_batch_apart_and_starts_at_random(
     assert {(a["constant_liar"], a["n_startup_trials"]) for a in made} == {(True, startup)}
 
 
-def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
+def test_seeds_repeat_a_trial_and_zipped_lists_are_one_choice() -> None:
     words = [LR, "seed=range(3)", "optimizer.momentum=0,0.5", "optimizer.nesterov=false,true"]
     zipped = ["optimizer.momentum", "optimizer.nesterov"]
     search = Search(space(words, n_samples=4, zip=zipped), None)
@@ -248,7 +248,7 @@ def test_seeds_repeat_a_trial_and_lists_in_step_are_one_choice() -> None:
             {"objective": "best"},
             "sweep.name=s: the study was created with different settings (sweep.objective=last)",
         ),
-        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: the study has other ranges ("),
+        ([*WORDS[:1], "optimizer.lr=interval(0,1)", *WORDS[2:]], {}, "sweep.name=s: the study has different ranges ("),
         ([*WORDS, "output_root=elsewhere"], {}, None),
     ],
 )
@@ -328,11 +328,11 @@ def test_a_study_of_a_later_optuna_is_one_line(tmp_path: Path) -> None:
         study.execute("UPDATE alembic_version SET version_num = 'v9.0.0'")
         study.execute("UPDATE version_info SET schema_version = 99")
         study.commit()
-    with pytest.raises(ConfigError, match=r"sqlite:///.*optuna\.db: cannot be used: .*no longer compatible.*schema"):
+    with pytest.raises(ConfigError, match=r"sqlite:///.*optuna\.db: cannot be used \(.*no longer compatible.*schema"):
         Search(space(), tmp_path)
 
 
-def test_two_processes_do_not_go_on_with_the_same_search(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_do_not_run_the_same_search(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SEARCH, "sweep.name=s", "sweep.n_samples=2"]) == 0
     capsys.readouterr()
     with claimed_elsewhere(FOLDER / "optuna.db"):
@@ -354,7 +354,7 @@ def test_a_search_waits_for_no_job_of_another_process_and_forgets_none(capsys: p
     with claimed_elsewhere(last):
         out, error = error_of(main([*SEARCH, "sweep.name=s"]), capsys, expected=75)
         assert "1 trained by another process" in out
-        assert ": another process trains this job, of which the search has to know" in error
+        assert ": another process is training this job; the search needs its result" in error
     assert main([*SEARCH, "sweep.name=s"]) == 0
     assert [trial.state for trial in trials(FOLDER)] == [TrialState.COMPLETE] * 6
 
@@ -382,7 +382,7 @@ def test_the_bar_of_a_search_expects_the_evaluations_of_all_trials(monkeypatch: 
     assert expected[0][0] == 6  # all trials, of which the first batch is known
 
 
-def test_a_search_trains_a_fleet_per_batch_and_goes_on_where_it_was(
+def test_a_search_trains_a_fleet_per_batch_and_is_resumed_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd", "seed=1,2"]
@@ -423,7 +423,7 @@ def test_a_trial_that_another_process_trains_stays_open(
         assert main(["train", "--multirun", *words]) == 75
     shown = capsys.readouterr()
     assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())
-    assert ": another process trains this job, of which the search has to know" in shown.err
+    assert ": another process is training this job; the search needs its result" in shown.err
     assert sorted(trial.state.name for trial in trials(folder)) == ["COMPLETE", "RUNNING"]
     assert main(["train", "--multirun", *words]) == 0
     assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 4
@@ -478,7 +478,7 @@ def test_choices_that_optuna_takes_for_one_another_are_words() -> None:
     assert [*search_module._typed_labels(Axis(("a",), [("a='1,5'",), ("a=1e-4",), ("a=null",)]))] == ["1,5", 1e-4, None]
 
 
-def test_a_study_of_version_0_1_0_goes_on_as_it_began(tmp_path: Path) -> None:
+def test_a_search_of_version_0_1_0_is_resumed_in_its_own_format(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/optuna.db"
     old = create_study(study_name="sweep", storage=storage)
     old.set_user_attr("of", ["model.width=8", "optimizer=sgd adamw", "sweep.objective=last"])
@@ -496,4 +496,4 @@ def test_without_optuna_a_search_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
-    assert "sweep.sampler=optuna: needs the package optuna: pip install optuna" in capsys.readouterr().err
+    assert "sweep.sampler=optuna: needs the package optuna (pip install optuna)" in capsys.readouterr().err

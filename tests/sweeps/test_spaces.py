@@ -39,7 +39,7 @@ def test_every_optimizer_has_its_own_space_and_as_many_trials() -> None:
     assert min(values["sgd", "optimizer.lr"]) < 0.1
 
 
-def test_what_is_said_of_a_key_counts_for_the_optimizers_that_have_it() -> None:
+def test_overrides_of_a_key_apply_to_the_optimizers_that_have_it() -> None:
     made = jobs(SPACES, "sweep.sampler=random", "sweep.n_samples=1", "optimizer.nesterov=true", "sweep.seed=3")
     assert ["optimizer.nesterov=true" in job for job in made] == [True, False]
     preset = "sweep.params={optimizer.momentum: '0.5,0.6', seed: 'range(2)'}"
@@ -52,16 +52,22 @@ def test_what_is_said_of_a_key_counts_for_the_optimizers_that_have_it() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep.spaces={sgd: {optimizer.gamma: '1,2'}}"], "sweep.spaces.sgd: optimizer.gamma is no key of"),
-        (["sweep.spaces={sgd: {model.width: '1,2'}}"], "sweep.spaces.sgd: model.width is no key of optimizer=sgd"),
+        (
+            ["sweep.spaces={sgd: {optimizer.gamma: '1,2'}}"],
+            "sweep.spaces.sgd: optimizer=sgd has no key optimizer.gamma",
+        ),
+        (["sweep.spaces={sgd: {model.width: '1,2'}}"], "sweep.spaces.sgd: optimizer=sgd has no key model.width"),
         (["sweep.spaces={sdg: {optimizer.lr: '1,2'}}"], "sweep.spaces: optimizer=sdg: .*did you mean sgd"),
-        ([SPACES, "sweep.sampler=sobol", "optimizer=sgd"], "optimizer=sgd: must be left out, since sweep.spaces lists"),
+        (
+            [SPACES, "sweep.sampler=sobol", "optimizer=sgd"],
+            "optimizer=sgd: must be left out, because sweep.spaces lists",
+        ),
         ([SPACES, "sweep.sampler=sobol", "optimizer.gamma=1"], "optimizer.gamma: none of the optimizers"),
-        ([SPACES, "sweep.sampler=optuna"], "sweep.sampler=optuna: does not go with sweep.spaces"),
+        ([SPACES, "sweep.sampler=optuna"], "sweep.sampler=optuna: cannot be combined with sweep.spaces"),
         ([SPACES], "a range needs sweep.sampler="),
         (
             ["sweep.spaces={sgd: {optimizer.lr: '1,2'}, langevin: {optimizer.lr: '0.1,0.2,0.3'}}"],
-            "must have equally many trials: sgd has 2, langevin has 3",
+            "must have the same number of trials: sgd has 2, langevin has 3",
         ),
     ],
 )
@@ -72,10 +78,10 @@ def test_what_does_not_go_together_is_one_line(words: list[str], message: str) -
 
 def test_a_single_run_has_no_spaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", SPACES]) == 2
-    assert "sweep.spaces is what a sweep tries: add --multirun" in capsys.readouterr().err
+    assert "sweep.spaces: has an effect only in a sweep; add --multirun" in capsys.readouterr().err
 
 
-def test_spaces_are_trained_and_told_by_setting(
+def test_spaces_are_trained_and_reported_by_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -23,16 +23,16 @@ KEY = "0123456789abcdef"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "speeds"
-    monkeypatch.setattr(speeds, "place", lambda: folder)
+    monkeypatch.setattr(speeds, "rates_folder", lambda: folder)
     return folder
 
 
 def test_what_is_kept_is_known_and_added_to(place: Path) -> None:
-    assert speeds.known(KEY) == {}
-    speeds.keep(KEY, {"1": 250.5, "16": 1e6})
-    speeds.keep(KEY, {"4": 7.0, "1": 300.0})
-    assert speeds.known(KEY) == {"1": 300.0, "16": 1e6, "4": 7.0}
-    assert speeds.known("f" * 16) == {}
+    assert speeds.stored_rates(KEY) == {}
+    speeds.store_rates(KEY, {"1": 250.5, "16": 1e6})
+    speeds.store_rates(KEY, {"4": 7.0, "1": 300.0})
+    assert speeds.stored_rates(KEY) == {"1": 300.0, "16": 1e6, "4": 7.0}
+    assert speeds.stored_rates("f" * 16) == {}
     assert [path.name for path in place.iterdir()] == [f"{KEY}.json"]
 
 
@@ -54,21 +54,21 @@ def test_what_is_kept_is_known_and_added_to(place: Path) -> None:
 def test_a_bad_or_foreign_file_is_ignored_and_replaced(place: Path, content: bytes) -> None:
     place.mkdir()
     (place / f"{KEY}.json").write_bytes(content)
-    assert speeds.known(KEY) == {}
-    speeds.keep(KEY, {"2": 5.0})
-    assert speeds.known(KEY) == {"2": 5.0}
+    assert speeds.stored_rates(KEY) == {}
+    speeds.store_rates(KEY, {"2": 5.0})
+    assert speeds.stored_rates(KEY) == {"2": 5.0}
 
 
 def test_a_folder_that_cannot_be_used_keeps_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place.write_text("a file")
-    speeds.keep(KEY, {"2": 5.0})
-    assert speeds.known(KEY) == {}
-    monkeypatch.setattr(speeds, "place", lambda: None)
-    speeds.keep(KEY, {"2": 5.0})
-    assert speeds.known(KEY) == {}
+    speeds.store_rates(KEY, {"2": 5.0})
+    assert speeds.stored_rates(KEY) == {}
+    monkeypatch.setattr(speeds, "rates_folder", lambda: None)
+    speeds.store_rates(KEY, {"2": 5.0})
+    assert speeds.stored_rates(KEY) == {}
 
 
-def test_the_key_tells_kinds_of_work_apart_but_not_budgets_seeds_or_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_distinguishes_kinds_of_work_but_not_budgets_seeds_or_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(workers: int = 1, **changes: Any) -> str:
         return speeds.key_of(prepare([small_config(**changes)]), workers)
 

@@ -107,7 +107,7 @@ def test_a_single_run_is_shown_by_its_folder_or_name(outputs: Path, capsys: pyte
     assert read_status(outputs / "one")["n_test"] == 359
 
 
-def test_an_interrupted_run_says_how_it_goes_on_and_a_failed_one_fails(
+def test_status_shows_how_to_resume_an_interrupted_run_and_fails_for_a_failed_one(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder.create(outputs / "a run", {"optimizer": {"name": "sgd"}}, budget=80)

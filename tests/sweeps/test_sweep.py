@@ -22,7 +22,7 @@ from burgersgd.identity import config_hash
 from burgersgd.interruption import RESUMABLE
 from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
-from burgersgd.recording.warned import said_once
+from burgersgd.recording.warned import each_warning_once
 from burgersgd.sweeps import chunks
 from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, stored, train_chunk
 from burgersgd.sweeps.sweep import Sweep
@@ -162,7 +162,7 @@ def test_max_runs_splits_a_group_evenly() -> None:
     assert [len(chunk) for chunk in chunks_of([*jobs, *other], 7)] == [7, 1, 1]
 
 
-def test_jobs_that_are_the_same_are_trained_once_and_this_is_said(
+def test_equal_jobs_are_trained_once_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = fleets(monkeypatch)
@@ -170,10 +170,10 @@ def test_jobs_that_are_the_same_are_trained_once_and_this_is_said(
     assert sweep(*SHORT, "seed=1,1,2,3", *budgets, "sweep.name=s", "sweep.max_runs=2") == 0
     assert sorted(sizes) == [1, 2]
     assert len(folders(tmp_path)) == 3
-    assert "burgersgd: 5 of 8 jobs are the same as another one and are trained once" in capsys.readouterr().err
+    assert "burgersgd: 5 of 8 jobs repeat another job and are not trained again" in capsys.readouterr().err
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_jobs_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep(*SGD, "seed=1,2", "sweep.name=s") == 0
     before = {path: (path / "metrics.csv").stat().st_mtime_ns for path in folders(tmp_path).values()}
     sizes = fleets(monkeypatch)
@@ -219,7 +219,7 @@ def test_every_launcher_and_sweeper_leaves_the_same_folders_that_their_hash_lead
         assert other == pytest.approx(losses[0], rel=1e-10)
 
 
-def test_a_failed_job_of_another_launcher_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_of_another_launcher_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blocked = Sweep([*SGD, "seed=1,2"])
     path = tmp_path / "outputs" / "multirun" / "s" / job_name(["seed=1"], blocked.plan(blocked.jobs[0]).digits)
     path.parent.mkdir(parents=True)
@@ -281,14 +281,14 @@ def chunks_launcher() -> Any:
         (["optimizer.lr=interval(-1,1)", "sweep.sampler=sobol"], "optimizer.lr=-"),
         (["seed=range(1000000000)"], "seed=range(1000000000): has too many values, must be <= 50,000"),
         (["seed=range(0)"], "seed=range(0): must have at least one value"),
-        (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "equally many values: seed has 2, "),
-        (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: what describes the sweep cannot vary in it"),
-        (["sweep=seeds,tuning"], "sweep=seeds,tuning: what describes the sweep cannot vary in it"),
-        (["seed=1,2", "sweep.name=a/b"], "sweep.name=a/b: must be a folder's name"),
-        (["seed=1,2", "run_name=x"], "run_name=x: the runs of a sweep are named by their settings"),
+        (["seed=1,2", "model.width=1,2,3", "sweep.zip=[seed,model.width]"], "the same number of values: seed has 2, "),
+        (["sweep.sampler=grid,random"], "sweep.sampler=grid,random: settings of the sweep itself cannot vary"),
+        (["sweep=seeds,tuning"], "sweep=seeds,tuning: settings of the sweep itself cannot vary within it"),
+        (["seed=1,2", "sweep.name=a/b"], "sweep.name=a/b: must consist of letters, digits"),
+        (["seed=1,2", "run_name=x"], "run_name=x: must be left out: the runs of a sweep are named"),
         (["seed=1,2", "hydra/launcher=foo"], "hydra/launcher=foo: must be one of basic, fleet"),
         (["seed=1,2", "hydra.sweep.dirr=x"], "hydra.sweep.dirr: no such key"),
-        (["seed=1,2", "output_root=file/below"], "output_root=file/below: cannot write there"),
+        (["seed=1,2", "output_root=file/below"], "output_root=file/below: cannot be written"),
         (["seed=1,x"], "seed=x: must be of type int"),
     ],
 )  # fmt: skip
@@ -318,7 +318,7 @@ def test_a_sweep_whose_folder_cannot_be_written_is_one_line_and_no_job_is_tried(
 
 def test_a_preset_that_lists_values_needs_multirun(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "sweep=seeds"]) == 2
-    assert "sweep.params is what a sweep tries: add --multirun" in capsys.readouterr().err
+    assert "sweep.params: has an effect only in a sweep; add --multirun" in capsys.readouterr().err
 
 
 def test_presets() -> None:
@@ -344,7 +344,7 @@ def test_a_checkout_without_the_plugin_trains_single_runs_and_says_what_a_sweep_
     monkeypatch.setitem(sys.modules, "hydra_plugins.burgersgd", None)
     assert main(["train", *SGD]) == 0
     assert sweep(*SGD, "seed=1,2") == 2
-    assert "--multirun needs hydra_plugins.burgersgd" in capsys.readouterr().err
+    assert "--multirun: needs hydra_plugins.burgersgd" in capsys.readouterr().err
 
 
 def test_hydra_finds_the_plugin_without_importing_torch() -> None:
@@ -359,7 +359,7 @@ def test_hydra_finds_the_plugin_without_importing_torch() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("hydra/launcher=basic",)], ids=["fleet", "basic"])
-def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
+def test_a_warning_of_all_fleets_is_each_warning_once_and_without_a_stamp(
     words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     unstable = ["optimizer.lr=0.2", "optimizer.gamma=0.1", "optimizer.inner_steps=5", "model.depth=1,2", "seed=1,2"]
@@ -374,7 +374,7 @@ def test_a_warning_of_all_fleets_is_said_once_and_without_a_stamp(
 
 def test_warnings_that_differ_in_more_than_numbers_are_all_said(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("burgersgd")
-    with said_once():
+    with each_warning_once():
         for text in ("a 1.5 b", "a -2e-3 b", "a b", "a 7 c"):
             log.warning("%s", text)
     log.warning("a 8 b")

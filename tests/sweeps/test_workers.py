@@ -24,7 +24,7 @@ from burgersgd.config import LocalEntropyConfig, MlpConfig, SweepConfig, Trainer
 from burgersgd.interruption import Interrupted, interruptible
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.run_folder import CHECKPOINT, read_metrics, read_status
-from burgersgd.recording.warned import said_once
+from burgersgd.recording.warned import each_warning_once
 from burgersgd.sweeps import planning, workers
 from burgersgd.sweeps.chunks import Chunk, Job, Outcome, train_chunk
 from burgersgd.sweeps.planning import LocalTrainer, best_size
@@ -114,7 +114,7 @@ def test_workers_leave_the_folders_of_one_process_and_a_killed_one_costs_a_retry
 
 
 @pytest.mark.slow
-def test_told_to_stop_all_workers_save_their_runs(tmp_path: Path) -> None:
+def test_all_workers_save_their_runs_at_a_signal(tmp_path: Path) -> None:
     chunks = [jobs(tmp_path, seeds, trainer=LONG) for seeds in (range(2), range(2, 3), range(3, 4))]
     stop: set[str] = set()
 
@@ -288,7 +288,7 @@ def test_what_workers_warn_of_is_logged_once_by_the_process_that_started_them(
 ) -> None:
     optimizer = LocalEntropyConfig(lr=0.2, gamma=0.1, inner_steps=5)
     chunks = [jobs(tmp_path, range(i, i + 1), optimizer=optimizer) for i in range(4)]
-    with said_once(), pool_of(2) as pool:
+    with each_warning_once(), pool_of(2) as pool:
         assert len(list(pool.train(chunks, SweepProgress(enabled=False)))) == 4
     assert [text[:25] for text in caplog.messages] == ["lr / gamma reaches 2 >= 2"]
     assert capfd.readouterr().err == ""
@@ -378,10 +378,10 @@ def test_the_bar_of_a_pool_shows_errors_as_its_workers_do(tmp_path: Path) -> Non
 
 def test_how_long_a_measurement_may_take_is_a_share_of_what_the_workers_train() -> None:
     group = planning.Group("g", [None] * 4, [], None, 0, 1.0)  # pyright: ignore[reportArgumentType]
-    assert group.look_seconds(0) == group.look_seconds(1) == pytest.approx(0.03 * 4.0 / 5)
-    assert group.look_seconds(2) == pytest.approx(0.03 * 2.0 / 5)
+    assert group.measurement_seconds(0) == group.measurement_seconds(1) == pytest.approx(0.03 * 4.0 / 5)
+    assert group.measurement_seconds(2) == pytest.approx(0.03 * 2.0 / 5)
     group.seconds_per_run = 1e3
-    assert group.look_seconds(1) == 0.1
+    assert group.measurement_seconds(1) == 0.1
 
 
 def test_the_memory_of_a_run_is_looked_at_where_vectors_or_batches_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_a_short_sweep_starts_no_process(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(planning, "Pool", started)
     trainer = LocalTrainer(SweepConfig())
-    groups, _ = trainer._groups(planning.Memory(tmp_path), jobs(tmp_path, range(3)), set())
+    groups, _ = trainer._groups(planning.PlanFile(tmp_path), jobs(tmp_path, range(3)), set())
     assert trainer._start_workers(groups) == 1
     assert LocalTrainer(SweepConfig(workers=1))._start_workers(groups) == 1
 

@@ -89,7 +89,7 @@ def test_standard_error_of_a_variance_is_that_of_many_samples() -> None:
 # Mini-batch noise ---------------------------------------------------------------------------------------------------
 
 
-def test_minibatches_of_sgd_are_drawn_anew_at_each_step_and_for_each_path() -> None:
+def test_minibatches_of_sgd_are_drawn_independently_for_each_step_and_path() -> None:
     """MATH 2, (2.14)-(2.15): variance 0.00439, not 0.25 as nu = nu_mb would have it."""
     a, d, trace, lr, paths = 1.4, 4, 0.7, 0.1, 8000
     x = minibatch_paths(curvature=a, d=d, trace=trace, lr=lr, batch_size=5, samples=40, steps=120, paths=paths, seed=2)

@@ -120,7 +120,7 @@ def test_every_row_notices_when_a_function_that_it_names_is_wrong(check: str) ->
     assert {name for row in rows for name in row.functions} == {trial.function for trial in tried}
 
 
-def test_sabotage_tells_rows_that_cannot_fail(
+def test_sabotage_finds_rows_that_cannot_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of, of_shock = "traffic.Greenshields.flux", "traffic.Greenshields.shock_speed"

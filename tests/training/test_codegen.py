@@ -105,7 +105,7 @@ def test_runs_that_are_not_alive_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("d", [64, 40_003])
-def test_threads_and_company_change_no_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_other_runs_change_no_bit(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codegen, "PARALLEL", 1)
     rule, c = block(RULES[1], 3, 1)
     start, grad = torch.randn(3, d), torch.randn(3, d)

@@ -53,19 +53,19 @@ def test_the_names_of_the_engines_are_those_that_are_documented() -> None:
 
 def test_an_engine_that_does_not_work_here_is_replaced_by_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert {name: parts.engine_again(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
+    assert {name: parts.engine_of_resumed(name, cpu) for name in ENGINES} == {name: name for name in ENGINES} | {
         name: "eager" for name, kind in ENGINES.items() if kind.device == "cuda"
     }
-    assert parts.engine_again("native", torch.device("cuda")) == "eager"
+    assert parts.engine_of_resumed("native", torch.device("cuda")) == "eager"
     monkeypatch.setattr(parts.native, "library", lambda _: None)
     monkeypatch.setattr(parts, "why_not_compiled", lambda _: "there is no compiler")
-    assert {parts.engine_again(name, cpu) for name in ENGINES} == {"eager"}
+    assert {parts.engine_of_resumed(name, cpu) for name in ENGINES} == {"eager"}
 
 
 def test_an_engine_that_reads_examples_where_they_lie_refuses_changed_ones() -> None:
     prepared = prepare([small_config(dataset=DigitsConfig(augment="shift"))])
     prepared.engine = "native"
-    with pytest.raises(ValueError, match="engine native takes examples as they are, not augmented ones"):
+    with pytest.raises(ValueError, match=r"engine native does not support dataset\.augment"):
         prepared.fleet()
 
 
@@ -143,7 +143,7 @@ print(*sorted({path for path in mapped if re.search(r"lib(gomp|iomp5|omp)\\b[^/]
     assert len(runtimes) == 1, runtimes
 
 
-def test_where_the_compiler_fails_the_steps_go_on_without_it(
+def test_where_the_compiler_fails_training_continues_without_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(self: Compiled, size: int) -> Any:
@@ -163,7 +163,8 @@ def test_where_the_compiler_fails_the_steps_go_on_without_it(
             f.advance(9)
     assert torch.equal(compiled.x, eager.x)
     assert torch.equal(compiled.runs.loss_sum, eager.runs.loss_sum)
-    message = "torch.compile failed (CppCompileError: C++ compile error): continuing without it, equal to rounding only"
+    failure = "torch.compile failed (CppCompileError: C++ compile error)"
+    message = f"{failure}: continuing without it; results agree only up to rounding"
     assert [record.getMessage() for record in caplog.records] == [message]
 
 

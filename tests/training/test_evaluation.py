@@ -61,7 +61,7 @@ def test_native_evaluation_is_that_of_torch(
                 torch.testing.assert_close(a, b, rtol=3e-6 if precision == "float32" else 1e-13, atol=0)
 
 
-def test_a_run_is_evaluated_alike_in_any_company() -> None:
+def test_a_run_is_evaluated_equally_in_any_fleet() -> None:
     ready = prepared("cross_entropy", DigitsConfig(), 4, "float32")
     x, evaluator = ready.fleet().x, ready.evaluator(ready.data.validation)
     for a, b in zip(evaluator(x), evaluator(x[2:3]), strict=True):

@@ -70,7 +70,7 @@ def family(n: int, engine: str = "off", budget: int = 200) -> list[TrainConfig]:
 
 @pytest.mark.parametrize("engine", ["off", "native"])
 @pytest.mark.parametrize("company", [3, 17])
-def test_a_run_alone_and_in_company_is_the_same_run(engine: str, company: int) -> None:
+def test_a_run_is_the_same_alone_and_in_a_fleet(engine: str, company: int) -> None:
     configs = family(company, engine)
     alone, together = fleet_of([configs[2]]), fleet_of(configs)
     assert torch.equal(alone.x[0], together.x[2])
@@ -87,7 +87,7 @@ def test_a_run_alone_and_in_company_is_the_same_run(engine: str, company: int) -
         assert torch.equal(alone.x[0], together.x[2])
 
 
-def test_the_company_test_could_fail() -> None:
+def test_the_test_of_runs_in_fleets_can_fail() -> None:
     configs = family(3)
     other = dataclasses.replace(configs[2], seed=configs[2].seed + 1)
     a, b = fleet_of([configs[2]]), fleet_of([other])

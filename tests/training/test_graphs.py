@@ -208,7 +208,7 @@ def test_a_first_short_batch_at_the_end_of_a_block_is_captured_as_well() -> None
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize(("first", "back"), [(48, 16), (112, 80), (100, 3)])
-def test_a_fleet_that_is_moved_back_goes_on_from_there(first: int, back: int) -> None:
+def test_a_fleet_restored_to_an_earlier_step_continues_from_there(first: int, back: int) -> None:
     a, b = (fleet(engine, RULES["local_entropy"], 2) for engine in ("graphed", "eager"))
     for each in (a, b):
         each.advance(first)

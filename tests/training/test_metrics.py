@@ -45,7 +45,7 @@ class Watched(Sgd):
         return {"speed": speed, **super().diagnostics(c, state)}
 
 
-def test_what_a_rule_says_of_its_state_is_a_column(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_diagnostics_of_a_rule_are_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainer = TrainerConfig(budget=6, batch_size=64, log_every=2, precision="float64", compile="off")
     config = small_config(optimizer=SgdConfig(lr=0.2, momentum=0.6), trainer=trainer)
     train(dataclasses.replace(config, run_name="old"), progress=False)

@@ -164,7 +164,7 @@ def test_relu_has_slope_zero_at_zero() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("runs", [3, 17])
 @pytest.mark.parametrize("widths", [[5, 7, 3], [64, 64, 64, 10]])
-def test_a_run_does_not_depend_on_its_company_or_the_threads(widths: list[int], runs: int, dtype: torch.dtype) -> None:
+def test_a_run_does_not_depend_on_other_runs_or_the_threads(widths: list[int], runs: int, dtype: torch.dtype) -> None:
     inputs, targets = make_data(widths, "cross_entropy", dtype)
     wide = torch.zeros(runs, 3 + 2 * make_params(widths, 1, dtype).shape[1], dtype=dtype)
     params = wide[:, 3 : 3 + wide.shape[1] // 2 - 1]  # rows of a larger tensor, at odd addresses

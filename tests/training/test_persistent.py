@@ -192,7 +192,7 @@ def test_full_batches_and_small_chunks() -> None:
     assert_close(*both(prepared, 40, shared_memory=small))
 
 
-def test_an_unhealthy_run_stops_and_the_others_go_on() -> None:
+def test_an_unhealthy_run_stops_and_the_others_continue() -> None:
     these = configs(3, RULES["local_entropy"])
     these[1] = dataclasses.replace(these[1], optimizer=dataclasses.replace(these[1].optimizer, lr=60.0))
     a, b = both(prepare(these))

@@ -280,7 +280,7 @@ def test_the_warning_comes_where_the_pull_alone_makes_the_rule_unstable(config: 
 def test_the_warning_says_what_to_try() -> None:
     (warning,) = lr_gamma_warnings(fleet_of([LocalEntropyConfig(lr=2.5, gamma=1.0)]))
     assert warning == (
-        "lr / gamma reaches 2.5 >= 2: every step throws y further away from x; "
+        "lr / gamma reaches 2.5 >= 2: every step moves y further away from x; "
         "try optimizer.lr < 1.9 or a larger optimizer.gamma (gamma_min with gamma_scoping)"
     )
     assert growth(LocalEntropyConfig(lr=1.9, gamma=1.0), 0) < 1 + 1e-9
@@ -333,7 +333,7 @@ def test_the_hint_says_which_bound_is_broken_and_what_keeps_it() -> None:
     assert stability_hint(Settings(lr=0.1, pull=30.0), 2.0).endswith(", or a larger optimizer.gamma")
     assert stability_hint(Settings(lr=0.1), 2.0) == (
         "lr * L = 0.2 < 2 with L = 2 (largest Hessian eigenvalue where the validation error was lowest): "
-        "not unstable there; try trainer.clip_norm=1, and look at the scale of the data"
+        "the step is stable there; try trainer.clip_norm=1, and check the scale of the data"
     )
     assert "could not be measured" in stability_hint(settings, math.nan)
 
@@ -347,7 +347,7 @@ def test_the_lr_that_is_suggested_is_stable(case: str, scale: float) -> None:
     assert growth(config, 5.0 * scale) > 1 > growth(dataclasses.replace(config, lr=suggested), 5.0 * scale)
 
 
-def test_a_run_that_diverges_is_told_its_own_bound_and_its_siblings_are_not_asked() -> None:
+def test_a_diverged_run_reports_its_own_bound_without_evaluating_its_siblings() -> None:
     relu = MlpConfig(depth=2, width=12)
     fleet = fleet_of([SgdConfig(lr=lr) for lr in (0.05, 1e100)], model=relu, budget=20)
     start = fleet.x.clone()

@@ -71,7 +71,7 @@ def make_engine(name: str, task: Task, state: RunState, inputs: Inputs) -> Engin
     """
     kind = ENGINES[name]
     if kind.gradient_in_c and task.problem.augmentation is not None:
-        raise ValueError(f"engine {name} takes examples as they are, not augmented ones")
+        raise ValueError(f"engine {name} does not support dataset.augment")
     engine = kind.make(task, state, inputs)
     inputs.draws_noise = task.rule.noisy and not engine.draws_noise
     return engine

@@ -103,12 +103,14 @@ class Compiled:
         size = inputs.size(first)
         if size not in self.steps:
             try:
-                self.steps[size] = self._settled(self._program(size))
+                self.steps[size] = self._warmed_up(self._program(size))
             except Exception as error:  # an error of dynamo, the compiler or the system, before any step
                 if inputs.device.type != "cpu":
                     raise
                 reason = " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
-                _log.warning("torch.compile failed (%s): continuing without it, equal to rounding only", reason)
+                _log.warning(
+                    "torch.compile failed (%s): continuing without it; results agree only up to rounding", reason
+                )
                 self.otherwise = make_eager(self.task, state, inputs)
                 return self.otherwise.advance(state, inputs, first, stop)
         if first == inputs.block.first or first != self._expected:
@@ -149,7 +151,7 @@ class Compiled:
         c = self.inputs.joined(row.unbind(0))
         assign(self.state.rule, end_cycle(self.task.rule, c, self.state.rule), self.state.alive)
 
-    def _settled(self, step: Callable[[], None]) -> Callable[[], None]:
+    def _warmed_up(self, step: Callable[[], None]) -> Callable[[], None]:
         """Execute the step and undo it, so that it is compiled and libraries are initialised; return the step.
 
         It is executed at position 0 of the block, because several steps at its end would read past the end.

@@ -91,15 +91,15 @@ class Network:
 
     def _shared_bytes(self, fields: int, chunk: int) -> int:
         """Return SHARED_FLOATS of native/cycles.cu in bytes, for `fields` vectors of the state in shared memory."""
-        rows = [_up(width) + 4 for width in self.widths]
+        rows = [_rounded_up(width) + 4 for width in self.widths]
         last = len(rows) - 1
-        padded = sum(_up(out) * row for out, row in zip(self.widths[1:], rows, strict=False))
+        padded = sum(_rounded_up(out) * row for out, row in zip(self.widths[1:], rows, strict=False))
         roomy = all(sum(rows[layer + 1 :]) >= rows[layer] for layer in range(last - 2, 0, -2))
-        gradients = (1 if roomy else 2) * chunk * (_up(max(self.widths[1:-1], default=0)) + 4)
+        gradients = (1 if roomy else 2) * chunk * (_rounded_up(max(self.widths[1:-1], default=0)) + 4)
         return 4 * ((fields + 1) * padded + chunk * sum(rows) + gradients + 32 + 2 * chunk)
 
 
-def _up(n: int) -> int:
+def _rounded_up(n: int) -> int:
     return (n + 3) // 4 * 4
 
 
@@ -259,6 +259,8 @@ def make_persistent(task: Task, state: RunState, inputs: Inputs) -> Persistent |
         code = cuda.cubin("cycles", text, cuda.architecture(device))
         kernel = cuda.Kernel(code, "cycles", device, plan.threads, plan.shared_bytes)
     except (OSError, cuda.CudaError) as error:
-        _log.warning("the CUDA kernel is not used: %s; continuing with CUDA graphs, equal to rounding only", error)
+        _log.warning(
+            "the CUDA kernel cannot be used (%s): continuing with CUDA graphs; results agree only up to rounding", error
+        )
         return Graphed(task, state, inputs)
     return Persistent(task, state, inputs, kernel)

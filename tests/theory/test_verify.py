@@ -78,6 +78,7 @@ def test_every_row_is_written_down(capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["verdict"] for row in rows} == {"holds", "misprint confirmed"}
     markdown = Path("out/verify.md").read_text(encoding="utf-8")
     assert all(row["statement"].replace("|", "\\|") in markdown for row in rows)
+    assert sum(line.endswith((" holds |", " confirmed |")) for line in markdown.splitlines()) == len(rows)
 
 
 def test_list_names_groups_and_checks_and_creates_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ FIRST = {
     "training/inputs.py": "training/test_fleet.py training/test_engines.py",
     "training/fleet.py": "training/test_fleet.py test_run.py",
     "training/replicas.py": "contract/test_contract.py",
-    "training/rule_check.py": "contract/test_contract.py",
+    "training/rule_check.py": "contract/test_nasty_rules.py contract/test_contract.py",
     "training/state.py": "training/test_fleet.py",
 }
 """Tests of a module, where they are not in tests/.../test_MODULE.py."""

@@ -337,7 +337,7 @@ class Prepared:
             streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1
             z = (2 * streams.uniform_(z, seeds.cpu(), Purpose.INIT, 0) - 1) * math.sqrt(3)
-        return (z[0] * model.init_std().to(z)).to(inputs)
+        return z[0].mul_(model.init_std().to(z)).to(inputs)
 
     def evaluator(self, part: Part) -> Evaluator:
         """Return the evaluator of loss and error on a part of the data."""

@@ -59,7 +59,7 @@ class Fleet:
         """Number of steps that every run has taken."""
         self._latest: tuple[int, Any] | None = None  # a step, and its coefficients
         check_attributes(self.rule)
-        x = x0.repeat_interleave(self.points, dim=0)
+        x = x0 if self.points == 1 else x0.repeat_interleave(self.points, dim=0)
         schedule, budget = (self.schedule, self.schedule_hyper), self.budget // self.points
         self.inputs = Inputs(
             self.rule, self.hyper, *schedule, self.batches, self.seeds, budget, like=x, model=self.problem.model
@@ -78,6 +78,7 @@ class Fleet:
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
         self.runs = RunState.start(rule_state, self.points, buffers)
+        del x, xi, rule_state  # before the engine takes memory of its own
         longest = None if self.clip_norm is None else min(self.clip_norm, torch.finfo(x0.dtype).max)
         task = Task(self.problem, self.rule, longest, self.explosion_factor)
         self.stepper: Engine = make_engine(self.engine, task, self.runs, self.inputs)

@@ -47,6 +47,11 @@ end
 complete -c burgersgd -f -a '(__burgersgd)'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+INSTALLATION = """\
+Print the script that completes commands, keys and values. Add to the start-up file of the shell:
+  bash  eval "$(burgersgd completion bash)"
+  zsh   eval "$(burgersgd completion zsh)"
+  fish  burgersgd completion fish | source"""
 
 OPTIONS = {
     "list": ["--where", "--state", "--json", "--help"],
@@ -62,8 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run `burgersgd completion SHELL`: print the script for that shell. Raises ConfigError for an unknown shell."""
     shell = arguments[0] if arguments else "--help"
     if shell in ("-h", "--help"):
-        how = 'eval "$(burgersgd completion bash)" (or zsh); burgersgd completion fish | source'
-        print(f"usage: burgersgd completion {'|'.join(SCRIPTS)}\n\nIn the start-up file of the shell: {how}")
+        print(f"usage: burgersgd completion {'|'.join(SCRIPTS)}\n\n{INSTALLATION}")
         return 0
     if shell not in SCRIPTS:
         raise ConfigError(f"completion {shell}: must be one of {', '.join(SCRIPTS)}")

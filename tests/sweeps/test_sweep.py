@@ -428,7 +428,7 @@ def test_a_sweep_whose_launcher_gave_up_can_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         started.run(gives_up, tmp_path / "there")
     assert started.exit_code == RESUMABLE
-    assert "jobs                  2: 2 not begun" in started.report()
+    assert "jobs                  2: 2 not started" in started.report()
 
 
 def test_a_sweep_of_one_job_is_placed_and_checked_like_one_of_many(

@@ -29,9 +29,9 @@ from burgersgd.recording.run_folder import (
     RunFolder,
     RunFolderError,
     RunInUseError,
-    begun,
     complete_checkpoints,
-    is_half_made,
+    has_contents,
+    is_incomplete,
     read_config,
 )
 from burgersgd.recording.sinks import problem_with
@@ -305,7 +305,7 @@ def _job_opened(
     given = Path(config.output_root, config.run_name or "")
     for again in (False, True):  # another process may create the folder after the search
         path = job_folder(given) if again or hash_of(given.name) in existing else given
-        if begun(path):
+        if has_contents(path):
             break
         try:
             return _new_folder(prepared, _with_run_name(config, path.name), overrides), True
@@ -354,7 +354,7 @@ def check_output(config: TrainConfig) -> None:
     check_name(config, "run_name", path / (config.run_name or ""))
     try:
         folder = path / (config.run_name or "")
-        if config.run_name is not None and folder.exists() and not is_half_made(folder):
+        if config.run_name is not None and folder.exists() and not is_incomplete(folder):
             raise config.error("run_name", f"the folder {path / config.run_name} already exists")
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):

@@ -81,10 +81,10 @@ class Ends:
 
     @functools.cached_property
     def _guess(self) -> float:
-        return self.prepared.data.guess_error(getattr(self.prepared.data, self._judge))
+        return self.prepared.data.guess_error(getattr(self.prepared.data, self._deciding_part))
 
     @property
-    def _judge(self) -> str:
+    def _deciding_part(self) -> str:
         """The part of the data that decides whether a run diverged or is guessing: validation if there is one."""
         return next(iter(self.evaluators))
 
@@ -103,7 +103,7 @@ class Ends:
         alive, diverged_at = bool(fleet.alive[i]), int(fleet.diverged_at[i])
         state, reason, advice = "completed" if alive else "pruned", None, None
         evaluations = int(rows[-1]["evaluations"] or 0) if state == "pruned" else fleet.evaluations
-        if alive and not self.measured[f"{self._judge}_loss"][i] <= float(fleet.loss_limit[i]):
+        if alive and not self.measured[f"{self._deciding_part}_loss"][i] <= float(fleet.loss_limit[i]):
             diverged_at = fleet.evaluations - 1  # the last update diverged; no gradient was computed after it
         if diverged_at >= 0:
             state, evaluations = "diverged", diverged_at + 1
@@ -111,9 +111,9 @@ class Ends:
             advice = divergence_hint(fleet, i, diverged_at, self.best.x[i])
             reason += advice
         guessing = state == "completed" and is_guessing(
-            self.measured[f"{self._judge}_error"][i],
+            self.measured[f"{self._deciding_part}_error"][i],
             self._guess,
-            getattr(self.prepared.data, self._judge).n,
+            getattr(self.prepared.data, self._deciding_part).n,
             self.prepared.data.task == "classification",
         )
         if guessing:

@@ -52,9 +52,9 @@ class Interruption:
             yield
         finally:
             self._deferring = False
-            self.settle()
+            self.step_ended()
 
-    def settle(self) -> None:
+    def step_ended(self) -> None:
         """Stop the timer of GRACE_SECONDS because the step has ended."""
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -143,7 +143,7 @@ def interruptible(exit_at_once: bool = False) -> Iterator[Interruption]:
                 interruption.before[number] = signal.signal(number, interruption.handle)
         yield interruption
     finally:
-        interruption.settle()
+        interruption.step_ended()
         for number, handler in interruption.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         _current = None

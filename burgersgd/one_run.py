@@ -60,7 +60,7 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
     from burgersgd.help import with_failures_in_red
     from burgersgd.interruption import RESUMABLE
     from burgersgd.recording.progress import shown_path, summary
-    from burgersgd.recording.reading import is_over, read_config
+    from burgersgd.recording.reading import has_ended, read_config
     from burgersgd.recording.run_folder import RunFolderError, RunInUseError
 
     words = dict(word.partition("=")[::2] for word in flags.overrides)
@@ -81,7 +81,7 @@ def resume_run(flags: argparse.Namespace, own: OwnFlags) -> int:
             raise ConfigError(f"trainer.budget={budget}: must be of type int")
         folder = Path(words["resume"])
         read_config(folder)
-        over = is_over(folder)
+        over = has_ended(folder)
         if over and budget is None:
             print(f"{shown_path(folder)}: the run has ended, nothing is left to do")
     except ValueError as error:

@@ -197,7 +197,7 @@ class _FleetRun:
         if not runs[0].final and not all(run.measured for run in runs):
             self._save(ended=True)  # before any run is recorded as finished, so that none restarts outside its fleet
         results = [self.ends.result(i) for i in range(len(runs))]
-        return self.ends.record(results, [self._place(i)["size"] for i in range(len(runs))])
+        return self.ends.record(results, [self._fleet_place(i)["size"] for i in range(len(runs))])
 
     def _log_choices(self) -> None:
         data, choices, problem = self.prepared.data, self.choices, self.prepared.problem
@@ -223,7 +223,7 @@ class _FleetRun:
         with self.interruption.deferred():
             validation = self.evaluators.get("validation")
             for point in fit(fleet, validation, log_every, eval_every, self.position, every, pause):
-                self.interruption.settle()
+                self.interruption.step_ended()
                 if point is not None:
                     self._record(point)
                     self.bar.add((point.evaluations - spent) * len(runs), *_shown(point))
@@ -322,7 +322,7 @@ class _FleetRun:
             "code": code_version(),
             "config_hash": self.hashes[i],
             "choices": self.choices,
-            "fleet": self._place(i),
+            "fleet": self._fleet_place(i),
             "parent": run.parent,
             "best": self.best.snapshot(i),
             "logged": self.position.logged,
@@ -340,7 +340,7 @@ class _FleetRun:
         points = {"last": self.fleet.x[i], "best": self.best.x[i]}
         return {"buffers_at": {name: {n: b.cpu() for n, b in buffers_at(x).items()} for name, x in points.items()}}
 
-    def _place(self, i: int) -> dict[str, Any]:
+    def _fleet_place(self, i: int) -> dict[str, Any]:
         """Return the fleet of run i; for a run that has ended, the fleet in which it ended."""
         run = self.runs[i]
         return run.fleet if run.measured else {"id": self.fleet_id, "size": len(self.runs), "index": i}

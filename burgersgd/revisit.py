@@ -52,7 +52,7 @@ def x_of(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
     """Return the checkpoint of a run folder after checks. Raises RunFolderError if there is none."""
-    return read_run(folder, looking=True).checkpoint or read_checkpoint(folder)
+    return read_run(folder, read_only=True).checkpoint or read_checkpoint(folder)
 
 
 def _finite_x(folder: Path, checkpoint: dict[str, Any], point: str) -> Tensor:
@@ -85,7 +85,7 @@ def exported(
     model and dataset are needed for a run of 0.1.0 with the user's own model or data, because 0.1.0 did not record
     units. Raises RunFolderError.
     """
-    stored = read_run(folder, looking=True)
+    stored = read_run(folder, read_only=True)
     checkpoint = stored.checkpoint or read_checkpoint(folder)
     description = checkpoint.get("predictor")
     if description is None:
@@ -127,7 +127,7 @@ def evaluate(
 
     A run without a validation part has no validation loss, validation error or best x.
     """
-    checkpoint, config = _checkpoint(folder), read_run(folder, looking=True).config
+    checkpoint, config = _checkpoint(folder), read_run(folder, read_only=True).config
     check_own(read_config(folder), model, dataset)
     prepared = prepare([config], model=model, dataset=dataset)
     x = x_of(folder, checkpoint, point)[None].to(prepared.problem.inputs.device)

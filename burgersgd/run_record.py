@@ -203,15 +203,15 @@ class StoredRun(NamedTuple):
     """The contents of status.json for a finished run; None for a run that is not finished."""
 
 
-def read_run(path: Path, looking: bool = False) -> StoredRun:
+def read_run(path: Path, read_only: bool = False) -> StoredRun:
     """Return the run of a folder after checking that its files are complete and belong together.
 
-    looking: the run will not be trained, so that it does not matter if this version would train it differently.
+    read_only: the run will not be trained, so that it does not matter if this version would train it differently.
     Raises RunFolderError, or ConfigError for the configuration of another version, with one line naming file and key.
     """
     record = read_config(path)
     checked(record, ConfigRecord, path / CONFIG)
-    config, status, end = config_from(record), read_status(path), read_end(path, unchanged=not looking)
+    config, status, end = config_from(record), read_status(path), read_end(path, unchanged=not read_only)
     if not (path / CHECKPOINT).exists():
         if end is not None:
             raise RunFolderError(f"{path}: the run is {end['state']}, but its checkpoint.pt is missing")
@@ -220,7 +220,7 @@ def read_run(path: Path, looking: bool = False) -> StoredRun:
     _check_checkpoint(checked(checkpoint, Checkpoint, file), config, file)
     untouched = checkpoint.get("config_digest") in (None, digest(record))  # version 0.1.0 did not record it
     same = checkpoint["config_hash"] == config_hash(config, checkpoint["choices"]["budget"])
-    if not same and not (looking and untouched):
+    if not same and not (read_only and untouched):
         changed = "the configuration, or the update rule of this version, differs from that of the checkpoint"
         raise RunFolderError(f"{path}: {changed}")
     if status.get("config_hash", checkpoint["config_hash"]) != checkpoint["config_hash"]:

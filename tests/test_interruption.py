@@ -214,7 +214,7 @@ def test_nested_sections_share_the_outer_one() -> None:
         with outer.deferred():
             os.kill(os.getpid(), signal.SIGUSR1)
             assert outer.requested == signal.SIGUSR1
-            outer.settle()
+            outer.step_ended()
     with pytest.raises(Interrupted, match="SIGUSR2"), interruptible():
         signal.raise_signal(signal.SIGUSR2)
 

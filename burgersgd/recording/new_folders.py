@@ -39,7 +39,7 @@ class FolderTakenError(RunFolderError):
     """The path at which a new run folder was to be made already exists."""
 
 
-def begun(path: Path) -> bool:
+def has_contents(path: Path) -> bool:
     """Whether `path` is a folder with contents, which a new run must not overwrite.
 
     A run folder that a crash left incomplete is removed. Raises RunInUseError where another process is making it, and
@@ -47,12 +47,12 @@ def begun(path: Path) -> bool:
     """
     if not path.is_dir() or not any(path.iterdir()):
         return False
-    if not is_half_made(path):
+    if not is_incomplete(path):
         return True
     if not claim_run(path.absolute()):
         raise RunInUseError(f"{path}: {whose(path)} is training this run")
     try:
-        if not is_half_made(path):  # another process has completed it in the meantime
+        if not is_incomplete(path):  # another process has completed it in the meantime
             return True
         shutil.rmtree(path)
         _log.warning("%s: a crash left the folder incomplete; starting the run again", path)
@@ -63,7 +63,7 @@ def begun(path: Path) -> bool:
     return False
 
 
-def is_half_made(path: Path) -> bool:
+def is_incomplete(path: Path) -> bool:
     """Whether a crash left the run folder `path` incomplete, before it held anything worth keeping.
 
     Such a folder holds no checkpoint, its status is not final, it lacks a file that every run folder has, and all of

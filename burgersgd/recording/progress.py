@@ -286,7 +286,7 @@ def sweep_summary(
     states: Mapping[str, int],
     failed: Sequence[tuple[str, str]],
     folder: Path,
-    unwell: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
+    unsuccessful: Mapping[str, Sequence[tuple[str, str]]] = MappingProxyType({}),
     done_before: int = 0,
     elsewhere: Mapping[str, int] | None = None,
     settings: str = "",
@@ -296,7 +296,7 @@ def sweep_summary(
     """Return the summary of a sweep: its settings, the number of jobs in each state, and the failed jobs with reasons.
 
     Jobs that failed for reasons that differ in numbers alone are reported together; likewise those that diverged or
-    did not learn (unwell: label -> jobs and reasons).
+    did not learn (unsuccessful: label -> jobs and reasons).
 
     done_before: number of jobs that had ended before this command. elsewhere: number of jobs that each other process
     trains. settings is a table, best_folder the folder of the best run of the best setting, progress the fraction of
@@ -311,7 +311,7 @@ def sweep_summary(
         over = sum(states.get(state, 0) for state in ("completed", "stopped early", "diverged"))
         lines.append(_entry("trained before", f"{done_before}, trained now {over - done_before}"))
     lines += [_entry("in other processes", f"{count} by {process}") for process, count in (elsewhere or {}).items()]
-    for label, pairs in {"failed": failed, **unwell}.items():
+    for label, pairs in {"failed": failed, **unsuccessful}.items():
         lines += [_entry(label, text) for text in _grouped(pairs)]
     where = shown_path(folder)
     files = {} if best_folder is None else {"best run": shown_path(best_folder)}

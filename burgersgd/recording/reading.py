@@ -85,7 +85,7 @@ def result_digest(status: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_over(path: Path) -> bool:
+def has_ended(path: Path) -> bool:
     """Whether status.json says that a run has ended; False if it cannot be read."""
     try:
         return read_status(path)["state"] in ENDED
@@ -120,7 +120,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def is_whole(path: Path) -> bool:
+def has_last_line(path: Path) -> bool:
     """Whether config.yaml of the run folder `path` has its last line."""
     return read_bytes(Path(path) / CONFIG).endswith(YAML_END.encode())
 
@@ -155,7 +155,7 @@ def metrics_of(text: str, file: Path) -> dict[str, list[float]]:
     return columns
 
 
-def spent_so_far(path: Path) -> int:
+def evaluations_so_far(path: Path) -> int:
     """Return the gradient evaluations in the last row of metrics.csv, 0 without rows; only the file's end is read."""
     try:
         with open(Path(path) / METRICS, "rb") as stream:

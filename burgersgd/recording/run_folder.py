@@ -37,10 +37,10 @@ from burgersgd.recording.new_folders import (
     STAGED,
     FolderTakenError,
     RunInUseError,
-    begun,
     claim_run,
     claimed_folder,
-    is_half_made,
+    has_contents,
+    is_incomplete,
 )
 from burgersgd.recording.reading import (
     CHECKPOINT,
@@ -52,7 +52,7 @@ from burgersgd.recording.reading import (
     STATES,
     STATUS,
     YAML_END,
-    is_whole,
+    has_last_line,
     read_checkpoint,
     read_config,
     read_environment,
@@ -66,8 +66,8 @@ from burgersgd.recording.sinks import TENSORBOARD
 from burgersgd.recording.tensorboard import TensorBoardEvents, hparams_of
 
 __all__ = ["CHECKPOINT", "COLUMNS", "CONFIG", "ENDED", "METRICS", "STAGED", "STATES", "STATUS", "RunFolder"]
-__all__ += ["FolderTakenError", "RunFolderError", "RunInUseError", "add_rows", "begun", "complete_checkpoints"]
-__all__ += ["is_half_made", "read_checkpoint", "read_config", "read_environment", "read_metrics", "read_status"]
+__all__ += ["FolderTakenError", "RunFolderError", "RunInUseError", "add_rows", "complete_checkpoints", "has_contents"]
+__all__ += ["is_incomplete", "read_checkpoint", "read_config", "read_environment", "read_metrics", "read_status"]
 
 
 class RunFolder:
@@ -117,7 +117,7 @@ class RunFolder:
         Raises RunFolderError if the folder is in use or cannot be made; then it leaves no files behind.
         """
         path = Path(path).absolute()
-        begun(path)
+        has_contents(path)
         folder = cls(path, config)
         folder.config_hash, folder.budget = config_hash, budget
         files = {
@@ -157,7 +157,7 @@ class RunFolder:
 
     def _mend(self) -> None:
         """Rewrite files that a crash destroyed: status.json, or all files but config.yaml of an incomplete folder."""
-        if not is_half_made(self.path):
+        if not is_incomplete(self.path):
             try:
                 read_status(self.path)
             except RunFolderError as error:
@@ -166,7 +166,7 @@ class RunFolder:
                 self.log.warning("%s: resuming from the checkpoint", error)
                 self.status("interrupted", reason="status.json was missing or damaged")
             return
-        if not is_whole(self.path):
+        if not has_last_line(self.path):
             raise RunFolderError(f"{self.path}: a crash left the folder incomplete; repeat the command that trains it")
         with contextlib.suppress(OSError):
             (self.path / METRICS).write_text(HEADER, encoding="utf-8")

@@ -153,12 +153,13 @@ class ClusterLauncher(FleetLauncher):
                             yield chunk, outcomes
                     interruption.raise_if_requested()
             except BaseException as error:
-                from burgersgd.recording.run_folder import begun
+                from burgersgd.recording.run_folder import has_contents
 
-                interruption.settle()
+                interruption.step_ended()
                 self.cancel(list(running))
                 if isinstance(error, Interrupted):
-                    error.folders = [job.folder for chunk in running.values() for job in chunk if begun(job.folder)]
+                    jobs = [job for chunk in running.values() for job in chunk]
+                    error.folders = [job.folder for job in jobs if has_contents(job.folder)]
                 raise
 
     room = ARRAY_SIZE

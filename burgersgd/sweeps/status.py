@@ -15,7 +15,7 @@ from burgersgd.recording.claims import is_claimed
 from burgersgd.recording.files import RunFolderError, append, read_text
 from burgersgd.recording.naming import JOBS, job_folders, same_job
 from burgersgd.recording.progress import sweep_summary
-from burgersgd.recording.reading import ENDED, read_status, spent_so_far
+from burgersgd.recording.reading import ENDED, evaluations_so_far, read_status
 from burgersgd.recording.schema import NotedJob, checked, decoded
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.report import Settings, settings_of
@@ -99,12 +99,12 @@ def state_of(path: Path, words: str) -> JobState:
     if state == "running" and not is_claimed(path):
         state, reason = "interrupted", "the process that trained it died"
     percent, error = status.get("task") != "regression", status.get("validation_error")
-    spent = status.get("evaluations") if state in ENDED else spent_so_far(path)
+    spent = status.get("evaluations") if state in ENDED else evaluations_so_far(path)
     validation_error = math.nan if error is None else error
     return JobState(path.name, words, state, reason, validation_error, percent, spent or 0, status.get("budget"))
 
 
-def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
+def unsuccessful(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]:
     """Return which jobs (words and run folder) diverged or predict no better than guessing, with the reasons."""
     found: dict[str, list[tuple[str, str]]] = {"diverged": [], "not learnt": []}
     for words, path in jobs:
@@ -117,7 +117,7 @@ def unwell(jobs: Iterable[tuple[str, Path]]) -> dict[str, list[tuple[str, str]]]
     return found
 
 
-def as_it_stands(folder: Path) -> Outcome:
+def unfinished_outcome(folder: Path) -> Outcome:
     """Return the state of a job that has not ended, as an outcome."""
     found = state_of(folder, "")
     state = {"running": "elsewhere", "interrupted": "interrupted", "waiting": "waiting"}.get(found.state, "failed")
@@ -161,7 +161,7 @@ def sweep_text(folder: Path, jobs: Sequence[JobState], every: bool) -> str:
     summary = sweep_summary(
         states=counted(jobs),
         failed=[(job.words, job.reason) for job in jobs if job.state == "failed"],
-        unwell=unwell((job.words, folder / job.name) for job in jobs if job.state in ENDED),
+        unsuccessful=unsuccessful((job.words, folder / job.name) for job in jobs if job.state in ENDED),
         folder=folder,
         settings=settings.text,
         best_folder=settings.best_folder,

@@ -11,7 +11,7 @@ from burgersgd.recording.progress import sweep_summary
 from burgersgd.sweeps.chunks import Outcome
 from burgersgd.sweeps.plans import Plan
 from burgersgd.sweeps.report import known_run, settings_of
-from burgersgd.sweeps.status import unwell
+from burgersgd.sweeps.status import unsuccessful
 
 JobKey = tuple[str, ...]
 """The overrides of a job."""
@@ -46,7 +46,7 @@ def summary(
         },
         done_before=done_before,
         failed=[(words, _one_line(end.error)) for words, end in ends.values() if end.error is not None],
-        unwell=unwell(
+        unsuccessful=unsuccessful(
             (words, end.folder) for words, end in ends.values() if end.state in ("completed", "pruned", "diverged")
         ),
         elsewhere=Counter(whose(end.folder) for _, end in ends.values() if end.state == "elsewhere"),

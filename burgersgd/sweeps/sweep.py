@@ -32,7 +32,7 @@ from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, claimed_study
 from burgersgd.sweeps.space import Space, Words, space_of
-from burgersgd.sweeps.status import JobState, as_it_stands, job_states, note_jobs, noted_names, sweep_text
+from burgersgd.sweeps.status import JobState, job_states, note_jobs, noted_names, sweep_text, unfinished_outcome
 from burgersgd.sweeps.summary import summary
 from burgersgd.sweeps.sweep_folder import SweepFolder
 
@@ -341,7 +341,7 @@ class Sweep:
         except ValueError:
             assert end is not None
             return end
-        return stored(folder) or end or as_it_stands(folder)
+        return stored(folder) or end or unfinished_outcome(folder)
 
     @property
     def started(self) -> bool:

@@ -91,7 +91,7 @@ class Pool:
         with interruptible() as interruption, interruption.deferred(), self._closed_on_error():
             while waiting or any(worker.chunk for worker in self.workers):
                 if interruption.requested is not None:
-                    interruption.settle()
+                    interruption.step_ended()
                     raise self._interrupted(interruption.requested)
                 for i, worker in enumerate(self.workers):
                     if worker.chunk is None and waiting:

@@ -33,7 +33,7 @@ from burgersgd.recording.reading import (
     OVERRIDES,
     STATUS,
     YAML_END,
-    is_over,
+    has_ended,
     read_status,
 )
 from burgersgd.recording.run_folder import RunFolder
@@ -448,7 +448,7 @@ def sweep_edits(sweep: Path, other: Path) -> list[Edit]:
 
 def sweep_broken(folder: Path, edit: Edit, whole: Path) -> str | None:
     """Show an edited sweep and repeat its command; return what is wrong with what that did."""
-    over = {path.parent.name for path in whole.glob("*/status.json") if is_over(folder / path.parent.name)}
+    over = {path.parent.name for path in whole.glob("*/status.json") if has_ended(folder / path.parent.name)}
     code, _, err = quietly(["status", str(folder)])
     if code == "traceback" or "Traceback" in err or len(err.splitlines()) > 1:
         return f"status: {err.splitlines()[-1:]}"

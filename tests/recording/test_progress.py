@@ -303,11 +303,11 @@ def test_summary_of_a_sweep_shows_the_best_run_and_why_jobs_failed(
         "  show curves with      tensorboard --logdir outputs/s",
         rule,
     ]
-    unwell = {
+    unsuccessful = {
         "diverged": [(f"seed={k}", f"lr * L = {2.5e3 * k:.3g} >= 2 with L = -1.5e-{k}") for k in (1, 2, 3)],
         "not learnt": [("seed=7", "steps are very small")],
     }
-    shown = sweep_summary(states={"completed": 1, "diverged": 3}, failed=[], unwell=unwell, folder=tmp_path)
+    shown = sweep_summary(states={"completed": 1, "diverged": 3}, failed=[], unsuccessful=unsuccessful, folder=tmp_path)
     assert "  diverged              3 jobs, the first is seed=1: lr * L = 2.5e+03 >= 2 with" in shown
     assert "  not learnt            seed=7: steps are very small\n" in shown
     nothing = sweep_summary(states={"completed": 0, "diverged": 2}, failed=[], folder=tmp_path)

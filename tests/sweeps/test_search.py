@@ -409,17 +409,17 @@ def test_a_trial_that_another_process_trains_stays_open(
 ) -> None:
     words = ["trainer.budget=40", "model.width=8", "trainer.compile=off", "optimizer=sgd"]
     words += ["sweep.sampler=optuna", LR, "sweep.batch=2", "sweep.n_samples=4", "sweep.name=s"]
-    original, folder = api.begun, tmp_path / "outputs" / "multirun" / "s"
+    original, folder = api.has_contents, tmp_path / "outputs" / "multirun" / "s"
     met: list[Path] = []
 
-    def begun(path: Path) -> bool:
+    def has_contents(path: Path) -> bool:
         met.append(path)
         if path == met[0]:
             raise RunInUseError(f"{path}: another process is training this run")
         return original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "begun", begun)
+        patch.setattr(api, "has_contents", has_contents)
         assert main(["train", "--multirun", *words]) == 75
     shown = capsys.readouterr()
     assert "2: 1 completed, 1 trained by another process" in " ".join(shown.out.split())

@@ -15,7 +15,7 @@ from burgersgd.config import SgdConfig, TrainConfig
 from burgersgd.recording.claims import claim, release
 from burgersgd.recording.files import RunFolderError
 from burgersgd.recording.naming import JOBS
-from burgersgd.recording.reading import LAST_BYTES, METRICS, STATUS, read_status, spent_so_far
+from burgersgd.recording.reading import LAST_BYTES, METRICS, STATUS, evaluations_so_far, read_status
 from burgersgd.recording.run_folder import RunFolder
 from burgersgd.sweeps.status import job_states, progress_of
 from burgersgd.sweeps.status_command import main as status
@@ -141,7 +141,7 @@ def test_what_is_not_there_is_one_line(outputs: Path) -> None:
 def test_the_last_whole_row_is_found_from_the_end_of_the_file(lines: list[str], tmp_path: Path) -> None:
     text = "\n".join(["evaluations,loss", *lines, ""])
     (tmp_path / METRICS).write_text(text + "999999")  # a line that is being written
-    assert spent_so_far(tmp_path) == (int(lines[-1].partition(",")[0]) if lines else 0)
+    assert evaluations_so_far(tmp_path) == (int(lines[-1].partition(",")[0]) if lines else 0)
     assert (len(text) > LAST_BYTES) == (len(lines) > 100)
-    assert spent_so_far(tmp_path / "none") == 0
+    assert evaluations_so_far(tmp_path / "none") == 0
     assert not (tmp_path / STATUS).exists()

@@ -438,4 +438,4 @@ def test_a_sweep_of_one_job_is_placed_and_checked_like_one_of_many(
     assert folders(tmp_path).keys() == {1}
     (tmp_path / "file").touch()
     assert sweep(*SGD, "seed=1", "output_root=file/there") == 2
-    assert "output_root=file/there: cannot write there: Not a directory" in capsys.readouterr().err
+    assert "output_root=file/there: cannot be written (Not a directory)" in capsys.readouterr().err

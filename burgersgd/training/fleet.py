@@ -166,8 +166,8 @@ class Fleet:
         c, state = self._coefficients(max(self.step - 1, 0)), self.runs.rule
         if self.rule.replicas is not None:
             c, state = apart(c, self.points), apart(state, self.points)
-        said = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}
-        return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in said.items()}
+        values = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}
+        return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in values.items()}
 
     def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
         """Return the mean mini-batch loss of the last n evaluations and reset the sum."""
@@ -313,14 +313,14 @@ def fit(
 
 
 def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: int) -> Point:
-    said = {name: value.cpu() for name, value in fleet.diagnostics().items()}
+    diagnostics = {name: value.cpu() for name, value in fleet.diagnostics().items()}
     c = fleet.coefficients_at(fleet.evaluations - 1) if since else {}
     measured = (None, None) if validation is None else validation(fleet.x)
-    moment = Moment(fleet, seconds, since, c, said, measured)
+    moment = Moment(fleet, seconds, since, c, diagnostics, measured)
     is_due = {"always": True, "evaluated": since > 0, "validated": validation is not None}
     values = {metric.name: metric.of(moment) for metric in TABLE if is_due[metric.when]}
     on_cpu: dict[str, Any] = {
         name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
     }
-    more = {name: value if since else None for name, value in said.items() if name not in NAMES}
+    more = {name: value if since else None for name, value in diagnostics.items() if name not in NAMES}
     return Point(**on_cpu, more=more, alive=fleet.alive.to("cpu", copy=True))  # the fleet changes its own tensor

@@ -120,9 +120,9 @@ def help_on(word: str) -> str:
     if not found:
         raise ConfigError(no_such_key(group))
     blocks = []
-    for (shown, meaning), places in found.items():
+    for (shown, meaning), choices in found.items():
         blocks.append(_wrapped(f"{colour(shown, '1')}  {meaning}", 4))
-        names = [place for place in places if place and len(GROUPS[place.partition("=")[0]].shipped) > 1]
+        names = [c for c in choices if c and len(GROUPS[c.partition("=")[0]].shipped) > 1]
         if names:
             blocks.append(_wrapped(f"    with {', '.join(names)}", 9))
     return "\n".join(blocks)

@@ -26,14 +26,14 @@ def register_schemas() -> None:
 
     for group, choices in GROUPS.items():
         for name, cls in choices.items():
-            ours = name in choices.shipped
-            place = f"schema/{group}" if ours else group
-            if stored(place, name) is cls:
+            is_shipped = name in choices.shipped
+            group_path = f"schema/{group}" if is_shipped else group
+            if stored(group_path, name) is cls:
                 continue
             node = OmegaConf.structured(cls)
-            if not ours:  # conf/ has no YAML file for it
+            if not is_shipped:  # conf/ has no YAML file for it
                 node.name = name
-            store.store(group=place, name=name, node=node)
+            store.store(group=group_path, name=name, node=node)
     if stored("schema", "train") is TrainConfig:
         return
     root = OmegaConf.structured(TrainConfig)

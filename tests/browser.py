@@ -1,4 +1,4 @@
-"""A headless Chromium driven over pipes: what a page shows, its shadow trees included, and how it looks."""
+"""Drives a headless Chromium over pipes: returns the text of a page, shadow trees included, and screenshots."""
 
 from __future__ import annotations
 

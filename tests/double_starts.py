@@ -1,4 +1,4 @@
-"""Two or three processes on one run, scheduled, and what must hold of what they leave."""
+"""Runs two or three processes on one run by a schedule, and checks the folders that they leave."""
 
 from __future__ import annotations
 

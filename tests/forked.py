@@ -1,4 +1,4 @@
-"""Commands in forks of this process: real descriptors, terminals, signals and exit codes; nothing is imported again."""
+"""Runs commands in forks of this process, with real descriptors, terminals, signals and exit codes, but no imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations and command lines for `burgersgd train`, sensible and not, and what must hold for every one of them.
+"""Generates valid and invalid configurations and command lines, and checks what must hold for each of them.
 
 Everything is drawn from the schema itself (config.py), so that a new key is tried as soon as it is there. Sizes are
 either tiny or absurd: nothing between could fill the memory or the time of the machine.

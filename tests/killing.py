@@ -1,4 +1,4 @@
-"""Runs that die at a chosen file operation, with no chance to clean up: not a matter of time, or load."""
+"""Kills runs at a chosen file operation without any clean-up, so that tests do not depend on time or load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, obvious oracles: the algorithms of the paper for one run, one gradient after the other, in numpy.
+"""Slow and simple oracles: the algorithms of the paper for one run, one gradient after the other, in numpy.
 
 Nothing here is shared with burgersgd. x is the slow point, y the fast point, both ``[d]``; ``gradient(k, y)`` is the
 stochastic gradient of evaluation k = 0, 1, ... at y; ``xi[k + 1]`` are its standard normal numbers, xi[0] those before

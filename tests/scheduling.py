@@ -1,4 +1,4 @@
-"""Processes that take turns as a schedule says: by file operations and locks, so that a race can be repeated."""
+"""Runs processes in turns by a schedule of file operations and locks, so that a race can be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of the benchmarks: what is added is read back, by machine, and can be drawn."""
+"""The record of the benchmarks: added lines are read back by machine, and can be drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines that nobody would write: those that were broken once, and a few of what `make soak` draws."""
+"""Unusual command lines: some that failed in earlier versions, and a few of those that `make soak` generates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of settings are those of dataclasses, and what is changed in them is checked."""
+"""Copies of settings equal those of dataclasses.replace and asdict, and changed values are checked."""
 
 from __future__ import annotations
 

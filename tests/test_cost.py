@@ -32,7 +32,7 @@ def test_costs_are_those_of_the_folders_configurations(tmp_path: Path) -> None:
     assert all(0 < seconds < 10 for seconds in rounds)
     with RunFolder.create(tmp_path / "own", own_record(TrainConfig(), "Net", False)):
         pass
-    with pytest.raises(ConfigError, match="model=Net: is the user's own"):
+    with pytest.raises(ConfigError, match="model=Net: is your own"):
         cost_of_runs([tmp_path / "own"])
 
 

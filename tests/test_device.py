@@ -1,4 +1,4 @@
-"""Where a run is computed."""
+"""The choice of the device of a run."""
 
 import sys
 from types import SimpleNamespace

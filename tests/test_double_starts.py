@@ -1,4 +1,4 @@
-"""Double starts by explicit schedules: whatever the order of their operations, a run is trained once, and whole."""
+"""Processes that start one run at once: in any order of their operations, the run is trained once, completely."""
 
 from __future__ import annotations
 

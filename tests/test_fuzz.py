@@ -1,4 +1,4 @@
-"""Whatever is typed after `burgersgd train`: one line for a mistake, a run for everything else, never a traceback."""
+"""Random command lines of `burgersgd train`: a mistake is one line, all else a run, and never a traceback."""
 
 from __future__ import annotations
 

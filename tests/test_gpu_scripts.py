@@ -1,4 +1,4 @@
-"""What `make gpu` runs on a GPU has no mistakes of its own: its smallest form, on the CPU."""
+"""The scripts of `make gpu` run without errors in their smallest form, on the CPU."""
 
 from __future__ import annotations
 

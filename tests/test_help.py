@@ -1,4 +1,4 @@
-"""What the command says about itself: help, completion, dry runs, and in which words."""
+"""Help pages, shell completion, dry runs, and the wording of suggestions."""
 
 from __future__ import annotations
 

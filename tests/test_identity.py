@@ -1,4 +1,4 @@
-"""A configuration survives its record, and its hash changes with what decides the numbers, and with nothing else."""
+"""A recorded configuration is read back unchanged; its hash depends on exactly the settings that decide the numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the step is finished, the run saved, the command exits with 75, and going on changes no bit."""
+"""Signals: the step is finished, the run is saved, the exit code is 75, and a resumed run has the same bits."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path, monkeypatc
 def test_a_step_that_does_not_end_is_abandoned(
     at_step: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on from the checkpoint before."""
+    """The run is resumed from the previous checkpoint."""
     monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.05)
 
     def hang() -> None:

@@ -1,4 +1,4 @@
-"""Modules with habits of their own: each is trained as plain PyTorch trains it, or refused in one line."""
+"""Modules with unusual properties: each is trained as plain PyTorch trains it, or refused in one line."""
 
 from __future__ import annotations
 

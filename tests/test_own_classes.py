@@ -1,4 +1,4 @@
-"""Optimizers, models and data sets of somebody else's, in modules and packages that burgersgd does not know."""
+"""Optimizers, models and data sets that are defined in modules and packages of the user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of the user's own are trained as they meant it, or refused in one line; nothing of theirs is changed."""
+"""The user's own modules are trained as their author intended, or refused in one line; they are never changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is over can be looked at again: evaluated, exported, repeated."""
+"""Finished runs can be evaluated, exported and repeated."""
 
 from __future__ import annotations
 

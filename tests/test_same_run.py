@@ -1,4 +1,4 @@
-"""A run goes on with the data and the module it was trained with, or is refused; a sweep says whose code trained."""
+"""A run is resumed only with the data and module of its start; a sweep reports which code trained its jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train, kill, stop, go on, look, in any order: however a run gets to its end, it leaves the same behind."""
+"""Train, kill, stop, resume and inspect in any order: a run always leaves the same files at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules whose training changes buffers: gathered at y, estimated anew at x on training data, saved and resumed."""
+"""Modules whose training changes buffers: gathered at y, estimated again at x on training data, saved and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What 0.1.0 recorded stays usable: a finished run, a stopped one and a sweep of its making, in tests/data/0.1.0."""
+"""Records of version 0.1.0 remain usable: a finished run, a stopped run and a sweep, stored in tests/data/0.1.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Oracles first: Philox in plain Python, Box-Muller in float64 numpy; then what streams promise."""
+"""Random streams against oracles (Philox in plain Python, Box-Muller in float64 numpy), and their properties."""
 
 from __future__ import annotations
 

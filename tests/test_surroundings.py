@@ -1,4 +1,4 @@
-"""What a run finds around it on some machines: no home, no compiler, no network, a clock that is set back."""
+"""Unusual machines: no home folder, no compiler, no network, a clock that is set back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run: explosions, memory, disks, operations that are not deterministic."""
+"""Failures in the middle of a run: divergence, memory, disks, operations that are not deterministic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs without a validation part: dataset.validation_fraction=0, where a setting is given and nothing is selected."""
+"""Runs without a validation part (dataset.validation_fraction=0), by which nothing can be selected."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
         "stopped early": ("pruned",),
     }
     states["not finished"] = ("running", "interrupted", "waiting")
-    shown = {name: these for name, these in states.items() if any(setting.count(*these) for setting in settings)}
+    shown = {name: members for name, members in states.items() if any(setting.count(*members) for setting in settings)}
     columns = ["setting", "n"]
     for part in ("validation", "test"):
         columns += [f"{part} {kind}{when}", "sd", "95 % interval (t)"]
@@ -144,7 +144,7 @@ def table(settings: Sequence[Setting], label_width: int | None = None) -> Table:
         row = [_shortened(setting.label, label_width), str(n) if n == of else f"{n} of {of}"]
         for spread in (setting.validation, setting.test):
             row += [form.number(spread.mean), form.number(spread.sd), form.interval(spread.interval)]
-        rows.append((*row, *(str(setting.count(*these)) for these in shown.values())))
+        rows.append((*row, *(str(setting.count(*members)) for members in shown.values())))
     return Table("", (*columns, *shown), tuple(rows))
 
 
@@ -206,8 +206,8 @@ def results(runs: Runs) -> str:
 
 def summary(settings: Sequence[Setting], title: str) -> str:
     """Return the complete table and the conclusions, in Markdown."""
-    said = "\n".join(f"- {line}" for line in conclusions(settings))
-    return f"# {title}\n\n{as_markdown(table(settings))}\n\n{said}\n"
+    conclusion_lines = "\n".join(f"- {line}" for line in conclusions(settings))
+    return f"# {title}\n\n{as_markdown(table(settings))}\n\n{conclusion_lines}\n"
 
 
 def write(folder: Path, runs: Runs, settings: Sequence[Setting]) -> None:

@@ -91,11 +91,11 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_x: bool = 
         if line.low is not None and line.high is not None:
             ok = np.isfinite(line.low) & np.isfinite(line.high)
             if ok.any():
-                there, back = (
+                upper, lower = (
                     _points(x(line.x[ok]), y(line.high[ok])),
                     _points(x(line.x[ok])[::-1], y(line.low[ok])[::-1]),
                 )
-                parts.append(f'<polygon points="{there} {back}" fill="{line.color}" fill-opacity=".16"/>')
+                parts.append(f'<polygon points="{upper} {lower}" fill="{line.color}" fill-opacity=".16"/>')
     for line in lines:
         ok = np.isfinite(line.y)
         dash = ' stroke-dasharray="5 3"' if line.dashed else ""

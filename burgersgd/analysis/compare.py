@@ -234,13 +234,13 @@ def _left_out_p_values(
     """Return the p-values of the comparisons that `where` leaves out; nan if a comparison has none."""
     if baseline is None:
         return []
-    here = {(block.key, row.key) for block in blocks for row in block.rows}
+    included = {(block.key, row.key) for block in blocks for row in block.rows}
     forced = replace(question, where={}, force=True)
     p_values = []
     for block in _blocks(everything, forced, by, strata, []):
         base = block.baseline(baseline)
         for row in block.rows:
-            if (block.key, row.key) not in here and row.key != baseline:
+            if (block.key, row.key) not in included and row.key != baseline:
                 any_budget = At.parse(question.at).kind == "budget"
                 p_values.append(math.nan if base is None else difference_of(row, base, any_budget).p)
     return p_values

@@ -55,10 +55,10 @@ def as_numbers(column: Sequence[Any]) -> Values:
             return np.log(np.array(column, dtype=np.float64))
         if np.isfinite(np.array(column, dtype=np.float64)).all():
             return np.array(column, dtype=np.float64)
-        places = {v: i for i, v in enumerate(sorted(set(column)))}
-        return np.array([places[v] for v in column], dtype=np.float64)
-    places = {v: i for i, v in enumerate(sorted({shown(v) for v in column}))}
-    return np.array([places[shown(v)] for v in column], dtype=np.float64)
+        ranks = {v: i for i, v in enumerate(sorted(set(column)))}
+        return np.array([ranks[v] for v in column], dtype=np.float64)
+    ranks = {v: i for i, v in enumerate(sorted({shown(v) for v in column}))}
+    return np.array([ranks[shown(v)] for v in column], dtype=np.float64)
 
 
 def importance_of(runs: Sequence[Run], keys: Sequence[str], measure: Measure) -> Importance | None:

@@ -84,8 +84,8 @@ def inclusion_check(c: Comparison, block: Block) -> str | None:
     """
     if [key for key in c.by if key.startswith("optimizer.")] != ["optimizer.name"]:
         return None  # the rows are single settings, which are not tuned
-    place = c.by.index("optimizer.name")
-    rest = [(row, row.key[:place] + row.key[place + 1 :], row.key[place]) for row in block.rows]
+    column = c.by.index("optimizer.name")
+    rest = [(row, row.key[:column] + row.key[column + 1 :], row.key[column]) for row in block.rows]
     for row, others, name in rest:
         sgd = next((r for r, o, n in rest if n == "sgd" and o == others), None)
         if name != "local_entropy" or sgd is None:

@@ -217,8 +217,8 @@ def _charts(c: Comparison, block: Block, points: int) -> str:
         if lines:
             name = metric.replace("_", " ") if block.percent else metric.replace("_", " ").replace("error", "RMSE")
             chart = line_chart(lines, "gradient evaluations", name + (" %" if percent else ""), log_y=True)
-            said = f"; single curves are thinned to {points} points" if thinned else ""
-            figures.append((chart, f"mean and 95 % interval (t) of the runs that completed{said}"))
+            thinning = f"; single curves are thinned to {points} points" if thinned else ""
+            figures.append((chart, f"mean and 95 % interval (t) of the runs that completed{thinning}"))
     if any(len({run.setting() for run in row.group}) > 2 for row in rows):
         figures.append((_tuning(c, block, rows, colors), "the best of n trials; dashed: running best of one search"))
     body = "".join(f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>" for svg, text in figures)

@@ -139,7 +139,7 @@ def values_table(c: Comparison, block: Block) -> Table:
             )
         )
     codes = ["label", *(["picked", "of"] if picked else []), "n", "mean", "interval", "median", "sd", "lost"]
-    codes += [name for name, there in (("failed", failed), ("stopped", stopped), ("open", open_)) if there]
+    codes += [name for name, is_shown in (("failed", failed), ("stopped", stopped), ("open", open_)) if is_shown]
     codes += ["selection"] if selection else []
     return Table(block.label, tuple(columns), tuple(rows), tuple(codes))
 

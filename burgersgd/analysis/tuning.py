@@ -58,11 +58,11 @@ class TuningCurve:
 
 def trials_of(runs: Sequence[Run], validation: Measure, test: Measure) -> list[Trial]:
     """Return the trials of a search, in the order in which they were proposed."""
-    places = {root: _jobs(root) for root in {run.folder.parent for run in runs}}
+    positions = {root: _jobs(root) for root in {run.folder.parent for run in runs}}
 
     def position(run: Run) -> tuple[str, float, str, str]:
         root, name = run.folder.parent, run.folder.name
-        return str(root), places[root].get(same_job(name), math.inf), str(run.status.get("updated")), name
+        return str(root), positions[root].get(same_job(name), math.inf), str(run.status.get("updated")), name
 
     settings: dict[object, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=position):
@@ -153,14 +153,14 @@ def _spent(run: Run) -> float:
 
 def _jobs(root: Path) -> dict[str, int]:
     """Return hash -> position of a sweep's jobs, in the order in which they were proposed."""
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     try:
         lines = (root / JOBS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):  # not a sweep
-        return places
+        return positions
     for i, line in enumerate(lines):
         try:
-            places.setdefault(same_job(json.loads(line)["name"]), i)
+            positions.setdefault(same_job(json.loads(line)["name"]), i)
         except (ValueError, TypeError, KeyError):  # an incomplete line of a killed process
             continue
-    return places
+    return positions

@@ -211,14 +211,14 @@ def budget_of(config: TrainConfig, n_train: int, batch_size: int) -> int:
     points = rule.replicas or 1  # each replica passes through the data, and each gradient counts
     per_epoch = evaluations_per_epoch(n_train, batch_size, trainer.drop_last) * rule.gradients_per_batch * points
     key = "epochs" if trainer.budget is None else "budget"
-    asked = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
+    requested = trainer.budget if trainer.budget is not None else round(trainer.epochs * per_epoch)
     cycle = rule.gradients_per_cycle * points
-    budget = asked // cycle * cycle
+    budget = requested // cycle * cycle
     if budget == 0:
-        allowed = f"is {asked} gradient evaluations, must be >= {cycle}, one cycle; otherwise x would never move"
+        allowed = f"is {requested} gradient evaluations, must be >= {cycle}, one cycle; otherwise x would never move"
         raise trainer.error(key, allowed)
     if budget >= LARGEST_BUDGET:
-        raise trainer.error(key, f"is {asked:.3g} gradient evaluations, must be < {LARGEST_BUDGET:.3g}")
+        raise trainer.error(key, f"is {requested:.3g} gradient evaluations, must be < {LARGEST_BUDGET:.3g}")
     return budget
 
 
@@ -227,37 +227,37 @@ def engine_of(config: TrainConfig, problem: Problem, device: torch.device, n_run
 
     Raises ConfigError where trainer.compile cannot be satisfied.
     """
-    asked, model = config.trainer.compile, problem.model
-    if asked == "on" and not model.batched:
+    requested, model = config.trainer.compile, problem.model
+    if requested == "on" and not model.batched:
         raise config.trainer.error(
             "compile", "must be auto or off for this model, because its runs are computed one by one"
         )
-    if asked == "on" and (reason := why_not_compiled(device.type)):
+    if requested == "on" and (reason := why_not_compiled(device.type)):
         raise config.trainer.error("compile", f"torch.compile does not work here ({reason})")
-    if asked in ("on", "off"):
-        return "compiled" if asked == "on" else "eager"
+    if requested in ("on", "off"):
+        return "compiled" if requested == "on" else "eager"
     c_works = device.type == "cpu" and native.library("normals") is not None
     if persistent.fits(config.optimizer.rule(), problem, device):
         return "persistent"
-    if asked == "native" and device.type == "cuda":
+    if requested == "native" and device.type == "cuda":
         raise config.trainer.error("compile", f"needs {persistent.NEEDS}")
-    if asked == "native" and not c_works:
+    if requested == "native" and not c_works:
         raise config.trainer.error("compile", "needs a C compiler (gcc or clang)")
     if c_works and isinstance(model, Mlp | LeNet) and model.n_uniform == 0 and not problem.bfloat16:
         widths, images = model.widths, images_of(model)
         supported = NativeGradient.supports(widths, model.activation, problem.loss.name, problem.inputs.dtype, images)
-        wanted = asked == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)
+        wanted = requested == "native" or NativeGradient.worthwhile(widths, batch_size, n_runs, images)
         if supported and wanted and problem.augmentation is None:
             return "native"
-        if supported and asked == "native":
+        if supported and requested == "native":
             _log.warning(
                 "trainer.compile=native: with dataset.augment the gradient is computed by PyTorch, only the update by C"
             )
     budget = budget_of(config, len(problem.targets), batch_size)
     otherwise = "native_update" if c_works else "eager"
-    if asked == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
+    if requested == "auto" and device.type == "cuda" and isinstance(model, Mlp | LeNet):
         otherwise = "graphed"  # a user's module may use operations that a CUDA graph cannot capture
-    if asked == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
+    if requested == "auto" and model.batched and budget >= COMPILE_FROM.get((device.type, n_runs > 1), math.inf):
         return compiled_or(otherwise, device)
     return otherwise
 

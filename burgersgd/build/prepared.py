@@ -153,10 +153,10 @@ def prepare(
 
 def _check_threads(config: TrainConfig, threads: int | None) -> None:
     """Raise ConfigError where the requested number of threads would hang; use one thread where none is requested."""
-    asked = config.device.threads if threads is None else threads
-    if (torch.get_num_threads() if asked is None else asked) > 1 and threads_hang():
+    requested = config.device.threads if threads is None else threads
+    if (torch.get_num_threads() if requested is None else requested) > 1 and threads_hang():
         forked = "this process was forked from one that had used several threads, after which OpenMP hangs"
-        if asked is not None:
+        if requested is not None:
             raise config.device.error("threads", f"must be 1: {forked}; use multiprocessing's start method spawn")
         _log.warning("computing with one thread: %s", forked)
         torch.set_num_threads(1)
@@ -337,7 +337,7 @@ class Prepared:
             streams.normal_(z, seeds.cpu(), Purpose.INIT, 0)
         else:  # uniform with variance 1
             z = (2 * streams.uniform_(z, seeds.cpu(), Purpose.INIT, 0) - 1) * math.sqrt(3)
-        return (z[0] * model.init_std().to(z)).to(inputs)
+        return z[0].mul_(model.init_std().to(z)).to(inputs)
 
     def evaluator(self, part: Part) -> Evaluator:
         """Return the evaluator of loss and error on a part of the data."""

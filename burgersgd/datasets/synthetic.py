@@ -96,24 +96,24 @@ def mnist1d(config: Mnist1dConfig) -> Raw:
     labels = np.arange(n) % 10
 
     padding = rng.integers(MIN_PADDING, MAX_PADDING + 1, (n, 1))
-    place = np.linspace(0, 1, CANVAS) * (CURVE_POINTS + padding - 1)  # position of a canvas point on the padded curve
-    left = np.minimum(np.floor(place).astype(int), CURVE_POINTS)  # the padding after the curve is zero
+    position = np.linspace(0, 1, CANVAS) * (CURVE_POINTS + padding - 1)  # of a canvas point on the padded curve
+    left = np.minimum(np.floor(position).astype(int), CURVE_POINTS)  # the padding after the curve is zero
     padded = np.pad(_normalised_curves(), ((0, 0), (0, 2)))[labels[:, None], [[*range(CURVE_POINTS + 2)]]]
-    here, there = np.take_along_axis(padded, left, 1), np.take_along_axis(padded, left + 1, 1)
-    signal = here + (place - np.floor(place)) * (there - here)
+    left_value, right_value = np.take_along_axis(padded, left, 1), np.take_along_axis(padded, left + 1, 1)
+    signal = left_value + (position - np.floor(position)) * (right_value - left_value)
 
     signal *= 1 + SCALE * (rng.random((n, 1)) - 0.5)
     shifted = (np.arange(CANVAS) - rng.integers(0, MAX_TRANSLATION, (n, 1))) % CANVAS
-    signal, place = np.take_along_axis(signal, shifted, 1), np.take_along_axis(place, shifted, 1)
+    signal, position = np.take_along_axis(signal, shifted, 1), np.take_along_axis(position, shifted, 1)
 
     correlated = gaussian_smooth(CORRELATED_NOISE * rng.standard_normal((n, CANVAS)), CORRELATION_LENGTH)
-    signal = np.where(place < CURVE_POINTS, signal, correlated)
+    signal = np.where(position < CURVE_POINTS, signal, correlated)
     signal += WHITE_NOISE * rng.standard_normal((n, CANVAS))
     signal -= SHEAR * (rng.random((n, 1)) - 0.5) * np.linspace(-0.5, 0.5, CANVAS)
 
-    place = np.linspace(0, CANVAS - 1, LENGTH)
-    left = np.minimum(place.astype(int), CANVAS - 2)
-    signal = signal[:, left] + (place - left) * (signal[:, left + 1] - signal[:, left])
+    position = np.linspace(0, CANVAS - 1, LENGTH)
+    left = np.minimum(position.astype(int), CANVAS - 2)
+    signal = signal[:, left] + (position - left) * (signal[:, left + 1] - signal[:, left])
     return _classification(signal, labels, 10)
 
 

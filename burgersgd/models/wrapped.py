@@ -38,14 +38,14 @@ class Wrapped:
                 trained[id(p)] = len(trained)
                 self.names.append(name)
                 self.shapes.append(tuple(p.shape))
-        self._places: list[tuple[str, int]] = []
+        self._parameter_numbers: list[tuple[str, int]] = []
         """Pairs (name, number of the trained parameter); a tied parameter has several names."""
         fixed: dict[str, Tensor] = {}
         for prefix, part in self._called.named_modules():
             for name, p in part._parameters.items():
                 place = f"{prefix}.{name}" if prefix else name
                 if p is not None and id(p) in trained:
-                    self._places.append((place, trained[id(p)]))
+                    self._parameter_numbers.append((place, trained[id(p)]))
                 elif p is not None:
                     fixed[place] = p.detach()
             for name, buffer in part._buffers.items():
@@ -99,7 +99,7 @@ class Wrapped:
             fixed = self._fixed[inputs.dtype] = {n: _as(value, inputs.dtype) for n, value in self.fixed.items()}
         if buffers is None:
             buffers = {name: fixed[name].clone() for name in self.changing}
-        tensors = {place: params[number] for place, number in self._places} | fixed | dict(buffers)
+        tensors = {place: params[number] for place, number in self._parameter_numbers} | fixed | dict(buffers)
         inputs = inputs.clone()  # the module may write into its inputs
         if not self.random or (train and uniform is None):
             return functional_call(self._called, tensors, (inputs,), tie_weights=False)

@@ -167,13 +167,13 @@ def danger_of(folder: Path) -> str | None:
     """Return how another user, except root, could add or replace files in a folder; None if no other user can."""
     if os.name != "posix":
         return None
-    for place in (folder, *folder.parents):
-        status = place.stat()
+    for parent in (folder, *folder.parents):
+        status = parent.stat()
         if status.st_uid not in (os.geteuid(), 0):
-            return f"{place} belongs to another user (uid {status.st_uid})"
+            return f"{parent} belongs to another user (uid {status.st_uid})"
         # In a folder with the sticky bit, such as /tmp, other users can add entries but not replace those of this user.
-        if _others_write(status) and (place == folder or not status.st_mode & stat.S_ISVTX):
-            return f"others can write in {place} (mode {stat.S_IMODE(status.st_mode):o})"
+        if _others_write(status) and (parent == folder or not status.st_mode & stat.S_ISVTX):
+            return f"others can write in {parent} (mode {stat.S_IMODE(status.st_mode):o})"
     return None
 
 

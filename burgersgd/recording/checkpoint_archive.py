@@ -93,9 +93,9 @@ class Encoded:
 
         if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
             raise UnusualError
-        before, behind, described = _around(value.dtype, tuple(value.shape))
+        before, after, described = _tensor_pickle(value.dtype, tuple(value.shape))
         memory = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        self.pickled += (before, _text(str(len(self.storages)))[0], behind)
+        self.pickled += (before, _text(str(len(self.storages)))[0], after)
         self.digested += (described, memory)
         self.storages.append(memory)
 
@@ -171,7 +171,7 @@ _CONSTANTS: dict[bool | None, tuple[bytes, bytes]] = {
 
 
 @functools.lru_cache(maxsize=1024)
-def _around(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes, bytes]:
+def _tensor_pickle(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes, bytes]:
     """Return the pickle of a tensor before and after the name of its memory, and the tensor's header in the digest."""
     import torch
 
@@ -192,9 +192,9 @@ def _around(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, bytes, bytes]:
     storage = f"ctorch\n{kinds[dtype]}Storage\n".encode()
     before = b"ctorch._utils\n_rebuild_tensor_v2\n((" + _text("storage")[0] + storage
     empty = torch.empty(shape, dtype=dtype, device="meta")
-    behind = _text("cpu")[0] + _integer(empty.numel())[0] + b"tQK\x00" + _tuple(shape) + _tuple(empty.stride())
-    behind += b"\x89ccollections\nOrderedDict\n)RtR"
-    return before, behind, f"t{dtype}{list(shape)}".encode()
+    after = _text("cpu")[0] + _integer(empty.numel())[0] + b"tQK\x00" + _tuple(shape) + _tuple(empty.stride())
+    after += b"\x89ccollections\nOrderedDict\n)RtR"
+    return before, after, f"t{dtype}{list(shape)}".encode()
 
 
 def _tuple(numbers: tuple[int, ...]) -> bytes:

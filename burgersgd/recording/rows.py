@@ -54,11 +54,11 @@ def tagged(table: Table, n_runs: int, regression: bool) -> dict[str, Sequence[fl
     for name, value in table.items():
         tag = tag_of(name)
         if tag is not None and value is not None:
-            found[named(tag, regression)] = value if isinstance(value, list) else [float(value)] * n_runs
+            found[tag_name(tag, regression)] = value if isinstance(value, list) else [float(value)] * n_runs
     return found
 
 
-def named(tag: str, regression: bool) -> str:
+def tag_name(tag: str, regression: bool) -> str:
     """Return the tag, with "error" replaced by "RMSE" in regression."""
     return tag.replace("error", "RMSE") if regression else tag
 
@@ -70,12 +70,12 @@ def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[fl
     import google_crc32c
     import numpy as np
 
-    summary, places = b"", []
+    summary, offsets = b"", []
     for tag in values:
         name = tag.encode()
         entry = b"\x0a" + _varint(len(name)) + name + b"\x15" + bytes(4)  # Summary.Value: tag = 1, simple_value = 2
         summary += b"\x0a" + _varint(len(entry)) + entry  # Summary: value = 1
-        places.append(len(summary) - 4)
+        offsets.append(len(summary) - 4)
     event = b"\x09" + struct.pack("<d", wall_time)  # Event: wall_time = 1, step = 2 (0 is left out), summary = 5
     event += (b"\x10" + _varint(step) if step else b"") + b"\x2a" + _varint(len(summary))
     start = len(event)
@@ -83,9 +83,9 @@ def scalar_records(wall_time: float, step: int, values: Mapping[str, Sequence[fl
     bodies = np.empty((n_runs, len(event)), np.uint8)
     bodies[:] = np.frombuffer(event, np.uint8)
     with np.errstate(over="ignore"):  # numbers too large for single precision become infinite
-        for place, column in zip(places, values.values(), strict=True):
+        for offset, column in zip(offsets, values.values(), strict=True):
             numbers = np.asarray(column, np.float64).astype("<f4")
-            bodies[:, start + place : start + place + 4] = numbers.view(np.uint8).reshape(n_runs, 4)
+            bodies[:, start + offset : start + offset + 4] = numbers.view(np.uint8).reshape(n_runs, 4)
     head = record_head(len(event))
     whole, size = bodies.tobytes(), len(event)
     pieces = [whole[at : at + size] for at in range(0, n_runs * size, size)]

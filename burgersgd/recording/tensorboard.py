@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from burgersgd.recording.rows import Table, checksum, named, record_head, scalar_records, tagged
+from burgersgd.recording.rows import Table, checksum, record_head, scalar_records, tag_name, tagged
 
 FLUSH_SECONDS = 5.0  # largest delay of the file; TensorBoard reloads as often
 
@@ -85,7 +85,7 @@ class TensorBoardEvents:
 
     def finish(self, succeeded: bool, final: Mapping[str, float | None]) -> None:
         """Record the final metrics in `final` at the last step and the end of the session, and write all events."""
-        found = {named(tag, self.regression): final.get(name) for name, tag in FINAL_METRICS.items()}
+        found = {tag_name(tag, self.regression): final.get(name) for name, tag in FINAL_METRICS.items()}
         values = {tag: [float(value)] for tag, value in found.items() if value is not None}
         self.add(self._evaluations, scalar_records(time.time(), self._evaluations, values, 1)[0])
         self._pending.append(SessionEnd(time.time(), succeeded))

@@ -119,8 +119,8 @@ class Cell:
 
 def cells_of(study: StudyConfig, root: Path) -> list[Cell]:
     """Return the cells of a study."""
-    places = itertools.product(study.workloads, study.budgets, study.schedules)
-    return [Cell(study, root, workload, budget, schedule) for workload, budget, schedule in places]
+    combinations = itertools.product(study.workloads, study.budgets, study.schedules)
+    return [Cell(study, root, workload, budget, schedule) for workload, budget, schedule in combinations]
 
 
 def chosen_setting(runs: Runs, optimizer: str, keys: Sequence[str]) -> dict[str, str]:

@@ -110,12 +110,12 @@ def overview_table(comparison: Comparison, cells: Sequence[Cell]) -> Table:
     """
     study = cells[0].study
     names = [study.baseline, *(name for name in study.optimizers if name != study.baseline)]
-    place, rows = comparison.by.index("optimizer.name"), []
+    column, rows = comparison.by.index("optimizer.name"), []
     stars = {name: [0, 0] for name in names}
     blocks = {block.rows[0].runs[0].folder.parent.name: block for block in comparison.blocks}
     for cell in cells:
         block = blocks[cell.name]
-        form, by_name = form_of(comparison, block), {row.key[place]: row for row in block.rows}
+        form, by_name = form_of(comparison, block), {row.key[column]: row for row in block.rows}
         shown = []
         for name in names:
             row, d = by_name[name], by_name[name].difference

@@ -94,8 +94,8 @@ def available_memory(device: torch.device) -> int:
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     with contextlib.suppress(OSError, ValueError):  # a container: "max" is no number
-        most, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
-        limits.append(most - used)
+        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
+        limits.append(limit - used)
     if not limits:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # macOS
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
@@ -141,7 +141,7 @@ class Group:
         whole = self.seconds_per_run * len(self.jobs) / max(1, workers)
         return min(LOOK_SECONDS, LOOKS_SHARE * whole / LOOKS)
 
-    def most(self, workers: int) -> int:
+    def largest_fleet(self, workers: int) -> int:
         """Return the number of runs of a fleet that fit the memory together with the fleets of the other workers."""
         device = self.prepared.problem.inputs.device
         free = MEMORY_SHARE * available_memory(device)
@@ -253,11 +253,11 @@ class LocalTrainer:
         planned += unprepared
         fits = []
         for group in groups:
-            if group.most(workers=1) >= 1:
+            if group.largest_fleet(workers=1) >= 1:
                 fits.append(group)
                 continue
-            here = {id(job) for job in group.jobs}
-            planned = [chunk for chunk in planned if id(chunk[0]) not in here]
+            of_group = {id(job) for job in group.jobs}
+            planned = [chunk for chunk in planned if id(chunk[0]) not in of_group]
             yield group.jobs, [Outcome("failed", job.folder, error=_too_large(group)) for job in group.jobs]
         if hint := gpu_hint(fits):
             _log.warning(hint)
@@ -302,7 +302,7 @@ class LocalTrainer:
             )
             decided = self.settings.workers is not None and self.settings.max_runs is not None
             if len(jobs) > 1 and not decided and seconds * len(chunk) > MEASURE_FROM_SECONDS:
-                runs = max(1, min(16, len(chunk), group.most(workers=1)))
+                runs = max(1, min(16, len(chunk), group.largest_fleet(workers=1)))
                 measure = functools.partial(_rate_of, threads=1)
                 for rate in plan_file.measured(group, 0, [runs], measure).values():
                     group.seconds_per_run = prepared.budget / rate
@@ -331,7 +331,7 @@ class LocalTrainer:
         """Return the new jobs of a group as fleets. alone: other groups are too few to keep all workers busy."""
         if not group.new:
             return []
-        limit = min(len(group.new), max(1, group.most(workers)))
+        limit = min(len(group.new), max(1, group.largest_fleet(workers)))
         if alone:
             limit = min(limit, -(-len(group.new) // workers))
         if self.settings.max_runs is not None:

@@ -11,6 +11,7 @@ finished trial names its run folders, which are in the folder of the study's fil
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
 import warnings
@@ -24,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from burgersgd.config import ConfigError
 from burgersgd.identity import NOT_HASHED
 from burgersgd.recording.claims import claim, release
+from burgersgd.recording.files import one_line
 from burgersgd.sweeps.space import Axis, Space, Words
 
 if TYPE_CHECKING:
@@ -32,14 +34,27 @@ if TYPE_CHECKING:
 STUDY = "optuna.db"
 AS_TRAINED = "parameters as trained"
 """User attribute of studies that hold the values used in training; version 0.1.0 stored draws and texts of choices."""
+OPTUNA = 4
+"""The oldest major version of Optuna whose interface is used here (pyproject.toml)."""
 STARTUP = 10
 """Number of trials drawn at random before the estimator is used; at least the first batch."""
 
 
 def check_optuna() -> None:
-    """Raise ConfigError where Optuna is not installed."""
+    """Raise ConfigError where Optuna is not installed, is too old, or cannot be imported with the packages it needs."""
+    wanted = f"sweep.sampler=optuna: needs Optuna {OPTUNA} or later"
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep.sampler=optuna: needs the package optuna (pip install optuna)")
+        raise ConfigError(f"{wanted} (pip install optuna)")
+    version = importlib.metadata.version("optuna")
+    if int(version.partition(".")[0]) < OPTUNA:
+        raise ConfigError(f"{wanted}, {version} is installed (pip install --upgrade optuna)")
+    try:
+        for module in ("optuna.storages", "alembic.command", "sqlalchemy.orm"):  # Optuna imports them when used first
+            importlib.import_module(module)
+    except Exception as error:
+        reason = f"Optuna {version} cannot be imported: {one_line(error)[:150]}"
+        again = "pip install --upgrade optuna alembic sqlalchemy"
+        raise ConfigError(f"sweep.sampler=optuna: {reason} ({again})") from error
 
 
 @contextlib.contextmanager

@@ -61,8 +61,8 @@ def _json(value: Any) -> str:
 
 def _found(name: str) -> Path:
     """Return the folder of a sweep or a run, given as a path or by its name below outputs."""
-    places = [Path(name), Path("outputs", "multirun", name), Path("outputs", name)]
-    found = next((path for path in places if path.is_dir()), None)
+    candidates = [Path(name), Path("outputs", "multirun", name), Path("outputs", name)]
+    found = next((path for path in candidates if path.is_dir()), None)
     if found is None:
         raise RunFolderError(f"{name}: there is no such folder, and no sweep or run of that name below outputs")
     return found
@@ -118,9 +118,11 @@ def _table(latest: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for about in latest:
         states, one = about["states"], about["kind"] == "run"
-        said = ", ".join(state if one else f"{count} {state}" for state, count in states.items())
+        state_text = ", ".join(state if one else f"{count} {state}" for state, count in states.items())
         when = about["updated"][:16].replace("T", " ")
-        rows.append((shown_path(Path(about["folder"])), about["kind"], when, said, f"{100 * about['progress']:.0f} %"))
+        rows.append(
+            (shown_path(Path(about["folder"])), about["kind"], when, state_text, f"{100 * about['progress']:.0f} %")
+        )
     return Table("", ("folder", "kind", "updated", "state", "done"), tuple(rows))
 
 

@@ -41,13 +41,10 @@ class Burgers:
         """Return f'(w) = w."""
         return float_array(u)
 
-    def godunov(self, left: Array, right: Array, out: Array) -> None:
-        """Write max(f(max(left, 0)), f(min(right, 0))) into out; overwrites left and right."""
-        np.negative(right, out=right)
-        np.maximum(left, right, out=out)
-        np.maximum(out, 0, out=out)  # max(left, -right, 0), whose square is twice the flux
-        np.multiply(out, out, out=out)
-        np.multiply(out, 0.5, out=out)
+    def godunov(self, left: Array, right: Array) -> Array:
+        """Return the flux through faces between the states left and right: max(f(max(left, 0)), f(min(right, 0)))."""
+        state = np.maximum(np.maximum(left, -right), 0)
+        return state * state * 0.5
 
 
 BURGERS = Burgers()
@@ -134,7 +131,7 @@ def solve(
     for nu. Raises ValueError for nu < 0, data that are not finite, fewer than 4 cells, dt above
     what a Courant number of 0.5 allows, times that do not increase.
     """
-    u, saved = float_array(initial).copy(), np.atleast_1d(float_array(times))
+    u, saved = float_array(initial), np.atleast_1d(float_array(times))
     check_not_negative(nu=nu)
     check_positive(dx=dx)
     if u.ndim != 1 or u.size < 4:
@@ -150,7 +147,7 @@ def solve(
     check_finite(inflow=ends)
     _warn_if_coarse(u, ends, dx, nu, law, boundary)
 
-    convection = _Convection(u.size, dx, law, first_order, boundary, ends)
+    convection = _Convection(dx, law, first_order, boundary, ends)
     diffusion = _Diffusion(u.size, dx, nu, boundary)
     values, net_inflow = np.empty((saved.size, u.size)), np.empty(saved.size)
     now, came_in, steps = 0.0, 0.0, 0
@@ -163,7 +160,8 @@ def solve(
             whole, half = diffusion.factors(step), diffusion.factors(step / 2)
             u = diffusion.apply(u, half)
             for i in range(n):
-                came_in += convection.advance(u, step)
+                u, inflow_of_step = convection.step(u, step)
+                came_in += inflow_of_step
                 u = diffusion.apply(u, whole if i < n - 1 else half)  # two half steps in one
         now, steps = float(time), steps + n
         values[k], net_inflow[k] = u, came_in
@@ -195,74 +193,41 @@ def _longest_step(speed: float, dx: float, dt: float | None, interval: float) ->
 
 
 class _Convection:
-    """One SSPRK2 step of u_t + f(u)_x = 0, in buffers that live as long as the solution."""
+    """One SSPRK2 step of u_t + f(u)_x = 0."""
 
-    def __init__(
-        self, cells: int, dx: float, law: Law, first_order: bool, boundary: str, ends: tuple[float, float]
-    ) -> None:
+    def __init__(self, dx: float, law: Law, first_order: bool, boundary: str, ends: tuple[float, float]) -> None:
         self.dx, self.law, self.first_order, self.boundary, self.ends = dx, law, first_order, boundary, ends
-        self.padded = np.empty(cells + 4)  # two ghost cells at either end
-        self.jump, self.size = np.empty(cells + 3), np.empty(cells + 3)
-        self.half_slope, self.scratch = np.empty(cells + 2), np.empty(cells + 2)
-        self.left, self.right, self.flux = np.empty(cells + 1), np.empty(cells + 1), np.empty(cells + 1)
-        self.change, self.stage = np.empty(cells), np.empty(cells)
 
     def max_speed(self, u: Array) -> float:
         """Return the largest absolute characteristic speed of the cells and of the inflow states."""
-        beyond = np.array(self.ends) if self.boundary == "inflow" else u[:1]
-        return float(
-            max(np.max(np.abs(self.law.characteristic_speed(u))), np.max(np.abs(self.law.characteristic_speed(beyond))))
-        )
+        states = np.append(u, self.ends) if self.boundary == "inflow" else u
+        return float(np.max(np.abs(self.law.characteristic_speed(states))))
 
-    def advance(self, u: Array, dt: float) -> float:
-        """Advance u in place by dt and return the net inflow through the ends."""
-        first = self._rate(u, dt)
-        np.add(u, self.change, out=self.stage)
-        second = self._rate(self.stage, dt)
-        np.add(u, self.stage, out=u)
-        np.add(u, self.change, out=u)
-        np.multiply(u, 0.5, out=u)
-        return (first + second) / 2
+    def step(self, u: Array, dt: float) -> tuple[Array, float]:
+        """Return u after a step dt and the net inflow through the ends."""
+        change, first = self._change(u, dt)
+        stage = u + change
+        change, second = self._change(stage, dt)
+        return (u + stage + change) * 0.5, (first + second) / 2
 
-    def _rate(self, u: Array, dt: float) -> float:
-        """Write dt u_t into self.change and return dt times the net flux into the domain through the ends."""
-        self._pad(u)
-        inner = self.padded[1:-1]
-        left, right, flux = self.left, self.right, self.flux
-        if self.first_order:
-            left[:], right[:] = inner[:-1], inner[1:]
-        else:
-            self._limited_half_slopes()
-            np.add(inner[:-1], self.half_slope[:-1], out=left)
-            np.subtract(inner[1:], self.half_slope[1:], out=right)
-        self.law.godunov(left, right, flux)
-        np.subtract(flux[:-1], flux[1:], out=self.change)
-        np.multiply(self.change, dt / self.dx, out=self.change)
-        return dt * float(flux[0] - flux[-1])
-
-    def _pad(self, u: Array) -> None:
-        padded = self.padded
-        padded[2:-2] = u
+    def _change(self, u: Array, dt: float) -> tuple[Array, float]:
+        """Return dt u_t and dt times the net flux into the domain through the ends."""
         if self.boundary == "periodic":
-            padded[:2], padded[-2:] = u[-2:], u[:2]
-        elif self.boundary == "inflow":
-            padded[:2], padded[-2:] = self.ends
+            ghosts = u[-2:], u[:2]
         else:
-            padded[:2], padded[-2:] = u[0], u[-1]
-
-    def _limited_half_slopes(self) -> None:
-        """Compute half of van Leer's slope 2ab / (a + b) from the jumps a and b beside each cell."""
-        jump, size, half, scratch = self.jump, self.size, self.half_slope, self.scratch
-        np.subtract(self.padded[1:], self.padded[:-1], out=jump)
-        np.abs(jump, out=size)
-        a, b, abs_a, abs_b = jump[:-1], jump[1:], size[:-1], size[1:]
-        np.multiply(a, abs_b, out=half)
-        np.multiply(abs_a, b, out=scratch)
-        np.add(half, scratch, out=half)  # 2ab or, where signs differ, 0
-        np.add(abs_a, abs_b, out=scratch)
-        np.add(scratch, _TINY, out=scratch)
-        np.divide(half, scratch, out=half)
-        np.multiply(half, 0.5, out=half)
+            left, right = self.ends if self.boundary == "inflow" else (u[0], u[-1])
+            ghosts = [left, left], [right, right]
+        padded = np.concatenate([ghosts[0], u, ghosts[1]])
+        left, right = padded[1:-2], padded[2:-1]
+        if not self.first_order:
+            jump = padded[1:] - padded[:-1]
+            size = np.abs(jump)
+            a, b, abs_a, abs_b = jump[:-1], jump[1:], size[:-1], size[1:]
+            # half of van Leer's slope 2ab / (a + b), or 0 where the signs differ
+            half = (a * abs_b + abs_a * b) / (abs_a + abs_b + _TINY) * 0.5
+            left, right = left + half[:-1], right - half[1:]
+        flux = self.law.godunov(left, right)
+        return (flux[:-1] - flux[1:]) * (dt / self.dx), dt * float(flux[0] - flux[-1])
 
 
 class _Diffusion:
@@ -284,9 +249,5 @@ class _Diffusion:
         if factors is None:
             return u
         if self.periodic:
-            spectrum = np.asarray(fft.rfft(u, workers=1))
-            np.multiply(spectrum, factors, out=spectrum)
-            return np.asarray(fft.irfft(spectrum, self.cells, overwrite_x=True, workers=1))
-        spectrum = np.asarray(fft.dct(u, overwrite_x=True, workers=1))
-        np.multiply(spectrum, factors, out=spectrum)
-        return np.asarray(fft.idct(spectrum, overwrite_x=True, workers=1))
+            return np.asarray(fft.irfft(np.asarray(fft.rfft(u)) * factors, self.cells))
+        return np.asarray(fft.idct(np.asarray(fft.dct(u)) * factors))

@@ -47,8 +47,8 @@ def spoiled(value: Any) -> Any:
 def sabotaged(name: str) -> Iterator[Callable[[], int]]:
     """Make a function wrong wherever the package refers to it; yield a function that returns the number of its calls.
 
-    name is the path of a function, method or property below `burgersgd.theory.` or `burgersgd.`. A function that
-    returns None is assumed to write into its last argument. Raises LookupError for an unknown name.
+    name is the path of a function, method or property below `burgersgd.theory.` or `burgersgd.`. Raises LookupError for
+    an unknown name.
     """
     owner, attribute = _owner(name)
     right = vars(owner)[attribute]
@@ -60,8 +60,6 @@ def sabotaged(name: str) -> Iterator[Callable[[], int]]:
         nonlocal calls
         calls += 1
         found = function(*arguments, **options)
-        if found is None:
-            arguments[-1][...] = spoiled(arguments[-1])
         return spoiled(found)
 
     replacement = property(wrong) if isinstance(right, property) else wrong

@@ -100,19 +100,18 @@ class Greenshields:
         """
         return self.u_max * (1 - (rho_left + rho_right) / self.rho_max)
 
-    def godunov(self, left: Array, right: Array, out: Array) -> None:
-        """Write the flux through faces between the densities left and right into out; overwrites left and right.
+    def godunov(self, left: Array, right: Array) -> Array:
+        """Return the flux through faces between the densities left and right, min(demand(left), supply(right)).
 
-        It is min(demand(left), supply(right)). Implements Eq. (3.10), in the solver burgers.solve.
+        Implements Eq. (3.10), in the solver burgers.solve.
         """
         critical = self.rho_max / 2  # the density at which Q is largest
-        np.minimum(left, critical, out=left)  # demand: the flux Q of this density can leave the cell on the left
-        np.maximum(right, critical, out=right)  # supply: the flux Q of this density can enter the cell on the right
-        for rho in (left, right):
-            np.multiply(rho, -self.u_max / self.rho_max, out=out)
-            np.add(out, self.u_max, out=out)
-            np.multiply(rho, out, out=rho)  # Q(rho) in place
-        np.minimum(left, right, out=out)
+        # demand and supply are the fluxes that can leave the cell on the left and enter the cell on the right
+        demand, supply = (
+            rho * (rho * (-self.u_max / self.rho_max) + self.u_max)
+            for rho in (np.minimum(left, critical), np.maximum(right, critical))
+        )
+        return np.minimum(demand, supply)
 
     # ------------------------------------------------------------------------------------------------------ scenarios
 

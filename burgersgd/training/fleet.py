@@ -59,7 +59,7 @@ class Fleet:
         """Number of steps that every run has taken."""
         self._latest: tuple[int, Any] | None = None  # a step, and its coefficients
         check_attributes(self.rule)
-        x = x0.repeat_interleave(self.points, dim=0)
+        x = x0 if self.points == 1 else x0.repeat_interleave(self.points, dim=0)
         schedule, budget = (self.schedule, self.schedule_hyper), self.budget // self.points
         self.inputs = Inputs(
             self.rule, self.hyper, *schedule, self.batches, self.seeds, budget, like=x, model=self.problem.model
@@ -78,6 +78,7 @@ class Fleet:
         if self.buffers is not None:
             buffers = {name: buffer.repeat_interleave(self.points, 0) for name, buffer in self.buffers.items()}
         self.runs = RunState.start(rule_state, self.points, buffers)
+        del x, xi, rule_state  # before the engine takes memory of its own
         longest = None if self.clip_norm is None else min(self.clip_norm, torch.finfo(x0.dtype).max)
         task = Task(self.problem, self.rule, longest, self.explosion_factor)
         self.stepper: Engine = make_engine(self.engine, task, self.runs, self.inputs)
@@ -165,8 +166,8 @@ class Fleet:
         c, state = self._coefficients(max(self.step - 1, 0)), self.runs.rule
         if self.rule.replicas is not None:
             c, state = apart(c, self.points), apart(state, self.points)
-        said = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}
-        return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in said.items()}
+        values = {name: v.reshape(self.n_runs, -1) for name, v in self.rule.diagnostics(c, state).items()}
+        return {name: v[:, 0] if v.shape[1] == 1 else v.mean(dim=1) for name, v in values.items()}
 
     def take_mean_loss(self, n: int) -> Float[Tensor, " runs"]:
         """Return the mean mini-batch loss of the last n evaluations and reset the sum."""
@@ -312,14 +313,14 @@ def fit(
 
 
 def _point(fleet: Fleet, seconds: float, validation: Evaluator | None, since: int) -> Point:
-    said = {name: value.cpu() for name, value in fleet.diagnostics().items()}
+    diagnostics = {name: value.cpu() for name, value in fleet.diagnostics().items()}
     c = fleet.coefficients_at(fleet.evaluations - 1) if since else {}
     measured = (None, None) if validation is None else validation(fleet.x)
-    moment = Moment(fleet, seconds, since, c, said, measured)
+    moment = Moment(fleet, seconds, since, c, diagnostics, measured)
     is_due = {"always": True, "evaluated": since > 0, "validated": validation is not None}
     values = {metric.name: metric.of(moment) for metric in TABLE if is_due[metric.when]}
     on_cpu: dict[str, Any] = {
         name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()
     }
-    more = {name: value if since else None for name, value in said.items() if name not in NAMES}
+    more = {name: value if since else None for name, value in diagnostics.items() if name not in NAMES}
     return Point(**on_cpu, more=more, alive=fleet.alive.to("cpu", copy=True))  # the fleet changes its own tensor

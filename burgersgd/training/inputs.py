@@ -104,12 +104,12 @@ class Inputs:
             self._draws = self.draw(first)
         return first + self.draw_length
 
-    def row(self, step: int, often: bool = True) -> Any:
+    def row(self, step: int, split_block: bool = True) -> Any:
         """Return the coefficients of a loaded step in the runs' precision, each ``[runs, 1]``.
 
-        often: most steps of the block will be requested, so that splitting the block at once is faster.
+        split_block: most steps of the block will be requested, so that splitting the block at once is faster.
         """
-        if not often:
+        if not split_block:
             return self.joined(self.block.coefficients[step - self.block.first].unbind(0))
         if self._rows is None:
             fields = [field.unbind(0) for field in self.block.coefficients.unbind(1)]

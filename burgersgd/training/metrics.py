@@ -15,7 +15,7 @@ class Moment(NamedTuple):
     """Gradient evaluations since the last row."""
     coefficients: dict[str, Any]
     """The coefficients of the last gradient evaluation, by name."""
-    said: dict[str, Any]
+    diagnostics: dict[str, Any]
     """The rule's diagnostics of its state (Rule.diagnostics), by name."""
     measured: tuple[Any, Any]
     """Loss and error on the validation part."""
@@ -40,8 +40,8 @@ TABLE = (
     Metric("train_loss", "loss/train", "evaluated", lambda m: m.fleet.take_mean_loss(m.since)),
     Metric("learning_rate", "optimizer/learning_rate", "evaluated", lambda m: m.coefficients.get("lr")),
     Metric("gradient_norm", "optimizer/gradient_norm", "evaluated", lambda m: m.fleet.grad_norm.clone()),
-    Metric("x_y_distance", "optimizer/x_y_distance", "evaluated", lambda m: m.said.get("x_y_distance")),
-    Metric("temperature", "optimizer/temperature", "evaluated", lambda m: m.said.get("temperature")),
+    Metric("x_y_distance", "optimizer/x_y_distance", "evaluated", lambda m: m.diagnostics.get("x_y_distance")),
+    Metric("temperature", "optimizer/temperature", "evaluated", lambda m: m.diagnostics.get("temperature")),
     Metric("validation_loss", "loss/validation", "validated", lambda m: m.measured[0]),
     Metric("validation_error", "error/validation", "validated", lambda m: m.measured[1]),
 )

@@ -22,6 +22,9 @@ from burgersgd.training.native_gradient import NativeGradient
 BATCHES = 8
 """Largest number of mini-batches of the first epoch from which the noise of the gradient is estimated."""
 
+TOGETHER = 1 << 22
+"""Most numbers in the gradients of the batches of a run that are in memory at once; one gradient may be larger."""
+
 
 class Regime(NamedTuple):
     """Numbers that say whether y samples its stationary law before x moves, and how nu compares with mini-batch noise.
@@ -79,13 +82,24 @@ def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[floa
     if len(whole) < 2:
         return [math.nan] * fleet.n_runs
     batches = fleet.batches.indices(0, count)[whole].transpose(0, 1).contiguous()  # [runs, batches, examples]
-    gradients = (
-        _in_c(fleet.problem, len(whole), batches.shape[2]) if ENGINES[fleet.engine].gradient_in_c else _by_autograd
-    )
+    at_once = len(whole) if len(whole) * fleet.d <= TOGETHER else 1
+    in_c = ENGINES[fleet.engine].gradient_in_c
+    gradients = _in_c(fleet.problem, at_once, batches.shape[2]) if in_c else _by_autograd
     traces = []
     for x, rows in zip(points, batches, strict=True):
-        found = gradients(fleet.problem, x, rows)
-        traces.append(float((found - found.mean(dim=0)).square().sum(dtype=torch.float64)) / (len(whole) - 1))
+        n, mean, squares = 0, torch.zeros_like(x), 0.0
+        for part in rows.split(at_once):
+            found = gradients(fleet.problem, x, part)
+            center = found.mean(dim=0)
+            squares += float((found - center).square().sum(dtype=torch.float64))
+            if n:  # sums of squares about two means, combined (Chan, Golub and LeVeque 1983)
+                gap = center.sub_(mean)
+                squares += n * len(part) / (n + len(part)) * float(gap.square().sum(dtype=torch.float64))
+                mean.add_(gap, alpha=len(part) / (n + len(part)))
+            else:
+                mean = center
+            n += len(part)
+        traces.append(squares / (n - 1))
     return traces
 
 

@@ -15,7 +15,7 @@ ATTRIBUTES = ("gradients_per_cycle", "gradients_per_batch", "replicas", "noisy",
 FUNCTIONS = ("coefficients", "init", "gradient_at", "step", "end_cycle", "evaluate_at")
 MORE = ("diagnostics", "stability", "budget_key")
 COLUMNS = 10_000
-"""Number of columns to which large states are reduced when runs are compared."""
+"""Number of columns to which large states are reduced for the checks, which hold some ten copies of them."""
 
 
 def check_attributes(rule: Rule) -> None:
@@ -50,13 +50,27 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
         raise ValueError(f"{name}.init: must return tensors [runs, d], not {_kind(state)}")
     rows = rule.replicas or 1
     row: Any = type(c)(*(field[:rows] for field in c))
-    some = next(field for field in state if field is not None)[:rows]
+    one: Any = kind(*(None if field is None else field[:rows] for field in state))
+    d = next(iter(shapes))[1]
+    if d > COLUMNS:
+        try:
+            _check_functions(rule, _narrow(row, d), _narrow(one, d))
+            return
+        except (RuntimeError, IndexError):  # the rule needs all of its columns
+            pass
+    _check_functions(rule, row, one)
+
+
+def _check_functions(rule: Rule, row: Any, state: Any) -> None:
+    """Raise ValueError as check_rule does; row and state are those of one run, or of all its replicas."""
+    name, kind, rows = type(rule).__name__, cast("Any", type(state)), rule.replicas or 1
+    some = next(field for field in state if field is not None)
     runs = rule.replicas is not None  # some functions then see runs, not rows
     xi = torch.zeros_like(some) if rule.noisy else None
     for function in (*FUNCTIONS[2:], "normed", "diagnostics"):
         if getattr(rule, function) is None:
             continue
-        one: Any = kind(*(None if field is None else field[:rows].clone() for field in state))
+        one: Any = kind(*(None if field is None else field.clone() for field in state))
         grad, norm = torch.zeros_like(some), torch.zeros_like(some[:, :1])
         at = row
         if runs and function in ("end_cycle", "evaluate_at", "diagnostics"):
@@ -98,14 +112,7 @@ def check_rule(rule: Rule, c: Any, state: Any) -> None:
                 raise ValueError(
                     f"{name}.{function}: field {field} of the state becomes {_kind(after)}, must remain {_kind(before)}"
                 )
-    one = kind(*(None if field is None else field[:rows] for field in state))
-    if some.shape[1] <= COLUMNS:
-        _check_runs_apart(rule, row, one)
-        return
-    try:
-        _check_runs_apart(rule, _narrow(row, some.shape[1]), _narrow(one, some.shape[1]))
-    except (RuntimeError, IndexError):  # the rule needs all of its columns
-        _check_runs_apart(rule, row, one)
+    _check_runs_apart(rule, row, state)
 
 
 def _check_runs_apart(rule: Rule, c: Any, state: Any) -> None:

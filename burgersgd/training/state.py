@@ -38,13 +38,13 @@ def assign(old: Any, new: Any, alive: Bool[Tensor, " runs"] | None = None) -> No
         kept = alive[:, None]
         values = [torch.where(kept, after, before) for before, after in pairs]
     else:
-        places = {_place(field) for field in old if field is not None}
-        values = [after.clone() if _place(after) in places else after for _, after in pairs]
+        addresses = {_address(field) for field in old if field is not None}
+        values = [after.clone() if _address(after) in addresses else after for _, after in pairs]
     for (before, _), value in zip(pairs, values, strict=True):  # torch._foreach_copy_ is miscompiled by torch.compile
         before.copy_(value)
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     """Return the address of the tensor's storage, which all views of it share."""
     return tensor.untyped_storage().data_ptr()
 

@@ -1,4 +1,4 @@
-"""Run folders made up for tests: of known values, written in a millisecond."""
+"""Writes run folders with given values for tests, in a millisecond each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps by setting: means over seeds, order, what is said, and the files."""
+"""Sweeps by setting: means over seeds, order, conclusions, and the written files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What figures draw is what was measured; whether they are pleasant was looked at."""
+"""Figures draw the measured values; their appearance was checked by eye."""
 
 from __future__ import annotations
 

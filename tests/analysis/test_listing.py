@@ -1,4 +1,4 @@
-"""burgersgd list: what is shown of runs, in which order, and what filters leave."""
+"""burgersgd list: the shown columns of runs, their order, and filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules as strangers write them: each legal by the words of optimizers/protocol.py, each a trap for an engine."""
+"""Rules as users may write them: each obeys optimizers/protocol.py, and each is difficult for an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any rule is put through: the engines against a loop of ten lines that knows nothing of them."""
+"""The checks for any rule: every engine against a loop of ten lines that is independent of them."""
 
 from __future__ import annotations
 

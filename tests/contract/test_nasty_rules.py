@@ -1,4 +1,4 @@
-"""Rules that look legal and are none: each is computed as its author meant it, or refused in one line."""
+"""Rules that look correct and are not: each is computed as its author intended, or refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation against loops over pixels, and in every engine: training alone sees it, every run by its own stream."""
+"""Augmentation against loops over pixels, and in every engine: only training uses it, each run by its own stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of examples: complete epochs, reproducible from anywhere, independent of company."""
+"""The order of examples: complete epochs, reproducible from any step, independent of the other runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded default."""
+"""The digits of scikit-learn, the default data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all data sets share: parts, subsets, label noise and scaling that do not disturb one another."""
+"""Preprocessing of all data sets: parts, subsets, label noise and scaling do not affect one another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data made by procedure: what the procedure promises, and nothing random but by dataset.seed."""
+"""Generated data have the documented properties and depend only on dataset.seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling kernels at first use: cached, atomic, and never in the way."""
+"""Kernels are compiled at first use: cached, written atomically, and never the cause of a failure."""
 
 from __future__ import annotations
 

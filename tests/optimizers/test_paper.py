@@ -1,4 +1,4 @@
-"""The paper's optimizer as printed: (5.14) at finite epsilon, (5.18)-(5.19) to the letter, and what they amount to."""
+"""The paper's optimizer as printed: (5.14) at finite epsilon, (5.18)-(5.19) exactly, and their properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints as somebody would leave them who changes them in good faith: with the digest of what they now hold."""
+"""Changes checkpoints as an honest user would: with a digest that fits the changed content."""
 
 from __future__ import annotations
 

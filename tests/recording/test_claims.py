@@ -1,4 +1,4 @@
-"""Claims: one process at a time works on a run, looking claims nothing, and a dead process holds nothing."""
+"""Claims: one process at a time works on a run, inspecting a run claims nothing, and a dead process holds no claim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that were changed behind the program's back: one line, or what the original gives. See edits.py."""
+"""Folders that were changed by other programs: an error of one line, or the result of the original. See edits.py."""
 
 from __future__ import annotations
 

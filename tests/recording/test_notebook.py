@@ -1,4 +1,4 @@
-"""In a notebook: one bar, a widget, and a run that diverged looks like it. ipywidgets is stood for by its names."""
+"""In a notebook: one bar, a widget, and a diverged run in red; ipywidgets is replaced by stand-ins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders: what is written reads back exactly, nothing is ever half there, nobody shares a folder."""
+"""Run folders: what is written is read back exactly, no file is ever incomplete, and no two runs share a folder."""
 
 import json
 import logging

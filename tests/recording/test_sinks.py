@@ -1,4 +1,4 @@
-"""Sinks: told of a run beside its folder, and never able to fail it."""
+"""Sinks receive the metrics of a run besides its folder, and can never make it fail."""
 
 from __future__ import annotations
 

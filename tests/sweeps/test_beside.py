@@ -1,4 +1,4 @@
-"""What follows a job of a sweep is none of its jobs: its folder lies beside the sweep."""
+"""A run that continues or repeats a job of a sweep is not a job of it: its folder lies beside that of the sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that lag behind are stopped, recorded as pruned, and stay so; a sweep that was killed stops the same ones."""
+"""Pruned runs are stopped, recorded as pruned, and remain so; a resumed sweep stops the same runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep says by setting, while it runs and at its end."""
+"""The report of a sweep by setting, during training and at its end."""
 
 from __future__ import annotations
 

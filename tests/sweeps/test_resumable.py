@@ -1,4 +1,4 @@
-"""Named sweeps: run again, killed, grown, shared by two processes, they train what is left and nothing twice."""
+"""Named sweeps: repeated, killed, extended or shared by two processes, they train the remaining jobs and none twice."""
 
 from __future__ import annotations
 

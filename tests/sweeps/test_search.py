@@ -496,4 +496,39 @@ def test_without_optuna_a_search_is_refused(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
-    assert "sweep.sampler=optuna: needs the package optuna (pip install optuna)" in capsys.readouterr().err
+    assert "sweep.sampler=optuna: needs Optuna 4 or later (pip install optuna)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("version", "fails", "said"),
+    [
+        ("2.10.1", None, "needs Optuna 4 or later, 2.10.1 is installed (pip install --upgrade optuna)"),
+        (
+            "4.2.0",
+            "optuna.storages",
+            "Optuna 4.2.0 cannot be imported: ImportError: no BindParam (pip install --upgrade",
+        ),
+        (
+            "4.2.0",
+            "alembic.command",
+            "Optuna 4.2.0 cannot be imported: ImportError: no BindParam (pip install --upgrade",
+        ),
+    ],
+)
+def test_an_optuna_that_does_not_fit_is_refused(
+    version: str, fails: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """hydra-optuna-sweeper installs Optuna 2.10, and alembic may be of another age than sqlalchemy."""
+
+    def importing(name: str, *args: Any) -> Any:
+        if name == fails:
+            raise ImportError("no BindParam")
+        return import_module(name, *args)
+
+    import_module = importlib.import_module
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(importlib, "import_module", importing)
+    assert main(["train", "--multirun", "seed=1,2", "sweep.sampler=optuna"]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 1

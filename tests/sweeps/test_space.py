@@ -1,4 +1,4 @@
-"""What a sweep tries: grids as Hydra makes them, lists in step, and samples of ranges."""
+"""The space of a sweep: grids as Hydra makes them, zipped lists, and samples of ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sweep.spaces: what is tried of each of several optimizers, with as many trials for each."""
+"""sweep.spaces: the spaces of several optimizers, with equally many trials for each."""
 
 from __future__ import annotations
 

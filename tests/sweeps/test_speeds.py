@@ -1,4 +1,4 @@
-"""Rates of fleets are kept per machine; whatever is wrong with a file, it is as if it were not there."""
+"""Rates of fleets are stored per machine; an invalid file is ignored."""
 
 from __future__ import annotations
 

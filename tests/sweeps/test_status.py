@@ -1,4 +1,4 @@
-"""burgersgd status: of sweeps, of single runs, and of whatever was trained last."""
+"""burgersgd status for sweeps, single runs, and the latest of both."""
 
 from __future__ import annotations
 

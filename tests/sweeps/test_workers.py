@@ -1,4 +1,4 @@
-"""Sweeps on several processes: the same folders, nothing lost when one dies or all are told to stop."""
+"""Sweeps on several processes: the same folders, and nothing is lost if one dies or all receive a signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to chunks in processes elsewhere: killed, preempted, told to stop, in a given gradient evaluation."""
+"""Failures of chunks in other processes: kills, preemptions and signals at a given gradient evaluation."""
 
 from __future__ import annotations
 

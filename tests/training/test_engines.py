@@ -1,4 +1,4 @@
-"""The boundary to C checks itself, and a fleet that nobody needs is gone."""
+"""The boundary to C is checked, and a fleet that is no longer used is freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation in C is evaluation in PyTorch."""
+"""Evaluation in C equals evaluation in PyTorch."""
 
 from __future__ import annotations
 

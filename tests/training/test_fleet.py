@@ -1,4 +1,4 @@
-"""A run does not depend on its company, on blocks, on logging or on the engine; divergence freezes one run alone."""
+"""A run does not depend on other runs, blocks, logging or the engine; divergence freezes only the diverged run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of metrics, and what a rule of somebody's own adds to it."""
+"""The table of metrics, and the columns that a user's own rule adds."""
 
 from __future__ import annotations
 

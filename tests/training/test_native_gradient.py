@@ -1,4 +1,4 @@
-"""burgersgd.training.native_gradient against torch autograd, and a run against itself in other company."""
+"""The C gradient against torch autograd, and a run against itself in other fleets."""
 
 from itertools import pairwise
 

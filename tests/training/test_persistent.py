@@ -238,7 +238,7 @@ def test_where_the_kernel_cannot_be_had_graphs_do_the_work(
     monkeypatch.setattr(cuda, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(cuda, "cubin", broken)
     assert isinstance(ENGINES["persistent"].make(task, made.runs, made.inputs), Graphed)
-    assert "NVRTC failed (code 6) no; continuing with CUDA graphs" in caplog.text
+    assert "(NVRTC failed (code 6) no): continuing with CUDA graphs" in caplog.text
 
 
 def test_which_runs_get_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

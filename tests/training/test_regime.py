@@ -16,6 +16,7 @@ from burgersgd.build.prepared import prepare
 from burgersgd.cli import main
 from burgersgd.config import LocalEntropyConfig, SgdConfig, TrainConfig, TrainerConfig
 from burgersgd.recording.run_folder import read_config
+from burgersgd.training import regime
 from burgersgd.training.regime import Regime, minibatch_traces, regimes
 from tests.conftest import small_config
 
@@ -28,9 +29,13 @@ def config(seed: int, optimizer: LocalEntropyConfig = OPTIMIZER, batch_size: int
     )
 
 
+@pytest.mark.parametrize("together", [regime.TOGETHER, 0])
 @pytest.mark.parametrize("engine", ["eager", "native"])
-def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(engine: str) -> None:
+def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(
+    engine: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gradients of nn.Module on the batches of the run; the noise and the clock of the rate lr / (1 - momentum)."""
+    monkeypatch.setattr(regime, "TOGETHER", together)
     optimizers = [OPTIMIZER, dataclasses.replace(OPTIMIZER, lr=0.2, nu=1e-4, gamma=math.inf, outer_step=0.9)]
     prepared = prepare([config(3 + i, optimizer) for i, optimizer in enumerate(optimizers)], engine=engine)
     fleet = prepared.fleet()
@@ -40,10 +45,10 @@ def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(engine: str) -> 
     inputs, targets = prepared.problem.inputs, prepared.problem.targets
     for run, optimizer in enumerate(optimizers):
         lr = float(optimizer.lr) / (1 - 0.6)
-        regime = found[run]
-        assert regime is not None
+        of_run = found[run]
+        assert of_run is not None
         network = prepared.problem.model.module().double()
-        for x, ratio in zip((starts, fleet.x), regime[2:], strict=True):
+        for x, ratio in zip((starts, fleet.x), of_run[2:], strict=True):
             nn.utils.vector_to_parameters(x[run].clone(), network.parameters())
             gradients = []
             for k in range(8):  # of 11, the last of which is short
@@ -53,8 +58,8 @@ def test_every_run_of_a_fleet_has_the_numbers_of_the_naive_loop(engine: str) -> 
                 gradients.append(torch.cat([g.flatten() for g in gradient]).numpy())
             trace = np.cov(np.array(gradients).T).trace()
             assert ratio == pytest.approx(optimizer.nu / (lr * trace / (4 * fleet.d)), rel=1e-9)
-        assert regime.equilibration == pytest.approx(8 * lr / optimizer.gamma)
-        assert regime.epsilon == pytest.approx(optimizer.outer_step * optimizer.gamma / (8 * lr))
+        assert of_run.equilibration == pytest.approx(8 * lr / optimizer.gamma)
+        assert of_run.epsilon == pytest.approx(optimizer.outer_step * optimizer.gamma / (8 * lr))
     assert found[1] is not None
     assert (found[1].equilibration, found[1].recorded()["epsilon"]) == (0, None)
 

@@ -183,9 +183,9 @@ class Compiled:
         ) -> None:
             position, step = counters
             alive, diverged_at, last_loss, loss_sum, grad_norm, loss_limit = records
-            places = (position, position, position % draw_length, position % draw_length)
+            offsets = (position, position, position % draw_length, position % draw_length)
             row, indices, xi, uniform = (
-                None if t is None else t.index_select(0, place)[0] for t, place in zip(inputs, places, strict=True)
+                None if t is None else t.index_select(0, offset)[0] for t, offset in zip(inputs, offsets, strict=True)
             )
             assert row is not None
             c = joined(row.unbind(0))

@@ -176,7 +176,7 @@ class Native:
         self.steps(first, sizes, indices, block.coefficients[rows], state.records())
         state.all_alive = bool(state.alive.all())
         if self.moves_at_cycle_end and stop == cycle_end:
-            state.assign(end_cycle(rule, inputs.row(stop - 1, often=False), state.rule))
+            state.assign(end_cycle(rule, inputs.row(stop - 1, split_block=False), state.rule))
         return stop
 
 

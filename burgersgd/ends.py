@@ -24,7 +24,7 @@ from burgersgd.training.best import Best
 from burgersgd.training.evaluation import Evaluator, is_guessing
 from burgersgd.training.fleet import Fleet, Position
 from burgersgd.training.regime import Regime, regimes
-from burgersgd.training.stability import divergence_hint, learning_hint
+from burgersgd.training.stability import Settings, divergence_hint, learning_hint, sampled_settings
 
 _RECORDED = (
     "task",
@@ -93,6 +93,10 @@ class Ends:
         return regimes(self.fleet, self._start)
 
     @functools.cached_property
+    def _settings(self) -> list[list[Settings]]:
+        return sampled_settings(self.fleet)
+
+    @functools.cached_property
     def _start(self) -> Float[Tensor, "runs d"]:
         """The points at which the runs started."""
         return self.prepared.initial(self.fleet.seeds)
@@ -117,7 +121,7 @@ class Ends:
             self.prepared.data.task == "classification",
         )
         if guessing:
-            advice = learning_hint(fleet, i, self._start[i])
+            advice = learning_hint(fleet, i, self._start[i], self._settings)
         data, log_odds = self.prepared.data, self.prepared.problem.loss.name == "logistic"
         return Result(
             config=run.config,

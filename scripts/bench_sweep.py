@@ -2,9 +2,9 @@
 
 Sections: compose (ms per job before anything is trained), fleets (a gradient evaluation of R runs together, nothing
 recorded, one thread), sweeps (the launcher's own way of training jobs, everything recorded, against the same jobs one
-after the other and under joblib), profile (the share of CPU time that is preparing and recording), command (a whole
-`burgersgd train --multirun`). Rivals take turns, round by round;
-ratios are computed per round. Tables go to stdout, progress to stderr.
+after the other and under joblib), profile (the share of CPU time that is preparing and recording), command (whole
+`burgersgd train --multirun`, beside the time of their arithmetic). Rivals take turns, round by round; ratios are
+computed per round. Tables go to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ OURS, IN_TURN, JOBLIB = "burgersgd --multirun", "one after the other", "joblib"
 
 def main() -> None:
     options = parse()
+    if options.steps_only:
+        take_steps(*options.steps_only)
+        return
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     torch.set_num_threads(1)
     print_header(options)
@@ -59,7 +62,7 @@ def main() -> None:
         if "profile" in options.sections and not work.mnist_shaped:
             print_profile(options, work)
     if "command" in options.sections:
-        print_command(3 if options.quick else options.rounds)
+        print_commands(3 if options.quick else options.rounds)
 
 
 def parse() -> argparse.Namespace:
@@ -74,6 +77,7 @@ def parse() -> argparse.Namespace:
         "--sections", default=",".join(SECTIONS), help="sections to measure, among " + ",".join(SECTIONS)
     )
     parser.add_argument("--quick", action="store_true", help="w1 and w3, 3 rounds of 0.3 s, fleets of 1, 16 and 64")
+    parser.add_argument("--steps-only", nargs=2, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
         options.workloads, options.rounds, options.seconds, options.runs = "w1,w3", 3, 0.3, "1,16,64"
@@ -268,17 +272,59 @@ def print_profile(options: argparse.Namespace, work: Workload, runs: int = 32, b
 # ----------------------------------------------------------------------------------------------------------- command
 
 
-def print_command(rounds: int) -> None:
-    seconds, evaluations = [], 64 * 5000
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "burgersgd", "train", "--multirun", "seed=range(64)"]
-            start = time.perf_counter()
-            subprocess.run([*command, "trainer.budget=5000", f"output_root={folder}"], check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
-        say(f"   command: {seconds[-1]:.1f} s")
-    print(f"\n- `burgersgd train --multirun 'seed=range(64)' trainer.budget=5000`: {median(seconds):.1f} s", end=" ")
-    print(f"({min(seconds):.1f}-{max(seconds):.1f}), {1e6 * median(seconds) / evaluations:.1f} us per evaluation")
+COMMANDS = ((64, 5000), (1000, 500))
+"""Runs and gradient evaluations of each."""
+
+
+def print_commands(rounds: int) -> None:
+    """Print the seconds of whole sweeps of the default optimizer from Enter to the prompt, and of their arithmetic."""
+    rows = []
+    for runs, budget in COMMANDS:
+        words = ["train", "--multirun", "optimizer=local_entropy", f"seed=range({runs})", f"trainer.budget={budget}"]
+        command = [sys.executable, "-m", "burgersgd", *words]
+        whole, bare = [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                subprocess.run([*command, f"output_root={folder}"], check=True, capture_output=True)
+                whole.append(time.perf_counter() - start)
+            bare.append(arithmetic(runs, budget))
+            say(f"   {runs} runs of {budget}: {whole[-1]:.1f} s, arithmetic {bare[-1]:.1f} s")
+        cells = (f"{median(v):.1f} ({min(v):.1f}-{max(v):.1f})" for v in (whole, bare))
+        ratio = median(a / b for a, b in zip(whole, bare, strict=True))
+        rows.append([f"{runs:,} of {budget:,}", *cells, f"{ratio:.2f}", f"{1e6 * median(whole) / runs / budget:.1f}"])
+    print(f"\nWhole commands, `burgersgd train --multirun 'seed=range(RUNS)' trainer.budget=N`, n = {rounds}:\n")
+    print_table(["runs", "seconds", "their arithmetic", "ratio", "us per evaluation"], rows)
+
+
+def arithmetic(runs: int, budget: int) -> float:
+    """Return the seconds in which a process per core takes the steps of all runs, without recording or evaluation."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--steps-only", str(-(-runs // CORES)), str(budget)]
+    pipe = subprocess.PIPE
+    children = [subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) for _ in range(CORES)]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()  # it is ready
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.close()  # they begin
+    seconds = [float(child.stdout.read()) for child in children if child.stdout is not None]
+    for child in children:
+        child.wait()
+    return max(seconds)
+
+
+def take_steps(runs: int, budget: int) -> None:
+    """Build a fleet, say so, wait for the end of the input, take its steps, and print the seconds of these."""
+    torch.set_num_threads(1)
+    fleet = Burgers(WORKLOADS["w1"], "auto", runs)
+    fleet.advance(INNER_STEPS)
+    print("ready", flush=True)
+    sys.stdin.read()
+    start = time.perf_counter()
+    fleet.advance(budget)
+    print(time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -436,10 +436,8 @@ def print_memory() -> None:
             in_child("memory", rule, *kind, threads=1)
             for kind in (("off", "steps"), ("auto", "steps"), ("auto", "run"))
         )
-        d = off["d_bytes"]
-        copies = off["state"] + 1 + off["noise"] + 1  # state, gradient, noise, one temporary
-        expected = off["data"] + copies * d + off["activations"]
-        cells = (off["data"], d * copies, off["activations"], expected, auto["peak"], off["peak"], run["peak"])
+        d, expected = off["d_bytes"], off["expected"]
+        cells = (off["data"], off["vectors"], off["activations"], expected, auto["peak"], off["peak"], run["peak"])
         ratios = [f"{part['peak'] / expected:.2f}" for part in (auto, off)]
         rows.append([rule, str(off["state"]), str(off["noise"]), *(f"{c / megabytes:.0f}" for c in cells), *ratios])
     print("\n### Peak memory of a run, MNIST-shaped network\n")
@@ -482,15 +480,15 @@ def measure_memory(options: argparse.Namespace, rule: str, engine: str, kind: st
     peak = resident("VmHWM") - before
     batch_size = len(work.data.train.targets) if optimizer.full_batch else work.batch_size
     hidden, parts = sum(work.hidden), (work.data.train, work.data.validation, work.data.test)
-    return {
-        "d_bytes": 4 * work.d,
-        "state": sum(t is not None for t in trained.state) if kind == "steps" else None,
-        "noise": int(trained.rule.noisy) if kind == "steps" else None,
-        "data": sum(t.numel() * t.element_size() for part in parts for t in part),
-        # inputs, every layer before and after its activation, and as much for the gradients of the widest layer
-        "activations": 4 * batch_size * (work.widths[0] + 2 * hidden + 2 * max(work.hidden) + 2 * work.widths[-1]),
-        "peak": peak,
-    }
+    data = sum(t.numel() * t.element_size() for part in parts for t in part)
+    # inputs, every layer before and after its activation, and as much for the gradients of the widest layer
+    activations = 4 * batch_size * (work.widths[0] + 2 * hidden + 2 * max(work.hidden) + 2 * work.widths[-1])
+    found = {"d_bytes": 4 * work.d, "data": data, "activations": activations, "peak": peak}
+    if kind == "steps":
+        state, noise = sum(t is not None for t in trained.state), int(trained.rule.noisy)
+        vectors = 4 * work.d * (state + noise + 2)  # the gradient and one temporary, too
+        found |= {"state": state, "noise": noise, "vectors": vectors, "expected": data + vectors + activations}
+    return found
 
 
 def resident(field: str) -> int:

@@ -224,7 +224,7 @@ def main(arguments: list[str]) -> int:
     parser = _Parser(prog="burgersgd verify", description="Check the paper, equation by equation.")
     parser.add_argument("names", nargs="*", help="groups or checks (default: all); --list names them")
     parser.add_argument("--list", action="store_true", help="name the checks and do nothing")
-    parser.add_argument("--sabotage", action="store_true", help="make what is checked wrong: every row has to notice")
+    parser.add_argument("--sabotage", action="store_true", help="make each checked function wrong: every row must fail")
     parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the figures, or not")
     parser.add_argument("--output", default="outputs/verify", metavar="DIR", help="folder for JSON, Markdown, figures")
     try:

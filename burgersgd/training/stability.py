@@ -146,15 +146,16 @@ def lr_gamma_warnings(fleet: Fleet) -> list[str | None]:
 
     The entire budget is examined: scoping decreases gamma, schedules decrease lr.
     """
-    columns = settings_over(fleet, _sampled_evaluations(fleet))
+    columns = sampled_settings(fleet)
     worst = [max(run, key=lambda s: s.stiffness(0.0) / s.bound) for run in zip(*columns, strict=True)]
     lr = fleet.hyper["lr"].flatten().tolist()
     return [lr_gamma_warning(*pair) for pair in zip(worst, lr, strict=True)] if worst else [None] * fleet.n_runs
 
 
-def _sampled_evaluations(fleet: Fleet) -> list[int]:
-    """Return at most SAMPLES gradient evaluations, spaced evenly over the budget."""
-    return torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long().tolist()
+def sampled_settings(fleet: Fleet) -> list[list[Settings]]:
+    """Return the settings of every run at up to SAMPLES gradient evaluations, spaced evenly over the budget."""
+    evaluations = torch.linspace(0, fleet.budget - 1, min(fleet.budget, SAMPLES), dtype=torch.float64).long()
+    return settings_over(fleet, evaluations.tolist())
 
 
 def lr_gamma_warning(settings: Settings, lr: float) -> str | None:
@@ -203,15 +204,13 @@ def divergence_hint(fleet: Fleet, run: int, step: int, x: Float[Tensor, " d"]) -
     return stability_hint(settings[run], top_eigenvalue(fleet.problem, x))
 
 
-def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"]) -> str:
-    """Return one line on why a run ended no better than guessing; x is its starting point.
+def learning_hint(fleet: Fleet, run: int, x: Float[Tensor, " d"], columns: list[list[Settings]]) -> str:
+    """Return one line on why a run ended no better than guessing; x is its starting point, columns sampled_settings.
 
     Dead units and saturated networks have no curvature, so only that at the start is informative.
     """
     if fleet.rule.budget_key() == "period=null":
         return "x moves only at the last gradient evaluation (optimizer.period=null); set optimizer.period"
-    steps = _sampled_evaluations(fleet)
-    columns = [settings for step in steps if (settings := settings_at(fleet, step)) is not None]
     if not columns:
         return "no bound on lr is known for this optimizer; try another optimizer.lr, or a larger trainer.budget"
     lip = top_eigenvalue(fleet.problem, x)

@@ -31,6 +31,7 @@ from burgersgd.recording.run_folder import (
     read_metrics,
     read_status,
 )
+from burgersgd.recording.schema import Plan, Status, checked
 from tests.conftest import small_config
 
 CONFIG = {
@@ -520,6 +521,19 @@ def test_everything_in_the_folder_and_its_entries_are_made_lasting(
         assert synced == set()
     else:
         assert synced >= {folder.path, *folder.path.rglob("*"), folder.path.parent, folder.path.parent.parent}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ({"state": "running", "updated": "2026-11-27T10:00:00+00:00", "evaluations": "x"}, Status, "evaluations: "),
+        ({"fleets": [["a"], [3]], "rates": {}}, Plan, r"fleets\[1\]\[0\]: "),
+        (3, Plan, ""),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_by_its_keys(value: Any, kind: Any, message: str) -> None:
+    with pytest.raises(RunFolderError, match=rf"^file: {message}Expected [^`:]+, got [^`:]+$"):
+        checked(value, kind, "file")
 
 
 def test_an_engine_has_a_name_of_at_most_40_letters(folder: RunFolder) -> None:

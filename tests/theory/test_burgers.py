@@ -112,6 +112,13 @@ def test_mass_changes_by_what_comes_in(
     assert np.ptp(mass) > 0.05
 
 
+def test_the_state_that_comes_in_limits_the_time_step() -> None:
+    solution = solve(np.zeros(64), dx=0.05, times=0.5, nu=0, boundary="inflow", inflow=(1.5, 0.0))
+    assert solution.steps >= 1.5 * 0.5 / (0.5 * 0.05)  # a Courant number of 0.5 at most
+    assert np.max(solution.values) <= 1.5 + 1e-13
+    assert np.sum(solution.values) * 0.05 == pytest.approx(1.5**2 / 2 * 0.5, rel=1e-12)  # the flux of that state
+
+
 def test_a_closed_road_keeps_its_cars_and_fills_from_the_end() -> None:
     u, dx = 0.5 + 0.3 * rough(128), 1 / 64
     law = Greenshields(1.0, 1.7)

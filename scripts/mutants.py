@@ -98,7 +98,7 @@ FIRST = {
     "training/engines/eager.py": "training/test_engines.py training/test_fleet.py",
     "training/engines/native.py": "training/test_native_steps.py",
     "training/engines/codegen.py": "training/test_codegen.py",
-    "training/engines/tracing.py": "training/test_codegen.py",
+    "training/engines/tracing.py": "training/test_codegen.py training/test_persistent.py",
     "training/gradients.py": "training/test_engines.py training/test_fleet.py",
     "training/inputs.py": "training/test_fleet.py training/test_engines.py",
     "training/fleet.py": "training/test_fleet.py test_run.py",

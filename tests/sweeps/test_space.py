@@ -155,6 +155,7 @@ def test_corners_use_every_value_and_both_ends(composer: Composer) -> None:
         (["optimizer=glob(x*)"], {}, "optimizer=glob(x*): must have at least one value"),
         (["seed=range(1,2,0)"], {}, "seed=range(1,2,0): range() arg 3 must not be zero"),
         (["a=interval(2,1)"], {"sampler": "random"}, "a=interval(2,1): the ends of a range must be finite, and"),
+        (["a=interval(1.5,1.5)"], {"sampler": "random"}, "a=interval(1.5,1.5): the ends of a range must be"),
         (["a=interval(0,inf)"], {"sampler": "random"}, "a=interval(0,inf): the ends of a range must be finite"),
         (["a=tag(log,interval(0,1))"], {"sampler": "random"}, "a=tag(log,interval(0,1)): a range on a logarithmic"),
         (["a=tag(lag,interval(0,1))"], {"sampler": "random"}, "unknown tag lag, must be log"),

@@ -106,19 +106,17 @@ def test_a_fleet_that_is_killed_while_its_runs_end_leaves_nothing_half_recorded(
     words += ["trainer.eval_every=10", "sweep.prune=median"]  # by comparison with the runs beside it
     assert sweep(*words, "sweep.name=whole") == 0
     ended: list[Path] = []
-    replacing = run_folder.replacing
+    commit = run_folder.commit
 
-    @contextlib.contextmanager
-    def dying(path: Path, lasting: bool = True) -> Iterator[Any]:
-        with replacing(path, lasting) as stream:
-            yield stream
-        if path.name == run_folder.STATUS and read_status(path.parent)["state"] in run_folder.ENDED:
-            ended.append(path.parent)
-            if len(ended) == over:
-                raise Killed
+    def dying(path: Path) -> None:
+        commit(path)
+        assert read_status(path.parent)["state"] in run_folder.ENDED
+        ended.append(path.parent)
+        if len(ended) == over:
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "replacing", dying)
+        patch.setattr(run_folder, "commit", dying)
         with pytest.raises(Killed):
             sweep(*words, "sweep.name=dying")
     states = [state.state for state in job_states(Path("outputs/multirun/dying"))]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import solve_ivp, trapezoid
 from scipy.stats import kstest, multivariate_normal, norm
 
 from burgersgd.theory import gibbs, homogenisation, langevin, local_entropy
@@ -210,20 +210,20 @@ def fokker_planck() -> Iterator[Row]:
 
     def law(exponent: float) -> Array:
         weight = np.exp(-exponent * (LOSS.value(y) + (x - y) ** 2 / (2 * GAMMA)))
-        return weight / np.trapezoid(weight, y)
+        return weight / trapezoid(weight, y)
 
     def mean(temperature: float, density: Array, first: Array, second: Array) -> float:
         generated = homogenisation.generator(LOSS, x, GAMMA, temperature, y, first, second)
-        return float(np.trapezoid(generated * density, y))
+        return float(trapezoid(generated * density, y))
 
     consistent = law(1 / (2 * NU))  # (4.21), invariant for T = 2 nu
     functions = ((1 + 0 * y, 0 * y), (2 * y, 2 + 0 * y), (np.cos(y), -np.sin(y)))  # f', f''
     invariant = max(abs(mean(2 * NU, consistent, *f)) for f in functions)
     other = law(1 / NU)  # the same at T = nu: E L_0 f = (2 nu - nu) E f''
-    moved, exact = mean(2 * NU, other, 3 * y**2, 6 * y), NU * float(np.trapezoid(6 * y * other, y))
+    moved, exact = mean(2 * NU, other, 3 * y**2, 6 * y), NU * float(trapezoid(6 * y * other, y))
     bump = norm.pdf(y, 0.5, 0.6)
     flux = homogenisation.flux(LOSS, x, GAMMA, NU, y, bump)
-    adjoint = mean(NU, bump, np.cos(y), -np.sin(y)) + float(np.trapezoid(np.cos(y) * flux, y))
+    adjoint = mean(NU, bump, np.cos(y), -np.sin(y)) + float(trapezoid(np.cos(y) * flux, y))
     laws = [homogenisation.flux(LOSS, x, GAMMA, NU, y, law(e)) for e in (2 / beta**2, beta)]
 
     epsilon, kappa = 0.25, A + 1 / GAMMA

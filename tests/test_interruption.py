@@ -243,3 +243,11 @@ def test_sigterm_to_a_real_process_exits_with_75(tmp_path: Path) -> None:
         error = process.communicate(timeout=120)[1]
     assert process.returncode == 75, error
     assert read_status(tmp_path / "outputs/run")["state"] == "interrupted"
+
+
+def test_a_signal_is_heard_after_its_step_and_not_at_the_next_row(at_step: Callable[..., None], tmp_path: Path) -> None:
+    at_step(5, send(signal.SIGTERM))
+    with pytest.raises(Interrupted), interruptible():
+        train(named(small_config(), "run", log_every=40, eval_every=40), progress=False)
+    assert read_checkpoint(tmp_path / "outputs/run")["evaluations"] == 6
+    assert read_status(tmp_path / "outputs/run")["state"] == "interrupted"

@@ -119,6 +119,14 @@ class Search:
             taken = f"sweep.name={space.settings.name}: the study was created with different settings ({other})"
             raise ConfigError(f"{taken}; choose another sweep.name")
         self._study.set_user_attr("of", of)
+        ranges = {key: self._distributions[key] for key in self._ranges}
+        for trial in self._trials()[:1]:
+            if {key: trial.distributions.get(key) for key in ranges} != ranges:
+                known = (
+                    f"{key} {_range_text(trial.distributions[key])}" for key in ranges if key in trial.distributions
+                )
+                taken = f"sweep.name={space.settings.name}: the study has different ranges ({', '.join(known)})"
+                raise ConfigError(f"{taken}; choose another sweep.name")
 
     @property
     def n_left(self) -> int:
@@ -135,12 +143,7 @@ class Search:
         stop = min(settings.n_samples, -(-n // settings.batch) * settings.batch)
         if not waiting and stop <= n:
             stop = min(settings.n_samples, n + settings.batch)
-        try:
-            self._propose(range(n, stop))
-        except ValueError as error:  # raised by Optuna for ranges of another kind than before
-            raise ConfigError(
-                f"sweep.name={settings.name}: the study has different ranges ({error}); choose another sweep.name"
-            ) from error
+        self._propose(range(n, stop))
         return {trial.number: self.jobs(trial) for trial in self._waiting()}
 
     def _propose(self, numbers: range) -> None:
@@ -229,6 +232,12 @@ def _distributions(space: Space, choices: dict[str, dict[Any, tuple[str, ...]]])
         kind = IntDistribution if r.whole else FloatDistribution
         distributions[r.key] = kind(r.low, r.high, log=r.log)  # pyright: ignore[reportArgumentType]
     return distributions
+
+
+def _range_text(distribution: Any) -> str:
+    if not hasattr(distribution, "low"):
+        return "a list"
+    return f"{distribution.low:g} to {distribution.high:g}{', on a logarithmic scale' if distribution.log else ''}"
 
 
 def _name(axis: Axis) -> str:

@@ -492,6 +492,22 @@ def test_a_search_of_version_0_1_0_is_resumed_in_its_own_format(tmp_path: Path) 
     assert stored.params["optimizer.lr"] == pytest.approx(float(value(batch[0][0], "optimizer.lr")), rel=1e-5)
 
 
+@pytest.mark.parametrize("spent", [1, 3])
+def test_a_study_is_not_continued_with_other_ranges(
+    spent: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished one proposes nothing, so that its old results would be shown for the new ranges."""
+    words = ["train", "--multirun", "optimizer=sgd", "model.width=5", "trainer.budget=20", "trainer.compile=off"]
+    words += ["sweep.sampler=optuna", "sweep.name=s", "sweep.batch=1"]
+    assert main([*words, f"sweep.n_samples={spent}", "optimizer.lr=interval(0.01,0.3)"]) == 0
+    capsys.readouterr()
+    for other in ("interval(0.01,0.2)", "tag(log,interval(0.01,0.3))"):
+        assert main([*words, "sweep.n_samples=3", f"optimizer.lr={other}"]) == 2
+        shown = capsys.readouterr().err
+        assert "sweep.name=s: the study has different ranges (optimizer.lr 0.01 to 0.3)" in shown
+    assert main([*words, "sweep.n_samples=3", "optimizer.lr=interval(0.01,0.3)"]) == 0
+
+
 def test_without_optuna_a_search_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,15 +59,17 @@ class TrafficConfig(Group):
         choices=("red_light", "green_light", "jam", "ring", "riemann"),
     )
     nu: float = opt(0.02, "viscosity: how far ahead drivers look; 0 for sharp shocks", at_least=0)
-    cells: int = opt(800, "of the grid", at_least=16, at_most=100_000)
-    length: float = opt(4.0, "of the road, which is [-length/2, length/2]", above=0)
-    time: float | None = opt(None, "how long to solve; by default 0.4 length/u_max, ring 2 length/u_max", above=0)
-    rho_max: float = opt(1.0, "density bumper to bumper", above=0)
-    u_max: float = opt(1.0, "speed on the empty road", above=0)
+    cells: int = opt(800, "number of cells of the grid", at_least=16, at_most=100_000)
+    length: float = opt(4.0, "length of the road, which is [-length/2, length/2]", above=0)
+    time: float | None = opt(
+        None, "end of the solution in time; by default 0.4 length/u_max, for ring 2 length/u_max", above=0
+    )
+    rho_max: float = opt(1.0, "largest density, that of cars bumper to bumper", above=0)
+    u_max: float = opt(1.0, "largest speed, that on an empty road", above=0)
     rho_left: float | None = opt(None, "density for x < 0, with scenario=riemann only", at_least=0)
     rho_right: float | None = opt(None, "density for x > 0, with scenario=riemann only", at_least=0)
     animate: bool = opt(False, "true: also save an animated GIF")
-    output: str | None = opt(None, "folder; by default outputs/traffic/SCENARIO")
+    output: str | None = opt(None, "folder of the results; by default outputs/traffic/SCENARIO")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +79,7 @@ class TrafficConfig(Group):
             self.output = f"outputs/traffic/{self.scenario}"
         for key in ("rho_left", "rho_right"):
             if self.scenario != "riemann" and getattr(self, key) is not None:
-                raise self.error(key, f"must be left out with scenario={self.scenario} (only riemann takes it)")
+                raise self.error(key, f"must be left out with scenario={self.scenario}; only scenario=riemann uses it")
             if self.scenario == "riemann" and getattr(self, key) is None:
                 raise ConfigError(f"{key}: must be given with scenario=riemann")
             if self.scenario == "riemann" and getattr(self, key) > self.rho_max:

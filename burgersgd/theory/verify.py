@@ -223,9 +223,13 @@ def main(arguments: list[str]) -> int:
     """Run `burgersgd verify` with these arguments (without the word verify) and return the exit code."""
     parser = _Parser(prog="burgersgd verify", description="Check the paper, equation by equation.")
     parser.add_argument("names", nargs="*", help="groups or checks (default: all); --list names them")
-    parser.add_argument("--list", action="store_true", help="name the checks and do nothing")
-    parser.add_argument("--sabotage", action="store_true", help="make each checked function wrong: every row must fail")
-    parser.add_argument("--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the figures, or not")
+    parser.add_argument("--list", action="store_true", help="print the names of the checks and stop")
+    parser.add_argument(
+        "--sabotage", action="store_true", help="replace each checked function by a wrong one: its rows must fail"
+    )
+    parser.add_argument(
+        "--plots", action=argparse.BooleanOptionalAction, default=True, help="draw the figures (default), or not"
+    )
     parser.add_argument("--output", default="outputs/verify", metavar="DIR", help="folder for JSON, Markdown, figures")
     try:
         options = parser.parse_args(arguments)

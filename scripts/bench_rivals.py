@@ -341,6 +341,7 @@ class Burgers:
         if compile == "auto":
             prepared.engine = automatic_engine(work, runs)  # by the default budget, not by that of the benchmark
         self.fleet: Fleet = prepared.fleet()
+        self.prepared = prepared
         self.runs = runs
         self.warm_up = work.epoch + 1  # an epoch ends with a short batch, which is compiled apart
 

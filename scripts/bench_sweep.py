@@ -274,31 +274,36 @@ def print_profile(options: argparse.Namespace, work: Workload, runs: int = 32, b
 
 COMMANDS = ((64, 5000), (1000, 500))
 """Runs and gradient evaluations of each."""
+EVALUATIONS = 51
+"""Evaluations on the validation part that a run of any length makes by default."""
 
 
 def print_commands(rounds: int) -> None:
-    """Print the seconds of whole sweeps of the default optimizer from Enter to the prompt, and of their arithmetic."""
+    """Print the seconds of whole sweeps of the default optimizer from Enter to the prompt, and of their arithmetic.
+
+    That is their steps, and their evaluations on the validation part; nothing is recorded.
+    """
     rows = []
     for runs, budget in COMMANDS:
         words = ["train", "--multirun", "optimizer=local_entropy", f"seed=range({runs})", f"trainer.budget={budget}"]
         command = [sys.executable, "-m", "burgersgd", *words]
-        whole, bare = [], []
+        whole, steps, evaluations = [], [], []
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
                 subprocess.run([*command, f"output_root={folder}"], check=True, capture_output=True)
                 whole.append(time.perf_counter() - start)
-            bare.append(arithmetic(runs, budget))
-            say(f"   {runs} runs of {budget}: {whole[-1]:.1f} s, arithmetic {bare[-1]:.1f} s")
-        cells = (f"{median(v):.1f} ({min(v):.1f}-{max(v):.1f})" for v in (whole, bare))
-        ratio = median(a / b for a, b in zip(whole, bare, strict=True))
-        rows.append([f"{runs:,} of {budget:,}", *cells, f"{ratio:.2f}", f"{1e6 * median(whole) / runs / budget:.1f}"])
+            for times, seconds in zip((steps, evaluations), arithmetic(runs, budget), strict=True):
+                times.append(seconds)
+            say(f"   {runs} runs of {budget}: {whole[-1]:.1f} s, {steps[-1]:.1f} s, {evaluations[-1]:.1f} s")
+        cells = (f"{median(v):.1f} ({min(v):.1f}-{max(v):.1f})" for v in (whole, steps, evaluations))
+        rows.append([f"{runs:,} of {budget:,}", *cells, f"{1e6 * median(whole) / runs / budget:.1f}"])
     print(f"\nWhole commands, `burgersgd train --multirun 'seed=range(RUNS)' trainer.budget=N`, n = {rounds}:\n")
-    print_table(["runs", "seconds", "their arithmetic", "ratio", "us per evaluation"], rows)
+    print_table(["runs", "seconds", "steps alone", "evaluations alone", "us per gradient evaluation"], rows)
 
 
-def arithmetic(runs: int, budget: int) -> float:
-    """Return the seconds in which a process per core takes the steps of all runs, without recording or evaluation."""
+def arithmetic(runs: int, budget: int) -> list[float]:
+    """Return the seconds in which a process per core takes the steps of all runs, and makes their evaluations."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--steps-only", str(-(-runs // CORES)), str(budget)]
     pipe = subprocess.PIPE
@@ -309,22 +314,27 @@ def arithmetic(runs: int, budget: int) -> float:
     for child in children:
         assert child.stdin is not None
         child.stdin.close()  # they begin
-    seconds = [float(child.stdout.read()) for child in children if child.stdout is not None]
+    seconds = [map(float, child.stdout.read().split()) for child in children if child.stdout is not None]
     for child in children:
         child.wait()
-    return max(seconds)
+    return [max(of_all) for of_all in zip(*seconds, strict=True)]
 
 
 def take_steps(runs: int, budget: int) -> None:
-    """Build a fleet, say so, wait for the end of the input, take its steps, and print the seconds of these."""
+    """Build a fleet, say so, wait for the end of the input, take steps, evaluate, and print the seconds of both."""
     torch.set_num_threads(1)
     fleet = Burgers(WORKLOADS["w1"], "auto", runs)
     fleet.advance(INNER_STEPS)
+    evaluate = fleet.prepared.evaluator(fleet.prepared.data.validation)
+    evaluate(fleet.fleet.x)
     print("ready", flush=True)
     sys.stdin.read()
     start = time.perf_counter()
     fleet.advance(budget)
-    print(time.perf_counter() - start)
+    middle = time.perf_counter()
+    for _ in range(EVALUATIONS):
+        evaluate(fleet.fleet.x)
+    print(middle - start, time.perf_counter() - middle)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def group_name(config: TrainConfig) -> str:
     return repr(sorted(fleet_key(config).items()))
 
 
-def stored(folder: Path) -> Outcome | None:
+def recorded_outcome(folder: Path) -> Outcome | None:
     """Return the recorded outcome of a job, or None where its folder does not say that it has ended."""
     try:
         status = read_end(folder, unchanged=True)

@@ -391,9 +391,9 @@ def _gpus(asked: float | None, chunks: Sequence[Chunk]) -> float:
 
 def _failed(chunk: Chunk, reason: str) -> list[Outcome]:
     """Return the outcomes of a chunk whose process was lost: recorded ones for jobs that had ended, else failures."""
-    from burgersgd.sweeps.chunks import Outcome, stored
+    from burgersgd.sweeps.chunks import Outcome, recorded_outcome
 
-    return [stored(job.folder) or Outcome("failed", job.folder, error=ClusterError(reason)) for job in chunk]
+    return [recorded_outcome(job.folder) or Outcome("failed", job.folder, error=ClusterError(reason)) for job in chunk]
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from burgersgd.build.prepared import prepare
 from burgersgd.config import TrainConfig
 from burgersgd.recording.naming import job_folders
-from burgersgd.sweeps.chunks import Job, chunks_of, stored
+from burgersgd.sweeps.chunks import Job, chunks_of, recorded_outcome
 from burgersgd.sweeps.planning import rate_of
 from burgersgd.sweeps.sweep import Plan, Sweep
 
@@ -47,7 +47,7 @@ def of_sweep(sweep: Sweep) -> str:
     done: set[str] = set()
     if settings.name is not None:
         existing = job_folders(Path(first.config.output_root, "multirun", settings.name))
-        done = {digits for digits in plans if digits in existing and stored(existing[digits]) is not None}
+        done = {digits for digits in plans if digits in existing and recorded_outcome(existing[digits]) is not None}
     jobs = [Job(plan.config, Path(digits), ()) for digits, plan in plans.items() if digits not in done]
     fleets = chunks_of(jobs, settings.max_runs)
     evaluations = sum(plans[job.folder.name].budget for job in jobs)

@@ -47,9 +47,9 @@ class JobState(NamedTuple):
         return 1.0 if self.state in ENDED else self.evaluations / self.budget if self.budget else 0.0
 
 
-def note_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
+def add_jobs(folder: Path, jobs: Mapping[str, str]) -> None:
     """Add jobs (name -> the overrides in which it differs from the others) to the list in the sweep's folder."""
-    listed = noted_names(folder)
+    listed = listed_names(folder)
     new = {name: words for name, words in jobs.items() if same_job(name) not in listed}
     lines = [json.dumps({"name": name, "overrides": words}) for name, words in new.items()]
     with contextlib.suppress(
@@ -72,7 +72,7 @@ def _noted(folder: Path) -> dict[str, str]:
     return noted
 
 
-def noted_names(folder: Path) -> dict[str, str]:
+def listed_names(folder: Path) -> dict[str, str]:
     """Return the names of the job folders of a sweep, by the hashes of the jobs."""
     names: dict[str, str] = {}
     for name in _noted(folder):

@@ -24,7 +24,7 @@ from burgersgd.recording.environment import code_version
 from burgersgd.recording.naming import JOBS, job_folder, job_name
 from burgersgd.recording.progress import SweepProgress
 from burgersgd.recording.reading import read_end
-from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, stored, train_chunk
+from burgersgd.sweeps.chunks import Chunk, Job, Outcome, chunks_of, recorded_outcome, train_chunk
 from burgersgd.sweeps.compose import Composer, as_config_error, split_words
 from burgersgd.sweeps.other_plugins import check_launcher, check_plugin, jobs_of_other_sweeper
 from burgersgd.sweeps.planning import LocalTrainer
@@ -32,7 +32,7 @@ from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, claimed_study
 from burgersgd.sweeps.space import Space, Words, space_of
-from burgersgd.sweeps.status import JobState, job_states, note_jobs, noted_names, sweep_text, unfinished_outcome
+from burgersgd.sweeps.status import JobState, job_states, add_jobs, listed_names, sweep_text, unfinished_outcome
 from burgersgd.sweeps.summary import summary
 from burgersgd.sweeps.sweep_folder import SweepFolder
 
@@ -126,7 +126,7 @@ class Sweep:
     def take_folder(self) -> None:
         """Choose the folder of the sweep; an unnamed one gets a folder that no other sweep uses."""
         if not self._folder_is_chosen:
-            self.folder.take(self._root, self.settings.name)
+            self.folder.choose(self._root, self.settings.name)
             self.added.append(self.folder.word)
             self._folder_is_chosen = True
 
@@ -139,7 +139,7 @@ class Sweep:
 
     def begin(self, folder: Path) -> None:
         """Make the folder of the sweep, which Hydra determines, if possible. Raises ConfigError."""
-        self.folder.begin(folder)
+        self.folder.make(folder)
 
     def place(self, words: Sequence[str]) -> Path:
         """Return the folder of a job, which need not exist yet. Raises as plan does."""
@@ -156,7 +156,7 @@ class Sweep:
         try:
             self._check_stored(self.jobs)
             searching = self.settings.sampler == "optuna"
-            if searching or any(stored(self.place(job)) is None for job in self.jobs):
+            if searching or any(recorded_outcome(self.place(job)) is None for job in self.jobs):
                 self.folder.check_writable()
             if searching:
                 with claimed_study(folder):
@@ -191,7 +191,7 @@ class Sweep:
         codes: dict[str, int] = {}
         for job in jobs:
             plan, place = self.plan(job), self.place(job)
-            if stored(place) is None:
+            if recorded_outcome(place) is None:
                 continue
             end = read_end(place) or {}
             if end.get("data") not in (None, plan.data):  # version 0.1.0 recorded neither data nor code
@@ -217,7 +217,7 @@ class Sweep:
         search = Search(self.space, folder if self.settings.name is not None else None)
         self._check_stored(search.finished_jobs())
         for words in search.finished_jobs():
-            done = stored(self.place(words))
+            done = recorded_outcome(self.place(words))
             if done is not None:
                 self._ends[tuple(words)] = done
                 self._done_before.add(tuple(words))
@@ -256,7 +256,7 @@ class Sweep:
         if ended.status == JobStatus.FAILED:  # the property `return_value` would log the error and raise it
             return Outcome("failed", folder, error=ended._return_value)
         objective = float(ended.return_value)
-        done = stored(folder)
+        done = recorded_outcome(folder)
         if done is not None:
             return done
         if math.isnan(objective):
@@ -268,7 +268,7 @@ class Sweep:
 
         A job that cannot be trained has a failed outcome and raises no exception.
         """
-        self.folder.look(folder)
+        self.folder.find_jobs(folder)
         outcomes: dict[tuple[str, ...], Outcome] = {}
 
         def end(words: Iterable[tuple[str, ...]], outcome: Outcome) -> None:
@@ -286,7 +286,7 @@ class Sweep:
         left = []
         which = self.settings.objective
         for place, words in places.items():
-            done, first = stored(place), min(words)
+            done, first = recorded_outcome(place), min(words)
             self._best.expect(self._plans.setting(first))
             if done is None:
                 left.append(Job(self.plan(first).config, place, first))
@@ -315,7 +315,7 @@ class Sweep:
         for words in jobs:
             with contextlib.suppress(ValueError):  # a search may propose an invalid combination
                 noted.setdefault(self.place(words).name, self._varied(words))
-        note_jobs(self.folder.path, noted)
+        add_jobs(self.folder.path, noted)
 
     def _budget(self, job: Job) -> int:
         return self.plan(job.overrides).budget
@@ -341,7 +341,7 @@ class Sweep:
         except ValueError:
             assert end is not None
             return end
-        return stored(folder) or end or unfinished_outcome(folder)
+        return recorded_outcome(folder) or end or unfinished_outcome(folder)
 
     @property
     def started(self) -> bool:
@@ -371,7 +371,7 @@ class Sweep:
             self._progress.close()
         if jobs := self._noted_states():
             return sweep_text(self.folder.path, jobs, every=False)
-        self.folder.look(self.folder.path)  # another process may have made folders with other names
+        self.folder.find_jobs(self.folder.path)  # another process may have made folders with other names
         ends = {words: self._end(words) for words in self._ends}
         planned = {words: plan for words in ends if (plan := self._plans.known(words)) is not None}
         return summary(
@@ -390,11 +390,11 @@ def train_job(cfg: Any) -> float:
     prepared = prepare([config])
     (config,) = prepared.configs
     root, digits = Path(hydra.sweep.dir).absolute(), config_hash(config, prepared.budget)
-    folder = job_folder(root / noted_names(root).get(digits, digits))
+    folder = job_folder(root / listed_names(root).get(digits, digits))
     with contextlib.suppress(OSError):  # the run folder cannot be made either, and its error is reported
         root.mkdir(parents=True, exist_ok=True)
-    note_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper does not list its jobs
-    outcome = stored(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
+    add_jobs(root, {folder.name: " ".join(hydra.overrides.task)})  # another sweeper does not list its jobs
+    outcome = recorded_outcome(folder) or train_chunk([Job(config, folder, tuple(hydra.overrides.task))])[0]
     if outcome.error is not None:
         raise outcome.error
     return outcome.objective(config.sweep.objective)

@@ -36,7 +36,7 @@ class SweepFolder:
         self._made: list[Path] = []
         """Folders that did not exist before: that of the sweep and its parents."""
 
-    def take(self, root: Path, name: str | None) -> None:
+    def choose(self, root: Path, name: str | None) -> None:
         """Choose the folder of the sweep; an unnamed one gets a folder that no other sweep uses."""
         folder = (root / (name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))).absolute()
         self._made = _missing(folder)
@@ -59,19 +59,19 @@ class SweepFolder:
         quoted = QuotedString(folder.replace("${", "\\${"), Quote.single).with_quotes()
         return f"hydra.sweep.dir={quoted if re.search('[^A-Za-z0-9_./-]', folder) else folder}"
 
-    def begin(self, folder: Path) -> None:
+    def make(self, folder: Path) -> None:
         """Make the folder of the sweep, if possible. Raises ConfigError where the path cannot be that of a folder."""
         try:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 os.stat(folder)
         except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
             raise ConfigError(f"hydra.sweep.dir: cannot be a folder: {one_line(error)}") from error
-        self.look(folder)
+        self.find_jobs(folder)
         self._made = self._made or _missing(folder)
         with contextlib.suppress(OSError):  # no job can be written in it; `check_writable` reports that
             folder.mkdir(parents=True, exist_ok=True)
 
-    def look(self, folder: Path) -> None:
+    def find_jobs(self, folder: Path) -> None:
         """Find the folders of jobs in the folder of the sweep; hashes identify them, not complete names."""
         self.path, self._jobs = folder, job_folders(folder)
 
@@ -88,7 +88,7 @@ class SweepFolder:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot write there: {one_line(error)}") from error
+            raise ConfigError(f"{self.path}: cannot be written: {one_line(error)}") from error
 
     def clean_up(self) -> None:
         """Remove the files and folders of a sweep that trained nothing, if its folder is new."""

@@ -24,7 +24,7 @@ from burgersgd.recording.naming import hash_of, job_name
 from burgersgd.recording.run_folder import read_config, read_metrics, read_status
 from burgersgd.recording.warned import each_warning_once
 from burgersgd.sweeps import chunks
-from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, stored, train_chunk
+from burgersgd.sweeps.chunks import Job, Outcome, chunks_of, recorded_outcome, train_chunk
 from burgersgd.sweeps.sweep import Sweep
 from tests.conftest import small_config
 
@@ -187,8 +187,8 @@ def test_the_objective_is_the_error_at_the_end_or_the_best_one(tmp_path: Path) -
     assert (outcome.objective("last"), outcome.objective("best")) == (0.5, 0.25)
     assert Outcome("diverged", tmp_path, validation_error=0.5).objective("last") == math.inf
     (trained,) = train_chunk([Job(small_config(), tmp_path / "run", ())])
-    assert trained == stored(tmp_path / "run")
-    assert stored(tmp_path / "nothing") is None
+    assert trained == recorded_outcome(tmp_path / "run")
+    assert recorded_outcome(tmp_path / "nothing") is None
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_a_sweep_whose_folder_cannot_be_written_is_one_line_and_no_job_is_tried(
     path.write_text("a file where the folder should be")
     assert sweep(*SGD, "seed=1,2", "sweep.name=s") == 2
     shown = capsys.readouterr()
-    assert shown.err.strip() == f"burgersgd: error: {path}: cannot write there: File exists"
+    assert shown.err.strip() == f"burgersgd: error: {path}: cannot be written: File exists"
     assert not shown.out
 
 

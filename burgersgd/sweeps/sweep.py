@@ -32,7 +32,7 @@ from burgersgd.sweeps.plans import Plan, Plans
 from burgersgd.sweeps.report import BestMean
 from burgersgd.sweeps.search import Search, check_optuna, claimed_study
 from burgersgd.sweeps.space import Space, Words, space_of
-from burgersgd.sweeps.status import JobState, job_states, add_jobs, listed_names, sweep_text, unfinished_outcome
+from burgersgd.sweeps.status import JobState, add_jobs, job_states, listed_names, sweep_text, unfinished_outcome
 from burgersgd.sweeps.summary import summary
 from burgersgd.sweeps.sweep_folder import SweepFolder
 

@@ -1,6 +1,8 @@
 """The choice of the device of a run."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from burgersgd import streams
 from burgersgd.build.parts import GPU_FROM, device_of
 from burgersgd.build.prepared import prepare
+from burgersgd.cli import main
 from burgersgd.config import DeviceConfig, TrainConfig
+from burgersgd.sweeps import planning
 from burgersgd.sweeps.planning import Group, gpu_hint
 from tests.conftest import small_config
 
@@ -51,6 +55,26 @@ def test_a_sweep_says_when_a_gpu_would_train_its_runs_together() -> None:
     assert gpu_hint([group(127, "auto", work)]) is None
     assert gpu_hint([group(128, "cpu", work)]) is None
     assert gpu_hint([group(128, "auto", work, "cuda")]) is None
+
+
+def test_a_sweep_shows_the_hint_without_being_asked_to_say_more(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[int] = []
+
+    def hint(groups: Sequence[Group]) -> str:
+        seen.extend(len(group.jobs) for group in groups)
+        return "device=cuda would be faster"
+
+    monkeypatch.setattr(planning, "gpu_hint", hint)
+    words = ["optimizer=sgd", "seed=1,2,3", "trainer.budget=20", "trainer.compile=off", f"output_root={tmp_path}"]
+    assert main(["train", "--multirun", *words]) == 0
+    shown = capsys.readouterr().err + "\n".join(caplog.messages)
+    assert seen == [3]
+    assert shown.count("device=cuda would be faster") == 1
 
 
 def test_float32_is_exact_while_a_run_trains_and_the_settings_of_the_process_come_back() -> None:

@@ -240,12 +240,8 @@ def refuse_unused(config: TrainConfig, overrides: Sequence[Override]) -> None:
     for override in overrides:
         group, _, name = override.key_or_group.partition(".")
         settings = getattr(config, group, None)
-        key = (
-            fields_of(type(settings))[name]
-            if isinstance(settings, Group) and name in fields_of(type(settings))
-            else None
-        )
-        other = None if key is None else key.metadata.get("unused_with")
+        fields = fields_of(type(settings)) if isinstance(settings, Group) else {}
+        other = fields[name].metadata.get("unused_with") if name in fields else None
         if other is not None and getattr(settings, other) is not None:
             value = f"{group}.{other}={getattr(settings, other)}".replace(" ", "")
             raise ConfigError(

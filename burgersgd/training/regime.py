@@ -87,7 +87,7 @@ def minibatch_traces(fleet: Fleet, points: Float[Tensor, "runs d"]) -> list[floa
     gradients = _in_c(fleet.problem, at_once, batches.shape[2]) if in_c else _by_autograd
     traces = []
     for x, rows in zip(points, batches, strict=True):
-        n, mean, squares = 0, torch.zeros_like(x), 0.0
+        n, mean, squares = 0, x.new_empty(0), 0.0  # of the batches so far
         for part in rows.split(at_once):
             found = gradients(fleet.problem, x, part)
             center = found.mean(dim=0)
